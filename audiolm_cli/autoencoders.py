@@ -1,0 +1,224 @@
+"""The two encoder-decoder kinds of SoundStream: `waveform` as published, `spectral` between STFT frames.
+
+Everything is causal and can run piecewise: a layer that looks back keeps what it needs in a `State`, so that a long
+recording cut into pieces gives the same values as in one piece. An encoder turns audio `float32 [B, T]` (T a multiple
+of the hop) into latents `[B, F, D]`, one frame per hop; frame f sees samples before hop * (f + 1). A decoder turns
+latents into audio that lags by `delay` samples; `flush` gives the last `delay` samples.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_cli.config import SpectralConfig, WaveformConfig
+
+State = dict[nn.Module, Any]  # what each layer keeps of the past; an empty one is the start of a recording
+
+
+class CausalConv(nn.Module):
+    """A 1-d convolution over `[B, C, T]` that sees only the past; T must be a multiple of the stride."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1):
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups)
+        self.past = (kernel - 1) * dilation - (stride - 1)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        past = state[self] if self in state else x.new_zeros(x.shape[0], x.shape[1], self.past)
+        x = torch.cat([past.to(x.dtype), x], -1)
+        state[self] = x[..., x.shape[-1] - self.past :]
+        return self.conv(x)
+
+
+class CausalTransposedConv(nn.Module):
+    """Upsamples `[B, C, T]` by the stride with a kernel of two strides; the overhang waits for the next piece."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        y = self.conv(x)
+        if self in state:
+            y = torch.cat([y[..., : self.stride] + state[self], y[..., self.stride :]], -1)
+        state[self] = y[..., -self.stride :]
+        return y[..., : -self.stride] + self.bias[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------- spectral
+
+
+class ConvNeXtBlock(nn.Module):
+    """ConvNeXt in one dimension over `[B, F, D]`: a depthwise causal convolution, then two linear layers."""
+
+    def __init__(self, width: int, expansion: int = 3, kernel: int = 7):
+        super().__init__()
+        self.depthwise = CausalConv(width, width, kernel, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        y = self.depthwise(x.transpose(1, 2), state).transpose(1, 2)
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
+
+
+class SpectralEncoder(nn.Module):
+    """STFT (log magnitude and unit phase) -> ConvNeXt blocks -> latents. The window of two hops ends with its frame."""
+
+    def __init__(self, config: SpectralConfig, hop: int):
+        super().__init__()
+        self.hop = hop
+        self.register_buffer("window", torch.hann_window(2 * hop), persistent=False)
+        self.input = nn.Linear(3 * (hop + 1), config.width)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(config.width) for _ in range(config.encoder_blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, config.latent)
+
+    def forward(self, audio: Tensor, state: State) -> Tensor:
+        past = state[self] if self in state else audio.new_zeros(audio.shape[0], self.hop)
+        audio = torch.cat([past, audio], -1)
+        state[self] = audio[:, -self.hop :]
+        spectrum = torch.fft.rfft(audio.unfold(-1, 2 * self.hop, self.hop) * self.window)
+        size = torch.view_as_real(spectrum).square().sum(-1).add(1e-10).sqrt()
+        x = torch.cat([0.5 * (size + 1e-3).log() + 1, spectrum.real / (size + 1e-3), spectrum.imag / (size + 1e-3)], -1)
+        x = self.input(x)
+        for block in self.blocks:
+            x = block(x, state)
+        return self.output(self.norm(x))
+
+
+class SpectralDecoder(nn.Module):
+    """Latents -> ConvNeXt blocks -> magnitude and phase -> overlapping frames of four hops, each centred on its hop.
+
+    Sample t is complete once the frame after next of t // hop is there: the look-ahead is 2 frames, the delay 1.5 hops.
+    """
+
+    lookahead = 2  # frames
+
+    def __init__(self, config: SpectralConfig, hop: int):
+        super().__init__()
+        self.hop, self.size = hop, 4 * hop
+        self.delay = (self.size - hop) // 2  # samples
+        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
+        self.input = nn.Linear(config.latent, config.width)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(config.width) for _ in range(config.decoder_blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, self.size + 2)
+
+    def forward(self, latents: Tensor, state: State) -> Tensor:
+        x = self.input(latents)
+        for block in self.blocks:
+            x = block(x, state)
+        magnitude, phase = self.output(self.norm(x)).float().chunk(2, -1)
+        magnitude = magnitude.clamp(max=6).exp()
+        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        frames = torch.fft.irfft(spectrum, n=self.size) * self.window
+        power = self.window.square().expand(1, x.shape[1], self.size)
+        return self._overlap_add(frames, power, state)
+
+    def _overlap_add(self, frames: Tensor, power: Tensor, state: State) -> Tensor:
+        """Adds frames `[B, F, size]` at each hop and divides by the window power that really lies there."""
+        sums = []
+        for value in (frames, power):
+            batch, count, size = value.shape
+            parts = value.view(batch, count, size // self.hop, self.hop)
+            total = value.new_zeros(batch, count + size // self.hop - 1, self.hop)
+            for i in range(size // self.hop):
+                total[:, i : i + count] += parts[:, :, i]
+            sums.append(total.view(batch, -1))
+        if self in state:
+            overhang = state[self][0].shape[-1]
+            sums = [torch.cat([s[:, :overhang] + t, s[:, overhang:]], -1) for s, t in zip(sums, state[self])]
+        complete = frames.shape[1] * self.hop
+        state[self] = [s[:, complete:] for s in sums]
+        return sums[0][:, :complete] / sums[1][:, :complete].clamp(min=1e-2)
+
+    def flush(self, state: State) -> Tensor:
+        audio, power = state[self]
+        return audio[:, : self.delay] / power[:, : self.delay].clamp(min=1e-2)
+
+
+# ---------------------------------------------------------------------------------------------------- waveform
+
+
+class ResidualUnit(nn.Module):
+    """SoundStream, figure 3: a dilated convolution of 7 and a pointwise one, added to the input; `[B, C, T]`."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.first = CausalConv(channels, channels, 7, dilation=dilation)
+        self.second = CausalConv(channels, channels, 1)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        return x + self.second(F.elu(self.first(F.elu(x), state)), state)
+
+
+class WaveformEncoder(nn.Module):
+    """SoundStream's encoder (Zeghidour et al., 2021, section III-A): strided convolutions that double the channels."""
+
+    def __init__(self, config: WaveformConfig):
+        super().__init__()
+        channels = config.encoder_channels
+        layers: list[nn.Module] = [CausalConv(1, channels, 7)]
+        for stride in config.strides:
+            layers += [ResidualUnit(channels, dilation) for dilation in (1, 3, 9)]
+            layers.append(CausalConv(channels, 2 * channels, 2 * stride, stride))
+            channels *= 2
+        self.layers = nn.ModuleList(layers)
+        self.output = CausalConv(channels, config.latent, 3)
+        _preserve_variance(self)
+
+    def forward(self, audio: Tensor, state: State) -> Tensor:
+        x = audio[:, None]
+        for layer in self.layers:
+            x = layer(x if isinstance(layer, ResidualUnit) or x.shape[1] == 1 else F.elu(x), state)
+        return self.output(F.elu(x), state).transpose(1, 2)
+
+
+class WaveformDecoder(nn.Module):
+    """SoundStream's decoder, the encoder mirrored; no look-ahead, no delay."""
+
+    lookahead, delay = 0, 0
+
+    def __init__(self, config: WaveformConfig):
+        super().__init__()
+        channels = config.decoder_channels * 2 ** len(config.strides)
+        self.input = CausalConv(config.latent, channels, 7)
+        layers: list[nn.Module] = []
+        for stride in reversed(config.strides):
+            layers.append(CausalTransposedConv(channels, channels // 2, stride))
+            channels //= 2
+            layers += [ResidualUnit(channels, dilation) for dilation in (1, 3, 9)]
+        self.layers = nn.ModuleList(layers)
+        self.output = CausalConv(channels, 1, 7)
+        _preserve_variance(self)
+
+    def forward(self, latents: Tensor, state: State) -> Tensor:
+        x = self.input(latents.transpose(1, 2), state)
+        for layer in self.layers:
+            x = layer(x if isinstance(layer, ResidualUnit) else F.elu(x), state)
+        return self.output(F.elu(x), state)[:, 0].float()
+
+    def flush(self, state: State) -> Tensor:
+        return next(iter(state.values())).new_zeros(0)
+
+
+def _preserve_variance(module: nn.Module) -> None:
+    """Torch's default start shrinks the signal layer by layer: keep its variance, and let residual branches grow."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+            taps = layer.kernel_size[0] // layer.stride[0] if isinstance(layer, nn.ConvTranspose1d) else 1
+            fan_in = layer.in_channels * (taps if isinstance(layer, nn.ConvTranspose1d) else layer.kernel_size[0])
+            gain = 0.3 if name.endswith("second.conv") or name.startswith("output") else 1.2
+            nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

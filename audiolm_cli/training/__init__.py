@@ -1,0 +1,1 @@
+"""Everything that makes weights; inference never imports it."""

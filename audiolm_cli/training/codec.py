@@ -1,0 +1,195 @@
+"""Trains SoundStream: reconstruction first, then (with --adversarial) the decoder against discriminators.
+
+    python -m audiolm_cli.training.codec --data DATA --minutes 60 [--resume] [--kind waveform]
+
+The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
+points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
+quantizers (quantizer dropout), so that every prefix can be decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_cli._torchaudio import melscale_fbanks
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
+from audiolm_cli.soundstream import SoundStream, nearest
+from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.kmeans import kmeans
+from audiolm_cli.training.trainer import Trainer, arguments
+
+UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
+# STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
+MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
+WAVEFORM_WEIGHT, COMMITMENT_WEIGHT, MEL_WEIGHT = 6.0, 0.25, 1.0
+
+
+class MelLoss(nn.Module):
+    """Distance of magnitudes and log magnitudes over several mel spectrograms, of which each step draws some."""
+
+    def __init__(self, rate: int):
+        super().__init__()
+        for window, bins in MEL_SCALES:
+            banks = melscale_fbanks(window // 2 + 1, 0.0, rate / 2, bins, rate)
+            self.register_buffer(f"banks_{window}", banks)
+            self.register_buffer(f"window_{window}", torch.hann_window(window))
+
+    def mel(self, audio: Tensor, window: int) -> Tensor:
+        shape = self.get_buffer(f"window_{window}")
+        spectrum = torch.stft(audio, window, window // 4, window, shape, return_complex=True)
+        size = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
+        return size.transpose(1, 2) @ self.get_buffer(f"banks_{window}") / shape.sum()
+
+    def forward(self, wanted: Tensor, got: Tensor, scales: int = len(MEL_SCALES)) -> Tensor:
+        loss = wanted.new_zeros(())
+        for window, _ in random.sample(MEL_SCALES, scales):
+            a, b = self.mel(wanted, window), self.mel(got, window)
+            loss = loss + 30 * (a - b).abs().mean() + ((a + 1e-5).log() - (b + 1e-5).log()).abs().mean()
+        return loss / scales
+
+
+class CodebookTrainer(nn.Module):
+    """The moving averages behind the codebooks of a `ResidualQuantizer`."""
+
+    def __init__(self, codebooks: Tensor, decay: float = 0.99, dead: float = 0.03):
+        super().__init__()
+        self.decay, self.dead = decay, dead
+        self.register_buffer("mass", torch.ones(codebooks.shape[:2]))
+        self.register_buffer("total", codebooks.clone())
+
+    def forward(self, codebooks: Tensor, latents: Tensor, kept: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+        """Latents `[B, F, D]`, the first `kept[b]` quantizers of each item -> quantized latents, commitment loss."""
+        points = residual = latents.flatten(0, 1)
+        kept = kept.repeat_interleave(latents.shape[1])
+        quantized, commitment = torch.zeros_like(points), points.new_zeros(())
+        for q, codebook in enumerate(codebooks):
+            with torch.no_grad():
+                codes = nearest(residual.detach(), codebook)
+            chosen = codebook[codes]
+            live = (q < kept)[:, None].float()
+            commitment = commitment + ((residual - chosen).square() * live).mean()
+            if update:
+                self._follow(q, codebook, residual.detach(), codes)
+            quantized = quantized + chosen * live
+            residual = residual - chosen
+        quantized = points + (quantized - points).detach()
+        return quantized.view_as(latents), commitment / len(codebooks)
+
+    @torch.no_grad()
+    def _follow(self, q: int, codebook: Tensor, points: Tensor, codes: Tensor) -> None:
+        members = F.one_hot(codes, len(codebook)).to(points.dtype)
+        self.mass[q].lerp_(members.sum(0), 1 - self.decay)
+        self.total[q].lerp_(members.T @ points, 1 - self.decay)
+        unused = self.mass[q] < self.dead
+        count = int(unused.sum())
+        if count:
+            fresh = points[torch.randint(len(points), (count,), device=points.device)]
+            self.total[q][unused], self.mass[q][unused] = 0.3 * fresh, 0.3
+        codebook.copy_(self.total[q] / self.mass[q].clamp(min=1e-3)[:, None])
+
+    @torch.no_grad()
+    def start(self, codebooks: Tensor, latents: Tensor) -> None:
+        """k-means, level by level, over latents `[N, D]`."""
+        residual = latents
+        for q, codebook in enumerate(codebooks):
+            codebook.copy_(kmeans(residual, len(codebook), iterations=8))
+            codes = nearest(residual, codebook)
+            self.mass[q] = 0.8  # about the points that a code of a batch sees
+            self.total[q] = codebook * 0.8
+            residual = residual - codebook[codes]
+
+
+class CodecTraining(nn.Module):
+    """All that a checkpoint of codec training holds."""
+
+    def __init__(self, config: SpectralConfig | WaveformConfig, tokens: TokenSpec):
+        super().__init__()
+        self.codec = SoundStream(config, tokens)
+        self.codebooks = CodebookTrainer(self.codec.quantizer.codebooks.data)
+
+
+def crops(corpus: Corpus, count: int, samples: int, rng: np.random.Generator) -> Tensor:
+    """Random stretches at random levels, `float32 [count, samples]`."""
+    starts = rng.integers(0, len(corpus.audio) - samples, count)
+    audio = np.stack([corpus.audio[s : s + samples] for s in starts]).astype(np.float32) / 32768
+    return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (count, 1)).astype(np.float32)).clamp(-1, 1)
+
+
+def kept_quantizers(count: int, quantizers: int) -> Tensor:
+    """How many quantizers each item keeps: all for half the batch, 1 to all for the rest."""
+    kept = torch.randint(1, quantizers + 1, (count,))
+    kept[: count // 2] = quantizers
+    return kept
+
+
+@torch.inference_mode()
+def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, float]:
+    """Mel distance over fixed validation clips with all and with the coarse quantizers."""
+    device = next(codec.parameters()).device
+    figures = {}
+    clips = [c for c in corpus.clips if c.samples > 48000][:24]
+    audio = torch.from_numpy(np.stack([corpus.samples(c)[:48000] for c in clips])).to(device)
+    codes = codec.encode(audio)
+    for name, count in (("mel_all", codes.shape[1]), ("mel_coarse", 4)):
+        figures[name] = round(float(loss(audio, codec.decode(codes[:, :count]))), 4)
+    figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
+    return figures
+
+
+def _perplexity(codes: Tensor) -> Tensor:
+    share = torch.bincount(codes.flatten()).float()
+    share = share[share > 0] / share.sum()
+    return (-(share * share.log()).sum()).exp()
+
+
+def main() -> None:
+    parser = arguments(__doc__, minutes=75)
+    parser.add_argument("--kind", choices=("spectral", "waveform"), default="spectral")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
+    args = parser.parse_args()
+    tokens = TokenSpec()
+    train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
+    config = SpectralConfig() if args.kind == "spectral" else WaveformConfig()
+    training = CodecTraining(config, tokens)
+    trainer = Trainer("codec", args, training, rate=1e-3, betas=(0.8, 0.99), validate_seconds=400)
+    trainer.extra.setdefault("config", dataclasses.asdict(config))
+    codec, device = training.codec, trainer.device
+    mel = MelLoss(tokens.sample_rate).to(device)
+    rng = np.random.default_rng(args.seed + trainer.step)
+    samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
+    collected: list[Tensor] = []
+    started = trainer.step > UNQUANTIZED_STEPS
+    for step in trainer:
+        audio = crops(train, args.batch, samples, rng).to(device)
+        with trainer.autocast():
+            latents = codec.encoder(audio, {}).float()
+        commitment = latents.new_zeros(())
+        if step < UNQUANTIZED_STEPS:
+            keep = -(-COLLECTED_FRAMES // (latents.shape[0] * latents.shape[1]))
+            collected = [*collected[-keep + 1 :], latents.detach().flatten(0, 1)]
+        else:
+            if not started:
+                training.codebooks.start(codec.quantizer.codebooks, torch.cat(collected))
+                collected, started = [], True
+            kept = kept_quantizers(args.batch, tokens.quantizers).to(device)
+            latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=True)
+        with trainer.autocast():
+            got = codec.reconstruct(latents)
+        waveform = (audio - got).abs().mean()
+        distance = mel(audio, got, 3)
+        loss = WAVEFORM_WEIGHT * waveform + MEL_WEIGHT * distance + COMMITMENT_WEIGHT * commitment
+        trainer.update(loss, {"mel": distance, "waveform": waveform, "commitment": commitment})
+        if trainer.due() and started:
+            trainer.log(valid=True, **validate(codec, valid, mel))
+    trainer.log(valid=True, finished=True, **validate(codec, valid, mel))
+
+
+if __name__ == "__main__":
+    main()

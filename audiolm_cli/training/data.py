@@ -1,0 +1,76 @@
+"""Recordings for training: a folder with manifest.tsv, decoded once into one array of samples.
+
+manifest.tsv is tab-separated without quoting; the columns `path`, `split` (train or valid) and `speaker` are needed,
+`corpus` and `text` are used where present. Any file that libsndfile reads will do.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audiolm_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording: `samples` samples at `offset` in the corpus array."""
+
+    path: str
+    speaker: str
+    corpus: str
+    text: str
+    offset: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All recordings of one split: `audio` int16 [N] on disk, and where each clip lies in it."""
+
+    audio: np.ndarray
+    clips: list[Clip]
+
+    def samples(self, clip: Clip) -> np.ndarray:
+        """A clip as `float32 [T]` in [-1, 1]."""
+        return self.audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / 32768
+
+
+def load_corpus(data: Path, split: str, rate: int, cache: Path) -> Corpus:
+    """Reads the manifest's `split`; decodes, downmixes and resamples into `cache` on the first call.
+
+    Raises InputError when the folder has no manifest or the split has no recordings.
+    """
+    manifest = data / "manifest.tsv"
+    if not manifest.is_file():
+        raise InputError(f"{data}: no manifest.tsv there")
+    with manifest.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["split"] == split]
+    if not rows:
+        raise InputError(f"{manifest}: no recordings with split {split!r}")
+    cache.mkdir(parents=True, exist_ok=True)
+    samples_file, index_file = cache / f"{split}.int16", cache / f"{split}.json"
+    if not index_file.is_file():
+        _decode(data, rows, rate, samples_file, index_file)
+    clips = [Clip(**clip) for clip in json.loads(index_file.read_text())]
+    if [clip.path for clip in clips] != [row["path"] for row in rows]:
+        raise InputError(f"{cache} was made from another manifest: remove it")
+    return Corpus(np.fromfile(samples_file, np.int16), clips)
+
+
+def _decode(data: Path, rows: list[dict[str, str]], rate: int, samples_file: Path, index_file: Path) -> None:
+    from audiolm_cli import audio
+
+    clips, offset = [], 0
+    with samples_file.open("wb") as out:
+        for row in rows:
+            samples = audio.read(data / row["path"], rate).samples
+            out.write((np.clip(samples, -1, 1 - 2**-15) * 32768).round().astype(np.int16).tobytes())
+            text, corpus = row.get("text", ""), row.get("corpus", "")
+            clips.append(Clip(row["path"], row["speaker"], corpus, text, offset, len(samples)))
+            offset += len(samples)
+    index_file.write_text(json.dumps([asdict(clip) for clip in clips]))

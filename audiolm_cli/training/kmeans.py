@@ -1,0 +1,31 @@
+"""k-means with k-means++ seeding, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from audiolm_cli.soundstream import nearest
+
+
+@torch.no_grad()
+def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -> Tensor:
+    """Centroids `float32 [clusters, D]` of points `float32 [N, D]`, N >= clusters; empty clusters are re-seeded."""
+    generator = torch.Generator().manual_seed(seed)
+    sample = points[torch.randperm(len(points), generator=generator)[: 40 * clusters].to(points.device)]
+    centroids = sample[:1]
+    distance = (sample - centroids).square().sum(1)
+    for _ in range(clusters - 1):  # k-means++: each next one drawn in proportion to its squared distance
+        draw = float(torch.rand((), generator=generator)) * distance.double().sum()
+        chosen = torch.searchsorted(distance.double().cumsum(0), draw).clamp(max=len(sample) - 1)
+        centroids = torch.cat([centroids, sample[chosen][None]])
+        distance = torch.minimum(distance, (sample - sample[chosen]).square().sum(1))
+    for _ in range(iterations):
+        members = torch.cat([nearest(part, centroids) for part in points.split(65536)])
+        counts = torch.bincount(members, minlength=clusters)
+        sums = torch.zeros_like(centroids).index_add_(0, members, points)
+        centroids = sums / counts.clamp(min=1)[:, None]
+        empty = counts == 0
+        if empty.any():
+            centroids[empty] = points[torch.randperm(len(points), generator=generator)[: int(empty.sum())].to(points.device)]
+    return centroids

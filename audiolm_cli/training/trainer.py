@@ -1,0 +1,148 @@
+"""What all training scripts share: arguments, schedule, log lines and checkpoints.
+
+A run lives in its own folder: checkpoint.pt (modules, optimizer, step, seconds trained), log.jsonl (one object a line:
+step, seconds, steps_per_second, then the script's figures; lines with validation figures have `"valid": true`).
+The learning rate follows the share of the minutes that are over, so a run ends with a small one on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
+
+import torch
+from torch import Tensor, nn
+
+SAVE_SECONDS, LOG_SECONDS = 120, 20
+
+
+def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
+    """The options that every training script has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
+    parser.add_argument("--minutes", type=float, default=minutes, help="time to train, of all resumed runs together")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+class Trainer:
+    """Runs steps until the time is over: `for step in trainer: ...; trainer.update(loss, figures)`."""
+
+    def __init__(
+        self,
+        name: str,
+        args: argparse.Namespace,
+        module: nn.Module,
+        *,
+        rate: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        warmup: int = 200,
+        validate_seconds: float = 300,
+    ):
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        torch.manual_seed(args.seed)
+        self.folder: Path = args.runs / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.device, self.minutes, self.module = torch.device(args.device), args.minutes, module.to(args.device)
+        self.rate, self.warmup, self.validate_seconds = rate, warmup, validate_seconds
+        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        self.step, self.seconds, self.extra = 0, 0.0, {}
+        self._sums: dict[str, float] = {}
+        self._logged = self._saved = self._validated = 0.0
+        self._logged_step, self._summed = 0, 0
+        if args.resume and (self.folder / "checkpoint.pt").is_file():
+            self._load()
+
+    @property
+    def progress(self) -> float:
+        """Share of the training time that is over, 0 to 1."""
+        return min(1.0, self.seconds / (60 * self.minutes))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def __iter__(self) -> Iterator[int]:
+        while self.progress < 1:
+            start = time.monotonic()
+            rate = self.rate * min(1, (self.step + 1) / self.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * self.progress)))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            yield self.step
+            self.step += 1
+            self.seconds += time.monotonic() - start
+            if self.seconds - self._logged > LOG_SECONDS:
+                self._log_means(rate)
+            if self.seconds - self._saved > SAVE_SECONDS:
+                self.save()
+        self.save()
+
+    def update(self, loss: Tensor, figures: dict[str, float | Tensor]) -> None:
+        """One optimizer step; `figures` are averaged into the next log line. A loss that is not finite is skipped."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self._summed += 1
+        for key, value in {"loss": loss, **figures}.items():
+            self._sums[key] = self._sums.get(key, 0.0) + float(torch.as_tensor(value).detach())
+
+    def due(self) -> bool:
+        """Whether validation figures are wanted after this step: at regular times."""
+        if self.seconds - self._validated < self.validate_seconds:
+            return False
+        self._validated = self.seconds
+        return True
+
+    def log(self, **figures: object) -> None:
+        line = {"step": self.step, "seconds": round(self.seconds), **figures}
+        print(json.dumps(line), flush=True)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "extra": self.extra,
+        }
+        torch.save(state, self.folder / "checkpoint.tmp")
+        (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
+        self._saved = self.seconds
+
+    def _load(self) -> None:
+        state = load_checkpoint(self.folder, self.device)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.extra = state["step"], state["seconds"], state["extra"]
+        self._logged = self._saved = self._validated = self.seconds
+        self._logged_step = self.step
+
+    def _log_means(self, rate: float) -> None:
+        speed = (self.step - self._logged_step) / (self.seconds - self._logged)
+        means = {key: round(value / max(1, self._summed), 4) for key, value in self._sums.items()}
+        self.log(steps_per_second=round(speed, 2), rate=round(rate, 6), **means)
+        self._logged, self._logged_step, self._sums, self._summed = self.seconds, self.step, {}, 0
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict:
+    """A run's checkpoint as plain tensors and numbers."""
+    return torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
