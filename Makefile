@@ -1,0 +1,64 @@
+# `make help` lists the targets.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# Without a GPU 2 GB can be saved: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+DATA ?= ../shared/data/speech
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help install demo test test-fast lint format eval bench weights-speech clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */:/' | awk -F: '{printf "  make %-16s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## the program and what tests need, into .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update && apt-get install -y python3-venv; } \
+	  || { echo "Python's venv module is missing: install it, for instance with: apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# torch first and by version: a bare requirement may bring another build together with gigabytes of CUDA
+	$(PIP) install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt
+	$(PIP) install -e '.[dev,train]' -c constraints.txt
+	touch $@
+
+.venv/eval: .venv/installed
+	$(PIP) install -e '.[eval]' -c constraints.txt
+	$(PIP) install --no-deps resemblyzer -c constraints.txt
+	touch $@
+
+demo: .venv/installed  ## continue a real recording: examples/prompt.flac becomes demo.wav
+	$(BIN)/audiolm continue examples/prompt.flac -o demo.wav --seed 1 -f
+	@echo "Listen to demo.wav: 3.5 seconds of the recording, then 7 new ones."
+
+test: .venv/installed  ## all tests that need no network, no GPU and no data
+	$(BIN)/python -m pytest -q
+
+test-fast: .venv/installed  ## the same without the slow ones
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+lint: .venv/installed  ## format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed  ## put the code into the format that lint wants
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+eval: .venv/eval  ## the figures on quality, from DATA's validation split
+	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA)
+
+bench: .venv/installed  ## the figures on speed
+	$(BIN)/python benchmarks/bench.py
+
+weights-speech: .venv/installed  ## train weights/speech from the recordings in DATA
+	$(BIN)/python -m audiolm_cli.training.recipe --data $(DATA) --out weights/speech
+
+clean:  ## remove what was built, but not weights and training runs
+	rm -rf .venv build dist demo.wav .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""What the program says: messages and progress on stderr, results on stdout and nothing else there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from audiolm_cli.errors import OutputError
+
+Progress = Callable[[str, int, int], None]  # stage, tokens done, tokens in all
+
+
+@dataclass
+class Console:
+    """Where a command reports to; the fields are the options that every command has."""
+
+    quiet: bool = False  # no notes, no progress
+    json: bool = False  # results as JSON lines, otherwise as paths
+    debug: bool = False  # tracebacks
+
+    def error(self, message: object) -> None:
+        self.say(f"error: {message}")
+
+    def note(self, message: str) -> None:
+        if not self.quiet:
+            self.say(message)
+
+    def say(self, message: str) -> None:
+        if sys.stderr is not None:  # print() would then go to stdout
+            print(f"audiolm: {message}", file=sys.stderr, flush=True)
+
+    def result(self, record: dict[str, Any]) -> None:
+        """One output is done: its path, or the whole record with --json, as a line on stdout."""
+        if record["path"] != "-":
+            line = json.dumps(record).encode() if self.json else os.fsencode(record["path"])
+            write_stdout(line + b"\n")
+
+    @contextlib.contextmanager
+    def progress(self, label: str, seconds: float) -> Iterator[Progress | None]:
+        """A bar for each stage with tokens/s and the real-time factor; None when nobody would see it.
+
+        `seconds` is the audio that the tokens make: the real-time factor is time spent per second of it.
+        """
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
+            yield None
+            return
+        import rich.console
+        from rich.progress import BarColumn, TaskID, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}", style="dim")
+        tasks: dict[str, tuple[TaskID, float]] = {}
+        with Bars(*columns, console=rich.console.Console(stderr=True), transient=True) as bars:
+
+            def show(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(f"{label}{stage}", speed=""), time.monotonic()
+                task, start = tasks[stage]
+                elapsed, speed = time.monotonic() - start, ""
+                if done and elapsed > 0:
+                    factor = elapsed * total / (done * seconds)
+                    speed = f"{done / elapsed:.0f} tokens/s, real-time factor {factor:.2f}"
+                bars.update(task, completed=done, total=total, speed=speed)
+
+            yield show
+
+
+def write_stdout(data: bytes) -> None:
+    """Writes to standard output at once; raises OutputError when it is closed or full, BrokenPipeError as it is."""
+    if sys.stdout is None:
+        raise OutputError("standard output: it is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: cannot be written: {error.strerror}") from None

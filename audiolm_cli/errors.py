@@ -1,0 +1,35 @@
+"""What a user can get wrong: each error is one clear line for the user, and an exit code."""
+
+from __future__ import annotations
+
+import os
+
+
+class AudioLMError(Exception):
+    """Base of all errors that the command line prints without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(AudioLMError):
+    """A command that cannot be right whatever the files hold: a bad value, an absent device."""
+
+    exit_code = 2
+
+
+class InputError(AudioLMError):
+    """An input that is missing, unreadable, not audio or not usable."""
+
+
+class OutputError(AudioLMError):
+    """An output that exists already, clashes with another or cannot be written."""
+
+
+class ModelError(AudioLMError):
+    """A bundle that is unknown, damaged or inconsistent."""
+
+
+def display(path: str | os.PathLike[str]) -> str:
+    """How messages name an input: its path in one printable line, or "standard input" for "-"."""
+    name = os.fspath(path)
+    return "standard input" if name == "-" else name if name.isprintable() else ascii(name)
