@@ -74,3 +74,28 @@ class WaveformConfig:
     decoder_channels: int = bounded(1, 512, default=16)
     strides: tuple[int, ...] = bounded(1, 64, default=(2, 4, 5, 8))
     latent: int = bounded(1, 1024, default=64)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The w2v-BERT-style Conformer up to the layer whose outputs are clustered."""
+
+    mel_bins: int = bounded(16, 256, default=80)
+    width: int = bounded(8, 2048, default=256)
+    heads: int = bounded(1, 64, default=4)
+    feedforward: int = bounded(8, 16384, default=1024)
+    kernel: int = bounded(1, 255, default=15)  # of the causal depthwise convolution, tokens
+    layers: int = bounded(1, 64, default=4)
+    left: int = bounded(0, 1000, default=25)  # tokens that attention sees to the left, per layer
+    right: int = bounded(0, 100, default=1)  # and to the right
+
+    @property
+    def lookahead(self) -> int:
+        """A token depends on audio up to this many tokens behind its own end."""
+        return self.layers * self.right
+
+    def check(self) -> None:
+        if self.width % self.heads:
+            raise ModelError("config.json: tokenizer.width must be a multiple of tokenizer.heads")
+        if self.kernel % 2 == 0:
+            raise ModelError("config.json: tokenizer.kernel must be odd")

@@ -2,21 +2,30 @@
 
 Needs the packages of the extra `eval`, imported where they are used. Figures are averages over speakers of each
 speaker's average, so that one who talks much does not count for more; intervals are 95 % by bootstrap over speakers.
+
+    python -m audiolm_cli.training.measures --data DATA [--runs RUNS]    the codec being trained in RUNS, beside Opus
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import importlib.util
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from audiolm_cli.soundstream import SoundStream
+
 RATE = 16000  # Hz
-VAD_FRAME = 480  # samples: 30 ms, the longest frame webrtcvad takes
+VAD_FRAME, VAD_CONTEXT = 512, 64  # samples that Silero's detector reads at once, and of those before
+DNSMOS_SAMPLES = 144160  # 9.01 s, the window of its network
 
 T = TypeVar("T")
 
@@ -60,10 +69,12 @@ def figure(values: Iterable[tuple[str, float]]) -> Figure:
 
 
 def pesq(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Wideband PESQ (ITU-T P.862.2), 1.0 to 4.64; NaN where it finds no speech in either signal."""
+    """Wideband PESQ (ITU-T P.862.2), 1.0 to 4.64; NaN where it finds no speech."""
     from pesq import PesqError
     from pesq import pesq as measure
 
+    if not (np.any(reference) and np.any(degraded)):
+        return float("nan")
     value = measure(RATE, reference, degraded, "wb", on_error=PesqError.RETURN_VALUES)
     return float(value) if value > 0 else float("nan")
 
@@ -98,31 +109,43 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
 def dnsmos(samples: np.ndarray) -> float:
     """DNSMOS P.835, overall quality, 1 to 5: an estimate by a network, without a reference (Reddy et al., 2022).
 
-    Signals shorter than its window of 9 s are repeated to fill it.
+    Of the first 9 s, the network's window; shorter signals are repeated to fill it.
     """
     from speechmos import dnsmos as measure
 
-    return float(measure.run(np.clip(samples, -1, 1), RATE)["ovrl_mos"])
-
-
-def speech_frames(samples: np.ndarray) -> np.ndarray:
-    """`bool [T // 480]`: which 30 ms frames webrtcvad calls speech in its strictest mode."""
-    import webrtcvad
-
-    detector = webrtcvad.Vad(3)
-    pcm = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
-    frames = pcm[: len(pcm) // VAD_FRAME * VAD_FRAME].reshape(-1, VAD_FRAME)
-    return np.array([detector.is_speech(frame.tobytes(), RATE) for frame in frames], bool)
-
-
-def speech_fraction(samples: np.ndarray) -> float:
-    """Share of 30 ms frames that webrtcvad calls speech; 0 for less than one frame."""
-    frames = speech_frames(samples)
-    return float(frames.mean()) if len(frames) else 0.0
+    return float(measure.run(np.clip(samples[:DNSMOS_SAMPLES], -1, 1), RATE)["ovrl_mos"])
 
 
 @functools.cache
-def _voice_encoder():
+def _speech_detector() -> Any:
+    import onnxruntime
+
+    package = importlib.util.find_spec("silero_vad")  # importing it would import torchaudio
+    if package is None or package.origin is None:
+        raise ImportError("silero-vad is not installed (extra eval)")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(Path(package.origin).parent / "data" / "silero_vad.onnx"), options)
+
+
+def speech_fraction(samples: np.ndarray) -> float:
+    """Share of 32 ms frames that Silero VAD calls speech (probability above 0.5); 0 for less than one frame.
+
+    Pauses count: read speech has about 0.75. Unlike webrtcvad, which calls both speech, it refuses noise and a buzz.
+    """
+    detector, state, context = _speech_detector(), np.zeros((2, 1, 128), np.float32), np.zeros(VAD_CONTEXT, np.float32)
+    frames = samples[: len(samples) // VAD_FRAME * VAD_FRAME].astype(np.float32).reshape(-1, VAD_FRAME)
+    speech = 0
+    for frame in frames:
+        inputs = {"input": np.concatenate([context, frame])[None], "state": state, "sr": np.array(RATE, np.int64)}
+        probability, state = detector.run(None, inputs)
+        speech += probability[0, 0] > 0.5
+        context = frame[-VAD_CONTEXT:]
+    return speech / len(frames) if len(frames) else 0.0
+
+
+@functools.cache
+def _voice_encoder() -> Any:
     from resemblyzer import VoiceEncoder
 
     return VoiceEncoder("cpu", verbose=False)
@@ -158,11 +181,12 @@ def codec_figures(reconstruct: Callable[[np.ndarray], np.ndarray], clips: Sequen
     return {name: figure(pairs) for name, pairs in values.items()}
 
 
-def opus(kbits: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Reconstruction through opusenc and opusdec at `kbits` per second, 20 ms frames.
+def opus(kbits: float, constant: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+    """Reconstruction through opusenc and opusdec at `kbits` per second, 20 ms frames, constant or variable rate.
 
     Calling the result raises FileNotFoundError where opus-tools is not installed.
     """
+    rate = ["--hard-cbr"] if constant else ["--vbr"]
 
     def reconstruct(samples: np.ndarray) -> np.ndarray:
         import soundfile
@@ -170,8 +194,81 @@ def opus(kbits: float) -> Callable[[np.ndarray], np.ndarray]:
         with tempfile.TemporaryDirectory() as folder:
             source, coded, result = (str(Path(folder, name)) for name in ("in.wav", "x.opus", "out.wav"))
             soundfile.write(source, samples, RATE, subtype="PCM_16")
-            subprocess.run(["opusenc", "--quiet", "--bitrate", str(kbits), source, coded], check=True)
+            subprocess.run(["opusenc", "--quiet", "--bitrate", str(kbits), *rate, source, coded], check=True)
             subprocess.run(["opusdec", "--quiet", "--rate", str(RATE), coded, result], check=True)
             return soundfile.read(result, dtype="float32")[0]
 
     return reconstruct
+
+
+def opus_rows() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Opus at 6 kbit/s, for comparison; empty where opus-tools is not installed."""
+    if not (shutil.which("opusenc") and shutil.which("opusdec")):
+        return {}
+    return {"Opus 6 kbit/s, constant rate": opus(6), "Opus 6 kbit/s, variable rate": opus(6, constant=False)}
+
+
+def autoencoder(codec: SoundStream, quantizers: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Reconstruction through the first `quantizers` of a SoundStream, on the device it lives on."""
+    import torch
+
+    device = next(codec.parameters()).device
+
+    @torch.inference_mode()
+    def reconstruct(samples: np.ndarray) -> np.ndarray:
+        codes = codec.encode(torch.from_numpy(samples).to(device)[None])
+        return codec.decode(codes[:, :quantizers])[0].float().cpu().numpy()
+
+    return reconstruct
+
+
+def clips_per_speaker(clips: Iterable[Clip], most: int) -> list[Clip]:
+    """The first `most` clips of each speaker."""
+    seen: dict[str, int] = {}
+    kept = []
+    for clip in clips:
+        seen[clip.speaker] = seen.get(clip.speaker, 0) + 1
+        if seen[clip.speaker] <= most:
+            kept.append(clip)
+    return kept
+
+
+def _checkpoint_codec(runs: Path) -> tuple[SoundStream, int]:
+    from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
+    from audiolm_cli.training.codec import CodecTraining
+    from audiolm_cli.training.trainer import load_checkpoint
+
+    state = load_checkpoint(runs / "codec")
+    fields = state["extra"]["config"]
+    training = CodecTraining(
+        (SpectralConfig if fields["kind"] == "spectral" else WaveformConfig)(**fields), TokenSpec()
+    )
+    training.load_state_dict(state["module"])
+    return training.codec.eval(), state["step"]
+
+
+def main() -> None:
+    from audiolm_cli.training.data import load_corpus
+
+    parser = argparse.ArgumentParser(description="The codec being trained, on LibriSpeech validation speakers.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
+    parser.add_argument("--speakers", type=int, default=20, help="speakers measured, one clip each")
+    parser.add_argument("--opus", action="store_true", help="measure Opus as well")
+    options = parser.parse_args()
+    corpus = load_corpus(options.data, "valid", RATE, options.runs / "audio")
+    clips = [Clip(clip.speaker, corpus.samples(clip)) for clip in corpus.clips if clip.corpus == "librispeech"]
+    clips = clips_per_speaker(clips, 1)[: options.speakers]
+    codec, step = _checkpoint_codec(options.runs)
+    rows = {f"step {step}, {q} quantizers": autoencoder(codec, q) for q in (12, 4)} | (
+        opus_rows() if options.opus else {}
+    )
+    for name, reconstruct in rows.items():
+        figures = codec_figures(reconstruct, clips)
+        print(
+            name, "  ".join(f"{key} {f.mean:.3f} ({f.low:.3f}-{f.high:.3f})" for key, f in figures.items()), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

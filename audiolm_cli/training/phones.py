@@ -27,10 +27,8 @@ from audiolm_cli.training.measures import bootstrap
 RATE = 16000  # Hz, of pocketsphinx's acoustic model and of the MFCC below
 TOKEN_SAMPLES = 640  # 25 labels per second
 ALIGNER_FRAME = 160  # samples: pocketsphinx labels 100 frames per second, each from a window of 410 samples
-SILENCE = "SIL"
-PHONES = tuple(
-    "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
-)
+_PHONES = "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+PHONES = tuple(_PHONES.split())  # of the CMU dictionary, silence first
 
 Tokenize = Callable[[np.ndarray], np.ndarray]  # float32 [T] at 16 kHz -> int [S], 25/s
 
@@ -121,7 +119,7 @@ def normalised_information(counts: np.ndarray, corrected: bool = False) -> float
         return float(-(p * np.log(p)).sum()) + (len(p) - 1) / (2 * total) * corrected
 
     phone = entropy(counts.sum(1))
-    return (phone + entropy(counts.sum(0)) - entropy(counts.ravel())) / max(phone, 1e-12)
+    return float((phone + entropy(counts.sum(0)) - entropy(counts.ravel())) / max(phone, 1e-12))
 
 
 def phone_information(tokens_of: Tokenize, clips: list[Spoken]) -> dict[str, float]:
@@ -138,13 +136,15 @@ def phone_information(tokens_of: Tokenize, clips: list[Spoken]) -> dict[str, flo
     size = 1 + max(int(part[1].max()) for parts in pairs.values() for part in parts if part.size)
     speakers = [_joint(np.concatenate(parts, 1), size) for parts in pairs.values()]
     counts = np.sum(speakers, 0)
+    # Speakers drawn twice repeat themselves, which raises the estimate: take the draws' width, not their place.
     low, high = bootstrap(speakers, lambda chosen: normalised_information(np.sum(chosen, 0)), resamples=200)
+    information, half = normalised_information(counts), (high - low) / 2
     p = counts.sum(0) / counts.sum()
     entropy = float(-(p[p > 0] * np.log2(p[p > 0])).sum())
     return {
-        "information": normalised_information(counts),
-        "low": low,
-        "high": high,
+        "information": information,
+        "low": information - half,
+        "high": information + half,
         "corrected": normalised_information(counts, corrected=True),
         "codes": int((p > 0).sum()),
         "bits_per_second": entropy * RATE / TOKEN_SAMPLES,

@@ -1,0 +1,127 @@
+"""Audio -> semantic tokens: an intermediate layer of a Conformer trained by masked prediction, k-means clustered.
+
+AudioLM, section III-B: features are normalised per dimension and the nearest of K centroids is the token, 25 a second.
+The Conformer is torchaudio's, with three changes: attention sees a band (`left`, `right` tokens) and learns a bias for
+every distance in it, as the original has neither bounds nor positions; and its convolution is causal. So a token
+depends on no audio later than `lookahead` tokens behind its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_cli._torchaudio import ConformerLayer, melscale_fbanks
+from audiolm_cli.config import TokenizerConfig, TokenSpec
+from audiolm_cli.soundstream import nearest
+
+MELS_PER_TOKEN = 4  # mel frames stacked into one token: 100/s at 25 tokens/s
+PAST_TOKENS, WINDOW_TOKENS = 75, 100  # a window of 4 s is tokenized behind 3 s of what came before
+
+
+class BandedAttention(nn.Module):
+    """Self-attention within a band, with a learned bias per head and distance; stands in for MultiheadAttention."""
+
+    def __init__(self, width: int, heads: int, left: int, right: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads, self.left, self.right, self.dropout = heads, left, right, dropout
+        self.inputs = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.zeros(heads, left + 1 + right))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> tuple[Tensor, None]:
+        """`[S, B, D]` -> `[S, B, D]`; query, key and value are the same tensor."""
+        length, batch, width = query.shape
+        q, k, v = self.inputs(query).view(length, batch, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
+        place = torch.arange(length, device=query.device)
+        distance = place[None, :] - place[:, None] + self.left  # 0: the furthest to the left
+        inside = (distance >= 0) & (distance <= self.left + self.right)
+        bias = self.bias[:, distance.clamp(0, self.left + self.right)].masked_fill(~inside, -torch.inf)
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
+        return self.output(x.permute(2, 0, 1, 3).reshape(length, batch, width)), None
+
+
+class CausalDepthwise(nn.Conv1d):
+    """A depthwise convolution over `[B, C, S]` that sees only the past."""
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__(channels, channels, kernel, groups=channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (self.kernel_size[0] - 1, 0)))
+
+
+class SemanticTokenizer(nn.Module):
+    """Log-mel frames -> Conformer layers -> nearest centroid."""
+
+    def __init__(self, config: TokenizerConfig, tokens: TokenSpec, dropout: float = 0.0):
+        super().__init__()
+        self.config, self.hop = config, tokens.samples_per_semantic
+        self.mel_hop = self.hop // MELS_PER_TOKEN
+        self.register_buffer("window", torch.hann_window(5 * self.mel_hop // 2), persistent=False)
+        self.fft_size = 1 << (len(self.window) - 1).bit_length()
+        banks = melscale_fbanks(self.fft_size // 2 + 1, 0.0, tokens.sample_rate / 2, config.mel_bins, tokens.sample_rate)
+        self.register_buffer("mel_banks", banks, persistent=False)
+        self.register_buffer("mel_mean", torch.zeros(config.mel_bins))
+        self.register_buffer("mel_scale", torch.ones(config.mel_bins))
+        self.input = nn.Linear(MELS_PER_TOKEN * config.mel_bins, config.width)
+        self.layers = nn.ModuleList(self._layer(config, dropout) for _ in range(config.layers))
+        self.register_buffer("mean", torch.zeros(config.width))
+        self.register_buffer("scale", torch.ones(config.width))
+        self.register_buffer("centroids", torch.zeros(tokens.semantic_vocabulary, config.width))
+
+    @staticmethod
+    def _layer(config: TokenizerConfig, dropout: float) -> ConformerLayer:
+        layer = ConformerLayer(config.width, config.feedforward, config.heads, config.kernel, dropout)
+        layer.self_attn = BandedAttention(config.width, config.heads, config.left, config.right, dropout)
+        layer.conv_module.sequential[2] = CausalDepthwise(config.width, config.kernel)
+        return layer
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """Audio `[B, T]` -> `float32 [B, T // mel_hop, bins]`; a frame's window ends where the frame ends."""
+        audio = F.pad(audio, (len(self.window) - self.mel_hop, 0))
+        spectrum = torch.fft.rfft(audio.unfold(-1, len(self.window), self.mel_hop) * self.window, self.fft_size)
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        return (power @ self.mel_banks).add(1e-5).log()
+
+    def features(self, audio: Tensor) -> Tensor:
+        """Audio `[B, T]` -> normalised log-mel frames stacked per token, `[B, S, 4 * bins]`."""
+        mel = (self.log_mel(audio) - self.mel_mean) * self.mel_scale
+        return mel.view(mel.shape[0], -1, MELS_PER_TOKEN * mel.shape[-1])
+
+    def hidden(self, features: Tensor, layers: int | None = None) -> Tensor:
+        """Stacked features `[B, S, 4 * bins]` -> what the given layer (default: the last) puts out, `[B, S, width]`."""
+        x = self.input(features).transpose(0, 1)
+        for layer in self.layers[:layers]:
+            x = layer(x, None)
+        return x.transpose(0, 1)
+
+    @torch.inference_mode()
+    def represent(self, audio: Tensor, layers: int | None = None) -> Tensor:
+        """Audio `[B, T]` -> hidden states `[B, T // hop, width]`, through windows of one fixed length.
+
+        Windows lie on a grid from the start of the recording, and what is missing on either side is silence: tokens of
+        a recording's beginning are the same whatever follows it (but for the last `lookahead`), in bounded memory.
+        """
+        count, ahead = audio.shape[-1] // self.hop, self.config.right * (layers or len(self.layers))
+        windows = -(-count // WINDOW_TOKENS)
+        after = (windows * WINDOW_TOKENS - count + ahead) * self.hop
+        audio = F.pad(audio[:, : count * self.hop], (PAST_TOKENS * self.hop, after))
+        size, step = (PAST_TOKENS + WINDOW_TOKENS + ahead) * self.hop, WINDOW_TOKENS * self.hop
+        parts = []
+        for start in range(0, windows * step, step):
+            x = self.hidden(self.features(audio[:, start : start + size]), layers)
+            parts.append(x[:, PAST_TOKENS : PAST_TOKENS + WINDOW_TOKENS])
+        return torch.cat(parts, 1)[:, :count]
+
+    def quantize(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[B, S, width]` -> the nearest centroids, `int64 [B, S]`."""
+        normal = (hidden - self.mean) * self.scale
+        return nearest(normal.flatten(0, 1), self.centroids).view(hidden.shape[:2])
+
+    @torch.inference_mode()
+    def tokenize(self, audio: Tensor) -> Tensor:
+        """Audio `float32 [B, T]` -> semantic tokens `int64 [B, T // hop]`; audio behind the last whole token is cut."""
+        return self.quantize(self.represent(audio))

@@ -1,0 +1,260 @@
+"""Trains the semantic tokenizer by masked prediction, from audio alone.
+
+    python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume]
+
+The HuBERT way (Hsu et al., 2021): first the clusters of MFCC frames are predicted behind masks, two labels a token;
+after `FIRST_ROUND` of the time the outputs of a middle layer are clustered, and those clusters are predicted. Inputs
+are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that tokens
+follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the chosen layer
+and returns the tokenizer that ships.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_cli.config import TokenizerConfig, TokenSpec
+from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
+from audiolm_cli.soundstream import nearest
+from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.kmeans import kmeans
+from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
+
+TRAINED_LAYERS, TARGET_LAYER = 6, 4
+MFCC_CLUSTERS, HIDDEN_CLUSTERS, LABELS_PER_TOKEN = 100, 500, 2
+FIRST_ROUND = 0.35  # share of the time
+MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, tokens masked from there: about half in all
+
+
+class TokenizerTraining(nn.Module):
+    """The Conformer with a mask vector and a prediction head for each round."""
+
+    def __init__(self, config: TokenizerConfig, tokens: TokenSpec, dropout: float = 0.0):
+        super().__init__()
+        self.tokenizer = SemanticTokenizer(config, tokens, dropout)
+        self.mask = nn.Parameter(0.1 * torch.randn(self.tokenizer.input.in_features))
+        self.first = nn.Linear(config.width, LABELS_PER_TOKEN * MFCC_CLUSTERS)
+        self.second = nn.Linear(config.width, HIDDEN_CLUSTERS)
+
+    def logits(self, features: Tensor, masked: Tensor, round_two: bool) -> Tensor:
+        """Features `[B, S, 4 * bins]`, masked `bool [B, S]` -> logits `[B, S, labels, clusters]`."""
+        x = torch.where(masked[..., None], self.mask.to(features.dtype), features)
+        x = self.tokenizer.hidden(x)
+        return self.second(x)[:, :, None] if round_two else self.first(x).unflatten(-1, (LABELS_PER_TOKEN, -1))
+
+
+def mfcc(log_mel: Tensor) -> Tensor:
+    """Log-mel `[B, M, bins]` -> 13 cepstra with first and second differences, `[B, M, 39]` (as in HuBERT)."""
+    bins = log_mel.shape[-1]
+    angle = (torch.arange(bins) + 0.5) * math.pi / bins
+    basis = torch.cos(torch.arange(13)[:, None] * angle).T.to(log_mel) * math.sqrt(2 / bins)
+    return torch.cat([x := log_mel @ basis, y := _slope(x), _slope(y)], -1)
+
+
+def _slope(x: Tensor) -> Tensor:
+    """The regression over five frames that speech recognition calls delta."""
+    kernel = torch.tensor([-0.2, -0.1, 0.0, 0.1, 0.2], device=x.device).expand(x.shape[-1], 1, 5)
+    return F.conv1d(F.pad(x.transpose(1, 2), (2, 2), mode="replicate"), kernel, groups=x.shape[-1]).transpose(1, 2)
+
+
+def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int = 1) -> Iterator[Tensor]:
+    """The whole tokens of a corpus as consecutive stretches `float32 [batch, (past + tokens) * hop]`, each behind
+    `past` tokens of what came before; silence fills up both ends."""
+    count = len(corpus.audio) // hop
+    for first in range(0, count, tokens * batch):
+        start, end = first - past, first + tokens * batch
+        audio = corpus.audio[max(0, start) * hop : min(count, end) * hop].astype(np.float32) / 32768
+        audio = np.pad(audio, (max(0, -start) * hop, max(0, end - count) * hop))
+        yield torch.from_numpy(audio).unfold(0, (past + tokens) * hop, tokens * hop)
+
+
+@torch.no_grad()
+def mfcc_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
+    """MFCC of the corpus, averaged over each half token, `[2 * tokens, 39]`."""
+    parts = []
+    for audio in stretches(corpus, tokenizer.hop, 15000):
+        x = mfcc(tokenizer.log_mel(audio.to(device)))[0]
+        parts.append(x.view(-1, MELS_PER_TOKEN // LABELS_PER_TOKEN, x.shape[-1]).mean(1))
+    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop * LABELS_PER_TOKEN]
+
+
+@torch.no_grad()
+def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
+    """What the target layer puts out on the clean recordings, `[tokens, width]`."""
+    tokenizer.eval()
+    parts = []
+    for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
+        with torch.autocast(device.type, torch.bfloat16):
+            hidden = tokenizer.hidden(tokenizer.features(audio.to(device)), TARGET_LAYER)
+        parts.append(hidden[:, 50:].float().flatten(0, 1))
+    tokenizer.train()
+    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+
+
+@torch.no_grad()
+def clustered(points_of: Callable, corpora: dict[str, Corpus], clusters: int, per_token: int, folder: Path) -> dict:
+    """Labels `int64 [tokens, per_token]` of every split: k-means fitted on the training split; kept in `folder`."""
+    files = {split: folder.with_name(f"{folder.name}_{split}.npy") for split in corpora}
+    if not all(file.is_file() for file in files.values()):
+        points = {split: points_of(corpus) for split, corpus in corpora.items()}
+        mean, scale = points["train"].mean(0), 1 / points["train"].std(0)
+        chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
+        centroids = kmeans((points["train"][chosen.to(mean.device)] - mean) * scale, clusters, iterations=10)
+        for split, file in files.items():
+            labels = torch.cat([nearest((part - mean) * scale, centroids) for part in points[split].split(65536)])
+            np.save(file, labels.view(-1, per_token).short().cpu().numpy())
+    return {split: np.load(file).astype(np.int64) for split, file in files.items()}
+
+
+@torch.no_grad()
+def set_statistics(tokenizer: SemanticTokenizer, corpus: Corpus) -> None:
+    """Sets the log-mel normalisation from a thousand stretches of 2 s."""
+    starts = np.random.default_rng(0).integers(0, len(corpus.audio) - 32000, 1000)
+    parts = []
+    for group in np.split(starts, 20):
+        audio = np.stack([corpus.audio[s : s + 32000] for s in group]).astype(np.float32) / 32768
+        parts.append(tokenizer.log_mel(torch.from_numpy(audio).to(tokenizer.mel_mean.device)).flatten(0, 1))
+    mel = torch.cat(parts)
+    tokenizer.mel_mean.copy_(mel.mean(0))
+    tokenizer.mel_scale.copy_(1 / mel.std(0))
+
+
+def perturb(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Log-mel `[B, M, bins]` as another voice, microphone, level and room noise would have it."""
+    batch, _, bins = mel.shape
+    uniform = lambda *shape: torch.rand(shape, generator=generator).to(mel.device)  # noqa: E731
+    place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * uniform(batch, 1))  # vocal tract length
+    low = place.floor().clamp(0, bins - 1).long()
+    high, share = (low + 1).clamp(max=bins - 1), (place - low).clamp(0, 1)
+    index = lambda i: i[:, None].expand_as(mel)  # noqa: E731
+    mel = torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
+    knots = 3 * torch.randn(batch, 1, 5, generator=generator).to(mel.device) * uniform(batch, 1, 1)  # channel, level
+    mel = mel + F.interpolate(knots, bins, mode="linear", align_corners=True)
+    floor = mel.mean((1, 2), keepdim=True) - 8 + 7 * uniform(batch, 1, 1) + torch.randn(mel.shape, generator=generator).to(mel)
+    noisy = uniform(batch, 1, 1) < 0.4
+    return torch.where(noisy, torch.logaddexp(mel, floor), mel)
+
+
+def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Spans of `MASK_SPAN` tokens, `bool [batch, length]`."""
+    starts = (torch.rand(batch, 1, length, generator=generator) < MASK_START).float()
+    return F.max_pool1d(F.pad(starts, (MASK_SPAN - 1, 0)), MASK_SPAN, 1)[:, 0] > 0
+
+
+def batch_of(tokenizer: SemanticTokenizer, corpus: Corpus, labels: np.ndarray, first: np.ndarray, length: int) -> tuple:
+    """Log-mel `[B, M, bins]` and labels `int64 [B, S, L]` of the stretches that begin at the given tokens."""
+    hop, device = tokenizer.hop, tokenizer.mel_mean.device
+    audio = np.stack([corpus.audio[f * hop : (f + length) * hop] for f in first]).astype(np.float32) / 32768
+    target = torch.from_numpy(np.stack([labels[f : f + length] for f in first]))
+    return tokenizer.log_mel(torch.from_numpy(audio).to(device)), target.to(device)
+
+
+def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
+    return ((mel - tokenizer.mel_mean) * tokenizer.mel_scale).view(mel.shape[0], -1, tokenizer.input.in_features)
+
+
+@torch.no_grad()
+def finish(training: TokenizerTraining, corpus: Corpus, layers: int, clusters: int, seed: int = 0) -> SemanticTokenizer:
+    """The tokenizer that ships: the first `layers` layers in bfloat16's precision, normalisation and centroids."""
+    from audiolm_cli.bundle import round_to_disk
+
+    source = training.tokenizer
+    tokenizer = SemanticTokenizer(
+        dataclasses.replace(source.config, layers=layers), TokenSpec(semantic_vocabulary=clusters)
+    ).eval()
+    wanted = tokenizer.state_dict().keys() - {"centroids", "mean", "scale"}
+    tokenizer.load_state_dict({k: v.cpu() for k, v in source.state_dict().items() if k in wanted}, strict=False)
+    round_to_disk(tokenizer)
+    device = next(source.parameters()).device
+    tokenizer.to(device)
+    rng, parts, size = np.random.default_rng(seed), [], 4 * 16000
+    for _ in range(50):  # 50 x 64 clips of 4 s: 320 thousand tokens
+        starts = rng.integers(0, len(corpus.audio) - size, 64)
+        audio = np.stack([corpus.audio[s : s + size] for s in starts]).astype(np.float32) / 32768
+        parts.append(tokenizer.represent(torch.from_numpy(audio).to(device)).flatten(0, 1))
+    points = torch.cat(parts)
+    tokenizer.mean.copy_(points.mean(0))
+    tokenizer.scale.copy_(1 / points.std(0))
+    round_to_disk(tokenizer)
+    tokenizer.centroids.copy_(kmeans((points - tokenizer.mean) * tokenizer.scale, clusters, iterations=15, seed=seed))
+    round_to_disk(tokenizer)
+    return tokenizer
+
+
+def load(runs: Path) -> TokenizerTraining:
+    """The training state of the checkpoint in `runs`."""
+    training = TokenizerTraining(TokenizerConfig(layers=TRAINED_LAYERS), TokenSpec())
+    training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
+    return training.eval()
+
+
+def masked_loss(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool):
+    """Cross entropy and accuracy on masked tokens."""
+    masked = draw_mask(*target.shape[:2], generator).to(target.device)
+    with torch.autocast(target.device.type, torch.bfloat16):
+        logits = training.logits(normalise(training.tokenizer, mel), masked, round_two)
+    logits, target = logits[masked].float(), target[masked]
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+    return loss, (logits.argmax(-1) == target).float().mean()
+
+
+@torch.no_grad()
+def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int, round_two: bool) -> dict:
+    """Masked loss and accuracy on the validation split, beside the share of the most frequent label."""
+    training.eval()
+    generator, figures = torch.Generator().manual_seed(0), []
+    for first in np.arange(0, len(labels) - length, length)[:200].reshape(-1, 10):
+        mel, target = batch_of(training.tokenizer, corpus, labels, first, length)
+        figures.append(torch.stack(masked_loss(training, mel, target, generator, round_two)))
+    training.train()
+    loss, accuracy = torch.stack(figures).mean(0).tolist()
+    majority = np.bincount(labels.flatten()).max() / labels.size
+    return {"valid_loss": round(loss, 4), "valid_accuracy": round(accuracy, 4), "majority_class": round(float(majority), 4)}
+
+
+def main() -> None:
+    parser = arguments(__doc__, minutes=45)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
+    args = parser.parse_args()
+    spec = TokenSpec()
+    corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
+    training = TokenizerTraining(TokenizerConfig(layers=TRAINED_LAYERS), spec)
+    trainer = Trainer("tokenizer", args, training, rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
+    tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
+    if trainer.step == 0:
+        set_statistics(tokenizer, corpora["train"])
+        for old in trainer.folder.glob("labels*"):
+            old.unlink()
+
+    def labels_of(round_two: bool) -> dict[str, np.ndarray]:
+        clusters, per_token = (HIDDEN_CLUSTERS, 1) if round_two else (MFCC_CLUSTERS, LABELS_PER_TOKEN)
+        points = hidden_points if round_two else mfcc_points
+        name = trainer.folder / f"labels{1 + round_two}"
+        return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, clusters, per_token, name)
+
+    rng, generator = np.random.default_rng(trainer.step), torch.Generator().manual_seed(trainer.step)
+    round_two = trainer.progress > FIRST_ROUND
+    labels = labels_of(round_two)
+    for _ in trainer:
+        if not round_two and trainer.progress > FIRST_ROUND:
+            round_two, labels = True, labels_of(True)
+        first = rng.integers(0, len(labels["train"]) - length, args.batch)
+        mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
+        loss, accuracy = masked_loss(training, perturb(mel, generator), target, generator, round_two)
+        trainer.update(loss, {"accuracy": accuracy})
+        if trainer.due():
+            trainer.log(valid=True, round=1 + round_two, **validate(training, corpora["valid"], labels["valid"], length, round_two))
+    trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, round_two))
+
+
+if __name__ == "__main__":
+    main()
