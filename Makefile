@@ -46,9 +46,10 @@ lint: .venv/installed  ## format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: .venv/installed  ## put the code into the format that lint wants
+format: .venv/installed  ## put the code and README's help texts into the form that lint and test want
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python -m tests.test_readme
 
 eval: .venv/eval  ## the figures on quality, from DATA's validation split
 	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA)

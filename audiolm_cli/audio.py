@@ -11,7 +11,7 @@ import secrets
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil, gcd
 from pathlib import Path
@@ -226,7 +226,7 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         sound = self.sound
-        size = max(1, 2**18 // sound.channels)
+        size = 4096  # what is lost at most before a place that cannot be decoded
         while True:
             try:
                 block = sound.read(size, dtype="float32", always_2d=True)
@@ -255,7 +255,7 @@ def _announced_frames(sound: soundfile.SoundFile) -> int:
     return sound.frames
 
 
-def _resampled(blocks: _Blocks, old: int, new: int) -> Iterator[np.ndarray]:
+def _resampled(blocks: Iterable[np.ndarray], old: int, new: int) -> Iterator[np.ndarray]:
     """Resamples a stream of float32 [n] from `old` to `new` Hz: T samples become ceil(T * new / old).
 
     Windowed-sinc interpolation with torchaudio's defaults (Hann window over 6 zero crossings, cutoff 0.99), of which

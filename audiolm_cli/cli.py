@@ -85,7 +85,9 @@ def continue_(
     output: Output = None,
     out_dir: OutDir = None,
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds of new audio.")] = 7.0,
-    prompt_seconds: Annotated[float, typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from.")] = 3.0,
+    prompt_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from.")
+    ] = 3.0,
     num_samples: Annotated[int, typer.Option(metavar="N", min=1, max=10000, help="Continuations of each prompt.")] = 1,
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Same seed, same audio; random unless given.")
@@ -100,7 +102,9 @@ def continue_(
     device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="Precision of the language models.")] = DType.auto,
     threads: Threads = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Continuations made at the same time.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1024, help="Continuations made at the same time.")
+    ] = 8,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -181,7 +185,9 @@ def decode(
     tokens: Annotated[list[str], typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")],
     output: Output = None,
     out_dir: OutDir = None,
-    quantizers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use only the first of the quantizers.")] = None,
+    quantizers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Use only the first of the quantizers.")
+    ] = None,
     model: Model = "speech",
     device: Device = "auto",
     threads: Threads = None,

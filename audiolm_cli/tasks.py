@@ -97,7 +97,11 @@ class Continue:
             "new_seconds": new / self.rate,
             "seconds": len(samples) / self.rate,
             "stages": {
-                stage: {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds if seconds else None}
+                stage: {
+                    "seconds": seconds,
+                    "tokens": tokens,
+                    "tokens_per_second": tokens / seconds if seconds else None,
+                }
                 for stage, seconds in result.stage_seconds.items()
                 for tokens in (result.stage_tokens.get(stage, 0),)
             },

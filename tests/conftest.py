@@ -1,0 +1,146 @@
+"""Fixtures for all tests; none needs the network, a GPU or recordings from outside the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_cli.config import TokenSpec
+from audiolm_cli.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "prompt.flac"
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUDIOLM_MODEL", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def tone(seconds: float, rate: int = 16000) -> np.ndarray:
+    """float32 [T]: a soft chord."""
+    time = np.arange(round(seconds * rate)) / rate
+    return np.sum([0.1 * np.sin(2 * np.pi * pitch * time) for pitch in (220, 331, 447)], axis=0).astype(np.float32)
+
+
+@pytest.fixture
+def prompt(tmp_path: Path) -> Path:
+    """A WAV file of one second."""
+    path = tmp_path / "prompt.wav"
+    soundfile.write(path, tone(1.0), 16000)
+    return path
+
+
+@dataclass
+class FakePipeline:
+    """Stands in for bundle.py and pipeline.py: the new audio is a constant that says how it was asked for."""
+
+    level: float = 0.25
+    loads: list[tuple[str, str, str]] = field(default_factory=list)
+    calls: list[dict] = field(default_factory=list)
+    fail_at: int | None = None  # the call of continue_ that raises, counted from 0
+    error: BaseException = field(default_factory=KeyboardInterrupt)
+
+    def load(self, name: str, *, device: str, dtype: str, offline: bool = False) -> types.SimpleNamespace:
+        self.loads.append((name, device, dtype))
+        sampling = types.SimpleNamespace(temperature=(0.9, 0.9, 0.7), top_k=(0, 0, 0), top_p=(0.95, 0.95, 0.95))
+        config = types.SimpleNamespace(name=name, tokens=TokenSpec(), sampling=sampling)
+        return types.SimpleNamespace(config=config, identity="0123456789abcdef")
+
+    def continue_(self, bundle, prompts, *, duration, progress, **options) -> Iterator[types.SimpleNamespace]:
+        self.calls.append({"prompts": prompts, "duration": duration, **options})
+        if self.fail_at == len(self.calls) - 1:
+            raise self.error
+        for prompt in prompts:
+            for stage in ("semantic", "coarse", "fine", "decode"):
+                if progress is not None:
+                    progress(stage, 1, 2)
+            new = np.full(round(duration * 16000), self.level + prompt.sample / 100, np.float32)
+            yield types.SimpleNamespace(
+                samples=np.concatenate([prompt.samples, new]),
+                prompt_samples=len(prompt.samples),
+                stage_seconds={"semantic": 0.5, "decode": 0.1},
+                stage_tokens={"semantic": 25, "decode": 0},
+            )
+
+
+@dataclass
+class FakeTokens:
+    data: bytes
+
+    def save_bytes(self) -> bytes:
+        return b"tokens" + self.data
+
+    @staticmethod
+    def load_bytes(data: bytes, bundle: object) -> FakeTokens:
+        if not data.startswith(b"tokens"):
+            raise InputError("not a file of tokens")
+        return FakeTokens(data[6:])
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    """Replaces the models by a `FakePipeline`, and with them torch."""
+    fake = FakePipeline()
+    bundle = types.ModuleType("audiolm_cli.bundle")
+    bundle.load = fake.load  # type: ignore[attr-defined]
+    pipeline = types.ModuleType("audiolm_cli.pipeline")
+    for name, value in {
+        "continue_": fake.continue_,
+        "Prompt": lambda samples, position, sample: types.SimpleNamespace(
+            samples=samples, position=position, sample=sample
+        ),
+        "Sampling": lambda **options: types.SimpleNamespace(**options),
+        "Tokens": FakeTokens,
+        "encode": lambda bundle, samples: FakeTokens(samples.tobytes()),
+        "decode": lambda bundle, tokens, quantizers: np.frombuffer(tokens.data, np.float32) / (quantizers or 1),
+    }.items():
+        setattr(pipeline, name, value)
+    import audiolm_cli
+
+    for module in (bundle, pipeline):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(audiolm_cli, module.__name__.rpartition(".")[2], module, raising=False)
+    return fake
+
+
+# A stand-in for the models inside another process, with SLEEP seconds between the first and the second output.
+STAND_IN = """
+import types, time, os, numpy as np
+def continue_(bundle, prompts, **options):
+    for prompt in prompts:
+        new = np.zeros(16000, np.float32)
+        yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
+                                    stage_seconds={}, stage_tokens={})
+        time.sleep(float(os.environ["SLEEP"]))
+bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
+tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
+sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1))
+config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling)
+bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0")
+pipeline.continue_ = continue_
+pipeline.Prompt = lambda samples, position, sample: types.SimpleNamespace(samples=samples)
+pipeline.Sampling = lambda **k: types.SimpleNamespace(**k)
+import audiolm_cli
+for module in (bundle, pipeline):
+    sys.modules[module.__name__] = module
+    setattr(audiolm_cli, module.__name__.split(".")[1], module)
+"""
+
+
+def spawn(*arguments: object, code: str = f"exec({STAND_IN!r})", **options: Any) -> subprocess.Popen:
+    """Starts a command line in another process, after `code`; unless told otherwise with a stand-in for the models."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}; from audiolm_cli.cli import main; sys.exit(main())"
+    )
+    return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], **options)

@@ -1,0 +1,378 @@
+"""The command line with the models replaced by a stand-in; the real ones are in test_pipeline.py and test_wheel.py."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_cli import cli
+from audiolm_cli.errors import ModelError
+from tests.conftest import ROOT, spawn, tone
+
+
+@pytest.fixture
+def audiolm(fake, tmp_path, monkeypatch, capfd):
+    """Runs a command line in an empty folder: -> exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_continue_writes_prompt_and_new_audio(audiolm, prompt, fake):
+    code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--duration", "2", "--seed", "5")
+    assert (code, out) == (0, "out.wav\n")
+    assert "audiolm: seed 5\n" in err
+    samples, rate = soundfile.read("out.wav")
+    assert (rate, len(samples)) == (16000, 3 * 16000)
+    assert np.abs(samples[:16000] - tone(1.0)).max() < 2**-15
+    assert (samples[16000:] == 0.25).all()
+    assert fake.loads == [("speech", "auto", "auto")]
+
+
+def test_options_reach_the_pipeline(audiolm, prompt, fake):
+    code, _, _ = audiolm(
+        *("continue", prompt, "-o", "out.wav", "--duration", "1.5", "--prompt-seconds", "0.5", "--seed", "7"),
+        *("--temperature", "0.5", "--top-k", "10,0,3", "--batch-size", "2", "--num-samples", "3"),
+        *("--model", "mine", "--device", "cpu", "--dtype", "float32"),
+    )
+    assert code == 0
+    assert fake.loads == [("mine", "cpu", "float32")]
+    assert [len(call["prompts"]) for call in fake.calls] == [2, 1]
+    assert [prompt.sample for call in fake.calls for prompt in call["prompts"]] == [0, 1, 2]
+    for call in fake.calls:
+        assert (call["duration"], call["prompt_seconds"], call["seed"], call["batch_size"]) == (1.5, 0.5, 7, 2)
+        assert call["sampling"].temperature == (0.5, 0.5, 0.5)
+        assert call["sampling"].top_k == (10, 0, 3)
+        assert call["sampling"].top_p == (0.95, 0.95, 0.95)  # the bundle's
+
+
+def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):
+    audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0")
+    assert fake.calls[0]["sampling"].temperature == (0, 0, 0)
+    assert fake.calls[0]["seed"] == 0
+
+
+def test_the_model_comes_from_the_environment(audiolm, prompt, fake, monkeypatch):
+    monkeypatch.setenv("AUDIOLM_MODEL", "elsewhere")
+    audiolm("continue", prompt, "-o", "out.wav")
+    assert fake.loads[0][0] == "elsewhere"
+
+
+def test_a_random_seed_is_printed_and_recorded(audiolm, prompt):
+    seeds = []
+    for name in ("a.wav", "b.wav"):
+        _, _, err = audiolm("continue", prompt, "-o", name, "-q")
+        with soundfile.SoundFile(name) as file:
+            seeds.append(json.loads(file.comment)["seed"])
+        assert f"seed {seeds[-1]}\n" in err
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_tags_say_what_made_a_file(audiolm, prompt, suffix):
+    audiolm("continue", prompt, "-o", f"a{suffix}", "--seed", 2**63 - 1, "--temperature", "0.123456789", "--threads", 2)
+    with soundfile.SoundFile(f"a{suffix}") as file:
+        assert file.software.startswith(f"audiolm {cli.__version__}")
+        comment = file.comment
+    assert comment.isascii()
+    assert len(comment) < 1000
+    record = json.loads(comment)
+    assert record["bundle"] == "speech"
+    assert record["identity"] == "0123456789abcdef"
+    assert record["seed"] == 2**63 - 1
+    assert record["prompt_samples"] == 16000
+    assert record["digitalSourceType"] == "trainedAlgorithmicMedia"
+    assert record["options"]["temperature"] == [0.123456789] * 3
+
+
+def test_json_has_one_object_for_each_output(audiolm, prompt):
+    code, out, _ = audiolm("continue", prompt, "-o", "a.wav", "--num-samples", "2", "--json", "--seed", "1")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["path"] for record in records] == ["a.0.wav", "a.1.wav"]
+    assert records[1] == {
+        "path": "a.1.wav",
+        "source": str(prompt),
+        "model": "speech",
+        "identity": "0123456789abcdef",
+        "seed": 1,
+        "position": 0,
+        "sample": 1,
+        "prompt_seconds": 1.0,
+        "new_seconds": 7.0,
+        "seconds": 8.0,
+        "stages": {
+            "semantic": {"seconds": 0.5, "tokens": 25, "tokens_per_second": 50.0},
+            "decode": {"seconds": 0.1, "tokens": 0, "tokens_per_second": 0.0},
+        },
+        "real_time_factor": pytest.approx(0.6 / 7),
+        "peak": pytest.approx(0.3, abs=0.05),
+        "clipped": 0,
+    }
+
+
+def test_clipping_is_reported(audiolm, prompt, fake):
+    fake.level = 1.5
+    _, out, err = audiolm("continue", prompt, "-o", "a.wav", "--json", "--duration", "1")
+    assert json.loads(out)["clipped"] == 16000
+    assert json.loads(out)["peak"] == 1.5
+    assert "16000 samples beyond full scale clipped" in err
+
+
+def test_continuation_only(audiolm, prompt):
+    audiolm("continue", prompt, "-o", "a.wav", "--continuation-only", "--duration", "1")
+    with soundfile.SoundFile("a.wav") as file:
+        assert json.loads(file.comment)["prompt_samples"] == 0
+        assert (file.read() == 0.25).all()
+        assert file.frames == 16000
+
+
+def test_many_inputs_into_a_folder(audiolm, tmp_path):
+    for name in ("a", "b c", "ä"):
+        soundfile.write(tmp_path / f"{name}.flac", tone(0.5), 16000)
+    code, out, _ = audiolm("continue", "a.flac", "b c.flac", "ä.flac", "--out-dir", "o/p", "--duration", "1")
+    assert code == 0
+    assert out.splitlines() == ["o/p/a.wav", "o/p/b c.wav", "o/p/ä.wav"]
+    assert sorted(os.listdir("o/p")) == ["a.wav", "b c.wav", "ä.wav"]
+
+
+def test_one_bad_input_does_not_stop_the_rest(audiolm, prompt, tmp_path):
+    (tmp_path / "text.wav").write_text("not audio")
+    soundfile.write(tmp_path / "short.wav", tone(0.02), 16000)
+    code, out, err = audiolm("continue", "text.wav", "missing.wav", "short.wav", prompt, "--out-dir", "o")
+    assert (code, out) == (1, "o/prompt.wav\n")
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert errors == [
+        "audiolm: error: missing.wav: no such file",
+        "audiolm: error: text.wav: not audio that libsndfile can read",
+        "audiolm: error: short.wav: shorter than one token, 40 ms",
+    ]
+    assert os.listdir("o") == ["prompt.wav"]
+
+
+def test_notes_say_what_was_done_and_can_be_silenced(audiolm, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.stack([tone(1.0, 8000)] * 2, 1), 8000)
+    for extra, notes in (([], 3), (["-q"], 0)):
+        _, _, err = audiolm("continue", "a.wav", "-o", "b.wav", "-f", "--num-samples", "1", *extra)
+        lines = [line for line in err.splitlines() if "seed" not in line]
+        assert len(lines) == notes
+    assert not os.path.exists("b.0.wav")
+
+
+def test_existing_output_is_refused_before_the_model_loads(audiolm, prompt, fake, tmp_path):
+    (tmp_path / "out.wav").write_bytes(b"precious")
+    code, out, err = audiolm("continue", prompt, "-o", "out.wav")
+    assert (code, out) == (1, "")
+    assert err == "audiolm: error: out.wav: exists already; use --force to replace it\n"
+    assert (tmp_path / "out.wav").read_bytes() == b"precious"
+    assert fake.loads == []
+    assert audiolm("continue", prompt, "-o", "out.wav", "--force")[0] == 0
+
+
+def test_without_a_usable_input_the_model_is_not_loaded(audiolm, fake):
+    assert audiolm("continue", "missing.wav", "-o", "out.wav")[0] == 1
+    assert audiolm("encode", "missing.wav", "-o", "out.safetensors")[0] == 1
+    assert audiolm("decode", "missing.safetensors", "-o", "out.wav")[0] == 1
+    assert fake.loads == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Missing argument"),
+        (["IN"], "either -o FILE or --out-dir"),
+        (["IN", "-o", "a.wav", "--frobnicate"], "No such option"),
+        (["IN", "-o", "a.wav", "--duration", "0"], "--duration"),
+        (["IN", "-o", "a.wav", "--duration", "nan"], "--duration"),
+        (["IN", "-o", "a.wav", "--duration", "1e9"], "--duration"),
+        (["IN", "-o", "a.wav", "--duration", "0.001"], "--duration"),
+        (["IN", "-o", "a.wav", "--prompt-seconds", "-1"], "--prompt-seconds"),
+        (["IN", "-o", "a.wav", "--num-samples", "0"], "--num-samples"),
+        (["IN", "-o", "a.wav", "--batch-size", "0"], "--batch-size"),
+        (["IN", "-o", "a.wav", "--threads", "0"], "--threads"),
+        (["IN", "-o", "a.wav", "--seed", "-1"], "--seed"),
+        (["IN", "-o", "a.wav", "--seed", "x"], "--seed"),
+        (["IN", "-o", "a.wav", "--temperature", "-0.1"], "--temperature: must be at least 0"),
+        (["IN", "-o", "a.wav", "--temperature", "inf"], "--temperature"),
+        (["IN", "-o", "a.wav", "--temperature", "nan"], "--temperature"),
+        (["IN", "-o", "a.wav", "--temperature", "1,2"], "one number or three"),
+        (["IN", "-o", "a.wav", "--temperature", "warm"], "neither one number nor three"),
+        (["IN", "-o", "a.wav", "--top-p", "0"], "--top-p"),
+        (["IN", "-o", "a.wav", "--top-p", "1,1,1.1"], "--top-p"),
+        (["IN", "-o", "a.wav", "--top-k", "2.5"], "--top-k"),
+        (["IN", "-o", "a.wav", "--top-k", "-1"], "--top-k"),
+        (["IN", "-o", "a.wav", "--device", "tpu"], "--device"),
+        (["IN", "-o", "a.wav", "--dtype", "float16"], "--dtype"),
+        (["IN", "-o", "a.mp3"], "must end in"),
+        (["IN", "IN", "-o", "a.wav"], "--out-dir"),
+        (["IN", "-o", "-", "--json"], "--json"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(audiolm, prompt, fake, tmp_path, arguments, says):
+    code, out, err = audiolm("continue", *(str(prompt) if argument == "IN" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    *seed, line = err.splitlines()
+    assert line.startswith("audiolm: error: ")
+    assert says in line
+    assert all("seed" in other for other in seed)
+    assert fake.calls == []
+    assert os.listdir(tmp_path) == ["prompt.wav"]
+
+
+def test_no_audio_to_a_terminal(audiolm, prompt, fake, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, _, err = audiolm("continue", prompt, "-o", "-")
+    assert code == 2
+    assert "terminal" in err
+    assert fake.loads == []
+
+
+def test_stdin_and_stdout(fake, prompt, monkeypatch, capfdbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompt.read_bytes())))
+    assert cli.main(["continue", "-", "-o", "-", "--duration", "1"]) == 0
+    samples, rate = soundfile.read(io.BytesIO(capfdbinary.readouterr().out))
+    assert (rate, len(samples)) == (16000, 2 * 16000)
+
+
+def test_encode_and_decode(audiolm, prompt, tmp_path):
+    code, out, _ = audiolm("encode", prompt, "-o", "a.safetensors", "--json")
+    assert code == 0
+    assert json.loads(out)["seconds"] == 1.0
+    code, out, _ = audiolm("decode", "a.safetensors", "-o", "a.wav", "--quantizers", "2")
+    assert (code, out) == (0, "a.wav\n")
+    assert np.abs(soundfile.read("a.wav")[0] - tone(1.0) / 2).max() < 1e-4
+    code, _, err = audiolm("decode", prompt, "-o", "b.wav")
+    assert code == 1
+    assert err == f"audiolm: error: {prompt}: not a file of tokens\n"
+    code, _, err = audiolm("decode", "a.safetensors", "-o", "b.wav", "--quantizers", "13")
+    assert code == 2
+    assert "has only 12" in err
+    assert not (tmp_path / "b.wav").exists()
+
+
+def test_decode_takes_tokens_from_stdin(fake, prompt, tmp_path, monkeypatch, capfdbinary):
+    assert cli.main(["encode", str(prompt), "-o", "-"]) == 0
+    tokens = capfdbinary.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(tokens)))
+    assert cli.main(["decode", "-", "--out-dir", str(tmp_path)]) == 0
+    assert capfdbinary.readouterr().out == f"{tmp_path}/stdin.wav\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ModelError("config.json: name: missing"), 1, "config.json: name: missing"),
+        (MemoryError(), 1, "out of memory; a smaller --batch-size or a shorter --duration needs less"),
+        (ZeroDivisionError("a\nb"), 1, "unexpected ZeroDivisionError: a b (--debug shows where)"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_errors_of_the_model_and_of_the_program(audiolm, prompt, fake, tmp_path, error, code, says):
+    fake.fail_at, fake.error = 0, error
+    got, out, err = audiolm("continue", prompt, "-o", "out.wav", "--seed", "1")
+    assert (got, out) == (code, "")
+    assert err.splitlines() == ["audiolm: seed 1"] + ([f"audiolm: error: {says}"] if says else [])
+    assert os.listdir(tmp_path) == ["prompt.wav"]
+
+
+def test_debug_shows_a_traceback(audiolm, prompt, fake):
+    fake.fail_at, fake.error = 0, ZeroDivisionError("x")
+    _, _, err = audiolm("continue", prompt, "-o", "out.wav", "--debug")
+    assert "Traceback" in err
+    assert "in continue_" in err
+
+
+def test_finished_outputs_stay_when_interrupted(audiolm, prompt, fake, tmp_path):
+    fake.fail_at = 1
+    code, out, _ = audiolm("continue", prompt, "-o", "a.wav", "--num-samples", "3", "--batch-size", "2")
+    assert (code, out) == (130, "a.0.wav\na.1.wav\n")
+    assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "a.1.wav", "prompt.wav"]
+
+
+def test_help_and_version(audiolm):
+    assert audiolm("--version") == (0, f"audiolm {cli.__version__}\n", "")
+    code, out, _ = audiolm("--help")
+    assert code == 0
+    assert "continue" in out
+    assert audiolm("continue", "--help")[0] == 0
+    code, out, err = audiolm()
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+
+
+def test_help_imports_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'soundfile', 'rich', 'huggingface_hub', 'safetensors'}"
+    code = f"import atexit; atexit.register(lambda: print(sorted({heavy} & set(sys.modules)), file=sys.stderr))"
+    process = spawn("continue", "--help", code=code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, err = process.communicate()
+    assert err == b"[]\n"
+
+
+def test_help_takes_less_than_three_tenths_of_a_second():
+    resource = pytest.importorskip("resource")
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "audiolm_cli", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.3  # processor time: the machine may be busy
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
+    process = spawn(
+        *("continue", prompt, "-o", tmp_path / "a.wav", "--num-samples", "2", "-q", "--seed", "1"),
+        env={**os.environ, "SLEEP": "60"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == bytes(tmp_path / "a.0.wav")
+    time.sleep(0.1)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err == b"audiolm: seed 1\n"
+    assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "prompt.wav"]
+
+
+def test_a_broken_pipe_is_quiet(prompt, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = spawn(
+        *("continue", prompt, "-o", tmp_path / "a.wav", "-q", "--seed", "1"),
+        env={**os.environ, "SLEEP": "0"},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    _, err = process.communicate(timeout=20)
+    assert err == b"audiolm: seed 1\n"
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(prompt):
+    with open("/dev/full", "wb") as full:
+        process = spawn(
+            *("continue", prompt, "-o", "-", "-q", "--seed", "1"),
+            env={**os.environ, "SLEEP": "0"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.splitlines()[1:] == [b"audiolm: error: standard output: cannot be written: No space left on device"]

@@ -1,0 +1,62 @@
+import io
+import json
+import sys
+
+import pytest
+
+from audiolm_cli import console as console_module
+from audiolm_cli.console import Console
+from audiolm_cli.errors import OutputError
+
+
+def test_results_are_paths_or_json_lines(capfdbinary):
+    Console().result({"path": "a b\udcff.wav", "peak": 0.5})
+    Console(json=True).result({"path": "ä\n.wav", "peak": 0.5})
+    Console(json=True).result({"path": "-"})
+    first, second = capfdbinary.readouterr().out.splitlines()
+    assert first == b"a b\xff.wav"
+    assert json.loads(second) == {"path": "ä\n.wav", "peak": 0.5}
+    assert second.isascii()
+
+
+def test_notes_are_silent_when_quiet_and_errors_are_not(capfd):
+    console = Console(quiet=True)
+    console.note("note")
+    console.error("bad")
+    assert capfd.readouterr().err == "audiolm: error: bad\n"
+
+
+def test_no_progress_without_a_terminal(capfd):
+    with Console().progress("", 1.0) as show:
+        assert show is None
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Console(quiet=True).progress("", 1.0) as show:
+        assert show is None
+    with Console().progress("[1/2] ", 7.0) as show:
+        assert show is not None
+        show("semantic", 0, 175)
+        show("semantic", 100, 175)
+        show("coarse", 1, 1400)
+    text = terminal.getvalue()
+    assert "[1/2] semantic" in text
+    assert "tokens/s" in text
+    assert "real-time factor" in text
+    assert "coarse" in text
+
+
+def test_closed_standard_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    Console().error("nobody hears this")
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OutputError, match="closed"):
+        console_module.write_stdout(b"x")

@@ -1,0 +1,126 @@
+import os
+
+import pytest
+
+from audiolm_cli import jobs
+from audiolm_cli.console import Console
+from audiolm_cli.errors import InputError, OutputError, UsageError
+
+AUDIO = (".wav", ".flac", ".ogg")
+
+
+def plan(sources, output=None, out_dir=None, samples=1, force=False):
+    return jobs.plan(sources, output=output, out_dir=out_dir, suffixes=AUDIO, samples=samples, force=force)
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_names_of_outputs():
+    assert [job.target for job in plan(["a.mp3"], "b.flac")] == ["b.flac"]
+    assert [job.target for job in plan(["a.mp3"], "b.flac", samples=2)] == ["b.0.flac", "b.1.flac"]
+    assert [job.target for job in plan(["x/a.b.mp3", "-"], out_dir="o")] == ["o/a.b.wav", "o/stdin.wav"]
+    assert [job.target for job in plan(["a.mp3"], "-")] == ["-"]
+    planned = plan(["a.mp3", "b.mp3"], out_dir="o", samples=2)
+    assert [job.target for job in planned] == ["o/a.0.wav", "o/a.1.wav", "o/b.0.wav", "o/b.1.wav"]
+    assert [(job.position, job.sample) for job in planned] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "says"),
+    [
+        (["a.wav"], {}, "either -o FILE or --out-dir"),
+        (["a.wav"], {"output": "b.wav", "out_dir": "o"}, "either -o FILE or --out-dir"),
+        (["a.wav", "b.wav"], {"output": "c.wav"}, "--out-dir"),
+        (["-", "-"], {"out_dir": "o"}, "standard input"),
+        (["a.wav"], {"output": "-", "samples": 2}, "one sample"),
+        (["a.wav"], {"output": "b.mp3"}, ".wav or .flac or .ogg"),
+        (["a.wav"], {"output": "b"}, ".wav or .flac or .ogg"),
+    ],
+)
+def test_what_cannot_be(sources, options, says):
+    with pytest.raises(UsageError, match=says):
+        plan(sources, **options)
+
+
+def test_two_jobs_for_one_name_are_refused():
+    with pytest.raises(OutputError, match=r"x/a.wav and y/a.flac would both be written"):
+        plan(["x/a.wav", "y/a.flac"], out_dir="o", force=True)
+    os.makedirs("real")
+    os.symlink("real", "link")
+    with pytest.raises(OutputError, match="would both be written"):
+        plan(["a.wav", "a.wav"], out_dir="link", force=True)
+
+
+def test_an_input_is_never_overwritten():
+    open("a.wav", "w").close()
+    for options in ({"output": "./a.wav"}, {"out_dir": "."}):
+        with pytest.raises(OutputError, match="is an input itself"):
+            plan(["a.wav"], force=True, **options)
+
+
+def test_what_exists_is_refused_without_force():
+    open("b.1.wav", "w").close()
+    with pytest.raises(OutputError, match=r"b\.1\.wav: exists already"):
+        plan(["a.wav"], "b.wav", samples=2)
+    assert len(plan(["a.wav"], "b.wav", samples=2, force=True)) == 2
+
+
+def test_places_that_cannot_take_an_output():
+    os.mkdir("folder.wav")
+    open("file", "w").close()
+    with pytest.raises(OutputError, match=r"folder\.wav: is a folder"):
+        plan(["a.wav"], "folder.wav", force=True)
+    with pytest.raises(OutputError, match="there is no folder nowhere"):
+        plan(["a.wav"], "nowhere/b.wav")
+    with pytest.raises(OutputError, match="file: not a folder"):
+        plan(["a.wav"], out_dir="file")
+    with pytest.raises(OutputError, match="cannot be made"):
+        plan(["a.wav"], out_dir="file/deeper")
+
+
+class Recorder:
+    """A task that notes what it is asked; inputs named bad... cannot be loaded, saved... not saved."""
+
+    batch_size = 2
+    seconds = 1.0
+
+    def __init__(self):
+        self.batches = []
+
+    def load(self, job):
+        if job.source.startswith("bad"):
+            raise InputError(f"{job.source}: bad")
+        return job.source
+
+    def work(self, inputs, progress):
+        self.batches.append(inputs)
+        yield from (name.upper() for name in inputs)
+
+    def save(self, job, result):
+        if job.source.startswith("full"):
+            raise OutputError(f"{job.target}: no space")
+        assert result == job.source.upper()
+        return {"path": job.target}
+
+
+def test_one_failure_does_not_stop_the_rest(capfd):
+    task = Recorder()
+    sources = ["bad1", "a", "b", "bad2", "full", "c", "d", "bad3"]
+    assert jobs.run(plan(sources, out_dir="o"), task, Console()) == 4
+    assert task.batches == [["a", "b"], ["full", "c"], ["d"]]
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["o/a.wav", "o/b.wav", "o/c.wav", "o/d.wav"]
+    assert [line.split(": ")[2] for line in err.splitlines()] == ["bad1", "bad2", "o/full.wav", "bad3"]
+
+
+def test_unreadable_inputs_are_reported_once(capfd):
+    open("a.wav", "w").close()
+    planned = plan(["a.wav", "missing.wav", "."], out_dir="o", samples=3)
+    assert {job.source for job in jobs.readable(planned, Console())} == {"a.wav"}
+    assert capfd.readouterr().err.splitlines() == [
+        "audiolm: error: missing.wav: no such file",
+        "audiolm: error: .: a directory, not a recording",
+    ]
