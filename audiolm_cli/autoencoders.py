@@ -8,6 +8,7 @@ latents into audio that lags by `delay` samples; `flush` gives the last `delay` 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,12 @@ from torch import Tensor, nn
 from audiolm_cli.config import SpectralConfig, WaveformConfig
 
 State = dict[nn.Module, Any]  # what each layer keeps of the past; an empty one is the start of a recording
+
+
+@functools.cache
+def hann(size: int, device: torch.device) -> Tensor:
+    """The Hann window `float32 [size]`."""
+    return torch.hann_window(size, device=device)
 
 
 class CausalConv(nn.Module):
@@ -77,7 +84,6 @@ class SpectralEncoder(nn.Module):
     def __init__(self, config: SpectralConfig, hop: int):
         super().__init__()
         self.hop = hop
-        self.register_buffer("window", torch.hann_window(2 * hop), persistent=False)
         self.input = nn.Linear(3 * (hop + 1), config.width)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config.width) for _ in range(config.encoder_blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -87,7 +93,7 @@ class SpectralEncoder(nn.Module):
         past = state[self] if self in state else audio.new_zeros(audio.shape[0], self.hop)
         audio = torch.cat([past, audio], -1)
         state[self] = audio[:, -self.hop :]
-        spectrum = torch.fft.rfft(audio.unfold(-1, 2 * self.hop, self.hop) * self.window)
+        spectrum = torch.fft.rfft(audio.unfold(-1, 2 * self.hop, self.hop) * hann(2 * self.hop, audio.device))
         size = torch.view_as_real(spectrum).square().sum(-1).add(1e-10).sqrt()
         x = torch.cat([0.5 * (size + 1e-3).log() + 1, spectrum.real / (size + 1e-3), spectrum.imag / (size + 1e-3)], -1)
         x = self.input(x)
@@ -108,7 +114,6 @@ class SpectralDecoder(nn.Module):
         super().__init__()
         self.hop, self.size = hop, 4 * hop
         self.delay = (self.size - hop) // 2  # samples
-        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
         self.input = nn.Linear(config.latent, config.width)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config.width) for _ in range(config.decoder_blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -121,8 +126,9 @@ class SpectralDecoder(nn.Module):
         magnitude, phase = self.output(self.norm(x)).float().chunk(2, -1)
         magnitude = magnitude.clamp(max=6).exp()
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-        frames = torch.fft.irfft(spectrum, n=self.size) * self.window
-        power = self.window.square().expand(1, x.shape[1], self.size)
+        window = hann(self.size, x.device)
+        frames = torch.fft.irfft(spectrum, n=self.size) * window
+        power = window.square().expand(1, x.shape[1], self.size)
         return self._overlap_add(frames, power, state)
 
     def _overlap_add(self, frames: Tensor, power: Tensor, state: State) -> Tensor:

@@ -99,3 +99,158 @@ class TokenizerConfig:
             raise ModelError("config.json: tokenizer.width must be a multiple of tokenizer.heads")
         if self.kernel % 2 == 0:
             raise ModelError("config.json: tokenizer.kernel must be odd")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A decoder-only Transformer. Layout `aligned`: positions are times shared by all streams, and every input carries
+    the conditioning tokens of the frame it predicts. Layout `plain`: positions count tokens, as in the paper."""
+
+    layers: int = bounded(1, 96, default=6)
+    heads: int = bounded(1, 128, default=4)
+    width: int = bounded(8, 16384, default=256)
+    feedforward: int = bounded(8, 65536, default=1024)
+    layout: Literal["aligned", "plain"] = "aligned"
+    rotary_base: float = bounded(10, 1e7, default=2000.0)
+    window_seconds: float = bounded(0.5, 120, default=10.0)  # longer outputs slide by half a window
+
+    def check(self) -> None:
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ModelError("config.json: a stage's width must be an even multiple of its heads")
+        if 12 * self.layers * self.width * max(self.width, self.feedforward) > 4 * MAX_PARAMETERS:
+            raise ModelError("config.json: a stage is larger than any that this program is made for")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """A bundle's defaults, for the semantic, coarse and fine stage each; top_k 0 means off."""
+
+    temperature: tuple[float, ...] = bounded(0, 10, default=(0.9, 0.9, 0.7))
+    top_k: tuple[int, ...] = bounded(0, 65536, default=(0, 0, 0))
+    top_p: tuple[float, ...] = bounded(0, 1, default=(0.95, 0.95, 0.95))
+
+    def check(self) -> None:
+        if {len(self.temperature), len(self.top_k), len(self.top_p)} != {3}:
+            raise ModelError("config.json: sampling needs three values each, for semantic, coarse and fine")
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """config.json of a bundle."""
+
+    name: str
+    tokens: TokenSpec
+    codec: SpectralConfig | WaveformConfig
+    tokenizer: TokenizerConfig
+    semantic: StageConfig
+    coarse: StageConfig
+    fine: StageConfig | None  # None where all quantizers are coarse
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
+    trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
+    format_version: int = bounded(1, FORMAT_VERSION, default=FORMAT_VERSION)
+
+    def check(self) -> None:
+        if (self.fine is None) != (self.tokens.fine == 0):
+            raise ModelError("config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse")
+        if isinstance(self.codec, WaveformConfig):
+            product = 1
+            for stride in self.codec.strides:
+                product *= stride
+            if product != self.tokens.samples_per_frame:
+                raise ModelError("config.json: the product of codec.strides must be tokens.samples_per_frame")
+        if self.tokens.samples_per_semantic % 4:
+            raise ModelError("config.json: a semantic token must span a multiple of 4 samples")
+
+
+def preset(name: str) -> BundleConfig:
+    """`tiny` for tests, `speech` as shipped, `paper` with the sizes of AudioLM, section IV-B.
+
+    Raises KeyError for another name.
+    """
+    paper = StageConfig(12, 16, 1024, 4096, "plain")
+    tiny = StageConfig(2, 2, 32, 64)
+    return {
+        "tiny": BundleConfig(
+            "tiny",
+            TokenSpec(codebook_size=32, semantic_vocabulary=16),
+            SpectralConfig(width=32, encoder_blocks=1, decoder_blocks=1, latent=8),
+            TokenizerConfig(width=32, heads=2, feedforward=32, layers=2),
+            tiny,
+            tiny,
+            tiny,
+        ),
+        "speech": BundleConfig(
+            "speech",
+            TokenSpec(),
+            SpectralConfig(),
+            TokenizerConfig(),
+            StageConfig(4),
+            StageConfig(6),
+            StageConfig(6, 3, 192, 768, window_seconds=3.0),
+        ),
+        "paper": BundleConfig("paper", TokenSpec(semantic_vocabulary=1024), WaveformConfig(32, 32), TokenizerConfig(), paper, paper, paper),
+    }[name]
+
+
+def to_json(config: Any) -> Any:
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: Any, value: Any, where: str = "") -> Any:
+    """Builds the dataclass `kind` from parsed JSON, checking names, types and bounds.
+
+    Raises ModelError naming the field, such as `config.json: coarse.width must be between 8 and 16384`.
+    """
+    if not isinstance(value, dict):
+        raise ModelError(f"config.json: {where or 'the whole'} must be an object")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := value.keys() - known.keys():
+        raise ModelError(f"config.json: {prefix}{sorted(unknown)[0]} is not a known field")
+    arguments = {}
+    for name, spec in known.items():
+        if name in value:
+            arguments[name] = _checked(hints[name], value[name], prefix + name, spec.metadata.get("bounds"))
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise ModelError(f"config.json: {prefix}{name} is missing")
+    result = kind(**arguments)
+    if hasattr(result, "check"):
+        result.check()
+    return result
+
+
+def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | None) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None and type(None) in options:
+            return None
+        kinds = [option for option in options if option is not type(None)]
+        if len(kinds) == 1:
+            return from_json(kinds[0], value, where)
+        for kind in kinds:  # told apart by their field `kind`
+            if isinstance(value, dict) and value.get("kind") == kind.kind:
+                return from_json(kind, value, where)
+        raise ModelError(f"config.json: {where}.kind must be one of {', '.join(k.kind for k in kinds)}")
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)
+    if origin is Literal:
+        if value not in options:
+            raise ModelError(f"config.json: {where} must be one of {', '.join(map(str, options))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or not 0 < len(value) <= 16:
+            raise ModelError(f"config.json: {where} must be a short list")
+        return tuple(_checked(options[0], item, where, bounds) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ModelError(f"config.json: {where} must be an object")
+        return value
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise ModelError(f"config.json: {where} must be {hint.__name__}")
+    if bounds and not bounds[0] <= value <= bounds[1]:
+        raise ModelError(f"config.json: {where} must be between {bounds[0]:g} and {bounds[1]:g}")
+    return value

@@ -8,16 +8,25 @@ depends on no audio later than `lookahead` tokens behind its own end. Audio is `
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli._torchaudio import ConformerLayer, melscale_fbanks
+from audiolm_cli.autoencoders import hann
 from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.soundstream import nearest
 
 MELS_PER_TOKEN = 4  # mel frames stacked into one token: 100/s at 25 tokens/s
 PAST_TOKENS, WINDOW_TOKENS = 75, 100  # a window of 4 s is tokenized behind 3 s of what came before
+
+
+@functools.cache
+def mel_banks(frequencies: int, bins: int, rate: int, device: torch.device) -> Tensor:
+    """Triangular mel filters `float32 [frequencies, bins]` from 0 Hz to half the rate."""
+    return melscale_fbanks(frequencies, 0.0, rate / 2, bins, rate).to(device)
 
 
 class BandedAttention(nn.Module):
@@ -60,10 +69,8 @@ class SemanticTokenizer(nn.Module):
         super().__init__()
         self.config, self.hop = config, tokens.samples_per_semantic
         self.mel_hop = self.hop // MELS_PER_TOKEN
-        self.register_buffer("window", torch.hann_window(5 * self.mel_hop // 2), persistent=False)
-        self.fft_size = 1 << (len(self.window) - 1).bit_length()
-        banks = melscale_fbanks(self.fft_size // 2 + 1, 0.0, tokens.sample_rate / 2, config.mel_bins, tokens.sample_rate)
-        self.register_buffer("mel_banks", banks, persistent=False)
+        self.rate, self.mel_window = tokens.sample_rate, 5 * self.mel_hop // 2
+        self.fft_size = 1 << (self.mel_window - 1).bit_length()
         self.register_buffer("mel_mean", torch.zeros(config.mel_bins))
         self.register_buffer("mel_scale", torch.ones(config.mel_bins))
         self.input = nn.Linear(MELS_PER_TOKEN * config.mel_bins, config.width)
@@ -81,10 +88,11 @@ class SemanticTokenizer(nn.Module):
 
     def log_mel(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> `float32 [B, T // mel_hop, bins]`; a frame's window ends where the frame ends."""
-        audio = F.pad(audio, (len(self.window) - self.mel_hop, 0))
-        spectrum = torch.fft.rfft(audio.unfold(-1, len(self.window), self.mel_hop) * self.window, self.fft_size)
-        power = torch.view_as_real(spectrum).square().sum(-1)
-        return (power @ self.mel_banks).add(1e-5).log()
+        audio = F.pad(audio, (self.mel_window - self.mel_hop, 0))
+        frames = audio.unfold(-1, self.mel_window, self.mel_hop) * hann(self.mel_window, audio.device)
+        power = torch.view_as_real(torch.fft.rfft(frames, self.fft_size)).square().sum(-1)
+        banks = mel_banks(self.fft_size // 2 + 1, self.config.mel_bins, self.rate, audio.device)
+        return (power @ banks).add(1e-5).log()
 
     def features(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> normalised log-mel frames stacked per token, `[B, S, 4 * bins]`."""

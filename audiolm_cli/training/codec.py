@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli._torchaudio import melscale_fbanks
+from audiolm_cli.bundle import save_part
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
@@ -159,7 +160,6 @@ def main() -> None:
     config = SpectralConfig() if args.kind == "spectral" else WaveformConfig()
     training = CodecTraining(config, tokens)
     trainer = Trainer("codec", args, training, rate=1e-3, betas=(0.8, 0.99), validate_seconds=400)
-    trainer.extra.setdefault("config", dataclasses.asdict(config))
     codec, device = training.codec, trainer.device
     mel = MelLoss(tokens.sample_rate).to(device)
     rng = np.random.default_rng(args.seed + trainer.step)
@@ -189,6 +189,12 @@ def main() -> None:
         if trainer.due() and started:
             trainer.log(valid=True, **validate(codec, valid, mel))
     trainer.log(valid=True, finished=True, **validate(codec, valid, mel))
+    about = {
+        "config": dataclasses.asdict(config),
+        "tokens": dataclasses.asdict(tokens),
+        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)},
+    }
+    save_part(args.runs / "parts" / "codec.safetensors", codec, about)
 
 
 if __name__ == "__main__":

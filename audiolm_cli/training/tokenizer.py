@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiolm_cli.bundle import round_to_disk, save_part
 from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.soundstream import nearest
@@ -31,6 +32,8 @@ from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
 TRAINED_LAYERS, TARGET_LAYER = 6, 4
 MFCC_CLUSTERS, HIDDEN_CLUSTERS, LABELS_PER_TOKEN = 100, 500, 2
 FIRST_ROUND = 0.35  # share of the time
+FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
+UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
 MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, tokens masked from there: about half in all
 
 
@@ -164,8 +167,6 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 @torch.no_grad()
 def finish(training: TokenizerTraining, corpus: Corpus, layers: int, clusters: int, seed: int = 0) -> SemanticTokenizer:
     """The tokenizer that ships: the first `layers` layers in bfloat16's precision, normalisation and centroids."""
-    from audiolm_cli.bundle import round_to_disk
-
     source = training.tokenizer
     tokenizer = SemanticTokenizer(
         dataclasses.replace(source.config, layers=layers), TokenSpec(semantic_vocabulary=clusters)
@@ -196,14 +197,16 @@ def load(runs: Path) -> TokenizerTraining:
     return training.eval()
 
 
-def masked_loss(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool):
-    """Cross entropy and accuracy on masked tokens."""
+def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool) -> Tensor:
+    """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
     masked = draw_mask(*target.shape[:2], generator).to(target.device)
     with torch.autocast(target.device.type, torch.bfloat16):
-        logits = training.logits(normalise(training.tokenizer, mel), masked, round_two)
-    logits, target = logits[masked].float(), target[masked]
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-    return loss, (logits.argmax(-1) == target).float().mean()
+        logits = training.logits(normalise(training.tokenizer, mel), masked, round_two).float()
+    figures = []
+    for chosen in (masked, ~masked):
+        l, t = logits[chosen].flatten(0, 1), target[chosen].flatten()
+        figures += [F.cross_entropy(l, t), (l.argmax(-1) == t).float().mean()]
+    return torch.stack(figures)
 
 
 @torch.no_grad()
@@ -213,17 +216,19 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
     generator, figures = torch.Generator().manual_seed(0), []
     for first in np.arange(0, len(labels) - length, length)[:200].reshape(-1, 10):
         mel, target = batch_of(training.tokenizer, corpus, labels, first, length)
-        figures.append(torch.stack(masked_loss(training, mel, target, generator, round_two)))
+        figures.append(losses(training, mel, target, generator, round_two))
     training.train()
-    loss, accuracy = torch.stack(figures).mean(0).tolist()
+    means = [round(value, 4) for value in torch.stack(figures).mean(0).tolist()]
     majority = np.bincount(labels.flatten()).max() / labels.size
-    return {"valid_loss": round(loss, 4), "valid_accuracy": round(accuracy, 4), "majority_class": round(float(majority), 4)}
+    return dict(zip(FIGURES, means)) | {"majority_class": round(float(majority), 4)}
 
 
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
+    parser.add_argument("--layers", type=int, default=TARGET_LAYER, help="the layer whose outputs are clustered")
+    parser.add_argument("--clusters", type=int, default=512, help="semantic tokens in the end")
     args = parser.parse_args()
     spec = TokenSpec()
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
@@ -232,7 +237,7 @@ def main() -> None:
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
         set_statistics(tokenizer, corpora["train"])
-        for old in trainer.folder.glob("labels*"):
+        for old in trainer.folder.glob("labels2*"):
             old.unlink()
 
     def labels_of(round_two: bool) -> dict[str, np.ndarray]:
@@ -249,11 +254,18 @@ def main() -> None:
             round_two, labels = True, labels_of(True)
         first = rng.integers(0, len(labels["train"]) - length, args.batch)
         mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
-        loss, accuracy = masked_loss(training, perturb(mel, generator), target, generator, round_two)
-        trainer.update(loss, {"accuracy": accuracy})
+        figures = losses(training, perturb(mel, generator), target, generator, round_two)
+        trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures)))
         if trainer.due():
             trainer.log(valid=True, round=1 + round_two, **validate(training, corpora["valid"], labels["valid"], length, round_two))
     trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, round_two))
+    shipped = finish(training.eval(), corpora["train"], args.layers, args.clusters)
+    about = {
+        "config": dataclasses.asdict(shipped.config),
+        "tokens": dataclasses.asdict(TokenSpec(semantic_vocabulary=args.clusters)),
+        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)},
+    }
+    save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about)
 
 
 if __name__ == "__main__":

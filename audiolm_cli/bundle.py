@@ -1,0 +1,219 @@
+"""A bundle: config.json and one safetensors file per part, found by name or folder, checked, loaded part by part.
+
+Nothing in a bundle is trusted: sizes are bounded by `config`, names, shapes and dtypes of tensors must be those that the
+config implies, and every part must come from the codec and the tokenizer beside it. Whatever does not fit is a
+ModelError of one line. Tensors are bfloat16 on disk; encoding and tokenizing run in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from audiolm_cli.config import BundleConfig, StageConfig, from_json
+from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.semantic import SemanticTokenizer
+from audiolm_cli.soundstream import SoundStream
+from audiolm_cli.tokens import StageName
+from audiolm_cli.transformer import Transformer
+
+MAX_CONFIG_BYTES = 1 << 20
+# what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
+TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
+NEEDS = {"semantic": ("tokenizer",), "coarse": ("codec", "tokenizer"), "fine": ("codec",)}
+
+
+class Bundle:
+    """A loaded bundle; each part is read when it is first used."""
+
+    def __init__(self, folder: Path, config: BundleConfig, device: torch.device, dtype: torch.dtype):
+        self.folder, self.config, self.device, self.dtype = folder, config, device, dtype
+
+    @cached_property
+    def identity(self) -> str:
+        """The SHA-256 of SHA256SUMS: names these very weights."""
+        return hashlib.sha256((self.folder / "SHA256SUMS").read_bytes()).hexdigest()
+
+    @cached_property
+    def codec(self) -> SoundStream:
+        with torch.device("meta"):
+            codec = SoundStream(self.config.codec, self.config.tokens)
+        return self._fill("codec", codec, torch.float32)
+
+    @cached_property
+    def tokenizer(self) -> SemanticTokenizer:
+        with torch.device("meta"):
+            tokenizer = SemanticTokenizer(self.config.tokenizer, self.config.tokens)
+        return self._fill("tokenizer", tokenizer, torch.float32)
+
+    @cached_property
+    def semantic(self) -> Transformer:
+        return self._stage("semantic", self.config.semantic)
+
+    @cached_property
+    def coarse(self) -> Transformer:
+        return self._stage("coarse", self.config.coarse)
+
+    @cached_property
+    def fine(self) -> Transformer | None:
+        return self._stage("fine", self.config.fine) if self.config.fine else None
+
+    def _stage(self, name: StageName, config: StageConfig) -> Transformer:
+        with torch.device("meta"):
+            model = Transformer(config, self.config.tokens, name)
+        return self._fill(name, model, self.dtype)
+
+    def _fill(self, part: str, module: Any, dtype: torch.dtype) -> Any:
+        file = self.folder / f"{part}.safetensors"
+        tensors = read_tensors(file, module.state_dict())
+        self._check_sources(part, tensors)
+        floats = {k: v.to(self.device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
+        module.load_state_dict(floats, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def _check_sources(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses a codec or tokenizer other than config.json names, and stages trained on tokens of another one."""
+        depends = self.config.depends
+        if part in TOKEN_SOURCES:
+            if tensors_identity(tensors, TOKEN_SOURCES[part]) != depends.get(part, {}).get("self"):
+                raise ModelError(f"{self.folder}: {part}.safetensors is not the {part} that config.json names")
+        for source in NEEDS.get(part, ()):
+            if depends.get(part, {}).get(source) != depends.get(source, {}).get("self"):
+                raise ModelError(f"{self.folder}: {part}.safetensors was trained on the tokens of another {source}")
+
+
+def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Bundle:
+    """The bundle of that name (embedded in the program) or in that folder.
+
+    Raises ModelError when there is none or it is damaged, UsageError for a device or dtype that cannot be had.
+    """
+    folder, where = find(name), pick_device(device)
+    return Bundle(folder, read_config(folder), where, pick_dtype(dtype, where))
+
+
+def find(name: str) -> Path:
+    """The folder of a bundle: a path to one, or the name of an embedded one."""
+    package = Path(__file__).parent
+    candidates = [Path(name), package / "weights" / name, package.parent / "weights" / name]
+    if "/" in name or name in ("", ".", ".."):
+        candidates = candidates[:1]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
+
+
+def embedded() -> list[str]:
+    """Names of the bundles that came with the program."""
+    package = Path(__file__).parent
+    folders = [package / "weights", package.parent / "weights"]
+    return sorted({config.parent.name for folder in folders for config in folder.glob("*/config.json")})
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """The checked config.json of a bundle; raises ModelError."""
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
+        return from_json(BundleConfig, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({error})") from error
+
+
+def read_tensors(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, which must have the names and shapes of `wanted`; raises ModelError."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            names = set(handle.keys())
+            if missing := wanted.keys() - names:
+                raise ModelError(f"{file}: tensor {sorted(missing)[0]} is missing")
+            if unknown := names - wanted.keys():
+                raise ModelError(f"{file}: tensor {sorted(unknown)[0]} does not belong there")
+            for name, tensor in wanted.items():
+                shape = list(handle.get_slice(name).get_shape())
+                if shape != list(tensor.shape):
+                    raise ModelError(f"{file}: tensor {name} has shape {shape}, config.json implies {list(tensor.shape)}")
+            tensors = {name: handle.get_tensor(name) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: not readable as safetensors ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise ModelError(f"{file}: tensor {name} has dtype {tensor.dtype}")
+    return tensors
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> a device that is there; raises UsageError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UsageError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: no such CUDA device here")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: no Apple GPU here")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the hardware multiplies it, else float32. Raises UsageError for an unknown name."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name in known:
+        return known[name]
+    if name != "auto":
+        raise UsageError(f"--dtype {name}: use auto, float32 or bfloat16")
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if fast else torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def round_to_disk(module: nn.Module) -> None:
+    """Gives every floating tensor of the module the precision that it will have on disk, bfloat16."""
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.bfloat16())
+
+
+def tensors_identity(tensors: Mapping[str, Tensor], prefixes: Iterable[str] = ("",)) -> str:
+    """SHA-256 over names, shapes and bfloat16 values of the tensors whose names begin so."""
+    digest = hashlib.sha256()
+    for name in sorted(n for n in tensors if n.startswith(tuple(prefixes))):
+        tensor = tensors[name].detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.bfloat16().view(torch.int16)
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_part(file: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """Writes a part with `about` (config, depends, trained) as metadata, in bfloat16."""
+    tensors = {k: v.detach().cpu() for k, v in module.state_dict().items()}
+    on_disk = {k: (v.bfloat16() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file(on_disk, temporary, {"about": json.dumps(about)})
+    temporary.replace(file)
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """The metadata that `save_part` wrote; raises ModelError."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return json.loads((handle.metadata() or {})["about"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"{file}: not a part written by training ({error})") from error

@@ -1,0 +1,124 @@
+"""Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
+
+Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise belongs
+to the item, and the linear layers see a constant number of rows where their last bit depends on it (float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audiolm_cli.sampling import sample
+from audiolm_cli.tokens import Sequence
+from audiolm_cli.transformer import KVCache, Transformer
+
+CACHE_STEP = 64  # attention reads the cache in multiples of this, so that padding never changes how sums are grouped
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sequence to finish: its unknown ids are a tail, token n of which comes from ids `low[n]` to `low[n] + size`,
+    drawn with `uniform[n]`. `stop`, if any, is an id (within the range) that ends the item early."""
+
+    sequence: Sequence
+    low: list[int]
+    size: int
+    uniform: Tensor  # float32 [unknown]
+    stop: int | None = None
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    items: list[Item],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """The generated ids of each item, `int64 [up to unknown]`; `progress` is told how many tokens have been made."""
+    results: list[Tensor] = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        results += _generate_batch(model, batch, (temperature, top_k, top_p), batch_size, progress)
+    return results
+
+
+def _generate_batch(
+    model: Transformer,
+    items: list[Item],
+    sampling: tuple[float, int, float],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> list[Tensor]:
+    weight = model.ids.weight
+    slots = batch_size if weight.dtype == torch.float32 and weight.device.type == "cpu" else len(items)
+    known = [item.sequence.known for item in items]
+    wanted = [len(item.sequence.ids) - k for item, k in zip(items, known)]
+    steps, device = max(wanted), weight.device
+    cache = KVCache.allocate(model, slots, _round_up(max(known) + steps))
+    hidden = weight.new_zeros(slots, model.config.width)
+    fields = torch.zeros(slots, steps, items[0].sequence.fields.shape[1], dtype=torch.int64, device=device)
+    uniform = torch.full((slots, steps), 0.5, device=device)
+    lengths = torch.zeros(slots, dtype=torch.int64, device=device)
+    made = torch.zeros(slots, steps, dtype=torch.int64, device=device)
+    for slot, (item, prefix) in enumerate(zip(items, known)):
+        ids, rows = item.sequence.ids[:prefix].to(device), item.sequence.fields.to(device)
+        hidden[slot] = model.prefill(ids[None], rows[None, :prefix], cache, slot)[0]
+        fields[slot, : wanted[slot]] = rows[prefix:]
+        uniform[slot, : wanted[slot]] = item.uniform.to(device)
+        lengths[slot] = prefix
+    size = items[0].size
+    low = torch.zeros(slots, steps, dtype=torch.int64, device=device)
+    for slot, item in enumerate(items):
+        low[slot, : wanted[slot]] = torch.tensor(item.low, device=device)
+    common = [_common(items, wanted, n) for n in range(steps)]
+    columns = torch.arange(size, device=device)
+    bias = weight.new_zeros(slots, 1, 1, cache.keys.shape[3])
+    places = torch.arange(bias.shape[-1], device=device)
+    bias.masked_fill_((places >= lengths[:, None])[:, None, None], -torch.inf)
+    last_length = max(known)
+    rows_index = torch.arange(slots, device=device)
+    for n in range(steps):
+        if common[n] is not None:
+            logits = model.logits(hidden, common[n], size)
+        else:  # items at different quantizers: pick each one's own rows
+            logits = torch.einsum("bd,bvd->bv", hidden, weight[low[:, n, None] + columns])
+        token = sample(logits, uniform[:, n], *sampling) + low[:, n]
+        made[:, n] = token
+        if progress:
+            progress(sum(n < w for w in wanted))
+        if n + 1 == steps or _all_stopped(items, made, n):
+            break
+        bias[rows_index, 0, 0, lengths] = 0
+        longest = _round_up(last_length + n + 1)
+        hidden = model.step(token, fields[:, n], cache, lengths, longest, bias[..., :longest])
+        lengths += 1
+    return [_cut(made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
+
+
+def _common(items: list[Item], wanted: list[int], n: int) -> int | None:
+    """The low end of the id range that all items share at step n, or None."""
+    lows = {item.low[n] for item, w in zip(items, wanted) if n < w}
+    return lows.pop() if len(lows) == 1 else None
+
+
+def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
+    """Whether every item has met its stop; looked at every 16 steps, since it waits for the device."""
+    if n % 16 or any(item.stop is None for item in items):
+        return False
+    return all(bool((made[slot, : n + 1] == item.stop).any()) for slot, item in enumerate(items))
+
+
+def _cut(ids: Tensor, stop: int | None) -> Tensor:
+    ends = (ids == stop).nonzero() if stop is not None else []
+    return ids[: int(ends[0])] if len(ends) else ids
+
+
+def _round_up(length: int) -> int:
+    return -(-length // CACHE_STEP) * CACHE_STEP

@@ -1,0 +1,49 @@
+"""From logits and one uniform number to a token, and where the uniform numbers come from.
+
+The noise is counter-based: a token's uniform number is a hash of (seed, position in the job list, sample, stage, frame,
+quantizer), so it depends neither on the batch nor on the order in which tokens are drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+def uniforms(seed: int, position: int, sample: int, stage: int, frames: np.ndarray, quantizers: np.ndarray) -> np.ndarray:
+    """One number in (0, 1) per (frame, quantizer) pair: `float32 [N]` from two `int [N]`."""
+    state = np.zeros(len(frames), np.uint64)
+    for key in (seed, position, sample, stage, frames, quantizers):
+        state = _mix(state ^ _mix(np.asarray(key).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+    return ((state >> np.uint64(41)).astype(np.float32) + 0.5) * np.float32(2.0**-23)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele et al., 2014)."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
+
+    Temperature 0 takes the likeliest; top_k 0 keeps all; of these, top_p keeps the likeliest tokens up to and with the
+    one that reaches that share.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    kept = min(top_k, logits.shape[-1]) if top_k else logits.shape[-1]
+    values, order = logits.topk(kept, -1) if kept < logits.shape[-1] else logits.sort(dim=-1, descending=True, stable=True)
+    share = values.softmax(-1)
+    total = share.cumsum(-1)
+    inside = total - share < top_p  # what stands before it does not reach top_p yet
+    mass = (share * inside).sum(-1)
+    chosen = torch.searchsorted(total, (uniform * mass)[:, None], right=True)
+    chosen = torch.minimum(chosen, inside.sum(-1, keepdim=True) - 1)
+    return order.gather(-1, chosen)[:, 0]

@@ -1,0 +1,150 @@
+"""What each stage feeds the engine and takes back: tokens in, more tokens out, for many items at once.
+
+Stage 1 continues semantic tokens; stage 2 makes coarse codes for semantic tokens; stage 3 adds the fine codes. Outputs
+longer than a stage's window are made in windows that advance by half of one; stage 2 then keeps the beginning in front
+of every window, behind the gap token, so that the voice does not drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiolm_cli import engine
+from audiolm_cli.config import TokenSpec
+from audiolm_cli.engine import Item
+from audiolm_cli.sampling import uniforms
+from audiolm_cli.tokens import coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
+from audiolm_cli.transformer import Transformer
+
+REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
+FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
+
+Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where an item's random numbers come from."""
+
+    seed: int
+    position: int  # in the job list
+    sample: int
+
+    def numbers(self, stage: int, first_frame: int, frames: int, first_quantizer: int, quantizers: int) -> Tensor:
+        """`float32 [frames * quantizers]`, in flattened order; frames count from the start of the output."""
+        frame = np.repeat(np.arange(first_frame, first_frame + frames), quantizers)
+        quantizer = np.tile(np.arange(first_quantizer, first_quantizer + quantizers), frames)
+        return torch.from_numpy(uniforms(self.seed, self.position, self.sample, stage, frame, quantizer))
+
+
+@dataclass(frozen=True)
+class StageSampling:
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+def continue_semantic(
+    model: Transformer, known: list[Tensor], totals: list[int], noise: list[Noise], sampling: StageSampling,
+    batch_size: int, progress: Progress | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`. No `<end>`: the duration is asked for."""
+    spec, layout = model.vocabulary.spec, model.config.layout
+    size = round(model.config.window_seconds * spec.semantic_rate)
+    tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals)]
+    plans = [windows(total, len(k), size, size // 2) for k, total in zip(known, totals)]
+    for active in _rounds(plans):
+        items = []
+        for i, (first, made, end) in active:
+            numbers = noise[i].numbers(1, made, end - made, 0, 1)
+            items.append(
+                Item(
+                    semantic_sequence(spec, layout, tokens[i][first:end]),
+                    [0] * (end - made),
+                    spec.semantic_vocabulary,
+                    numbers,
+                )
+            )
+        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress)):
+            tokens[i][made:end] = ids
+    return tokens
+
+
+def continue_coarse(
+    model: Transformer, semantic: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
+    batch_size: int, progress: Progress | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`."""
+    spec, layout = model.vocabulary.spec, model.config.layout
+    per = spec.frames_per_semantic
+    size = round(model.config.window_seconds * spec.semantic_rate) * per
+    codes = [_extended(k, len(s) * per) for k, s in zip(known, semantic)]
+    plans = [windows(len(s) * per, k.shape[1], size, size // 2 // per * per) for k, s in zip(known, semantic)]
+    lows = [model.vocabulary.code(q) for q in range(spec.coarse)]
+    for active in _rounds(plans):
+        items = []
+        for i, (first, made, end) in active:
+            reference = None
+            if first:
+                kept = min(round(REFERENCE_SECONDS * spec.semantic_rate), first // per)
+                reference = semantic[i][:kept], codes[i][:, : kept * per]
+            sequence = coarse_sequence(
+                spec, layout, semantic[i][first // per : -(-end // per)], codes[i][:, first:end], reference
+            )
+            numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
+            items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
+        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress)):
+            codes[i][:, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.coarse)
+    return codes
+
+
+def continue_fine(
+    model: Transformer, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
+    batch_size: int, progress: Progress | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Stage 3: coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`.
+
+    Chunks do not see each other, so all of them, of all items, go through the engine together.
+    """
+    spec, layout = model.vocabulary.spec, model.config.layout
+    size, context = (_frames(spec, s) for s in (model.config.window_seconds, FINE_CONTEXT_SECONDS))
+    lows = [model.vocabulary.code(q) for q in range(spec.coarse, spec.quantizers)]
+    codes, items, places = [], [], []
+    for i, (c, k) in enumerate(zip(coarse, known)):
+        full = _extended(k, c.shape[1])
+        full[: spec.coarse] = c
+        codes.append(full)
+        first, made = max(0, k.shape[1] - context), k.shape[1]
+        while made < c.shape[1]:
+            end = min(c.shape[1], first + size)
+            sequence = fine_sequence(spec, layout, full[:, first:end])
+            numbers = noise[i].numbers(3, made, end - made, spec.coarse, spec.fine)
+            items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
+            places.append((i, made, end))
+            first = made = end
+    for (i, made, end), ids in zip(places, _run(model, items, sampling, batch_size, progress)):
+        codes[i][spec.coarse :, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.fine)
+    return codes
+
+
+def _run(model: Transformer, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None):
+    return engine.generate(model, items, s.temperature, s.top_k, s.top_p, batch_size, progress)
+
+
+def _rounds(plans: list[list[tuple[int, int, int]]]):
+    """The windows that can be made together: for every round a list of (item, window)."""
+    for r in range(max(map(len, plans), default=0)):
+        yield [(i, plan[r]) for i, plan in enumerate(plans) if r < len(plan)]
+
+
+def _extended(codes: Tensor, frames: int) -> Tensor:
+    return torch.cat([codes, codes.new_full((codes.shape[0], frames - codes.shape[1]), -1)], 1)
+
+
+def _frames(spec: TokenSpec, seconds: float) -> int:
+    return round(seconds * spec.sample_rate / spec.samples_per_frame)

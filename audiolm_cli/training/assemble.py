@@ -1,0 +1,91 @@
+"""Puts trained parts together into a bundle, and refuses parts that do not belong together.
+
+    python -m audiolm_cli.training.assemble --runs runs/speech --name speech --out weights/speech
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, load, read_about, tensors_identity
+from audiolm_cli.config import BundleConfig, from_json
+from audiolm_cli.errors import ModelError
+
+MAX_BYTES = 64_000_000
+CARD_FILES = ("README.md", "LICENSE")  # written by people, kept
+
+
+def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None = None) -> None:
+    """Writes config.json, the parts and SHA256SUMS into `out`; its README.md and LICENSE stay as they are.
+
+    Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
+    would be larger than 64 MB. Nothing in `out` changes then.
+    """
+    found = [part for part in ("codec", "tokenizer", "semantic", "coarse", "fine") if (parts / f"{part}.safetensors").is_file()]
+    if missing := {"codec", "tokenizer", "semantic", "coarse"} - set(found):
+        raise ModelError(f"{parts}: no {sorted(missing)[0]}.safetensors")
+    tensors = {part: load_file(parts / f"{part}.safetensors") for part in found}
+    about = {part: read_about(parts / f"{part}.safetensors") for part in found}
+    identity = {part: tensors_identity(tensors[part], prefixes) for part, prefixes in TOKEN_SOURCES.items()}
+    depends: dict[str, dict[str, str]] = {part: {"self": value} for part, value in identity.items()}
+    for part in found:
+        for source in NEEDS.get(part, ()):
+            if about[part]["depends"].get(source) != identity[source]:
+                raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
+            depends.setdefault(part, {})[source] = identity[source]
+    value = {
+        "name": name,
+        "tokens": about["coarse"]["tokens"],
+        "fine": None,
+        **{part: about[part]["config"] for part in found},
+        "sampling": sampling or dataclasses.asdict(BundleConfig.__dataclass_fields__["sampling"].default_factory()),  # type: ignore[misc]
+        "depends": depends,
+        "trained": {part: about[part]["trained"] for part in found},
+    }
+    config = from_json(BundleConfig, json.loads(json.dumps(value)))
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for part in found:
+        save_file(tensors[part], fresh / f"{part}.safetensors")
+    (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    for card in CARD_FILES:
+        if (out / card).is_file():
+            shutil.copy(out / card, fresh / card)
+    write_sums(fresh)
+    bundle = load(str(fresh), device="cpu", dtype="float32")
+    for part in found:
+        getattr(bundle, part)
+    if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
+        raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.replace(out)
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS over all other files of a bundle, as sha256sum writes it."""
+    files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"))
+    parser.add_argument("--name", default="speech")
+    parser.add_argument("--out", type=Path, default=Path("weights/speech"))
+    parser.add_argument("--sampling", type=json.loads, help="JSON of temperature, top_k and top_p, three values each")
+    args = parser.parse_args()
+    assemble(args.runs / "parts", args.name, args.out, args.sampling)
+
+
+if __name__ == "__main__":
+    main()

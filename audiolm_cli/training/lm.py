@@ -1,0 +1,258 @@
+"""Trains one of the three language models on the tokens that `tokenize` made.
+
+    python -m audiolm_cli.training.lm --stage coarse --data DATA --minutes 25 [--resume]
+
+Crops have one shape per batch, drawn from the stage's shapes; part of those of stage 2 begin with a reference from
+elsewhere in the recording or speaker, behind the gap token. A share of the acoustic inputs is replaced at random, so
+that a wrong token in generation does not lead astray. Loss on the tokens that the stage makes, each quantizer among its
+own codes. The best validation state is kept as the part that ships.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audiolm_cli.bundle import NEEDS, save_part
+from audiolm_cli.config import TokenSpec, preset
+from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
+from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
+from audiolm_cli.training.trainer import Trainer, arguments
+from audiolm_cli.transformer import Transformer
+
+REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a batch looks like: seconds of reference (0: none), seconds of crop, relative frequency."""
+
+    reference: float
+    crop: float
+    share: float = 1.0
+
+
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "semantic": (Shape(0, 10, 2), Shape(0, 3.2)),
+    "coarse": (Shape(0, 10, 2), Shape(0, 3.6, 2), Shape(3, 7, 2), Shape(1.2, 2.4, 2), Shape(2, 5)),
+    "fine": (Shape(0, 3), Shape(0, 1.4)),
+}
+BATCH_SECONDS = {"semantic": 240.0, "coarse": 32.0, "fine": 15.0}  # of audio in a batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids `int64 [B, N]`, fields `int64 [B, N, 2 + C]`; the last `targets` tokens count."""
+
+    ids: Tensor
+    fields: Tensor
+    targets: int
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.ids.to(device), self.fields.to(device), self.targets)
+
+
+class Crops:
+    """Draws crops of one stage from token data."""
+
+    def __init__(self, data: list[TokenData], stage: StageName, layout: str, seed: int):
+        self.data, self.stage, self.layout, self.spec = data, stage, layout, data[0].spec
+        self.rng = np.random.default_rng(seed)
+        self.tracks = [(source, track) for source in data for track in source.tracks]
+        self.lengths = np.array([track.length for _, track in self.tracks])
+
+    def draw(self, shape: Shape, count: int) -> list[tuple[TokenData, Track, int, int]]:
+        """(data, track, first token of the crop, first token of its reference), longer tracks more often."""
+        crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
+        room = self.lengths - crop - reference
+        weight = np.where(room >= 0, room + crop, 0).astype(np.float64)
+        if not weight.any():
+            return []
+        chosen = self.rng.choice(len(self.tracks), count, p=weight / weight.sum())
+        result = []
+        for index in chosen:
+            data, track = self.tracks[index]
+            gap = int(self.rng.integers(0, room[index] + 1))  # between the two, or around them
+            start = int(self.rng.integers(0, room[index] - gap + 1))
+            first, second = start, start + gap
+            if self.rng.random() < 0.5 or not reference:  # the reference comes first in the recording
+                result.append((data, track, second + reference, first))
+            else:
+                result.append((data, track, first, second + crop))
+        return result
+
+    def batch(self, shape: Shape, seconds: float) -> Batch | None:
+        drawn = self.draw(shape, max(1, round(seconds / (shape.crop + shape.reference))))
+        return self.build(drawn, shape) if drawn else None
+
+    def build(self, drawn: list, shape: Shape, *, shuffled: bool = False, others: bool = False) -> Batch:
+        """Sequences of the drawn crops. `shuffled`: each with the semantic tokens of another crop; `others`: with the
+        reference of another one (both for validation)."""
+        crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
+        pieces = [data.cut(track, first, crop) for data, track, first, _ in drawn]
+        references = [data.cut(track, first, reference) for data, track, _, first in drawn]
+        semantic = [s for s, _ in pieces]
+        if shuffled:
+            semantic = semantic[1:] + semantic[:1]
+        if others:
+            references = references[1:] + references[:1]
+        sequences = []
+        for n, (_, codes) in enumerate(pieces):
+            if self.stage == "semantic":
+                sequences.append(semantic_sequence(self.spec, self.layout, semantic[n]))  # type: ignore[arg-type]
+            elif self.stage == "coarse":
+                coarse = self.spec.coarse
+                before = (references[n][0], references[n][1][:coarse]) if reference else None
+                sequences.append(coarse_sequence(self.spec, self.layout, semantic[n], codes[:coarse], before))  # type: ignore[arg-type]
+            else:
+                sequences.append(fine_sequence(self.spec, self.layout, codes))  # type: ignore[arg-type]
+        ends = [track.length == first + crop for _, track, first, _ in drawn]
+        return stack(sequences, self.stage, self.spec, crop, ends)
+
+    def _tokens(self, seconds: float) -> int:
+        return round(seconds * self.spec.semantic_rate)
+
+
+def stack(sequences: list[Sequence], stage: StageName, spec: TokenSpec, crop: int, ends: list[bool]) -> Batch:
+    """Sequences of one length as a batch. In stage 1 every one gets one more target: `<end>`, or -1 (no target)."""
+    ids, fields = torch.stack([s.ids for s in sequences]), torch.stack([s.fields for s in sequences])
+    if stage == "semantic":
+        end = Vocabulary(stage, spec).end
+        last = torch.tensor([[end if e else -1] for e in ends])
+        return Batch(torch.cat([ids, last], 1), torch.cat([fields, fields[:, -1:]], 1), crop + 1)
+    per_token = spec.frames_per_semantic * (spec.coarse if stage == "coarse" else spec.fine)
+    return Batch(ids, fields, crop * per_token)
+
+
+def token_losses(model: Transformer, batch: Batch, replaced: float = 0.0) -> Tensor:
+    """Cross entropy in nats of every target token: `float32 [B, steps, quantizers]`, in stage 1 `[B, targets]`.
+
+    In stage 1, tokens that are no targets have loss 0.
+    """
+    vocabulary, spec = model.vocabulary, model.vocabulary.spec
+    ids, fields = batch.ids[:, :-1], batch.fields[:, :-1]
+    targets = batch.ids[:, -batch.targets :]
+    if replaced:
+        ids = _replace(ids, batch.targets - 1, vocabulary, replaced)
+    hidden = model(ids, fields)[:, -batch.targets :]
+    if vocabulary.stage == "semantic":
+        logits = model.logits(hidden, 0, vocabulary.end + 1).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
+    first, last = (0, spec.coarse) if vocabulary.stage == "coarse" else (spec.coarse, spec.quantizers)
+    count = last - first
+    losses = []
+    for n in range(count):
+        low = vocabulary.code(first + n)
+        logits = model.logits(hidden[:, n::count], low, spec.codebook_size).float()
+        wanted = targets[:, n::count] - low
+        losses.append(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted))
+    return torch.stack(losses, -1)
+
+
+def _replace(ids: Tensor, tail: int, vocabulary: Vocabulary, share: float) -> Tensor:
+    """Replaces a share of the codes (or, in stage 1, tokens) among the last `tail` inputs by others of the same kind."""
+    size = vocabulary.spec.semantic_vocabulary if vocabulary.stage == "semantic" else vocabulary.spec.codebook_size
+    part = ids[:, -tail:]
+    base = part - (part - vocabulary.code(0)) % size if vocabulary.stage != "semantic" else torch.zeros_like(part)
+    other = base + torch.randint(size, part.shape, device=ids.device)
+    chosen = (torch.rand(part.shape, device=ids.device) < share) & (part < vocabulary.begin)
+    return torch.cat([ids[:, :-tail], torch.where(chosen, other, part)], 1)
+
+
+@torch.no_grad()
+def validation_bits(model: Transformer, data: list[TokenData], batches: int = 6) -> dict[str, object]:
+    """Bits per token on fixed crops: all, per quantizer, and for stage 2 with what should help taken away.
+
+    `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
+    of another track (likewise).
+    """
+    crops = Crops(data, model.vocabulary.stage, model.config.layout, seed=1)
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+
+    def bits(shape: Shape, **change: bool) -> np.ndarray:
+        crops.rng = np.random.default_rng(1)
+        total = []
+        for _ in range(batches):
+            drawn = crops.draw(shape, 8)
+            if not drawn:
+                continue
+            with torch.autocast(device.type, torch.bfloat16, enabled=next(model.parameters()).dtype == torch.float32):
+                losses = token_losses(model, crops.build(drawn, shape, **change).to(device))
+            if losses.ndim == 2:
+                losses = losses[:, :-1, None]  # without the place of <end>
+            total.append(losses.float().mean((0, 1)).cpu().numpy())
+        return np.mean(total, 0) / np.log(2) if total else np.array([np.nan])
+
+    plain = bits(SHAPES[model.vocabulary.stage][-1] if model.vocabulary.stage == "fine" else Shape(0, 3.6))
+    figures: dict[str, object] = {"bits": round(float(plain.mean()), 4)}
+    if len(plain) > 1:
+        figures["bits_per_quantizer"] = [round(float(b), 3) for b in plain]
+    if model.vocabulary.stage == "coarse":
+        shape = Shape(3, 4)
+        for name, change in (("reference", {}), ("shuffled", {"shuffled": True}), ("other_speaker", {"others": True})):
+            figures[f"bits_{name}"] = round(float(bits(shape, **change).mean()), 4)
+    model.train(was_training)
+    return figures
+
+
+def main() -> None:
+    parser = arguments(__doc__, minutes=25)
+    parser.add_argument("--stage", choices=("semantic", "coarse", "fine"), required=True)
+    parser.add_argument("--preset", default="speech", help="sizes: speech, tiny or paper")
+    parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
+    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    args = parser.parse_args()
+    stage: StageName = args.stage
+    train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
+    config = getattr(preset(args.preset), stage)
+    model = Transformer(config, train[0].spec, stage, args.dropout)
+    trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=200, validate_seconds=240)
+    crops = Crops(train, stage, config.layout, seed=args.seed + trainer.step)
+    shares = np.array([shape.share for shape in SHAPES[stage]])
+    best: tuple[float, dict] | None = None
+    for _ in trainer:
+        shape = SHAPES[stage][crops.rng.choice(len(shares), p=shares / shares.sum())]
+        batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[stage])
+        if batch is None:
+            continue
+        batch = batch.to(trainer.device)
+        with trainer.autocast():
+            losses = token_losses(model, batch, REPLACED)
+        loss = losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
+        trainer.update(loss, {"bits": loss / np.log(2)})
+        if trainer.due():
+            best = _validated(trainer, model, valid, best)
+    best = _validated(trainer, model, valid, best, finished=True)
+    model.load_state_dict(best[1])
+    depends = {source: train[0].sources[source] for source in NEEDS[stage]}
+    trained = {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), "valid_bits": round(best[0], 3)}
+    about = {
+        "config": dataclasses.asdict(config),
+        "tokens": dataclasses.asdict(train[0].spec),
+        "depends": depends,
+        "trained": trained,
+    }
+    save_part(args.runs / "parts" / f"{stage}.safetensors", model, about)
+
+
+def _validated(trainer: Trainer, model: Transformer, valid: list[TokenData], best, finished: bool = False):
+    figures = validation_bits(model, valid)
+    trainer.log(valid=True, finished=finished, **figures)
+    bits = float(figures["bits"])  # type: ignore[arg-type]
+    if best is None or bits < best[0]:
+        return bits, copy.deepcopy(model.state_dict())
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Turns the corpus into tokens for the language models, once plain and several times as other voices.
+
+    python -m audiolm_cli.training.tokenize --data DATA --passes 2
+
+Needs parts/codec.safetensors and parts/tokenizer.safetensors, as codec and tokenizer training leave them. Every pass
+shifts each recording by a part of a frame; passes behind the first also change its level, its channel and its rate
+(0.85 to 1.18: pitch and tempo together, so every speaker becomes another one). Short recordings of one speaker are
+joined in order, with a little of their own room tone between them. Passes that are there already are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from audiolm_cli.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity
+from audiolm_cli.config import SpectralConfig, TokenizerConfig, TokenSpec, WaveformConfig, from_json
+from audiolm_cli.errors import ModelError
+from audiolm_cli.semantic import SemanticTokenizer
+from audiolm_cli.soundstream import SoundStream
+from audiolm_cli.training.data import Clip, Corpus, load_corpus
+from audiolm_cli.training.trainer import arguments
+
+TRACK_SECONDS = 24.0  # recordings of a speaker are joined up to about this length
+
+
+@dataclass(frozen=True)
+class Track:
+    """A stretch of one speaker: `length` semantic tokens at `offset` in the token arrays."""
+
+    speaker: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """One pass over a split: semantic `int64 [N]`, codes `int64 [Q, N * frames_per_semantic]`, and the tracks."""
+
+    spec: TokenSpec
+    semantic: Tensor
+    codes: Tensor
+    tracks: list[Track]
+    sources: dict[str, str]  # identities of the codec and the tokenizer
+
+    def cut(self, track: Track, first: int, length: int) -> tuple[Tensor, Tensor]:
+        """Semantic tokens `[length]` and codes `[Q, frames]` of a part of a track."""
+        start, per = track.offset + first, self.spec.frames_per_semantic
+        return self.semantic[start : start + length], self.codes[:, start * per : (start + length) * per]
+
+
+def load_part(runs: Path, part: str) -> tuple[SoundStream | SemanticTokenizer, str]:
+    """The frozen codec or tokenizer of a run, and its identity."""
+    file = runs / "parts" / f"{part}.safetensors"
+    about = read_about(file)
+    spec = from_json(TokenSpec, about["tokens"], "tokens")
+    module: SoundStream | SemanticTokenizer
+    if part == "codec":
+        kind = SpectralConfig if about["config"]["kind"] == "spectral" else WaveformConfig
+        module = SoundStream(from_json(kind, about["config"], part), spec)
+    else:
+        module = SemanticTokenizer(from_json(TokenizerConfig, about["config"], part), spec)
+    tensors = read_tensors(file, module.state_dict())
+    module.load_state_dict({k: v.float() for k, v in tensors.items()})
+    return module.eval().requires_grad_(False), tensors_identity(tensors, TOKEN_SOURCES[part])
+
+
+def groups(corpus: Corpus, rate: int) -> list[list[Clip]]:
+    """Clips of one speaker in the order of their names, up to TRACK_SECONDS together."""
+    result: list[list[Clip]] = []
+    for clip in sorted(corpus.clips, key=lambda c: (c.speaker, c.path)):
+        last = result[-1] if result else []
+        if last and last[0].speaker == clip.speaker and sum(c.samples for c in [*last, clip]) < TRACK_SECONDS * rate:
+            last.append(clip)
+        else:
+            result.append([clip])
+    return result
+
+
+def joined(corpus: Corpus, clips: list[Clip], rate: int, rng: np.random.Generator) -> np.ndarray:
+    """The clips one after another, 0.2 to 0.4 s of the quietest stretch of each behind it."""
+    parts = []
+    for n, clip in enumerate(clips):
+        samples = corpus.samples(clip)
+        parts.append(samples)
+        tone = int(rng.uniform(0.2, 0.4) * rate)
+        if n + 1 < len(clips) and len(samples) > 2 * tone:
+            starts = np.arange(0, len(samples) - tone, tone // 4)
+            quietest = min(starts, key=lambda s: float(np.square(samples[s : s + tone]).sum()))
+            parts.append(samples[quietest : quietest + tone])
+    return np.concatenate(parts)
+
+
+def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same at another rate, level and channel."""
+    factor = float(np.exp(rng.uniform(np.log(0.85), np.log(1.18))))
+    spectrum = np.fft.rfft(samples, len(samples))
+    size = int(len(samples) / factor) // 2 * 2
+    bins = size // 2 + 1
+    spectrum = np.pad(spectrum, (0, max(0, bins - len(spectrum))))[:bins]
+    knots = rng.normal(0, 2.5, 6)  # dB, along the frequency axis
+    gain = 10 ** (np.interp(np.linspace(0, 5, bins), np.arange(6), knots) / 20)
+    out = np.fft.irfft(spectrum * gain, size) * (size / len(samples)) * 10 ** (rng.uniform(-6, 6) / 20)
+    return np.clip(out, -1, 1).astype(np.float32)
+
+
+def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str) -> None:
+    """Writes pass `number` of a split."""
+    (codec, codec_identity), (tokenizer, tokenizer_identity) = load_part(runs, "codec"), load_part(runs, "tokenizer")
+    assert isinstance(codec, SoundStream) and isinstance(tokenizer, SemanticTokenizer)
+    codec.to(device), tokenizer.to(device)
+    spec = TokenSpec(semantic_vocabulary=len(tokenizer.centroids), quantizers=len(codec.quantizer.codebooks))
+    rng, semantic, codes, tracks, offset = np.random.default_rng(number), [], [], [], 0
+    for clips in groups(corpus, spec.sample_rate):
+        samples = joined(corpus, clips, spec.sample_rate, rng)
+        samples = samples[rng.integers(0, spec.samples_per_frame) :] if number else samples
+        samples = altered(samples, rng) if number else samples
+        length = len(samples) // spec.samples_per_semantic
+        audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(device)[None]
+        if not length:
+            continue
+        semantic.append(tokenizer.tokenize(audio)[0].short().cpu())
+        codes.append(codec.encode(audio)[0].short().cpu())
+        tracks.append(Track(f"{clips[0].speaker}/{number}", offset, length))
+        offset += length
+    metadata = {
+        "tokens": json.dumps(asdict(spec)),
+        "tracks": json.dumps([asdict(track) for track in tracks]),
+        "sources": json.dumps({"codec": codec_identity, "tokenizer": tokenizer_identity}),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1)}, file.with_suffix(".tmp"), metadata)
+    file.with_suffix(".tmp").replace(file)
+
+
+def load_tokens(runs: Path, split: str) -> list[TokenData]:
+    """All passes of a split; raises ModelError where there are none or they come from different models."""
+    result = []
+    for file in sorted((runs / "tokens").glob(f"{split}_*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            about = handle.metadata()
+            tracks = [Track(**track) for track in json.loads(about["tracks"])]
+            spec, sources = from_json(TokenSpec, json.loads(about["tokens"]), "tokens"), json.loads(about["sources"])
+            semantic, codes = handle.get_tensor("semantic").long(), handle.get_tensor("codes").long()
+        result.append(TokenData(spec, semantic, codes, tracks, sources))
+    if not result:
+        raise ModelError(f"{runs}/tokens: no tokens of the split {split!r}; run audiolm_cli.training.tokenize")
+    if any(data.sources != result[0].sources for data in result):
+        raise ModelError(f"{runs}/tokens: made with different codecs or tokenizers; remove the old ones")
+    return result
+
+
+def main() -> None:
+    parser = arguments(__doc__, minutes=0)
+    parser.add_argument("--passes", type=int, default=2, help="over the training split, the first one unaltered")
+    parser.add_argument("--only", type=int, help="make this pass alone (several processes share the work)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    wanted = [("valid", 0)] + [("train", n) for n in range(args.passes)]
+    for split, number in wanted:
+        file = args.runs / "tokens" / f"{split}_{number}.safetensors"
+        if file.is_file() or (args.only is not None and (split, number) != ("train", args.only)):
+            continue
+        corpus = load_corpus(args.data, split, TokenSpec().sample_rate, args.runs / "audio")
+        tokenize(args.runs, corpus, file, number, args.device)
+        print(json.dumps({"written": str(file)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The decoder-only Transformer of all stages, and its key-value cache.
+
+One token's input is the sum of the embeddings of its id, its stream and its context tokens. Queries and keys are
+rotated by their position (RoFormer, Su et al., 2021): in the aligned layout that is the time, so that tokens of one
+moment meet whichever stream they come from. Logits are products with the rows of the id embedding, for the slice of ids
+that can come next: a quantizer's own vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_cli.config import StageConfig, TokenSpec
+from audiolm_cli.tokens import StageName, Vocabulary
+
+
+@dataclass
+class KVCache:
+    """Keys and values `[layers, slots, heads, length, head width]`, right-padded, written in place."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def allocate(cls, model: Transformer, slots: int, length: int) -> KVCache:
+        c, weight = model.config, model.ids.weight
+        shape = (c.layers, slots, c.heads, length, c.width // c.heads)
+        zeros = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+        return cls(*zeros)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: StageConfig, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = config.heads, dropout
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.feedforward_norm = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.feedforward, bias=False)
+        self.down = nn.Linear(config.feedforward, config.width, bias=False)
+
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, L, D]` -> rotated queries, rotated keys, values, each `[B, heads, L, head width]`."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3 * self.heads, -1).transpose(1, 2)
+        rotated = rotate(qkv[:, : 2 * self.heads], rotation)
+        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, 2 * self.heads :]
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Adds the attention's result `[B, heads, L, head width]` and the feed-forward part to `[B, L, D]`."""
+        x = x + self._drop(self.output(attended.transpose(1, 2).flatten(2)))
+        return x + self._drop(self.down(F.gelu(self.up(self.feedforward_norm(x)))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Transformer(nn.Module):
+    """One stage's model."""
+
+    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float = 0.0):
+        super().__init__()
+        self.config, self.vocabulary = config, Vocabulary(stage, spec)
+        self.ids = nn.Embedding(self.vocabulary.size, config.width)
+        aligned = config.layout == "aligned"
+        self.streams = nn.Embedding(self.vocabulary.streams if aligned else 1, config.width)
+        self.slots = self.vocabulary.context_slots if aligned else 0
+        self.context = nn.Embedding(self.vocabulary.context_size, config.width) if self.slots else None
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.apply(self._start)
+        for block in self.blocks:
+            for linear in (block.output, block.down):
+                nn.init.normal_(linear.weight, std=0.02 / (2 * config.layers) ** 0.5)
+
+    @staticmethod
+    def _start(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def embed(self, ids: Tensor, fields: Tensor) -> Tensor:
+        """ids `int64 [B, L]`, fields `int64 [B, L, 2 + C]` -> `[B, L, width]`."""
+        x = self.ids(ids) + self.streams(fields[..., 0])
+        return x + self.context(fields[..., 2:]).sum(-2) if self.context is not None else x
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions `int64 [B, L]` -> cosine and sine `[B, 1, L, head width]` for `rotate`."""
+        half = self.config.width // self.config.heads // 2
+        angle = positions[..., None].float() * frequencies(half, self.config.rotary_base, positions.device)
+        angle = torch.cat([angle, angle], -1)[:, None]
+        dtype = torch.get_autocast_dtype(angle.device.type) if self.training else self.ids.weight.dtype
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
+        """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
+        x, rotation = self.embed(ids, fields), self.rotation(fields[..., 1])
+        for block in self.blocks:
+            q, k, v = block.project(x, rotation)
+            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return self.norm(x)
+
+    def prefill(self, ids: Tensor, fields: Tensor, cache: KVCache, slot: int) -> Tensor:
+        """One item's prefix `[1, L]` into its slot of the cache; hidden state of the last position, `[1, width]`."""
+        x, rotation, length = self.embed(ids, fields), self.rotation(fields[..., 1]), ids.shape[1]
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.project(x, rotation)
+            cache.keys[layer, slot, :, :length] = k[0]
+            cache.values[layer, slot, :, :length] = v[0]
+            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return self.norm(x[:, -1])
+
+    def step(self, ids: Tensor, fields: Tensor, cache: KVCache, lengths: Tensor, longest: int, bias: Tensor | None) -> Tensor:
+        """One more token for every slot: ids `[B]`, fields `[B, 2 + C]`, written at `lengths` `[B]` of the cache.
+
+        `longest` bounds what attention reads; `bias` `[B, 1, 1, longest]` hides what lies behind an item's own end and
+        may be None when nothing does. Hidden states `[B, width]`.
+        """
+        x, rotation = self.embed(ids[:, None], fields[:, None]), self.rotation(fields[:, None, 1])
+        slots = torch.arange(len(ids), device=ids.device)
+        for layer, block in enumerate(self.blocks):
+            q, k, v = block.project(x, rotation)
+            keys, values = cache.keys[layer], cache.values[layer]
+            keys[slots, :, lengths] = k[:, :, 0]
+            values[slots, :, lengths] = v[:, :, 0]
+            attended = F.scaled_dot_product_attention(q, keys[:, :, :longest], values[:, :, :longest], attn_mask=bias)
+            x = block.finish(x, attended)
+        return self.norm(x[:, 0])
+
+    def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
+        """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
+        return F.linear(hidden, self.ids.weight[low : low + size])
+
+
+@functools.cache
+def frequencies(half: int, base: float, device: torch.device) -> Tensor:
+    """Radians per position of each rotated pair, `float32 [half]`."""
+    return base ** (-torch.arange(half, device=device) / half)
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates pairs (i, i + half) of the last dimension of `[B, heads, L, head width]` by cosine and sine."""
+    cosine, sine = rotation
+    left, right = x.chunk(2, -1)
+    return x * cosine + torch.cat([-right, left], -1) * sine

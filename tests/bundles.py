@@ -1,0 +1,57 @@
+"""A tiny bundle with random weights, built the way training builds real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, save_part, tensors_identity
+from audiolm_cli.config import BundleConfig, preset
+from audiolm_cli.semantic import SemanticTokenizer
+from audiolm_cli.soundstream import SoundStream
+from audiolm_cli.training.assemble import assemble
+from audiolm_cli.transformer import Transformer
+
+
+def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
+    """Every part of a bundle with random weights that give lively tokens."""
+    torch.manual_seed(seed)
+    spec = config.tokens
+    parts: dict[str, torch.nn.Module] = {
+        "codec": SoundStream(config.codec, spec),
+        "tokenizer": SemanticTokenizer(config.tokenizer, spec),
+        "semantic": Transformer(config.semantic, spec, "semantic"),
+        "coarse": Transformer(config.coarse, spec, "coarse"),
+    }
+    if config.fine:
+        parts["fine"] = Transformer(config.fine, spec, "fine")
+    parts["tokenizer"].centroids.normal_()
+    for stage in ("semantic", "coarse", "fine"):
+        for parameter in parts[stage].parameters() if stage in parts else ():
+            parameter.data.mul_(4 if parameter.ndim > 1 else 1)
+    return parts
+
+
+def write_parts(folder: Path, config: BundleConfig, seed: int = 0) -> None:
+    """The parts of a random bundle as training leaves them."""
+    parts = modules(config, seed)
+    identity = {name: tensors_identity(parts[name].state_dict(), prefixes) for name, prefixes in TOKEN_SOURCES.items()}
+    for name, module in parts.items():
+        about = {
+            "config": dataclasses.asdict(getattr(config, name)),
+            "tokens": dataclasses.asdict(config.tokens),
+            "depends": {source: identity[source] for source in NEEDS.get(name, ())},
+            "trained": {"steps": 0},
+        }
+        save_part(folder / f"{name}.safetensors", module, about)
+
+
+def write_bundle(folder: Path, config: BundleConfig | None = None, seed: int = 0) -> Path:
+    """A random bundle in `folder`; the sizes of the preset `tiny` by default."""
+    config = config or preset("tiny")
+    parts = folder.with_name(folder.name + ".parts")
+    write_parts(parts, config, seed)
+    assemble(parts, config.name, folder)
+    return folder
