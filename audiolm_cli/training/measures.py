@@ -106,26 +106,37 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     return float(np.abs(log_mel(reference) - log_mel(degraded)).mean())
 
 
+def _network(package: str, file: str) -> Any:
+    """An ONNX network that lies inside an installed package, on one thread: spinning threads slow a busy machine."""
+    import onnxruntime
+
+    found = importlib.util.find_spec(package)  # not imported: these packages import more than their networks need
+    if found is None or found.origin is None:
+        raise ImportError(f"{package} is not installed (extra eval)")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(Path(found.origin).parent / file), options)
+
+
+@functools.cache
+def _quality_network() -> Any:
+    return _network("speechmos", "dnsmos_models/sig_bak_ovr.onnx")
+
+
 def dnsmos(samples: np.ndarray) -> float:
     """DNSMOS P.835, overall quality, 1 to 5: an estimate by a network, without a reference (Reddy et al., 2022).
 
-    Of the first 9 s, the network's window; shorter signals are repeated to fill it.
+    Of the first 9 s, the network's window; shorter signals are repeated to fill it. The polynomial from the network's
+    output to the scale is that of the authors' script (dnsmos_local.py, and speechmos).
     """
-    from speechmos import dnsmos as measure
-
-    return float(measure.run(np.clip(samples[:DNSMOS_SAMPLES], -1, 1), RATE)["ovrl_mos"])
+    window = np.resize(samples, DNSMOS_SAMPLES) if len(samples) else np.zeros(DNSMOS_SAMPLES)
+    outputs = _quality_network().run(None, {"input_1": np.clip(window, -1, 1).astype(np.float32)[None]})
+    return float(np.polyval([-0.06766283, 1.11546468, 0.04602535], outputs[0][0][2]))
 
 
 @functools.cache
 def _speech_detector() -> Any:
-    import onnxruntime
-
-    package = importlib.util.find_spec("silero_vad")  # importing it would import torchaudio
-    if package is None or package.origin is None:
-        raise ImportError("silero-vad is not installed (extra eval)")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(Path(package.origin).parent / "data" / "silero_vad.onnx"), options)
+    return _network("silero_vad", "data/silero_vad.onnx")
 
 
 def speech_fraction(samples: np.ndarray) -> float:
@@ -141,7 +152,7 @@ def speech_fraction(samples: np.ndarray) -> float:
         probability, state = detector.run(None, inputs)
         speech += probability[0, 0] > 0.5
         context = frame[-VAD_CONTEXT:]
-    return speech / len(frames) if len(frames) else 0.0
+    return float(speech / len(frames)) if len(frames) else 0.0
 
 
 @functools.cache

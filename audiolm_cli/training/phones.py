@@ -5,20 +5,22 @@ figure is phone-normalised mutual information, I(phone; token) / H(phone), as in
 the share of the uncertainty about the phone that the token takes away. It grows with the number of codes K and with
 too little data, so it is read against k-means over MFCC, HuBERT's first target, with the same K on the same clips.
 
-    python -m audiolm_cli.training.phones --data ../shared/data/speech --self-test
+    python -m audiolm_cli.training.phones --data DATA [--self-test]    the tokenizer being trained, beside the baseline
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import kmeans
@@ -190,19 +192,44 @@ def mfcc_tokenizer(corpus: Corpus, codes: int, seconds: float = 4000, seed: int 
     return lambda samples: nearest(torch.from_numpy((mfcc(samples) - mean) / deviation), centroids).numpy()
 
 
+def trained_tokenizers(
+    runs: Path, corpus: Corpus, layers: list[int], codes: list[int]
+) -> Iterator[tuple[str, Tokenize]]:
+    """What the tokenizer being trained in `runs` would ship, clustered after each of the layers."""
+    from audiolm_cli.training import tokenizer
+
+    training = tokenizer.load(runs)
+    for layer in layers:
+        for size in codes:
+            module = tokenizer.finish(training, corpus, layer, size).cpu()
+            yield f"layer {layer}, {size} codes", as_function(module)
+
+
+def as_function(tokenizer: SemanticTokenizer) -> Tokenize:
+    """A tokenizer module as a plain function."""
+    device = next(tokenizer.parameters()).device
+    return lambda samples: tokenizer.tokenize(torch.from_numpy(samples).to(device)[None])[0].cpu().numpy()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Phone information of MFCC k-means, the baseline for semantic tokens.")
+    parser = argparse.ArgumentParser(description="Phone information of semantic tokens, beside MFCC k-means.")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
-    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches")
-    parser.add_argument("--self-test", action="store_true", help="print the baseline for each of --codes")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
+    parser.add_argument("--self-test", action="store_true", help="only the baseline")
     parser.add_argument("--codes", type=int, nargs="+", default=[256, 512])
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[3, 4, 5, 6], help="layers of the tokenizer to measure"
+    )
     options = parser.parse_args()
-    clips = spoken_clips(load_corpus(options.data, "valid", RATE, options.runs / "audio"), options.runs / "audio")
+    cache = options.runs / "audio"
+    clips = spoken_clips(load_corpus(options.data, "valid", RATE, cache), options.runs / "eval")
     print(f"{len(clips)} clips aligned, {len({clip.speaker for clip in clips})} speakers")
-    if options.self_test:
-        training = load_corpus(options.data, "train", RATE, options.runs / "audio")
-        for codes in options.codes:
-            print(codes, json.dumps(phone_information(mfcc_tokenizer(training, codes), clips)))
+    corpus = load_corpus(options.data, "train", RATE, cache)
+    baselines = ((f"MFCC k-means, {size} codes", mfcc_tokenizer(corpus, size)) for size in options.codes)
+    trained = () if options.self_test else trained_tokenizers(options.runs, corpus, options.layers, options.codes)
+    for name, tokenize in itertools.chain(baselines, trained):
+        figures = phone_information(tokenize, clips)
+        print(name, "  ".join(f"{key} {value:.3f}" for key, value in figures.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""Bits per token of a bundle's three stages on recordings they have not seen, beside unigram and bigram.
+
+Every figure is over the same crops; intervals are by bootstrap over speakers. For stage 2 two questions more: how much
+do the right semantic tokens help, against those of another speaker's crop, and how much does a reference of the same
+speaker help, against another's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from audiolm_cli.bundle import Bundle
+from audiolm_cli.tokens import StageName
+from audiolm_cli.training.data import Corpus
+from audiolm_cli.training.lm import Crops, Shape, token_losses
+from audiolm_cli.training.measures import Figure, figure
+from audiolm_cli.training.ngrams import ngram_bits
+from audiolm_cli.training.tokenize import TokenData, Track, groups, joined
+from audiolm_cli.transformer import Transformer
+
+CROPS = {"semantic": Shape(0, 10), "coarse": Shape(0, 10), "fine": Shape(0, 3)}  # seconds, without a reference
+EFFECTS = Shape(3, 4)  # seconds of reference and of crop
+
+
+def bundle_tokens(bundle: Bundle, corpus: Corpus, split: str, cache: Path, hours: float | None = None) -> TokenData:
+    """A split as tokens of this very bundle, recordings of a speaker joined as in training; `hours` of it at most.
+
+    Kept in `cache`, under a name that holds the identity of the codec and the tokenizer.
+    """
+    depends = bundle.config.depends
+    sources = {part: depends[part]["self"] for part in ("codec", "tokenizer")}
+    amount = "all" if hours is None else f"{hours:g}h"
+    file = cache / f"{split}-{amount}-{sources['codec'][:12]}-{sources['tokenizer'][:12]}.safetensors"
+    if not file.is_file():
+        _write_tokens(bundle, corpus, file, hours)
+    with safe_open(file, framework="pt") as handle:
+        tracks = [Track(**track) for track in json.loads(handle.metadata()["tracks"])]
+        semantic, codes = handle.get_tensor("semantic").long(), handle.get_tensor("codes").long()
+    return TokenData(bundle.config.tokens, semantic, codes, tracks, sources)
+
+
+@torch.inference_mode()
+def _write_tokens(bundle: Bundle, corpus: Corpus, file: Path, hours: float | None) -> None:
+    spec, rng = bundle.config.tokens, np.random.default_rng(0)
+    chosen, semantic, codes, tracks, offset = groups(corpus, spec.sample_rate), [], [], [], 0
+    for index in rng.permutation(len(chosen)):
+        if hours is not None and offset > hours * 3600 * spec.semantic_rate:
+            break
+        samples = joined(corpus, chosen[index], spec.sample_rate, rng)
+        length = len(samples) // spec.samples_per_semantic
+        if not length:
+            continue
+        audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(bundle.device)[None]
+        semantic.append(bundle.tokenizer.tokenize(audio)[0].short().cpu())
+        codes.append(bundle.codec.encode(audio)[0].short().cpu())
+        tracks.append(asdict(Track(chosen[index][0].speaker, offset, length)))
+        offset += length
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1).contiguous()}
+    save_file(tensors, file.with_suffix(".tmp"), {"tracks": json.dumps(tracks)})
+    file.with_suffix(".tmp").replace(file)
+
+
+def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops: int = 96) -> dict[str, dict]:
+    """For each stage and quantizer `model` (with interval), `unigram` and `bigram`, in bits per token.
+
+    Rows are named `semantic`, `coarse 0`, ..., `fine 4`, ...; `bigram` is the better of the two of `ngrams`.
+    """
+    rows: dict[str, dict] = {}
+    for stage, model in _stages(bundle).items():
+        drawn = _drawn(model, validation, CROPS[stage], crops)
+        spec, length = validation.spec, round(CROPS[stage].crop * validation.spec.semantic_rate)
+        losses = _losses(model, validation, drawn, CROPS[stage])
+        speakers = [track.speaker for _, track, _, _ in drawn]
+        pieces = [validation.cut(track, first, length) for _, track, first, _ in drawn]
+        whole = [training.cut(track, 0, track.length) for track in training.tracks]
+        if stage == "semantic":
+            names, size = ["semantic"], spec.semantic_vocabulary
+            tables = ngram_bits([s[None].numpy() for s, _ in whole], [s[None].numpy() for s, _ in pieces], size)
+        else:
+            first, last = (0, spec.coarse) if stage == "coarse" else (spec.coarse, spec.quantizers)
+            names = [f"{stage} {q}" for q in range(first, last)]
+            seen, unseen = ([c[:last].numpy() for _, c in part] for part in (whole, pieces))
+            tables = ngram_bits(seen, unseen, spec.codebook_size, coarse=spec.coarse, first=first)
+        for q, (name, table) in enumerate(zip(names, tables, strict=True)):
+            model_bits = figure(zip(speakers, losses[:, q], strict=True))
+            rows[name] = {"model": model_bits, "unigram": table.unigram, "bigram": table.bigram}
+    return rows
+
+
+def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96) -> dict[str, Figure]:
+    """Stage 2, bits per token behind a reference, and what they rise by when a part of the input is another speaker's.
+
+    `own`: everything as it was; `other semantics`, `other reference`: the rise, with its interval.
+    """
+    model = bundle.coarse
+    drawn = _pairs(_drawn(model, validation, EFFECTS, crops))
+    speakers = [track.speaker for _, track, _, _ in drawn]
+    own = _losses(model, validation, drawn, EFFECTS, pairs=True).mean(1)
+    rise = {
+        name: _losses(model, validation, drawn, EFFECTS, pairs=True, **change).mean(1) - own
+        for name, change in (("other semantics", {"shuffled": True}), ("other reference", {"others": True}))
+    }
+    return {name: figure(zip(speakers, values, strict=True)) for name, values in {"own": own, **rise}.items()}
+
+
+def _stages(bundle: Bundle) -> dict[StageName, Transformer]:
+    stages: dict[StageName, Transformer] = {"semantic": bundle.semantic, "coarse": bundle.coarse}
+    return {**stages, "fine": bundle.fine} if bundle.fine is not None else stages
+
+
+def _drawn(model: Transformer, data: TokenData, shape: Shape, count: int) -> list:
+    drawn = Crops([data], model.vocabulary.stage, model.config.layout, seed=1).draw(shape, count)
+    if not drawn:
+        raise ValueError(f"no validation recording is {shape.reference + shape.crop:g} s long")
+    return drawn
+
+
+def _pairs(drawn: list) -> list:
+    """Crops ordered so that numbers 2n and 2n + 1 have different speakers; those without a partner are left out."""
+    ordered = sorted(drawn, key=lambda crop: crop[1].speaker)
+    half = len(ordered) // 2
+    pairs = [
+        pair for pair in zip(ordered[:half], ordered[half:], strict=False) if pair[0][1].speaker != pair[1][1].speaker
+    ]
+    return [crop for pair in pairs for crop in pair]
+
+
+@torch.inference_mode()
+def _losses(
+    model: Transformer, data: TokenData, drawn: list, shape: Shape, pairs: bool = False, **change: bool
+) -> np.ndarray:
+    """Mean bits per token of every crop and quantizer, `[crops, quantizers]` (1 quantizer in stage 1)."""
+    crops = Crops([data], model.vocabulary.stage, model.config.layout, seed=1)
+    device, size, parts = next(model.parameters()).device, 2 if pairs else 8, []
+    for start in range(0, len(drawn), size):
+        losses = token_losses(model, crops.build(drawn[start : start + size], shape, **change).to(device))
+        if losses.ndim == 2:
+            losses = losses[:, :-1, None]  # without the place of <end>
+        parts.append(losses.float().mean(1).cpu().numpy())
+    return np.concatenate(parts) / np.log(2)

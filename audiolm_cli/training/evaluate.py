@@ -1,0 +1,248 @@
+"""The figures on quality of a bundle, on the validation split: `make eval`.
+
+    python -m audiolm_cli.training.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
+
+Four sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside
+unigram and bigram; continuations of 3 s by 7 s beside four trivial answers. Seeds are fixed; intervals in parentheses
+are 95 % by bootstrap over speakers. Needs the extra `eval`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
+
+import numpy as np
+
+from audiolm_cli import bundle as bundles
+from audiolm_cli import pipeline
+from audiolm_cli.bundle import Bundle
+from audiolm_cli.errors import AudioLMError
+from audiolm_cli.training import bits, continuations, phones, speakers
+from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.measures import (
+    RATE,
+    Clip,
+    Figure,
+    autoencoder,
+    clips_per_speaker,
+    codec_figures,
+    opus_rows,
+)
+
+SECTIONS = ("codec", "tokenizer", "bits", "continuation")
+SEED = 0
+BATCH = 10  # continuations made together
+
+Table = dict[str, dict[str, Any]]  # row -> column -> number or Figure
+
+
+class Setting(NamedTuple):
+    """What is measured, and on how much of it."""
+
+    bundle: Bundle
+    training: Corpus
+    validation: Corpus
+    cache: Path
+    quick: bool
+    prompts: int
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def of_corpus(corpus: Corpus, name: str) -> list[Clip]:
+    """The clips of one corpus, such as `librispeech`; all clips where the manifest does not tell corpora apart."""
+    named = [clip for clip in corpus.clips if clip.corpus == name] or ([] if name == "commonvoice" else corpus.clips)
+    return [Clip(clip.speaker, corpus.samples(clip)) for clip in named]
+
+
+def codec_tables(setting: Setting) -> dict[str, Table]:
+    """PESQ, STOI, DNSMOS and log-mel distance at the full and the coarse rate, by corpus."""
+    spec, tables = setting.bundle.config.tokens, {}
+    for corpus in ("librispeech", "commonvoice"):
+        clips = clips_per_speaker(of_corpus(setting.validation, corpus), 1 if setting.quick else 3)
+        clips = clips[: 20 if setting.quick else 60]
+        if not clips:
+            continue
+        rows: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        for count in (spec.quantizers, spec.coarse):
+            rate = count * np.log2(spec.codebook_size) * spec.sample_rate / spec.samples_per_frame / 1000
+            rows[f"codec, {rate:g} kbit/s"] = autoencoder(setting.bundle.codec, count)
+        if not (opus := opus_rows()):
+            say("opus-tools is not installed: no rows for Opus")
+        title = f"codec on {len(clips)} clips of {len({c.speaker for c in clips})} {corpus} speakers"
+        tables[title] = {name: codec_figures(reconstruct, clips) for name, reconstruct in (rows | opus).items()}
+    return tables
+
+
+def tokenizer_tables(setting: Setting) -> dict[str, Table]:
+    """Phone information, speaker probe, codes in use and bits per second, beside MFCC k-means of the same K."""
+    vocabulary = setting.bundle.config.tokens.semantic_vocabulary
+    spoken = phones.spoken_clips(setting.validation, setting.cache, limit=100 if setting.quick else None)
+    probed = speakers.probe_clips([setting.training, setting.validation])
+    rows: Table = {}
+    for name, tokenize in (
+        ("semantic tokens", phones.as_function(setting.bundle.tokenizer)),
+        ("MFCC k-means", phones.mfcc_tokenizer(setting.training, vocabulary, seconds=1000 if setting.quick else 4000)),
+    ):
+        found = phones.phone_information(tokenize, spoken)
+        named, chance = speakers.speaker_probe(tokenize, probed)
+        rows[name] = {
+            "phone information": Figure(found["information"], found["low"], found["high"]),
+            "less bias": found["corrected"],
+            "speaker probe": named,
+            "chance": chance,
+            "codes used": found["codes"],
+            "bits/s": found["bits_per_second"],
+        }
+    seconds = found["seconds"]
+    return {f"tokenizer, K = {vocabulary}, on {seconds / 60:.0f} minutes of {len(spoken)} clips": rows}
+
+
+def bits_tables(setting: Setting) -> dict[str, Table]:
+    """Bits per token by stage and quantizer, and what stage 2 owes to its conditioning."""
+    hours, crops = (2.0, 32) if setting.quick else (None, 96)
+    say("tokens of the training recordings, for the bigram")
+    training = bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
+    validation = bits.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
+    rows = bits.stage_bits(setting.bundle, validation, training, crops)
+    effects = bits.conditioning_effects(setting.bundle, validation, crops)
+    return {
+        "bits per token": rows,
+        "stage 2, bits per token: own, and the rise with another speaker's": {"coarse": effects},
+    }
+
+
+def continuation_tables(setting: Setting) -> dict[str, Table]:
+    """Continuations of real prompts by 7 s, beside the trivial answers."""
+    bundle = setting.bundle
+    clips = of_corpus(setting.validation, "librispeech")
+    chosen = continuations.cases(clips, setting.prompts, SEED)
+    voices = continuations.reference_voices(clips)
+    tokenize = phones.as_function(bundle.tokenizer)
+    prompts = [tokenize(case.prompt) for case in chosen]
+    through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
+    answers: dict[str, Callable[[], Sequence[np.ndarray]]] = {
+        "AudioLM": lambda: generated(bundle, chosen),
+        "prompt looped": lambda: [continuations.prompt_looped(case) for case in chosen],
+        "training clip pasted": lambda: continuations.pasted(chosen, setting.training, SEED),
+        "real continuation": lambda: [case.real for case in chosen],
+        "real, through the codec": lambda: [
+            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
+        ],
+    }
+    rows: Table = {}
+    for name, make in answers.items():
+        say(f"continuations: {name}")
+        scores = [
+            continuations.score(case, new, voices, tokenize, tokens)
+            for case, new, tokens in zip(chosen, make(), prompts, strict=True)
+        ]
+        rows[name] = dict(continuations.summarise(chosen, scores))
+    count, people = len(chosen), len({case.speaker for case in chosen})
+    return {f"{count} continuations, 3 s + 7 s, of {people} speakers among {len(voices.speakers)}": rows}
+
+
+def generated(bundle: Bundle, chosen: Sequence[continuations.Case]) -> list[np.ndarray]:
+    """What the bundle makes of the prompts with its own sampling defaults: the new 7 s of each."""
+    defaults = bundle.config.sampling
+    sampling = pipeline.Sampling(defaults.temperature, defaults.top_k, defaults.top_p)
+    made = pipeline.continue_(
+        bundle,
+        [pipeline.Prompt(case.prompt, position, 0) for position, case in enumerate(chosen)],
+        duration=continuations.NEW / RATE,
+        prompt_seconds=continuations.PROMPT / RATE,
+        seed=SEED,
+        sampling=sampling,
+        batch_size=BATCH,
+    )
+    return [continuation.samples[continuation.prompt_samples :] for continuation in made]
+
+
+def show(title: str, table: Table) -> None:
+    """Prints a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    rich = RichTable("", *columns, title=title, title_justify="left")
+    for name, row in table.items():
+        rich.add_row(name, *(_cell(row.get(column)) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(rich)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Figure):
+        return f"{value.mean:.3f} ({value.low:.3f}-{value.high:.3f})"
+    return "" if value is None else str(value) if isinstance(value, (int, str)) else f"{value:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """Figures as objects with names, for JSON; NaN becomes null."""
+    if isinstance(value, Figure):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
+    """Runs the sections, printing each table as soon as it is there."""
+    makers = {
+        "codec": codec_tables,
+        "tokenizer": tokenizer_tables,
+        "bits": bits_tables,
+        "continuation": continuation_tables,
+    }
+    tables: dict[str, Table] = {}
+    for section in sections:
+        say(f"measuring: {section}")
+        for title, table in makers[section](setting).items():
+            show(title, table)
+            tables[title] = table
+    return tables
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The figures on quality of a bundle, on the validation split.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quick", action="store_true", help="fewer clips and 20 prompts: minutes, wide intervals")
+    parser.add_argument("--prompts", type=int, help="continuations to make (default 100, or 20 with --quick)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    options = parser.parse_args()
+    audio = options.runs / "audio"
+    try:
+        setting = Setting(
+            bundle=bundles.load(options.model, device=options.device, dtype=options.dtype),
+            training=load_corpus(options.data, "train", RATE, audio),
+            validation=load_corpus(options.data, "valid", RATE, audio),
+            cache=options.runs / "eval",
+            quick=options.quick,
+            prompts=options.prompts or (20 if options.quick else 100),
+        )
+        tables = evaluate(setting, options.sections)
+    except AudioLMError as error:
+        sys.exit(f"evaluate: {error}")
+    except ImportError as error:
+        sys.exit(f"evaluate: {error}; `make eval` installs what is needed")
+    if options.json:
+        report = {"bundle": setting.bundle.config.name, "identity": setting.bundle.identity, "seed": SEED}
+        options.json.write_text(json.dumps({**report, "tables": _plain(tables)}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The sections of `make eval` with a tiny random bundle and made-up recordings."""
+
+from __future__ import annotations
+
+import json
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audiolm_cli.config import preset
+from audiolm_cli.semantic import SemanticTokenizer
+from audiolm_cli.soundstream import SoundStream
+from audiolm_cli.training import bits, continuations, evaluate
+from audiolm_cli.training.data import Clip, Corpus
+from audiolm_cli.training.measures import Figure
+from audiolm_cli.transformer import Transformer
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Any:
+    torch.manual_seed(0)
+    config = preset("tiny")
+    config.depends.update({part: {"self": part * 8} for part in ("codec", "tokenizer")})
+    stages = {
+        name: Transformer(getattr(config, name), config.tokens, name).eval() for name in ("semantic", "coarse", "fine")
+    }
+    tokenizer = SemanticTokenizer(config.tokenizer, config.tokens).eval()
+    torch.nn.init.normal_(tokenizer.get_buffer("centroids"))
+    codec = SoundStream(config.codec, config.tokens).eval()
+    return types.SimpleNamespace(config=config, device=torch.device("cpu"), codec=codec, tokenizer=tokenizer, **stages)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Twelve recordings of 12 s, two of each speaker."""
+    audio = (3000 * np.random.default_rng(0).standard_normal(12 * 12 * RATE)).astype(np.int16)
+    return Corpus(
+        audio, [Clip(f"{n}.wav", f"s{n % 6}", "librispeech", "", n * 12 * RATE, 12 * RATE) for n in range(12)]
+    )
+
+
+def test_tokens_are_kept_under_the_identity_of_their_models(bundle, corpus, tmp_path):
+    first = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert "codeccod" in file.name
+    assert first.codes.shape == (12, 2 * len(first.semantic))
+    assert sum(track.length for track in first.tracks) == len(first.semantic)
+    without_models: Any = types.SimpleNamespace(config=bundle.config)
+    again = bits.bundle_tokens(without_models, corpus, "valid", tmp_path)
+    assert torch.equal(again.codes, first.codes)
+
+
+def test_hours_bound_the_tokens(bundle, corpus, tmp_path):
+    some = bits.bundle_tokens(bundle, corpus, "train", tmp_path, hours=20 / 3600)
+    assert 20 * 25 <= len(some.semantic) < 60 * 25
+
+
+def test_bits_have_a_row_for_every_quantizer(bundle, corpus, tmp_path):
+    data = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
+    rows = bits.stage_bits(bundle, data, data, crops=4)
+    assert list(rows) == ["semantic", *(f"coarse {q}" for q in range(4)), *(f"fine {q}" for q in range(4, 12))]
+    assert rows["coarse 0"]["model"].mean == pytest.approx(np.log2(32), abs=0.5)  # untrained
+    assert rows["semantic"]["bigram"] <= rows["semantic"]["unigram"] + 0.1
+
+
+def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
+    data = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
+    effects = bits.conditioning_effects(bundle, data, crops=8)
+    assert set(effects) == {"own", "other semantics", "other reference"}
+    assert effects["other semantics"].mean != 0
+    drawn = bits._pairs(bits._drawn(bundle.coarse, data, bits.EFFECTS, 20))
+    speakers = [track.speaker for _, track, _, _ in drawn]
+    assert speakers
+    assert all(a != b for a, b in zip(speakers[::2], speakers[1::2], strict=True))
+
+
+def test_generated_continuations_have_the_length_asked_for(bundle, monkeypatch):
+    monkeypatch.setattr(continuations, "NEW", 8000)
+    case = continuations.Case("a", np.zeros(continuations.PROMPT, np.float32), np.zeros(0), np.zeros(2))
+    (new,) = evaluate.generated(bundle, [case])
+    assert len(new) == 8000
+
+
+def test_tables_print_and_become_json(capsys):
+    table: evaluate.Table = {
+        "row": {"figure": Figure(0.5, 0.25, 0.75), "codes": 12, "share": 0.125},
+        "other": {"share": float("nan")},
+    }
+    evaluate.show("title", table)
+    printed = capsys.readouterr().out
+    assert "0.500 (0.250-0.750)" in printed
+    assert "0.125" in printed
+    plain = json.loads(json.dumps(evaluate._plain(table)))
+    assert plain["row"]["figure"] == {"mean": 0.5, "low": 0.25, "high": 0.75}
+    assert plain["other"]["share"] is None
+
+
+def test_clips_of_a_corpus_without_names_are_all_of_them(corpus):
+    unnamed = Corpus(corpus.audio, [Clip(c.path, c.speaker, "", "", c.offset, c.samples) for c in corpus.clips])
+    assert len(evaluate.of_corpus(unnamed, "librispeech")) == 12
+    assert evaluate.of_corpus(unnamed, "commonvoice") == []
