@@ -109,8 +109,8 @@ def score(
     """Judges the new stretch `float32 [T]`. Everything is measured on its sound; tokens are taken of it anew.
 
     The speaker matches when, of all speakers, the case's own is nearest by Resemblyzer (its own reference being that
-    of the case). `silent`: less than half of it is speech (of real speech 0.6 to 0.95), or none of the last 2 s. `loops`: a second of tokens
-    occurs three times or more. `copies`: a second of tokens occurs in the prompt.
+    of the case). `silent`: less than half of it is speech (of real speech 0.6 to 0.95), or none of the last 2 s.
+    `loops`: a second of tokens occurs three times or more. `copies`: a second of tokens occurs in the prompt.
     """
     own = voices.speakers.index(case.speaker)
     embeddings = voices.embeddings.copy()
