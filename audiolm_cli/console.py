@@ -33,7 +33,7 @@ class Console:
 
     def say(self, message: str) -> None:
         if sys.stderr is not None:  # print() would then go to stdout
-            print(f"audiolm: {message}", file=sys.stderr, flush=True)
+            print("audiolm:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
 
     def result(self, record: dict[str, Any]) -> None:
         """One output is done: its path, or the whole record with --json, as a line on stdout."""
@@ -56,13 +56,16 @@ class Console:
 
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}", style="dim")
         tasks: dict[str, tuple[TaskID, float]] = {}
+        latest = time.monotonic()  # a stage begins where the one before it ended
         with Bars(*columns, console=rich.console.Console(stderr=True), transient=True) as bars:
 
             def show(stage: str, done: int, total: int) -> None:
+                nonlocal latest
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(f"{label}{stage}", speed=""), time.monotonic()
+                    tasks[stage] = bars.add_task(f"{label}{stage}", speed=""), latest
                 task, start = tasks[stage]
-                elapsed, speed = time.monotonic() - start, ""
+                latest = time.monotonic()
+                elapsed, speed = latest - start, ""
                 if done and elapsed > 0:
                     factor = elapsed * total / (done * seconds)
                     speed = f"{done / elapsed:.0f} tokens/s, real-time factor {factor:.2f}"

@@ -95,13 +95,16 @@ def readable(jobs: list[Job], console: Console) -> list[Job]:
 def run(jobs: list[Job], task: Task, console: Console) -> int:
     """Runs the jobs in order, `task.batch_size` at a time, and returns how many failed; each has said so itself."""
     failed = 0
+    bad: set[int] = set()  # positions of inputs that have been reported
     batch: list[tuple[Job, Any]] = []
     for index, job in enumerate(jobs):
         try:
-            batch.append((job, task.load(job)))
+            if job.position not in bad:
+                batch.append((job, task.load(job)))
         except AudioLMError as error:
             console.error(error)
-            failed += 1
+            bad.add(job.position)
+        failed += job.position in bad
         if batch and (len(batch) == task.batch_size or index == len(jobs) - 1):
             label = f"[{index + 1}/{len(jobs)}] " if len(jobs) > 1 else ""
             failed += _run_batch(batch, task, console, label)

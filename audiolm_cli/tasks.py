@@ -44,6 +44,7 @@ class Continue:
                 raise UsageError(f"{option}: must be at least {frame / self.rate} seconds")
         self.seconds = self.duration
         self._recording: tuple[Job, np.ndarray] | None = None  # read once for all its samples
+        self._batch = 1  # outputs made together
 
     def load(self, job: Job) -> Prompt:
         from audiolm_cli.pipeline import Prompt
@@ -55,6 +56,7 @@ class Continue:
     def work(self, inputs: list[Prompt], progress: Progress | None) -> Iterator[Continuation]:
         from audiolm_cli import pipeline
 
+        self._batch = len(inputs)
         return pipeline.continue_(
             self.bundle,
             inputs,
@@ -82,9 +84,8 @@ class Continue:
         }
         tags = _tags(self.bundle, seed=self.seed, prompt_samples=kept, options=options)
         clipped = audio.write(job.target, samples, self.rate, tags, self.force)
-        spent = sum(result.stage_seconds.values())
         new = len(result.samples) - result.prompt_samples
-        factor = spent * self.rate / new
+        factor = sum(result.stage_seconds.values()) * self.rate / (new * self._batch)  # the seconds are the batch's
         self.console.note(f"{_output(job.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
         if clipped:
             self.console.note(f"{_output(job.target)}: {clipped} samples beyond full scale clipped")
@@ -96,6 +97,7 @@ class Continue:
             "prompt_seconds": kept / self.rate,
             "new_seconds": new / self.rate,
             "seconds": len(samples) / self.rate,
+            "batch": self._batch,
             "stages": {
                 stage: {
                     "seconds": seconds,

@@ -41,6 +41,14 @@ def prompt(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle of random weights, small enough to run in a test."""
+    from tests.bundles import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
 @dataclass
 class FakePipeline:
     """Stands in for bundle.py and pipeline.py: the new audio is a constant that says how it was asked for."""

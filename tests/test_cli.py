@@ -113,11 +113,12 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "prompt_seconds": 1.0,
         "new_seconds": 7.0,
         "seconds": 8.0,
+        "batch": 2,
         "stages": {
             "semantic": {"seconds": 0.5, "tokens": 25, "tokens_per_second": 50.0},
             "decode": {"seconds": 0.1, "tokens": 0, "tokens_per_second": 0.0},
         },
-        "real_time_factor": pytest.approx(0.6 / 7),
+        "real_time_factor": pytest.approx(0.6 / 7 / 2),
         "peak": pytest.approx(0.3, abs=0.05),
         "clipped": 0,
     }

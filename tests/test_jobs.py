@@ -116,6 +116,13 @@ def test_one_failure_does_not_stop_the_rest(capfd):
     assert [line.split(": ")[2] for line in err.splitlines()] == ["bad1", "bad2", "o/full.wav", "bad3"]
 
 
+def test_a_bad_input_is_reported_once_for_all_its_samples(capfd):
+    task = Recorder()
+    assert jobs.run(plan(["a", "bad"], out_dir="o", samples=3), task, Console()) == 3
+    assert task.batches == [["a", "a"], ["a"]]
+    assert capfd.readouterr().err == "audiolm: error: bad: bad\n"
+
+
 def test_unreadable_inputs_are_reported_once(capfd):
     open("a.wav", "w").close()
     planned = plan(["a.wav", "missing.wav", "."], out_dir="o", samples=3)

@@ -1,0 +1,119 @@
+"""The commands with real, if tiny and random, models behind them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_cli import cli
+from tests.conftest import EXAMPLE, tone
+
+
+@pytest.fixture
+def audiolm(tiny_bundle, tmp_path, monkeypatch, capfd):
+    """Runs a command line with the tiny bundle in an empty folder: -> exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUDIOLM_MODEL", str(tiny_bundle))
+
+    def run(*arguments):
+        code = cli.main([*map(str, arguments), "--device", "cpu", "--threads", "1"])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_the_prompt_is_kept_and_the_duration_is_to_the_sample(audiolm):
+    code, out, err = audiolm("continue", EXAMPLE, "-o", "out.wav", "--duration", "0.7123", "--seed", "1")
+    assert (code, out) == (0, "out.wav\n"), err
+    original, _ = soundfile.read(EXAMPLE, dtype="int16")
+    samples, rate = soundfile.read("out.wav", dtype="int16")
+    assert rate == 16000
+    assert len(samples) == len(original) + round(0.7123 * 16000)
+    assert np.array_equal(samples[: len(original) - 320], original[:-320])
+
+
+def test_the_installed_script(tiny_bundle, tmp_path):
+    script = Path(sys.executable).parent / "audiolm"
+    if not script.exists():
+        pytest.skip("audiolm is not installed in this environment")
+    command = [script, "continue", EXAMPLE, "-o", "out.flac", "--duration", "0.4", "-m", tiny_bundle, "--seed", "3"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "out.flac\n"), result.stderr
+    assert result.stderr.splitlines()[0] == "audiolm: seed 3"
+    assert "Warning" not in result.stderr
+    assert soundfile.info(tmp_path / "out.flac").duration == pytest.approx(3.52 + 0.4)
+
+
+def test_the_seed_decides_the_bytes(audiolm, prompt):
+    contents = []
+    for seed, name in ((1, "a.wav"), (1, "b.wav"), (2, "c.wav")):
+        assert audiolm("continue", prompt, "-o", name, "--duration", "0.4", "--seed", seed)[0] == 0
+        contents.append(open(name, "rb").read())
+    assert contents[0] == contents[1]
+    assert not np.array_equal(soundfile.read("a.wav")[0], soundfile.read("c.wav")[0])
+
+
+def test_samples_differ_and_do_not_depend_on_their_batch(audiolm, prompt, tmp_path):
+    soundfile.write(tmp_path / "other.wav", tone(0.3), 16000)
+    common = ("--duration", "0.4", "--seed", "1", "--batch-size", "3")
+    assert audiolm("continue", prompt, "-o", "alone.wav", *common)[0] == 0
+    assert audiolm("continue", prompt, "other.wav", "--out-dir", "o", "--num-samples", "2", *common)[0] == 0
+    alone, first, second = (soundfile.read(name)[0] for name in ("alone.wav", "o/prompt.0.wav", "o/prompt.1.wav"))
+    assert np.array_equal(alone, first)
+    assert not np.array_equal(first, second)
+
+
+def test_json_of_a_real_run(audiolm, prompt):
+    _, out, _ = audiolm("continue", prompt, "-o", "a.flac", "--duration", "0.4", "--json", "-q")
+    record = json.loads(out)
+    assert record["path"] == "a.flac"
+    assert {"semantic", "coarse", "fine", "decode"} <= record["stages"].keys()
+    assert record["stages"]["coarse"]["tokens"] > 0
+    assert record["real_time_factor"] > 0
+    assert record["new_seconds"] == 0.4
+
+
+@pytest.mark.parametrize("samples", [np.zeros(16000), tone(0.04), tone(0.041), tone(1.0)], ids=len)
+def test_odd_but_usable_prompts(audiolm, tmp_path, samples):
+    soundfile.write(tmp_path / "in.wav", samples, 16000)
+    code, _, err = audiolm("continue", "in.wav", "-o", "out.wav", "--duration", "0.2", "--seed", "1")
+    assert code == 0, err
+    assert len(soundfile.read("out.wav")[0]) == len(samples) + 3200
+
+
+def test_encode_then_decode(audiolm, prompt, tmp_path):
+    assert audiolm("encode", prompt, "-o", "a.safetensors")[0] == 0
+    assert audiolm("decode", "a.safetensors", "-o", "all.wav")[0] == 0
+    assert audiolm("decode", "a.safetensors", "-o", "few.wav", "--quantizers", "1")[0] == 0
+    everything, few = soundfile.read("all.wav")[0], soundfile.read("few.wav")[0]
+    assert len(everything) == len(few) == 16000
+    assert not np.array_equal(everything, few)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-100])
+    (tmp_path / "junk.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    for name in ("cut", "junk", "empty"):
+        code, _, err = audiolm("decode", f"{name}.safetensors", "-o", "bad.wav")
+        assert code == 1
+        assert err.startswith(f"audiolm: error: {name}.safetensors: ")
+        assert err.count("\n") == 1
+        assert not os.path.exists("bad.wav")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [("--model", "nonexistent", 1), ("--model", ".", 1), ("--device", "cuda:99", 2)],
+)
+def test_what_cannot_be_loaded(tiny_bundle, prompt, tmp_path, monkeypatch, capfd, option, value, code):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUDIOLM_MODEL", str(tiny_bundle))
+    assert cli.main(["continue", str(prompt), "-o", "out.wav", "--seed", "1", option, value]) == code
+    _seed, error = capfd.readouterr().err.splitlines()
+    assert error.startswith("audiolm: error: ")
+    assert "unexpected" not in error
+    assert os.listdir(tmp_path) == ["prompt.wav"]
