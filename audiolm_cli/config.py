@@ -108,6 +108,7 @@ class StageConfig:
 
     layers: int = bounded(1, 96, default=6)
     heads: int = bounded(1, 128, default=4)
+    kv_heads: int = bounded(1, 128, default=1)  # shared by heads / kv_heads query heads each: decoding reads less
     width: int = bounded(8, 16384, default=256)
     feedforward: int = bounded(8, 65536, default=1024)
     layout: Literal["aligned", "plain"] = "aligned"
@@ -117,6 +118,8 @@ class StageConfig:
     def check(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
             raise ModelError("config.json: a stage's width must be an even multiple of its heads")
+        if self.heads % self.kv_heads:
+            raise ModelError("config.json: a stage's heads must be a multiple of its kv_heads")
         if 12 * self.layers * self.width * max(self.width, self.feedforward) > 4 * MAX_PARAMETERS:
             raise ModelError("config.json: a stage is larger than any that this program is made for")
 
@@ -168,8 +171,8 @@ def preset(name: str) -> BundleConfig:
 
     Raises KeyError for another name.
     """
-    paper = StageConfig(12, 16, 1024, 4096, "plain")
-    tiny = StageConfig(2, 2, 32, 64)
+    paper = StageConfig(12, 16, 16, 1024, 4096, "plain")
+    tiny = StageConfig(2, 4, 2, 32, 64)
     return {
         "tiny": BundleConfig(
             "tiny",
@@ -187,7 +190,7 @@ def preset(name: str) -> BundleConfig:
             TokenizerConfig(),
             StageConfig(4),
             StageConfig(6),
-            StageConfig(6, 3, 192, 768, window_seconds=3.0),
+            StageConfig(6, 3, 1, 192, 768, window_seconds=3.0),
         ),
         "paper": BundleConfig("paper", TokenSpec(semantic_vocabulary=1024), WaveformConfig(32, 32), TokenizerConfig(), paper, paper, paper),
     }[name]

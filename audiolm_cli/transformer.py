@@ -21,7 +21,7 @@ from audiolm_cli.tokens import StageName, Vocabulary
 
 @dataclass
 class KVCache:
-    """Keys and values `[layers, slots, heads, length, head width]`, right-padded, written in place."""
+    """Keys and values `[layers, slots, kv heads, length, head width]`, right-padded, written in place."""
 
     keys: Tensor
     values: Tensor
@@ -29,30 +29,44 @@ class KVCache:
     @classmethod
     def allocate(cls, model: Transformer, slots: int, length: int) -> KVCache:
         c, weight = model.config, model.ids.weight
-        shape = (c.layers, slots, c.heads, length, c.width // c.heads)
+        shape = (c.layers, slots, c.kv_heads, length, c.width // c.heads)
         zeros = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
         return cls(*zeros)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward."""
+    """Pre-norm attention, where `kv_heads` keys and values serve all query heads, and feed-forward."""
 
     def __init__(self, config: StageConfig, dropout: float):
         super().__init__()
-        self.heads, self.dropout = config.heads, dropout
+        self.heads, self.kv_heads, self.dropout = config.heads, config.kv_heads, dropout
+        self.head_width = config.width // config.heads
         self.attention_norm = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
         self.feedforward_norm = nn.LayerNorm(config.width)
         self.up = nn.Linear(config.width, config.feedforward, bias=False)
         self.down = nn.Linear(config.feedforward, config.width, bias=False)
 
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, L, D]` -> rotated queries, rotated keys, values, each `[B, heads, L, head width]`."""
+        """`[B, L, D]` -> rotated queries `[B, heads, L, head width]`, rotated keys and values `[B, kv heads, ...]`."""
         batch, length, _ = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3 * self.heads, -1).transpose(1, 2)
-        rotated = rotate(qkv[:, : 2 * self.heads], rotation)
-        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, 2 * self.heads :]
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, -1, self.head_width).transpose(1, 2)
+        rotated = rotate(qkv[:, : -self.kv_heads], rotation)
+        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, -self.kv_heads :]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention over a whole sequence."""
+        return F.scaled_dot_product_attention(q, self._shared(k), self._shared(v), is_causal=True)
+
+    def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of one new position `[B, heads, 1, W]` over a cache `[B, kv heads, L, W]`: the query heads that
+        share a key head stand as rows of one small matrix, so that the cache is read once."""
+        grouped = q.view(q.shape[0], self.kv_heads, -1, self.head_width)
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).reshape(q.shape)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.heads // self.kv_heads, 1) if self.heads > self.kv_heads else x
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds the attention's result `[B, heads, L, head width]` and the feed-forward part to `[B, L, D]`."""
@@ -104,7 +118,7 @@ class Transformer(nn.Module):
         x, rotation = self.embed(ids, fields), self.rotation(fields[..., 1])
         for block in self.blocks:
             q, k, v = block.project(x, rotation)
-            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            x = block.finish(x, block.attend(q, k, v))
         return self.norm(x)
 
     def prefill(self, ids: Tensor, fields: Tensor, cache: KVCache, slot: int) -> Tensor:
@@ -114,7 +128,7 @@ class Transformer(nn.Module):
             q, k, v = block.project(x, rotation)
             cache.keys[layer, slot, :, :length] = k[0]
             cache.values[layer, slot, :, :length] = v[0]
-            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            x = block.finish(x, block.attend(q, k, v))
         return self.norm(x[:, -1])
 
     def step(self, ids: Tensor, fields: Tensor, cache: KVCache, lengths: Tensor, longest: int, bias: Tensor | None) -> Tensor:
@@ -130,8 +144,7 @@ class Transformer(nn.Module):
             keys, values = cache.keys[layer], cache.values[layer]
             keys[slots, :, lengths] = k[:, :, 0]
             values[slots, :, lengths] = v[:, :, 0]
-            attended = F.scaled_dot_product_attention(q, keys[:, :, :longest], values[:, :, :longest], attn_mask=bias)
-            x = block.finish(x, attended)
+            x = block.finish(x, block.attend_cached(q, keys[:, :, :longest], values[:, :, :longest], bias))
         return self.norm(x[:, 0])
 
     def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:

@@ -1,0 +1,159 @@
+"""The fast engine against a slow decoder without cache, alone and in ragged batches, and what its noise depends on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from bundles import modules
+from torch import Tensor
+
+from audiolm_cli import engine
+from audiolm_cli.config import TokenSpec, preset
+from audiolm_cli.engine import Item
+from audiolm_cli.sampling import sample, uniforms
+from audiolm_cli.tokens import Sequence, coarse_sequence
+from audiolm_cli.transformer import KVCache, Transformer
+
+CONFIG = preset("tiny")
+SPEC = CONFIG.tokens
+
+
+def slow_hidden(model: Transformer, ids: Tensor, fields: Tensor) -> Tensor:
+    """The Transformer written out plainly in float64, one item, no cache: hidden states `[L, width]`."""
+    c, w = model.config, {name: value.double() for name, value in model.state_dict().items()}
+    x = w["ids.weight"][ids] + w["streams.weight"][fields[:, 0]]
+    if "context.weight" in w:
+        x = x + w["context.weight"][fields[:, 2:]].sum(1)
+    length, head = len(ids), c.width // c.heads
+    speeds = c.rotary_base ** (-torch.arange(head // 2, dtype=torch.float64) / (head // 2))
+    turn = torch.polar(torch.ones(length, head // 2, dtype=torch.float64), fields[:, 1, None] * speeds)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+
+    def turned(x: Tensor) -> Tensor:
+        y = torch.complex(x[..., : head // 2], x[..., head // 2 :]) * turn
+        return torch.cat([y.real, y.imag], -1)
+
+    hidden = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
+    for n in range(c.layers):
+        p = f"blocks.{n}."
+        qkv = (norm(x, p + "attention_norm") @ w[p + "qkv.weight"].T).view(length, -1, head).transpose(0, 1)
+        heads = []
+        for h in range(c.heads):
+            group = h // (c.heads // c.kv_heads)
+            q, k, v = turned(qkv[h]), turned(qkv[c.heads + group]), qkv[c.heads + c.kv_heads + group]
+            heads.append((q @ k.T / math.sqrt(head) + hidden).softmax(-1) @ v)
+        x = x + torch.cat(heads, -1) @ w[p + "output.weight"].T
+        up = norm(x, p + "feedforward_norm") @ w[p + "up.weight"].T
+        x = x + (up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))) @ w[p + "down.weight"].T
+    return norm(x, "norm")
+
+
+def slow_generate(model: Transformer, item: Item, temperature: float, top_p: float) -> Tensor:
+    """All logits anew for every token."""
+    ids, known = item.sequence.ids.clone(), item.sequence.known
+    for n in range(known, len(ids)):
+        hidden = slow_hidden(model, ids[:n], item.sequence.fields[:n])[-1:]
+        low = item.low[n - known]
+        logits = hidden @ model.ids.weight[low : low + item.size].double().T
+        ids[n] = sample(logits.float(), item.uniform[n - known : n - known + 1], temperature, 0, top_p)[0] + low
+    return ids[known:]
+
+
+def coarse_item(semantic: int, known: int, seed: int, layout: str = "aligned", spec: TokenSpec = SPEC) -> Item:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(spec.semantic_vocabulary, (semantic,), generator=generator)
+    codes = torch.randint(spec.codebook_size, (spec.coarse, 2 * semantic), generator=generator)
+    codes[:, known:] = -1
+    sequence = coarse_sequence(spec, layout, tokens, codes)  # type: ignore[arg-type]
+    open_tokens = int((sequence.ids < 0).sum())
+    lows = [spec.semantic_vocabulary + spec.codebook_size * (n % spec.coarse) for n in range(open_tokens)]
+    noise = uniforms(seed, 0, 0, 2, np.arange(open_tokens), np.zeros(open_tokens, int))
+    return Item(sequence, lows, spec.codebook_size, torch.from_numpy(noise))
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return modules(CONFIG)["coarse"].eval()  # type: ignore[return-value]
+
+
+ITEMS = [coarse_item(6, 4, 0), coarse_item(12, 9, 1), coarse_item(4, 0, 2), coarse_item(20, 13, 3)]
+
+
+def test_hidden_states_equal_the_slow_decoder(model: Transformer) -> None:
+    item = coarse_item(20, 40, 4)
+    with torch.inference_mode():
+        fast = model(item.sequence.ids[None], item.sequence.fields[None])[0]
+    slow = slow_hidden(model, item.sequence.ids, item.sequence.fields)
+    assert (fast - slow).abs().max() < 1e-4
+
+
+def test_step_logits_equal_the_slow_decoder(model: Transformer) -> None:
+    item, prefix = coarse_item(10, 20, 5), 30
+    ids, fields = item.sequence.ids, item.sequence.fields
+    slow = slow_hidden(model, ids, fields)
+    with torch.inference_mode():
+        cache = KVCache.allocate(model, 2, 192)
+        assert (model.prefill(ids[None, :prefix], fields[None, :prefix], cache, 1)[0] - slow[prefix - 1]).abs().max() < 1e-4
+        for n in range(prefix, len(ids)):
+            bias = torch.zeros(2, 1, 1, 128)
+            bias[:, :, :, n + 1 :] = -math.inf
+            both = [x[n].expand(2, *x[n].shape) for x in (ids, fields)]
+            hidden = model.step(both[0], both[1], cache, torch.tensor([n, n]), 128, bias)[1]
+            assert (hidden - slow[n]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 0.9)])
+def test_ragged_batch_gives_the_slow_decoders_tokens(model: Transformer, temperature: float, top_p: float) -> None:
+    fast = engine.generate(model, ITEMS, temperature, 0, top_p, batch_size=4)
+    for item, got in zip(ITEMS, fast):
+        assert torch.equal(got, slow_generate(model, item, temperature, top_p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["aligned", "plain"])
+def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: str) -> None:
+    import dataclasses
+
+    config = dataclasses.replace(CONFIG, coarse=dataclasses.replace(CONFIG.coarse, layout=layout))
+    model = modules(config)["coarse"].eval().to(dtype)
+    items = [coarse_item(n, 2 * n // 3, n, layout) for n in (5, 40, 17, 3)]
+    together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)  # type: ignore[arg-type]
+    for item, got in zip(items, together):
+        assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)  # type: ignore[arg-type]
+
+
+def test_an_item_stops_at_its_stop(model: Transformer) -> None:
+    item = coarse_item(20, 0, 6)
+    free = engine.generate(model, [item], 1.0, 0, 1.0, 1)[0]
+    stop = int(free[37])
+    stopped = Item(item.sequence, item.low, item.size, item.uniform, stop)
+    got = engine.generate(model, [stopped], 1.0, 0, 1.0, 1)[0]
+    first = int((free == stop).nonzero()[0])
+    assert torch.equal(got, free[:first])
+
+
+def test_progress_counts_every_token(model: Transformer) -> None:
+    counts: list[int] = []
+    engine.generate(model, ITEMS, 1.0, 0, 1.0, 3, counts.append)
+    assert sum(counts) == sum(len(item.low) for item in ITEMS)
+
+
+def test_an_items_uniform_numbers_depend_on_nothing_but_their_key() -> None:
+    frames, quantizers = np.arange(50), np.arange(50) % 4
+    whole = uniforms(7, 1, 2, 3, frames, quantizers)
+    assert np.array_equal(uniforms(7, 1, 2, 3, frames[20:], quantizers[20:]), whole[20:])
+    for other in ((8, 1, 2, 3), (7, 2, 2, 3), (7, 1, 3, 3), (7, 1, 2, 2)):
+        assert not np.intersect1d(uniforms(*other, frames, quantizers), whole).size
+    many = uniforms(0, 0, 0, 1, np.arange(100_000), np.zeros(100_000, int))
+    assert 0 < many.min() and many.max() < 1
+    assert abs(many.mean() - 0.5) < 0.005 and abs(many.var() - 1 / 12) < 0.001
+
+
+def test_sequence_known_counts_the_prefix() -> None:
+    assert Sequence(torch.tensor([1, 2, -1, -1]), torch.zeros(4, 2)).known == 2

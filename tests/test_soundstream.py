@@ -1,0 +1,82 @@
+"""Both kinds of SoundStream: causal, piecewise equal to one piece, every prefix of the quantizers decodable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from audiolm_cli.autoencoders import State
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
+from audiolm_cli.soundstream import PIECE_FRAMES, SoundStream
+
+SPEC = TokenSpec(codebook_size=32)
+KINDS = {
+    "spectral": SpectralConfig(width=32, encoder_blocks=2, decoder_blocks=2, latent=8),
+    "waveform": WaveformConfig(encoder_channels=3, decoder_channels=3, latent=8),
+}
+
+
+@pytest.fixture(params=KINDS)
+def codec(request: pytest.FixtureRequest) -> SoundStream:
+    torch.manual_seed(1)
+    return SoundStream(KINDS[request.param], SPEC).eval()
+
+
+def noise(frames: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(1, 320 * frames, generator=torch.Generator().manual_seed(seed))
+
+
+def test_shapes(codec: SoundStream) -> None:
+    codes = codec.encode(noise(30))
+    assert codes.shape == (1, 12, 30) and codes.dtype == torch.int64
+    for quantizers in (1, 4, 12):
+        assert codec.decode(codes[:, :quantizers]).shape == (1, 320 * 30)
+
+
+def test_pieces_equal_one_piece(codec: SoundStream) -> None:
+    audio = noise(2 * PIECE_FRAMES + 37)
+    with torch.inference_mode():
+        codes = codec.encode(audio)
+        assert torch.equal(codes, codec.quantizer.encode(codec.encoder(audio, State())))
+        whole = codec.reconstruct(codec.quantizer.decode(codes))
+        assert (codec.decode(codes) - whole).abs().max() < 1e-4
+
+
+def test_codes_of_a_beginning_do_not_depend_on_what_follows(codec: SoundStream) -> None:
+    audio = noise(PIECE_FRAMES + 50)
+    assert torch.equal(codec.encode(audio[:, : 320 * 90]), codec.encode(audio)[..., :90])
+
+
+def test_a_sample_depends_on_codes_up_to_the_stated_look_ahead(codec: SoundStream) -> None:
+    codes = torch.randint(32, (1, 12, 60), generator=torch.Generator().manual_seed(2))
+    changed = codes.clone()
+    changed[..., 40] = (changed[..., 40] + 1) % 32
+    different = (codec.decode(codes) != codec.decode(changed))[0].nonzero()
+    assert 320 * (40 - codec.lookahead) <= int(different[0]) < 320 * 41
+
+
+def test_an_impulse_is_not_shifted_by_the_transform() -> None:
+    """Analysis and synthesis of the spectral kind agree about time: an identity in between returns the impulse."""
+    codec = SoundStream(KINDS["spectral"], SPEC)
+    decoder = codec.decoder
+    frames = torch.zeros(1, 20, decoder.size)  # type: ignore[union-attr]
+    window = torch.hann_window(decoder.size)  # type: ignore[union-attr]
+    at = 320 * 10 + 5
+    for f in range(20):
+        place = at + decoder.delay - 320 * f
+        if 0 <= place < decoder.size:  # type: ignore[union-attr]
+            frames[0, f, place] = window[place] ** 2
+    state = State()
+    audio = decoder._overlap_add(frames, window.square().expand(1, 20, -1), state)  # type: ignore[operator]
+    audio = torch.cat([audio, decoder.flush(state)], -1)[0, decoder.delay :]
+    assert int(audio.argmax()) == at and audio.max() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_more_quantizers_come_closer() -> None:
+    torch.manual_seed(0)
+    codec = SoundStream(KINDS["spectral"], SPEC)
+    latents = torch.randn(1, 50, 8)
+    codec.quantizer.codebooks.mul_(torch.logspace(0, -1.5, 12)[:, None, None])
+    codes = codec.quantizer.encode(latents)
+    errors = [float((latents - codec.quantizer.decode(codes[:, :q])).square().mean()) for q in (1, 4, 8, 12)]
+    assert errors == sorted(errors, reverse=True)
