@@ -314,7 +314,7 @@ def test_help_and_version(audiolm):
 
 
 def test_help_imports_nothing_heavy():
-    heavy = "{'torch', 'numpy', 'soundfile', 'rich', 'huggingface_hub', 'safetensors'}"
+    heavy = "{'torch', 'numpy', 'soundfile', 'huggingface_hub', 'safetensors'}"
     code = f"import atexit; atexit.register(lambda: print(sorted({heavy} & set(sys.modules)), file=sys.stderr))"
     process = spawn("continue", "--help", code=code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _, err = process.communicate()
