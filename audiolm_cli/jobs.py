@@ -113,15 +113,15 @@ def run(jobs: list[Job], task: Task, console: Console) -> int:
 
 
 def _run_batch(batch: list[tuple[Job, Any]], task: Task, console: Console, label: str) -> int:
-    failed = 0
     with console.progress(label, task.seconds * len(batch)) as progress:
-        results = task.work([loaded for _, loaded in batch], progress)
-        for (job, _), result in zip(batch, results, strict=True):
-            try:
-                console.result(task.save(job, result))
-            except AudioLMError as error:
-                console.error(error)
-                failed += 1
+        results = list(task.work([loaded for _, loaded in batch], progress))
+    failed = 0  # what follows prints: the bars are gone
+    for (job, _), result in zip(batch, results, strict=True):
+        try:
+            console.result(task.save(job, result))
+        except AudioLMError as error:
+            console.error(error)
+            failed += 1
     return failed
 
 

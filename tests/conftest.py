@@ -122,15 +122,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     return fake
 
 
-# A stand-in for the models inside another process, with SLEEP seconds between the first and the second output.
+# A stand-in for the models inside another process, with SLEEP seconds before all but the first call.
 STAND_IN = """
 import types, time, os, numpy as np
+calls = []
 def continue_(bundle, prompts, **options):
+    time.sleep(float(os.environ["SLEEP"]) if calls else 0)
+    calls.append(prompts)
     for prompt in prompts:
         new = np.zeros(16000, np.float32)
         yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
                                     stage_seconds={}, stage_tokens={})
-        time.sleep(float(os.environ["SLEEP"]))
 bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1))

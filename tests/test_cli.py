@@ -335,7 +335,7 @@ def test_help_takes_less_than_three_tenths_of_a_second():
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
     process = spawn(
-        *("continue", prompt, "-o", tmp_path / "a.wav", "--num-samples", "2", "-q", "--seed", "1"),
+        *("continue", prompt, "-o", tmp_path / "a.wav", "--num-samples", "2", "--batch-size", "1", "-q", "--seed", "1"),
         env={**os.environ, "SLEEP": "60"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
