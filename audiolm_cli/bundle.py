@@ -142,7 +142,9 @@ def read_tensors(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name, tensor in wanted.items():
                 shape = list(handle.get_slice(name).get_shape())
                 if shape != list(tensor.shape):
-                    raise ModelError(f"{file}: tensor {name} has shape {shape}, config.json implies {list(tensor.shape)}")
+                    raise ModelError(
+                        f"{file}: tensor {name} has shape {shape}, config.json implies {list(tensor.shape)}"
+                    )
             tensors = {name: handle.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: not readable as safetensors ({error})") from error

@@ -155,7 +155,9 @@ class BundleConfig:
 
     def check(self) -> None:
         if (self.fine is None) != (self.tokens.fine == 0):
-            raise ModelError("config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse")
+            raise ModelError(
+                "config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse"
+            )
         if isinstance(self.codec, WaveformConfig):
             product = 1
             for stride in self.codec.strides:
@@ -192,7 +194,15 @@ def preset(name: str) -> BundleConfig:
             StageConfig(6),
             StageConfig(6, 3, 1, 192, 768, window_seconds=3.0),
         ),
-        "paper": BundleConfig("paper", TokenSpec(semantic_vocabulary=1024), WaveformConfig(32, 32), TokenizerConfig(), paper, paper, paper),
+        "paper": BundleConfig(
+            "paper",
+            TokenSpec(semantic_vocabulary=1024),
+            WaveformConfig(encoder_channels=32, decoder_channels=32),
+            TokenizerConfig(),
+            paper,
+            paper,
+            paper,
+        ),
     }[name]
 
 

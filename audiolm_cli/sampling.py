@@ -13,7 +13,9 @@ from torch import Tensor
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-def uniforms(seed: int, position: int, sample: int, stage: int, frames: np.ndarray, quantizers: np.ndarray) -> np.ndarray:
+def uniforms(
+    seed: int, position: int, sample: int, stage: int, frames: np.ndarray, quantizers: np.ndarray
+) -> np.ndarray:
     """One number in (0, 1) per (frame, quantizer) pair: `float32 [N]` from two `int [N]`."""
     state = np.zeros(len(frames), np.uint64)
     for key in (seed, position, sample, stage, frames, quantizers):
@@ -39,7 +41,9 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
         return logits.argmax(-1)
     logits = logits.float() / temperature
     kept = min(top_k, logits.shape[-1]) if top_k else logits.shape[-1]
-    values, order = logits.topk(kept, -1) if kept < logits.shape[-1] else logits.sort(dim=-1, descending=True, stable=True)
+    values, order = (
+        logits.topk(kept, -1) if kept < logits.shape[-1] else logits.sort(dim=-1, descending=True, stable=True)
+    )
     share = values.softmax(-1)
     total = share.cumsum(-1)
     inside = total - share < top_p  # what stands before it does not reach top_p yet

@@ -97,4 +97,6 @@ class SoundStream(nn.Module):
         """Latents `[B, F, D]` -> audio `[B, F * hop]` in one piece, for training."""
         state = State()
         audio = self.decoder(latents, state)
-        return torch.cat([audio, self.decoder.flush(state)], -1)[:, self.decoder.delay :] if self.decoder.delay else audio
+        return (
+            torch.cat([audio, self.decoder.flush(state)], -1)[:, self.decoder.delay :] if self.decoder.delay else audio
+        )

@@ -186,7 +186,9 @@ class _Builder:
         count, frames = codes.shape
         quantizer = (first + torch.arange(count)).repeat(frames)
         flat = flatten(codes)
-        ids = torch.where(flat < 0, flat, flat + self.vocabulary.code(0) + quantizer * self.vocabulary.spec.codebook_size)
+        ids = torch.where(
+            flat < 0, flat, flat + self.vocabulary.code(0) + quantizer * self.vocabulary.spec.codebook_size
+        )
         streams = 2 + quantizer + reference * (1 + self.vocabulary.quantizers)
         times = start + torch.arange(frames).repeat_interleave(count)
         self._add(ids, streams, times, None if context is None else context.repeat_interleave(count, 0))

@@ -131,7 +131,9 @@ class Transformer(nn.Module):
             x = block.finish(x, block.attend(q, k, v))
         return self.norm(x[:, -1])
 
-    def step(self, ids: Tensor, fields: Tensor, cache: KVCache, lengths: Tensor, longest: int, bias: Tensor | None) -> Tensor:
+    def step(
+        self, ids: Tensor, fields: Tensor, cache: KVCache, lengths: Tensor, longest: int, bias: Tensor | None
+    ) -> Tensor:
         """One more token for every slot: ids `[B]`, fields `[B, 2 + C]`, written at `lengths` `[B]` of the cache.
 
         `longest` bounds what attention reads; `bias` `[B, 1, 1, longest]` hides what lies behind an item's own end and

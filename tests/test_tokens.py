@@ -101,7 +101,9 @@ def test_context_describes_the_frame_that_is_predicted() -> None:
 
 
 @given(specs, st.integers(1, 12), st.integers(0, 99))
-def test_fine_context_is_the_coarse_codes_of_the_frame_that_is_predicted(spec: TokenSpec, frames: int, seed: int) -> None:
+def test_fine_context_is_the_coarse_codes_of_the_frame_that_is_predicted(
+    spec: TokenSpec, frames: int, seed: int
+) -> None:
     _, codes = draw_codes(spec, frames, seed)
     sequence = fine_sequence(spec, "aligned", codes)
     position = 2 + frames * spec.coarse - 1  # predicts the first fine code

@@ -1,6 +1,6 @@
 """Puts trained parts together into a bundle, and refuses parts that do not belong together.
 
-    python -m audiolm_cli.training.assemble --runs runs/speech --name speech --out weights/speech
+python -m audiolm_cli.training.assemble --runs runs/speech --name speech --out weights/speech
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
     would be larger than 64 MB. Nothing in `out` changes then.
     """
-    found = [part for part in ("codec", "tokenizer", "semantic", "coarse", "fine") if (parts / f"{part}.safetensors").is_file()]
+    found = [
+        part
+        for part in ("codec", "tokenizer", "semantic", "coarse", "fine")
+        if (parts / f"{part}.safetensors").is_file()
+    ]
     if missing := {"codec", "tokenizer", "semantic", "coarse"} - set(found):
         raise ModelError(f"{parts}: no {sorted(missing)[0]}.safetensors")
     tensors = {part: load_file(parts / f"{part}.safetensors") for part in found}

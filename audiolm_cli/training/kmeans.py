@@ -27,5 +27,7 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
         centroids = sums / counts.clamp(min=1)[:, None]
         empty = counts == 0
         if empty.any():
-            centroids[empty] = points[torch.randperm(len(points), generator=generator)[: int(empty.sum())].to(points.device)]
+            centroids[empty] = points[
+                torch.randperm(len(points), generator=generator)[: int(empty.sum())].to(points.device)
+            ]
     return centroids

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -145,7 +143,9 @@ def token_losses(model: Transformer, batch: Batch, replaced: float = 0.0) -> Ten
     hidden = model(ids, fields)[:, -batch.targets :]
     if vocabulary.stage == "semantic":
         logits = model.logits(hidden, 0, vocabulary.end + 1).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(
+            targets
+        )
     first, last = (0, spec.coarse) if vocabulary.stage == "coarse" else (spec.coarse, spec.quantizers)
     count = last - first
     losses = []

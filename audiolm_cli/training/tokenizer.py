@@ -141,7 +141,12 @@ def perturb(mel: Tensor, generator: torch.Generator) -> Tensor:
     mel = torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
     knots = 3 * torch.randn(batch, 1, 5, generator=generator).to(mel.device) * uniform(batch, 1, 1)  # channel, level
     mel = mel + F.interpolate(knots, bins, mode="linear", align_corners=True)
-    floor = mel.mean((1, 2), keepdim=True) - 8 + 7 * uniform(batch, 1, 1) + torch.randn(mel.shape, generator=generator).to(mel)
+    floor = (
+        mel.mean((1, 2), keepdim=True)
+        - 8
+        + 7 * uniform(batch, 1, 1)
+        + torch.randn(mel.shape, generator=generator).to(mel)
+    )
     noisy = uniform(batch, 1, 1) < 0.4
     return torch.where(noisy, torch.logaddexp(mel, floor), mel)
 
@@ -197,7 +202,9 @@ def load(runs: Path) -> TokenizerTraining:
     return training.eval()
 
 
-def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool) -> Tensor:
+def losses(
+    training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool
+) -> Tensor:
     """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
     masked = draw_mask(*target.shape[:2], generator).to(target.device)
     with torch.autocast(target.device.type, torch.bfloat16):
@@ -257,7 +264,11 @@ def main() -> None:
         figures = losses(training, perturb(mel, generator), target, generator, round_two)
         trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures)))
         if trainer.due():
-            trainer.log(valid=True, round=1 + round_two, **validate(training, corpora["valid"], labels["valid"], length, round_two))
+            trainer.log(
+                valid=True,
+                round=1 + round_two,
+                **validate(training, corpora["valid"], labels["valid"], length, round_two),
+            )
     trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, round_two))
     shipped = finish(training.eval(), corpora["train"], args.layers, args.clusters)
     about = {

@@ -80,7 +80,11 @@ class Trainer:
     def __iter__(self) -> Iterator[int]:
         while self.progress < 1:
             start = time.monotonic()
-            rate = self.rate * min(1, (self.step + 1) / self.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * self.progress)))
+            rate = (
+                self.rate
+                * min(1, (self.step + 1) / self.warmup)
+                * (0.02 + 0.49 * (1 + math.cos(math.pi * self.progress)))
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             yield self.step

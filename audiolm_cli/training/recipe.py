@@ -1,0 +1,63 @@
+"""The whole recipe: from a folder of recordings with manifest.tsv to a bundle.
+
+    python -m audiolm_cli.training.recipe --data DATA --out weights/speech [--minutes 210]
+
+Runs every step as its own process, in order, and resumes: what is finished is not done again, what was broken off goes
+on. The minutes are shared out among the trainings; tokenizing the corpus comes on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from audiolm_cli.training.assemble import assemble
+
+SHARES = {"codec": 0.42, "tokenizer": 0.24, "coarse": 0.16, "fine": 0.13, "semantic": 0.05}
+
+
+def steps(args: argparse.Namespace) -> list[list[str]]:
+    """The command of every step."""
+    common = [
+        "--data",
+        str(args.data),
+        "--runs",
+        str(args.runs),
+        "--resume",
+        *(["--device", args.device] if args.device else []),
+    ]
+
+    def train(module: str, part: str, *more: str) -> list[str]:
+        minutes = f"{args.minutes * SHARES[part]:.3f}"
+        return [f"audiolm_cli.training.{module}", *common, "--minutes", minutes, *more]
+
+    return [
+        train("codec", "codec", "--kind", args.kind),
+        train("tokenizer", "tokenizer", "--clusters", str(args.clusters)),
+        ["audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
+        *(train("lm", stage, "--stage", stage) for stage in ("coarse", "fine", "semantic")),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("weights/speech"), help="the bundle's folder")
+    parser.add_argument("--name", help="the bundle's name; its folder's by default")
+    parser.add_argument("--minutes", type=float, default=210, help="of training in all")
+    parser.add_argument("--kind", choices=("spectral", "waveform"), default="spectral", help="of the codec")
+    parser.add_argument("--clusters", type=int, default=512, help="semantic tokens")
+    parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")
+    parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
+    args = parser.parse_args()
+    for step in steps(args):
+        print(">", " ".join(step), flush=True)
+        subprocess.run([sys.executable, "-m", *step], check=True)
+    assemble(args.runs / "parts", args.name or args.out.name, args.out)
+
+
+if __name__ == "__main__":
+    main()

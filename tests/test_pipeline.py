@@ -1,0 +1,153 @@
+"""From prompt to output with a tiny random bundle: lengths, joins, seeds, batches, windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import write_bundle
+from conftest import tone
+
+from audiolm_cli import bundle, pipeline
+from audiolm_cli.config import preset
+from audiolm_cli.errors import InputError
+from audiolm_cli.pipeline import Prompt, Sampling
+
+SAMPLING = Sampling((1.0, 1.0, 1.0), (0, 0, 0), (0.95, 0.95, 0.95))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
+    """Windows of a second, so that two seconds slide."""
+    config = preset("tiny")
+    short = {
+        name: dataclasses.replace(getattr(config, name), window_seconds=1.0) for name in ("semantic", "coarse", "fine")
+    }
+    folder = write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", dataclasses.replace(config, **short))
+    return bundle.load(str(folder), device="cpu", dtype="float32")
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * 16000))).astype(np.float32)
+
+
+def run(tiny: bundle.Bundle, prompts: list[Prompt], **change) -> list[pipeline.Continuation]:
+    options = {"duration": 0.4, "prompt_seconds": 0.8, "seed": 1, "sampling": SAMPLING, "batch_size": 3} | change
+    return list(pipeline.continue_(tiny, prompts, **options))
+
+
+@pytest.mark.parametrize("duration", [0.04, 0.5, 0.51237, 2.2])
+def test_the_duration_asked_for_is_the_duration_got(tiny: bundle.Bundle, duration: float) -> None:
+    prompt = noise(1.013)
+    (result,) = run(tiny, [Prompt(prompt)], duration=duration)
+    assert len(result.samples) == len(prompt) + round(16000 * duration)
+    assert result.prompt_samples == len(prompt) and np.isfinite(result.samples).all()
+
+
+def test_the_prompt_stays_as_it_was_up_to_the_crossfade(tiny: bundle.Bundle) -> None:
+    prompt = noise(1.5)
+    (result,) = run(tiny, [Prompt(prompt)])
+    assert np.array_equal(result.samples[: len(prompt) - 320], prompt[:-320])
+    assert not np.array_equal(result.samples[len(prompt) - 320 : len(prompt)], prompt[-320:])
+
+
+def test_same_seed_same_samples_another_seed_other_content(tiny: bundle.Bundle) -> None:
+    first, again, other = (run(tiny, [Prompt(noise(1))], seed=seed)[0].samples for seed in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
+    prompts = [Prompt(noise(seconds, n), n) for n, seconds in enumerate((1.0, 0.3, 2.0, 0.7))]
+    together = run(tiny, prompts, duration=1.3)
+    alone = [run(tiny, [prompt], duration=1.3)[0] for prompt in prompts]
+    for a, b in zip(together, alone):
+        assert np.array_equal(a.samples, b.samples)
+
+
+def test_samples_of_one_prompt_differ(tiny: bundle.Bundle) -> None:
+    prompt = noise(1)
+    results = run(tiny, [Prompt(prompt, 0, n) for n in range(3)])
+    assert len({r.samples.tobytes() for r in results}) == 3
+
+
+@pytest.mark.parametrize("samples", [640, 641, 700, 2000])
+def test_very_short_prompts_are_continued(tiny: bundle.Bundle, samples: int) -> None:
+    (result,) = run(tiny, [Prompt(noise(1)[:samples])])
+    assert len(result.samples) == samples + 6400
+
+
+def test_a_prompt_shorter_than_a_token_is_refused(tiny: bundle.Bundle) -> None:
+    with pytest.raises(InputError, match="40 ms"):
+        run(tiny, [Prompt(noise(1)[:639])])
+
+
+def test_silence_is_continued(tiny: bundle.Bundle) -> None:
+    (result,) = run(tiny, [Prompt(np.zeros(16000, np.float32))])
+    assert np.isfinite(result.samples).all()
+
+
+def test_progress_reaches_the_total_of_every_stage(tiny: bundle.Bundle) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    run(tiny, [Prompt(noise(1))], progress=lambda stage, done, total: seen.update({stage: (done, total)}))
+    assert set(seen) == {"semantic", "coarse", "fine", "decode"}
+    assert all(done == total for done, total in seen.values())
+
+
+def test_tokens_survive_their_file(tiny: bundle.Bundle) -> None:
+    tokens = pipeline.encode(tiny, noise(0.5)[:-100])
+    back = pipeline.Tokens.load_bytes(tokens.save_bytes(), tiny)
+    assert (back.codes == tokens.codes).all() and (back.semantic == tokens.semantic).all()
+    assert tokens.codes.shape == (12, 26) and tokens.semantic.shape == (13,)
+    assert pipeline.decode(tiny, back).shape == (7900,)
+    assert pipeline.decode(tiny, back, quantizers=4).shape == (7900,)
+
+
+def test_tokens_of_another_bundle_are_refused(tiny: bundle.Bundle, tmp_path: Path) -> None:
+    other = bundle.load(str(write_bundle(tmp_path / "other", seed=3)), device="cpu", dtype="float32")
+    data = pipeline.encode(other, noise(0.2)).save_bytes()
+    with pytest.raises(InputError, match="tokens of bundle tiny"):
+        pipeline.Tokens.load_bytes(data, tiny)
+    for broken in (b"", b"RIFF" * 10, data[:50]):
+        with pytest.raises(InputError):
+            pipeline.Tokens.load_bytes(broken, tiny)
+
+
+def test_the_crossfade_keeps_the_level() -> None:
+    prompt, decoded = tone(1.0), tone(1.5)
+    joined = pipeline.join(prompt, decoded, 16000, 16000)
+    assert len(joined) == 24000
+    assert np.abs(joined[:15680] - prompt[:15680]).max() == 0
+    assert np.abs(joined[15680:16000]).max() < 1.5 * np.abs(prompt).max()
+    assert np.array_equal(joined[16000:], decoded[16000:])
+
+
+def test_a_bundle_without_a_fine_stage(tmp_path: Path) -> None:
+    config = preset("tiny")
+    config = dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, quantizers=3, coarse=3), fine=None)
+    loaded = bundle.load(str(write_bundle(tmp_path / "coarse-only", config)), device="cpu", dtype="float32")
+    (result,) = run(loaded, [Prompt(noise(0.5))])
+    assert len(result.samples) == 8000 + 6400 and "fine" not in result.stage_tokens
+
+
+def test_the_plain_layout_of_the_paper(tmp_path: Path) -> None:
+    config = preset("tiny")
+    plain = {
+        name: dataclasses.replace(getattr(config, name), layout="plain") for name in ("semantic", "coarse", "fine")
+    }
+    loaded = bundle.load(
+        str(write_bundle(tmp_path / "plain", dataclasses.replace(config, **plain))), device="cpu", dtype="float32"
+    )
+    (result,) = run(loaded, [Prompt(noise(0.5))])
+    assert len(result.samples) == 8000 + 6400
+
+
+@pytest.mark.slow
+def test_the_papers_sizes_build_and_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audiolm_cli.training.assemble.MAX_BYTES", 2**31)
+    loaded = bundle.load(str(write_bundle(tmp_path / "paper", preset("paper"))), device="cpu", dtype="bfloat16")
+    assert sum(p.numel() for p in loaded.coarse.blocks.parameters()) == pytest.approx(151e6, rel=0.01)
+    (result,) = run(loaded, [Prompt(noise(0.2))], duration=0.08)
+    assert len(result.samples) == 3200 + 1280
