@@ -143,7 +143,9 @@ class SpectralDecoder(nn.Module):
             sums.append(total.view(batch, -1))
         if self in state:
             overhang = state[self][0].shape[-1]
-            sums = [torch.cat([s[:, :overhang] + t, s[:, overhang:]], -1) for s, t in zip(sums, state[self])]
+            sums = [
+                torch.cat([s[:, :overhang] + t, s[:, overhang:]], -1) for s, t in zip(sums, state[self], strict=True)
+            ]
         complete = frames.shape[1] * self.hop
         state[self] = [s[:, complete:] for s in sums]
         return sums[0][:, :complete] / sums[1][:, :complete].clamp(min=1e-2)

@@ -1,7 +1,7 @@
 """A bundle: config.json and one safetensors file per part, found by name or folder, checked, loaded part by part.
 
-Nothing in a bundle is trusted: sizes are bounded by `config`, names, shapes and dtypes of tensors must be those that the
-config implies, and every part must come from the codec and the tokenizer beside it. Whatever does not fit is a
+Nothing in a bundle is trusted: sizes are bounded by `config`, names, shapes and dtypes of tensors must be those that
+the config implies, and every part must come from the codec and the tokenizer beside it. Whatever does not fit is a
 ModelError of one line. Tensors are bfloat16 on disk; encoding and tokenizing run in float32.
 """
 
@@ -83,9 +83,9 @@ class Bundle:
     def _check_sources(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Refuses a codec or tokenizer other than config.json names, and stages trained on tokens of another one."""
         depends = self.config.depends
-        if part in TOKEN_SOURCES:
-            if tensors_identity(tensors, TOKEN_SOURCES[part]) != depends.get(part, {}).get("self"):
-                raise ModelError(f"{self.folder}: {part}.safetensors is not the {part} that config.json names")
+        own = depends.get(part, {}).get("self")
+        if part in TOKEN_SOURCES and tensors_identity(tensors, TOKEN_SOURCES[part]) != own:
+            raise ModelError(f"{self.folder}: {part}.safetensors is not the {part} that config.json names")
         for source in NEEDS.get(part, ()):
             if depends.get(part, {}).get(source) != depends.get(source, {}).get("self"):
                 raise ModelError(f"{self.folder}: {part}.safetensors was trained on the tokens of another {source}")

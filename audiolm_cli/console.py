@@ -13,7 +13,7 @@ from typing import Any
 
 from audiolm_cli.errors import OutputError
 
-Progress = Callable[[str, int, int], None]  # stage, tokens done, tokens in all
+Progress = Callable[[str, int, int], None]  # stage, tokens done, tokens in all; `decode` counts frames
 
 
 @dataclass
@@ -68,7 +68,8 @@ class Console:
                 elapsed, speed = latest - start, ""
                 if done and elapsed > 0:
                     factor = elapsed * total / (done * seconds)
-                    speed = f"{done / elapsed:.0f} tokens/s, real-time factor {factor:.2f}"
+                    unit = "frames" if stage == "decode" else "tokens"
+                    speed = f"{done / elapsed:.0f} {unit}/s, real-time factor {factor:.2f}"
                 bars.update(task, completed=done, total=total, speed=speed)
 
             yield show

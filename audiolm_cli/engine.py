@@ -1,7 +1,7 @@
 """Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
 
-Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise belongs
-to the item, and the linear layers see a constant number of rows where their last bit depends on it (float32).
+Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
+belongs to the item, and the linear layers see a constant number of rows where their last bit depends on it (float32).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _generate_batch(
     weight = model.ids.weight
     slots = batch_size if weight.dtype == torch.float32 and weight.device.type == "cpu" else len(items)
     known = [item.sequence.known for item in items]
-    wanted = [len(item.sequence.ids) - k for item, k in zip(items, known)]
+    wanted = [len(item.sequence.ids) - k for item, k in zip(items, known, strict=True)]
     steps, device = max(wanted), weight.device
     cache = KVCache.allocate(model, slots, _round_up(max(known) + steps))
     hidden = weight.new_zeros(slots, model.config.width)
@@ -67,7 +67,7 @@ def _generate_batch(
     uniform = torch.full((slots, steps), 0.5, device=device)
     lengths = torch.zeros(slots, dtype=torch.int64, device=device)
     made = torch.zeros(slots, steps, dtype=torch.int64, device=device)
-    for slot, (item, prefix) in enumerate(zip(items, known)):
+    for slot, (item, prefix) in enumerate(zip(items, known, strict=True)):
         ids, rows = item.sequence.ids[:prefix].to(device), item.sequence.fields.to(device)
         hidden[slot] = model.prefill(ids[None], rows[None, :prefix], cache, slot)[0]
         fields[slot, : wanted[slot]] = rows[prefix:]
@@ -85,8 +85,8 @@ def _generate_batch(
     last_length = max(known)
     rows_index = torch.arange(slots, device=device)
     for n in range(steps):
-        if common[n] is not None:
-            logits = model.logits(hidden, common[n], size)
+        if (shared := common[n]) is not None:
+            logits = model.logits(hidden, shared, size)
         else:  # items at different quantizers: pick each one's own rows
             logits = torch.einsum("bd,bvd->bv", hidden, weight[low[:, n, None] + columns])
         token = sample(logits, uniform[:, n], *sampling) + low[:, n]
@@ -104,7 +104,7 @@ def _generate_batch(
 
 def _common(items: list[Item], wanted: list[int], n: int) -> int | None:
     """The low end of the id range that all items share at step n, or None."""
-    lows = {item.low[n] for item, w in zip(items, wanted) if n < w}
+    lows = {item.low[n] for item, w in zip(items, wanted, strict=True) if n < w}
     return lows.pop() if len(lows) == 1 else None
 
 
@@ -112,11 +112,14 @@ def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
     """Whether every item has met its stop; looked at every 16 steps, since it waits for the device."""
     if n % 16 or any(item.stop is None for item in items):
         return False
-    return all(bool((made[slot, : n + 1] == item.stop).any()) for slot, item in enumerate(items))
+    stops = made.new_tensor([item.stop for item in items])
+    return bool((made[: len(items), : n + 1] == stops[:, None]).any(1).all())
 
 
 def _cut(ids: Tensor, stop: int | None) -> Tensor:
-    ends = (ids == stop).nonzero() if stop is not None else []
+    if stop is None:
+        return ids
+    ends = (ids == stop).nonzero()
     return ids[: int(ends[0])] if len(ends) else ids
 
 

@@ -9,6 +9,7 @@ Audio is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,12 +21,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from audiolm_cli.bundle import Bundle
+from audiolm_cli.config import TokenSpec
 from audiolm_cli.errors import InputError
 from audiolm_cli.stages import Noise, StageSampling, continue_coarse, continue_fine, continue_semantic
 
 CROSSFADE_SECONDS = 0.02
 
-ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens in all
+ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The whole prompt and what follows it, `float32 [T_prompt + new]`; what its batch took, by stage."""
+    """The whole prompt and what follows it, `float32 [T_prompt + new]`; what its batch took and made, by stage."""
 
     samples: np.ndarray
     prompt_samples: int
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    stage_tokens: dict[str, int] = field(default_factory=dict)
+    stage_tokens: dict[str, int] = field(default_factory=dict)  # frames in `decode`
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,6 @@ class Tokens:
         try:
             tensors = load(data)
             header = int.from_bytes(data[:8], "little")
-            import json
-
             metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
             semantic, codes = tensors["semantic"].long(), tensors["codes"].long()
         except (SafetensorError, KeyError, ValueError) as error:
@@ -147,11 +147,12 @@ def _continue_batch(
     new_tokens = -(-new_samples // spec.samples_per_semantic)
     clock = _Clock(progress)
 
-    with clock.stage("tokenize"):
+    heard = {id(p.samples): _condition(p.samples, prompt_seconds, spec) for p in prompts}
+    with clock.stage("tokenize", sum(map(len, heard.values())) // spec.samples_per_semantic) as tell:
         conditions = {}  # several samples of one prompt share its tokens
-        for prompt in prompts:
-            if id(prompt.samples) not in conditions:
-                conditions[id(prompt.samples)] = encode(bundle, _condition(prompt.samples, prompt_seconds, spec))
+        for key, samples in heard.items():
+            conditions[key] = encode(bundle, samples)
+            tell(len(conditions[key].semantic))
     known = [conditions[id(prompt.samples)] for prompt in prompts]
     noise = [Noise(seed, prompt.position, prompt.sample) for prompt in prompts]
 
@@ -159,7 +160,7 @@ def _continue_batch(
     kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
     totals = [len(k.semantic) + new_tokens for k in known]
     frames = new_tokens * spec.frames_per_semantic * len(prompts)
-    with clock.stage("semantic", sum(t - len(k) for t, k in zip(totals, kept))) as tell:
+    with clock.stage("semantic", sum(t - len(k) for t, k in zip(totals, kept, strict=True))) as tell:
         semantic = continue_semantic(bundle.semantic, kept, totals, noise, sampling.stage(0), batch_size, tell)
     with clock.stage("coarse", frames * spec.coarse) as tell:
         prefix = [k.codes[: spec.coarse] for k in known]
@@ -168,17 +169,17 @@ def _continue_batch(
         with clock.stage("fine", frames * spec.fine) as tell:
             prefix = [k.codes for k in known]
             codes = continue_fine(bundle.fine, codes, prefix, noise, sampling.stage(2), batch_size, tell)
-    with clock.stage("decode", len(prompts)) as tell:
+    with clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
         outputs = []
-        for prompt, condition, code in zip(prompts, known, codes):
+        for prompt, condition, code in zip(prompts, known, codes, strict=True):
             decoded = bundle.codec.decode(code[None].to(bundle.device))[0].cpu().numpy()
-            heard = condition.codes.shape[1] * spec.samples_per_frame  # of it, what repeats the prompt
-            outputs.append(join(prompt.samples, decoded[: heard + new_samples], heard, spec.sample_rate))
-            tell(1)
-    return [Continuation(o, len(p.samples), clock.seconds, clock.tokens) for o, p in zip(outputs, prompts)]
+            repeated = condition.codes.shape[1] * spec.samples_per_frame  # of it, what renders the prompt
+            outputs.append(join(prompt.samples, decoded[: repeated + new_samples], repeated, spec.sample_rate))
+            tell(code.shape[1])
+    return [Continuation(o, len(p.samples), clock.seconds, clock.tokens) for o, p in zip(outputs, prompts, strict=True)]
 
 
-def _condition(samples: np.ndarray, prompt_seconds: float, spec) -> np.ndarray:
+def _condition(samples: np.ndarray, prompt_seconds: float, spec: TokenSpec) -> np.ndarray:
     """The prompt's last `prompt_seconds`, whole semantic tokens counted from its end."""
     wanted = min(len(samples), max(spec.samples_per_semantic, round(prompt_seconds * spec.sample_rate)))
     count = wanted // spec.samples_per_semantic * spec.samples_per_semantic
@@ -202,9 +203,11 @@ class _Clock:
     """Seconds and tokens of every stage, and the caller's progress."""
 
     def __init__(self, progress: ProgressCallback | None):
-        self.progress, self.seconds, self.tokens = progress, {}, {}
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
 
-    def stage(self, name: str, total: int = 0) -> _Stage:
+    def stage(self, name: str, total: int) -> _Stage:
         return _Stage(self, name, total)
 
 

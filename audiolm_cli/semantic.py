@@ -65,6 +65,12 @@ class CausalDepthwise(nn.Conv1d):
 class SemanticTokenizer(nn.Module):
     """Log-mel frames -> Conformer layers -> nearest centroid."""
 
+    mel_mean: Tensor
+    mel_scale: Tensor
+    mean: Tensor
+    scale: Tensor
+    centroids: Tensor
+
     def __init__(self, config: TokenizerConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
         self.config, self.hop = config, tokens.samples_per_semantic

@@ -7,6 +7,7 @@ q quantizers alone can be decoded, for every q.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -36,7 +37,8 @@ class ResidualQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes `int64 [B, q, F]` of the first q quantizers -> latents `float32 [B, F, D]`."""
-        return sum(codebook[code] for codebook, code in zip(self.codebooks, codes.unbind(1)))  # type: ignore[return-value]
+        parts = [codebook[code] for codebook, code in zip(self.codebooks, codes.unbind(1), strict=False)]
+        return functools.reduce(torch.add, parts)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ of every window, behind the gap token, so that the voice does not drift.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
 
 Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
+Window = tuple[int, int, int]  # as `tokens.windows` has them
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def continue_semantic(
     """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`. No `<end>`: the duration is asked for."""
     spec, layout = model.vocabulary.spec, model.config.layout
     size = round(model.config.window_seconds * spec.semantic_rate)
-    tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals)]
-    plans = [windows(total, len(k), size, size // 2) for k, total in zip(known, totals)]
+    tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals, strict=True)]
+    plans = [windows(total, len(k), size, size // 2) for k, total in zip(known, totals, strict=True)]
     for active in _rounds(plans):
         items = []
         for i, (first, made, end) in active:
@@ -70,7 +71,7 @@ def continue_semantic(
                     numbers,
                 )
             )
-        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress)):
+        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress), strict=True):
             tokens[i][made:end] = ids
     return tokens
 
@@ -83,8 +84,9 @@ def continue_coarse(
     spec, layout = model.vocabulary.spec, model.config.layout
     per = spec.frames_per_semantic
     size = round(model.config.window_seconds * spec.semantic_rate) * per
-    codes = [_extended(k, len(s) * per) for k, s in zip(known, semantic)]
-    plans = [windows(len(s) * per, k.shape[1], size, size // 2 // per * per) for k, s in zip(known, semantic)]
+    codes = [_extended(k, len(s) * per) for k, s in zip(known, semantic, strict=True)]
+    hop = size // 2 // per * per
+    plans = [windows(len(s) * per, k.shape[1], size, hop) for k, s in zip(known, semantic, strict=True)]
     lows = [model.vocabulary.code(q) for q in range(spec.coarse)]
     for active in _rounds(plans):
         items = []
@@ -98,7 +100,7 @@ def continue_coarse(
             )
             numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
-        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress)):
+        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress), strict=True):
             codes[i][:, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.coarse)
     return codes
 
@@ -115,7 +117,7 @@ def continue_fine(
     size, context = (_frames(spec, s) for s in (model.config.window_seconds, FINE_CONTEXT_SECONDS))
     lows = [model.vocabulary.code(q) for q in range(spec.coarse, spec.quantizers)]
     codes, items, places = [], [], []
-    for i, (c, k) in enumerate(zip(coarse, known)):
+    for i, (c, k) in enumerate(zip(coarse, known, strict=True)):
         full = _extended(k, c.shape[1])
         full[: spec.coarse] = c
         codes.append(full)
@@ -127,16 +129,18 @@ def continue_fine(
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
             places.append((i, made, end))
             first = made = end
-    for (i, made, end), ids in zip(places, _run(model, items, sampling, batch_size, progress)):
+    for (i, made, end), ids in zip(places, _run(model, items, sampling, batch_size, progress), strict=True):
         codes[i][spec.coarse :, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.fine)
     return codes
 
 
-def _run(model: Transformer, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None):
+def _run(
+    model: Transformer, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None
+) -> list[Tensor]:
     return engine.generate(model, items, s.temperature, s.top_k, s.top_p, batch_size, progress)
 
 
-def _rounds(plans: list[list[tuple[int, int, int]]]):
+def _rounds(plans: list[list[Window]]) -> Iterator[list[tuple[int, Window]]]:
     """The windows that can be made together: for every round a list of (item, window)."""
     for r in range(max(map(len, plans), default=0)):
         yield [(i, plan[r]) for i, plan in enumerate(plans) if r < len(plan)]

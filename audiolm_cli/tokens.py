@@ -200,7 +200,7 @@ class _Builder:
         self.parts.append((ids, streams, times, context))
 
     def build(self) -> Sequence:
-        ids, streams, times, context = (torch.cat(column) for column in zip(*self.parts))
+        ids, streams, times, context = (torch.cat(column) for column in zip(*self.parts, strict=True))
         if self.layout == "plain":
             plain = torch.stack([torch.zeros_like(ids), torch.arange(len(ids))], 1)
             return Sequence(ids, plain)

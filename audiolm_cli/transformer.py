@@ -9,7 +9,9 @@ that can come next: a quantizer's own vocabulary.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +93,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.apply(self._start)
-        for block in self.blocks:
+        for block in self._blocks():
             for linear in (block.output, block.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * config.layers) ** 0.5)
+
+    def _blocks(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", iter(self.blocks))
 
     @staticmethod
     def _start(module: nn.Module) -> None:
@@ -116,7 +121,7 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
         x, rotation = self.embed(ids, fields), self.rotation(fields[..., 1])
-        for block in self.blocks:
+        for block in self._blocks():
             q, k, v = block.project(x, rotation)
             x = block.finish(x, block.attend(q, k, v))
         return self.norm(x)
@@ -124,7 +129,7 @@ class Transformer(nn.Module):
     def prefill(self, ids: Tensor, fields: Tensor, cache: KVCache, slot: int) -> Tensor:
         """One item's prefix `[1, L]` into its slot of the cache; hidden state of the last position, `[1, width]`."""
         x, rotation, length = self.embed(ids, fields), self.rotation(fields[..., 1]), ids.shape[1]
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             q, k, v = block.project(x, rotation)
             cache.keys[layer, slot, :, :length] = k[0]
             cache.values[layer, slot, :, :length] = v[0]
@@ -141,7 +146,7 @@ class Transformer(nn.Module):
         """
         x, rotation = self.embed(ids[:, None], fields[:, None]), self.rotation(fields[:, None, 1])
         slots = torch.arange(len(ids), device=ids.device)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             q, k, v = block.project(x, rotation)
             keys, values = cache.keys[layer], cache.values[layer]
             keys[slots, :, lengths] = k[:, :, 0]

@@ -27,7 +27,7 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     }
     if config.fine:
         parts["fine"] = Transformer(config.fine, spec, "fine")
-    parts["tokenizer"].centroids.normal_()
+    parts["tokenizer"].get_buffer("centroids").normal_()
     for stage in ("semantic", "coarse", "fine"):
         for parameter in parts[stage].parameters() if stage in parts else ():
             parameter.data.mul_(4 if parameter.ndim > 1 else 1)

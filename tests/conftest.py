@@ -70,7 +70,7 @@ class FakePipeline:
         if self.fail_at == len(self.calls) - 1:
             raise self.error
         for prompt in prompts:
-            for stage in ("semantic", "coarse", "fine", "decode"):
+            for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):
                 if progress is not None:
                     progress(stage, 1, 2)
             new = np.full(round(duration * 16000), self.level + prompt.sample / 100, np.float32)
@@ -78,7 +78,7 @@ class FakePipeline:
                 samples=np.concatenate([prompt.samples, new]),
                 prompt_samples=len(prompt.samples),
                 stage_seconds={"semantic": 0.5, "decode": 0.1},
-                stage_tokens={"semantic": 25, "decode": 0},
+                stage_tokens={"semantic": 25, "decode": 50},
             )
 
 

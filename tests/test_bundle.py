@@ -119,7 +119,7 @@ def test_damaged_parts_are_refused(folder: Path, damage: str) -> None:
 def test_the_parts_of_another_bundle_are_refused(folder: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "other", seed=1)
     shutil.copy(other / "codec.safetensors", folder / "codec.safetensors")
-    with pytest.raises(ModelError, match="is not the codec that config.json names"):
+    with pytest.raises(ModelError, match=r"is not the codec that config\.json names"):
         load_all(folder)
 
 

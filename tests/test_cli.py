@@ -116,7 +116,7 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "batch": 2,
         "stages": {
             "semantic": {"seconds": 0.5, "tokens": 25, "tokens_per_second": 50.0},
-            "decode": {"seconds": 0.1, "tokens": 0, "tokens_per_second": 0.0},
+            "decode": {"seconds": 0.1, "tokens": 50, "tokens_per_second": 500.0},
         },
         "real_time_factor": pytest.approx(0.6 / 7 / 2),
         "peak": pytest.approx(0.3, abs=0.05),

@@ -47,9 +47,11 @@ def test_progress_on_a_terminal(monkeypatch):
         show("semantic", 0, 175)
         show("semantic", 100, 175)
         show("coarse", 1, 1400)
+        show("decode", 500, 500)
     text = terminal.getvalue()
     assert "[1/2] semantic" in text
     assert "tokens/s" in text
+    assert "frames/s" in text
     assert "real-time factor" in text
     assert "coarse" in text
 

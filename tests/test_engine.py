@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ from audiolm_cli import engine
 from audiolm_cli.config import TokenSpec, preset
 from audiolm_cli.engine import Item
 from audiolm_cli.sampling import sample, uniforms
-from audiolm_cli.tokens import Sequence, coarse_sequence
+from audiolm_cli.tokens import Layout, Sequence, coarse_sequence
 from audiolm_cli.transformer import KVCache, Transformer
 
 CONFIG = preset("tiny")
@@ -67,12 +68,12 @@ def slow_generate(model: Transformer, item: Item, temperature: float, top_p: flo
     return ids[known:]
 
 
-def coarse_item(semantic: int, known: int, seed: int, layout: str = "aligned", spec: TokenSpec = SPEC) -> Item:
+def coarse_item(semantic: int, known: int, seed: int, layout: Layout = "aligned", spec: TokenSpec = SPEC) -> Item:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(spec.semantic_vocabulary, (semantic,), generator=generator)
     codes = torch.randint(spec.codebook_size, (spec.coarse, 2 * semantic), generator=generator)
     codes[:, known:] = -1
-    sequence = coarse_sequence(spec, layout, tokens, codes)  # type: ignore[arg-type]
+    sequence = coarse_sequence(spec, layout, tokens, codes)
     open_tokens = int((sequence.ids < 0).sum())
     lows = [spec.semantic_vocabulary + spec.codebook_size * (n % spec.coarse) for n in range(open_tokens)]
     noise = uniforms(seed, 0, 0, 2, np.arange(open_tokens), np.zeros(open_tokens, int))
@@ -115,21 +116,19 @@ def test_step_logits_equal_the_slow_decoder(model: Transformer) -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 0.9)])
 def test_ragged_batch_gives_the_slow_decoders_tokens(model: Transformer, temperature: float, top_p: float) -> None:
     fast = engine.generate(model, ITEMS, temperature, 0, top_p, batch_size=4)
-    for item, got in zip(ITEMS, fast):
+    for item, got in zip(ITEMS, fast, strict=True):
         assert torch.equal(got, slow_generate(model, item, temperature, top_p))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["aligned", "plain"])
-def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: str) -> None:
-    import dataclasses
-
+def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -> None:
     config = dataclasses.replace(CONFIG, coarse=dataclasses.replace(CONFIG.coarse, layout=layout))
-    model = modules(config)["coarse"].eval().to(dtype)
+    model: Transformer = modules(config)["coarse"].eval().to(dtype)  # type: ignore[assignment]
     items = [coarse_item(n, 2 * n // 3, n, layout) for n in (5, 40, 17, 3)]
-    together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)  # type: ignore[arg-type]
-    for item, got in zip(items, together):
-        assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)  # type: ignore[arg-type]
+    together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
+    for item, got in zip(items, together, strict=True):
+        assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)
 
 
 def test_an_item_stops_at_its_stop(model: Transformer) -> None:
@@ -155,8 +154,9 @@ def test_an_items_uniform_numbers_depend_on_nothing_but_their_key() -> None:
     for other in ((8, 1, 2, 3), (7, 2, 2, 3), (7, 1, 3, 3), (7, 1, 2, 2)):
         assert not np.intersect1d(uniforms(*other, frames, quantizers), whole).size
     many = uniforms(0, 0, 0, 1, np.arange(100_000), np.zeros(100_000, int))
-    assert many.min() > 0 and many.max() < 1
-    assert abs(many.mean() - 0.5) < 0.005 and abs(many.var() - 1 / 12) < 0.001
+    assert 0 < many.min() < many.max() < 1
+    assert many.mean() == pytest.approx(0.5, abs=0.005)
+    assert many.var() == pytest.approx(1 / 12, abs=0.001)
 
 
 def test_sequence_known_counts_the_prefix() -> None:

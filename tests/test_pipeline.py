@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bundles import write_bundle
 from conftest import tone
 
@@ -34,7 +36,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def run(tiny: bundle.Bundle, prompts: list[Prompt], **change) -> list[pipeline.Continuation]:
-    options = {"duration": 0.4, "prompt_seconds": 0.8, "seed": 1, "sampling": SAMPLING, "batch_size": 3} | change
+    options: Any = {"duration": 0.4, "prompt_seconds": 0.8, "seed": 1, "sampling": SAMPLING, "batch_size": 3} | change
     return list(pipeline.continue_(tiny, prompts, **options))
 
 
@@ -43,7 +45,8 @@ def test_the_duration_asked_for_is_the_duration_got(tiny: bundle.Bundle, duratio
     prompt = noise(1.013)
     (result,) = run(tiny, [Prompt(prompt)], duration=duration)
     assert len(result.samples) == len(prompt) + round(16000 * duration)
-    assert result.prompt_samples == len(prompt) and np.isfinite(result.samples).all()
+    assert result.prompt_samples == len(prompt)
+    assert np.isfinite(result.samples).all()
 
 
 def test_the_prompt_stays_as_it_was_up_to_the_crossfade(tiny: bundle.Bundle) -> None:
@@ -63,7 +66,7 @@ def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
     prompts = [Prompt(noise(seconds, n), n) for n, seconds in enumerate((1.0, 0.3, 2.0, 0.7))]
     together = run(tiny, prompts, duration=1.3)
     alone = [run(tiny, [prompt], duration=1.3)[0] for prompt in prompts]
-    for a, b in zip(together, alone):
+    for a, b in zip(together, alone, strict=True):
         assert np.array_equal(a.samples, b.samples)
 
 
@@ -92,15 +95,18 @@ def test_silence_is_continued(tiny: bundle.Bundle) -> None:
 def test_progress_reaches_the_total_of_every_stage(tiny: bundle.Bundle) -> None:
     seen: dict[str, tuple[int, int]] = {}
     run(tiny, [Prompt(noise(1))], progress=lambda stage, done, total: seen.update({stage: (done, total)}))
-    assert set(seen) == {"semantic", "coarse", "fine", "decode"}
-    assert all(done == total for done, total in seen.values())
+    assert set(seen) == {"tokenize", "semantic", "coarse", "fine", "decode"}
+    assert all(done == total > 0 for done, total in seen.values())
+    assert seen["tokenize"] == (20, 20)  # 0.8 s of prompt
+    assert seen["decode"] == (60, 60)  # frames, of prompt and continuation
 
 
 def test_tokens_survive_their_file(tiny: bundle.Bundle) -> None:
     tokens = pipeline.encode(tiny, noise(0.5)[:-100])
     back = pipeline.Tokens.load_bytes(tokens.save_bytes(), tiny)
-    assert (back.codes == tokens.codes).all() and (back.semantic == tokens.semantic).all()
-    assert tokens.codes.shape == (12, 26) and tokens.semantic.shape == (13,)
+    assert torch.equal(back.codes, tokens.codes)
+    assert torch.equal(back.semantic, tokens.semantic)
+    assert (tokens.codes.shape, tokens.semantic.shape) == ((12, 26), (13,))
     assert pipeline.decode(tiny, back).shape == (7900,)
     assert pipeline.decode(tiny, back, quantizers=4).shape == (7900,)
 
@@ -129,7 +135,8 @@ def test_a_bundle_without_a_fine_stage(tmp_path: Path) -> None:
     config = dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, quantizers=3, coarse=3), fine=None)
     loaded = bundle.load(str(write_bundle(tmp_path / "coarse-only", config)), device="cpu", dtype="float32")
     (result,) = run(loaded, [Prompt(noise(0.5))])
-    assert len(result.samples) == 8000 + 6400 and "fine" not in result.stage_tokens
+    assert len(result.samples) == 8000 + 6400
+    assert "fine" not in result.stage_tokens
 
 
 def test_the_plain_layout_of_the_paper(tmp_path: Path) -> None:

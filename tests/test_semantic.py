@@ -22,7 +22,8 @@ def noise(tokens: int) -> torch.Tensor:
 
 def test_25_tokens_a_second(tokenizer: SemanticTokenizer) -> None:
     tokens = tokenizer.tokenize(noise(50))
-    assert tokens.shape == (1, 50) and tokens.dtype == torch.int64
+    assert tokens.shape == (1, 50)
+    assert tokens.dtype == torch.int64
     assert tokenizer.tokenize(noise(50)[:, :-1]).shape == (1, 49)
     assert len(tokens.unique()) > 1
 

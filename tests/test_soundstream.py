@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audiolm_cli.autoencoders import State
+from audiolm_cli.autoencoders import SpectralDecoder, State
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.soundstream import PIECE_FRAMES, SoundStream
 
 SPEC = TokenSpec(codebook_size=32)
-KINDS = {
+KINDS: dict[str, SpectralConfig | WaveformConfig] = {
     "spectral": SpectralConfig(width=32, encoder_blocks=2, decoder_blocks=2, latent=8),
     "waveform": WaveformConfig(encoder_channels=3, decoder_channels=3, latent=8),
 }
@@ -28,7 +28,8 @@ def noise(frames: int, seed: int = 0) -> torch.Tensor:
 
 def test_shapes(codec: SoundStream) -> None:
     codes = codec.encode(noise(30))
-    assert codes.shape == (1, 12, 30) and codes.dtype == torch.int64
+    assert codes.shape == (1, 12, 30)
+    assert codes.dtype == torch.int64
     for quantizers in (1, 4, 12):
         assert codec.decode(codes[:, :quantizers]).shape == (1, 320 * 30)
 
@@ -57,19 +58,20 @@ def test_a_sample_depends_on_codes_up_to_the_stated_look_ahead(codec: SoundStrea
 
 def test_an_impulse_is_not_shifted_by_the_transform() -> None:
     """Analysis and synthesis of the spectral kind agree about time: an identity in between returns the impulse."""
-    codec = SoundStream(KINDS["spectral"], SPEC)
-    decoder = codec.decoder
-    frames = torch.zeros(1, 20, decoder.size)  # type: ignore[union-attr]
-    window = torch.hann_window(decoder.size)  # type: ignore[union-attr]
+    decoder = SoundStream(KINDS["spectral"], SPEC).decoder
+    assert isinstance(decoder, SpectralDecoder)
+    frames = torch.zeros(1, 20, decoder.size)
+    window = torch.hann_window(decoder.size)
     at = 320 * 10 + 5
     for f in range(20):
         place = at + decoder.delay - 320 * f
-        if 0 <= place < decoder.size:  # type: ignore[union-attr]
+        if 0 <= place < decoder.size:
             frames[0, f, place] = window[place] ** 2
     state = State()
-    audio = decoder._overlap_add(frames, window.square().expand(1, 20, -1), state)  # type: ignore[operator]
+    audio = decoder._overlap_add(frames, window.square().expand(1, 20, -1), state)
     audio = torch.cat([audio, decoder.flush(state)], -1)[0, decoder.delay :]
-    assert int(audio.argmax()) == at and audio.max() == pytest.approx(1.0, abs=1e-5)
+    assert int(audio.argmax()) == at
+    assert audio.max() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_more_quantizers_come_closer() -> None:

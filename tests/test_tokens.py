@@ -81,7 +81,8 @@ def test_time_is_shared_by_the_streams_and_restarts_behind_a_reference() -> None
     assert sequence.ids.tolist().count(vocabulary.gap) == 2
     own_semantic, own_code, reference_code = times[streams == 1], times[streams == 2], times[streams == 2 + 5]
     assert own_semantic[0] == own_code[0] > reference_code[-1]
-    assert own_semantic[1] - own_semantic[0] == spec.frames_per_semantic and own_code[1] - own_code[0] == 1
+    assert own_semantic[1] - own_semantic[0] == spec.frames_per_semantic
+    assert own_code[1] - own_code[0] == 1
 
 
 def test_context_describes_the_frame_that_is_predicted() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, load, read_about, tensors_identity
-from audiolm_cli.config import BundleConfig, from_json
+from audiolm_cli.config import BundleConfig, SamplingConfig, from_json
 from audiolm_cli.errors import ModelError
 
 MAX_BYTES = 64_000_000
@@ -50,7 +50,7 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
         "tokens": about["coarse"]["tokens"],
         "fine": None,
         **{part: about[part]["config"] for part in found},
-        "sampling": sampling or dataclasses.asdict(BundleConfig.__dataclass_fields__["sampling"].default_factory()),  # type: ignore[misc]
+        "sampling": sampling or dataclasses.asdict(SamplingConfig()),
         "depends": depends,
         "trained": {part: about[part]["trained"] for part in found},
     }

@@ -60,6 +60,9 @@ class MelLoss(nn.Module):
 class CodebookTrainer(nn.Module):
     """The moving averages behind the codebooks of a `ResidualQuantizer`."""
 
+    mass: Tensor
+    total: Tensor
+
     def __init__(self, codebooks: Tensor, decay: float = 0.99, dead: float = 0.03):
         super().__init__()
         self.decay, self.dead = decay, dead

@@ -28,6 +28,8 @@ from audiolm_cli.transformer import Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
 
+Best = tuple[float, dict[str, Tensor]]  # the lowest validation bits and the state that reached them
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -158,7 +160,7 @@ def token_losses(model: Transformer, batch: Batch, replaced: float = 0.0) -> Ten
 
 
 def _replace(ids: Tensor, tail: int, vocabulary: Vocabulary, share: float) -> Tensor:
-    """Replaces a share of the codes (or, in stage 1, tokens) among the last `tail` inputs by others of the same kind."""
+    """Replaces a share of the codes (in stage 1, tokens) among the last `tail` inputs by others of the same kind."""
     size = vocabulary.spec.semantic_vocabulary if vocabulary.stage == "semantic" else vocabulary.spec.codebook_size
     part = ids[:, -tail:]
     base = part - (part - vocabulary.code(0)) % size if vocabulary.stage != "semantic" else torch.zeros_like(part)
@@ -219,7 +221,7 @@ def main() -> None:
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=200, validate_seconds=240)
     crops = Crops(train, stage, config.layout, seed=args.seed + trainer.step)
     shares = np.array([shape.share for shape in SHAPES[stage]])
-    best: tuple[float, dict] | None = None
+    best: Best | None = None
     for _ in trainer:
         shape = SHAPES[stage][crops.rng.choice(len(shares), p=shares / shares.sum())]
         batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[stage])
@@ -245,7 +247,9 @@ def main() -> None:
     save_part(args.runs / "parts" / f"{stage}.safetensors", model, about)
 
 
-def _validated(trainer: Trainer, model: Transformer, valid: list[TokenData], best, finished: bool = False):
+def _validated(
+    trainer: Trainer, model: Transformer, valid: list[TokenData], best: Best | None, finished: bool = False
+) -> Best:
     figures = validation_bits(model, valid)
     trainer.log(valid=True, finished=finished, **figures)
     bits = float(figures["bits"])  # type: ignore[arg-type]

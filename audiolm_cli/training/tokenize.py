@@ -114,7 +114,8 @@ def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str) -> None:
     """Writes pass `number` of a split."""
     (codec, codec_identity), (tokenizer, tokenizer_identity) = load_part(runs, "codec"), load_part(runs, "tokenizer")
-    assert isinstance(codec, SoundStream) and isinstance(tokenizer, SemanticTokenizer)
+    assert isinstance(codec, SoundStream)
+    assert isinstance(tokenizer, SemanticTokenizer)
     codec.to(device), tokenizer.to(device)
     spec = TokenSpec(semantic_vocabulary=len(tokenizer.centroids), quantizers=len(codec.quantizer.codebooks))
     rng, semantic, codes, tracks, offset = np.random.default_rng(number), [], [], [], 0

@@ -206,13 +206,14 @@ def losses(
     training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool
 ) -> Tensor:
     """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
-    masked = draw_mask(*target.shape[:2], generator).to(target.device)
+    batch, length, _ = target.shape
+    masked = draw_mask(batch, length, generator).to(target.device)
     with torch.autocast(target.device.type, torch.bfloat16):
         logits = training.logits(normalise(training.tokenizer, mel), masked, round_two).float()
     figures = []
     for chosen in (masked, ~masked):
-        l, t = logits[chosen].flatten(0, 1), target[chosen].flatten()
-        figures += [F.cross_entropy(l, t), (l.argmax(-1) == t).float().mean()]
+        guess, label = logits[chosen].flatten(0, 1), target[chosen].flatten()
+        figures += [F.cross_entropy(guess, label), (guess.argmax(-1) == label).float().mean()]
     return torch.stack(figures)
 
 
@@ -227,7 +228,7 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
     training.train()
     means = [round(value, 4) for value in torch.stack(figures).mean(0).tolist()]
     majority = np.bincount(labels.flatten()).max() / labels.size
-    return dict(zip(FIGURES, means)) | {"majority_class": round(float(majority), 4)}
+    return dict(zip(FIGURES, means, strict=True)) | {"majority_class": round(float(majority), 4)}
 
 
 def main() -> None:
@@ -262,7 +263,7 @@ def main() -> None:
         first = rng.integers(0, len(labels["train"]) - length, args.batch)
         mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
         figures = losses(training, perturb(mel, generator), target, generator, round_two)
-        trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures)))
+        trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
         if trainer.due():
             trainer.log(
                 valid=True,

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
@@ -62,7 +63,8 @@ class Trainer:
         others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
-        self.step, self.seconds, self.extra = 0, 0.0, {}
+        self.step, self.seconds = 0, 0.0
+        self.extra: dict[str, Any] = {}
         self._sums: dict[str, float] = {}
         self._logged = self._saved = self._validated = 0.0
         self._logged_step, self._summed = 0, 0
