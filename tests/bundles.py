@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, save_part, tensors_identity
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, tensors_identity
 from audiolm_cli.config import BundleConfig, preset
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
@@ -46,6 +46,15 @@ def write_parts(folder: Path, config: BundleConfig, seed: int = 0) -> None:
             "trained": {"steps": 0},
         }
         save_part(folder / f"{name}.safetensors", module, about)
+
+
+def in_memory(config: BundleConfig, parts: dict[str, torch.nn.Module], dtype: torch.dtype = torch.float32) -> Bundle:
+    """A bundle of these parts as if it had been loaded; the stages get the dtype."""
+    identity = {part: {"self": ""} for part in TOKEN_SOURCES}
+    bundle = Bundle(Path(), dataclasses.replace(config, depends=identity), torch.device("cpu"), dtype)
+    for name, module in parts.items():
+        setattr(bundle, name, module.eval().requires_grad_(False).to(None if name in TOKEN_SOURCES else dtype))
+    return bundle
 
 
 def write_bundle(folder: Path, config: BundleConfig | None = None, seed: int = 0) -> Path:

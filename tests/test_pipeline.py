@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import modules, write_bundle
+from bundles import in_memory, modules, write_bundle
 from conftest import tone
 
 from audiolm_cli import bundle, pipeline
@@ -153,13 +153,10 @@ def test_the_plain_layout_of_the_paper(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_papers_sizes_build_and_generate(tmp_path: Path) -> None:
+def test_the_papers_sizes_build_and_generate() -> None:
     """In memory: writing and reading its gigabytes is not what is tested here."""
-    depends = {"codec": {"self": ""}, "tokenizer": {"self": ""}}
-    config = from_json(BundleConfig, json.loads(json.dumps(to_json(preset("paper")) | {"depends": depends})))
-    loaded = bundle.Bundle(tmp_path, config, torch.device("cpu"), torch.bfloat16)
-    for part, module in modules(config).items():
-        setattr(loaded, part, module.eval().to(torch.bfloat16 if part in ("semantic", "coarse", "fine") else None))
+    config = from_json(BundleConfig, json.loads(json.dumps(to_json(preset("paper")))))
+    loaded = in_memory(config, modules(config), torch.bfloat16)
     assert sum(p.numel() for p in loaded.coarse.blocks.parameters()) == pytest.approx(151e6, rel=0.01)
     (result,) = run(loaded, [Prompt(noise(0.04))], duration=0.04)
     assert len(result.samples) == 640 + 640
