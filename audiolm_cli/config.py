@@ -190,9 +190,9 @@ def preset(name: str) -> BundleConfig:
             TokenSpec(),
             SpectralConfig(),
             TokenizerConfig(),
-            StageConfig(4),
+            StageConfig(3),
             StageConfig(6),
-            StageConfig(6, 3, 1, 192, 768, window_seconds=3.0),
+            StageConfig(5, 3, 1, 192, 768, window_seconds=3.0),
         ),
         "paper": BundleConfig(
             "paper",

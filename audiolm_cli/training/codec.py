@@ -1,6 +1,6 @@
-"""Trains SoundStream: reconstruction first, then (with --adversarial) the decoder against discriminators.
+"""Trains SoundStream by reconstruction.
 
-    python -m audiolm_cli.training.codec --data DATA --minutes 60 [--resume] [--kind waveform]
+    python -m audiolm_cli.training.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--preset tiny]
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
 points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from audiolm_cli._torchaudio import melscale_fbanks
-from audiolm_cli.bundle import save_part
-from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
+from audiolm_cli.bundle import read_about, save_part
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, from_json
 from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import kmeans
 from audiolm_cli.training.trainer import Trainer, arguments
 
+KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
 UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
 # STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
 MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
@@ -120,6 +123,11 @@ class CodecTraining(nn.Module):
         self.codebooks = CodebookTrainer(self.codec.quantizer.codebooks.data)
 
 
+def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
+    """The config of either kind from parsed JSON; raises ModelError."""
+    return from_json(SpectralConfig if value.get("kind") == "spectral" else WaveformConfig, value, "codec")
+
+
 def crops(corpus: Corpus, count: int, samples: int, rng: np.random.Generator) -> Tensor:
     """Random stretches at random levels, `float32 [count, samples]`."""
     starts = rng.integers(0, len(corpus.audio) - samples, count)
@@ -155,28 +163,38 @@ def _perplexity(codes: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = arguments(__doc__, minutes=75)
+    parser = arguments(__doc__ or "", minutes=75)
     parser.add_argument("--kind", choices=("spectral", "waveform"), default="spectral")
+    parser.add_argument("--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     args = parser.parse_args()
-    tokens = TokenSpec()
-    train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
     config = SpectralConfig() if args.kind == "spectral" else WaveformConfig()
+    part = args.runs / "parts" / "codec.safetensors"
+    tokens, before = TokenSpec(), {}
+    if args.decoder_only:
+        about = read_about(part)
+        before, config = about["trained"], codec_config(about["config"])
+    train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
     training = CodecTraining(config, tokens)
-    trainer = Trainer("codec", args, training, rate=1e-3, betas=(0.8, 0.99), validate_seconds=400)
-    codec, device = training.codec, trainer.device
-    mel = MelLoss(tokens.sample_rate).to(device)
+    codec = training.codec
+    if args.decoder_only:
+        codec.load_state_dict({name: tensor.float() for name, tensor in load_file(part).items()})
+        codec.encoder.requires_grad_(False)
+    name = "decoder" if args.decoder_only else "codec"
+    trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
+    device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
     collected: list[Tensor] = []
-    started = trainer.step > UNQUANTIZED_STEPS
+    started = args.decoder_only or trainer.step > UNQUANTIZED_STEPS
     for step in trainer:
         audio = crops(train, args.batch, samples, rng).to(device)
-        with trainer.autocast():
+        with trainer.autocast(not args.decoder_only):  # a frozen encoder runs as it will: in float32
             latents = codec.encoder(audio, {}).float()
         commitment = latents.new_zeros(())
-        if step < UNQUANTIZED_STEPS:
+        if not started and step < UNQUANTIZED_STEPS:
             keep = -(-COLLECTED_FRAMES // (latents.shape[0] * latents.shape[1]))
             collected = [*collected[-keep + 1 :], latents.detach().flatten(0, 1)]
         else:
@@ -184,7 +202,8 @@ def main() -> None:
                 training.codebooks.start(codec.quantizer.codebooks, torch.cat(collected))
                 collected, started = [], True
             kept = kept_quantizers(args.batch, tokens.quantizers).to(device)
-            latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=True)
+            update = not args.decoder_only
+            latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)
         with trainer.autocast():
             got = codec.reconstruct(latents)
         waveform = (audio - got).abs().mean()
@@ -197,9 +216,9 @@ def main() -> None:
     about = {
         "config": dataclasses.asdict(config),
         "tokens": dataclasses.asdict(tokens),
-        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)},
+        "trained": {**before, name: {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)}},
     }
-    save_part(args.runs / "parts" / "codec.safetensors", codec, about)
+    save_part(part, codec, about)
 
 
 if __name__ == "__main__":

@@ -29,15 +29,17 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
         *(["--device", args.device] if args.device else []),
     ]
 
+    sizes = ["--preset", args.preset]
+
     def train(module: str, part: str, *more: str) -> list[str]:
         minutes = f"{args.minutes * SHARES[part]:.3f}"
         return [f"audiolm_cli.training.{module}", *common, "--minutes", minutes, *more]
 
     return [
-        train("codec", "codec", "--kind", args.kind),
-        train("tokenizer", "tokenizer", "--clusters", str(args.clusters)),
+        train("codec", "codec", *sizes, *(["--kind", args.kind] if args.kind else [])),
+        train("tokenizer", "tokenizer", *sizes, *(["--clusters", str(args.clusters)] if args.clusters else [])),
         ["audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
-        *(train("lm", stage, "--stage", stage) for stage in ("coarse", "fine", "semantic")),
+        *(train("lm", stage, *sizes, "--stage", stage) for stage in ("coarse", "fine", "semantic")),
     ]
 
 
@@ -48,8 +50,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("weights/speech"), help="the bundle's folder")
     parser.add_argument("--name", help="the bundle's name; its folder's by default")
     parser.add_argument("--minutes", type=float, default=210, help="of training in all")
-    parser.add_argument("--kind", choices=("spectral", "waveform"), default="spectral", help="of the codec")
-    parser.add_argument("--clusters", type=int, default=512, help="semantic tokens")
+    parser.add_argument("--preset", default="speech", help="sizes: speech, tiny or paper")
+    parser.add_argument("--kind", choices=("spectral", "waveform"), help="of the codec; the preset's by default")
+    parser.add_argument("--clusters", type=int, help="semantic tokens; the preset's number by default")
     parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")
     parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
     args = parser.parse_args()

@@ -20,11 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audiolm_cli.autoencoders import State
 from audiolm_cli.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity
-from audiolm_cli.config import SpectralConfig, TokenizerConfig, TokenSpec, WaveformConfig, from_json
+from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
+from audiolm_cli.training.codec import codec_config
 from audiolm_cli.training.data import Clip, Corpus, load_corpus
 from audiolm_cli.training.trainer import arguments
 
@@ -63,8 +65,7 @@ def load_part(runs: Path, part: str) -> tuple[SoundStream | SemanticTokenizer, s
     spec = from_json(TokenSpec, about["tokens"], "tokens")
     module: SoundStream | SemanticTokenizer
     if part == "codec":
-        kind = SpectralConfig if about["config"]["kind"] == "spectral" else WaveformConfig
-        module = SoundStream(from_json(kind, about["config"], part), spec)
+        module = SoundStream(codec_config(about["config"]), spec)
     else:
         module = SemanticTokenizer(from_json(TokenizerConfig, about["config"], part), spec)
     tensors = read_tensors(file, module.state_dict())
@@ -111,15 +112,15 @@ def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(out, -1, 1).astype(np.float32)
 
 
-def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str) -> None:
-    """Writes pass `number` of a split."""
+def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, share: tuple[int, int] = (0, 1)) -> None:
+    """Writes pass `number` of a split; of `share` (i, n) every n-th group of recordings, from the i-th on."""
     (codec, codec_identity), (tokenizer, tokenizer_identity) = load_part(runs, "codec"), load_part(runs, "tokenizer")
     assert isinstance(codec, SoundStream)
     assert isinstance(tokenizer, SemanticTokenizer)
     codec.to(device), tokenizer.to(device)
     spec = TokenSpec(semantic_vocabulary=len(tokenizer.centroids), quantizers=len(codec.quantizer.codebooks))
     rng, semantic, codes, tracks, offset = np.random.default_rng(number), [], [], [], 0
-    for clips in groups(corpus, spec.sample_rate):
+    for clips in groups(corpus, spec.sample_rate)[share[0] :: share[1]]:
         samples = joined(corpus, clips, spec.sample_rate, rng)
         samples = samples[rng.integers(0, spec.samples_per_frame) :] if number else samples
         samples = altered(samples, rng) if number else samples
@@ -128,7 +129,8 @@ def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str) -
         if not length:
             continue
         semantic.append(tokenizer.tokenize(audio)[0].short().cpu())
-        codes.append(codec.encode(audio)[0].short().cpu())
+        with torch.inference_mode():  # in one piece: quicker for short recordings than pieces of 4 s
+            codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
         tracks.append(Track(f"{clips[0].speaker}/{number}", offset, length))
         offset += length
     metadata = {
@@ -161,17 +163,21 @@ def load_tokens(runs: Path, split: str) -> list[TokenData]:
 def main() -> None:
     parser = arguments(__doc__, minutes=0)
     parser.add_argument("--passes", type=int, default=2, help="over the training split, the first one unaltered")
-    parser.add_argument("--only", type=int, help="make this pass alone (several processes share the work)")
+    parser.add_argument(
+        "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="the I-th of N processes"
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    wanted = [("valid", 0)] + [("train", n) for n in range(args.passes)]
-    for split, number in wanted:
-        file = args.runs / "tokens" / f"{split}_{number}.safetensors"
-        if file.is_file() or (args.only is not None and (split, number) != ("train", args.only)):
+    index, count = args.share
+    wanted = ([("valid", 0, (0, 1))] if index == 0 else []) + [("train", n, (index, count)) for n in range(args.passes)]
+    for split, number, share in wanted:
+        suffix = f"_{share[0]}of{share[1]}" if share[1] > 1 else ""
+        file = args.runs / "tokens" / f"{split}_{number}{suffix}.safetensors"
+        if file.is_file():
             continue
         corpus = load_corpus(args.data, split, TokenSpec().sample_rate, args.runs / "audio")
-        tokenize(args.runs, corpus, file, number, args.device)
+        tokenize(args.runs, corpus, file, number, args.device, share)
         print(json.dumps({"written": str(file)}), flush=True)
 
 

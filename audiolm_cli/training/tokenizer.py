@@ -1,6 +1,6 @@
 """Trains the semantic tokenizer by masked prediction, from audio alone.
 
-    python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume]
+    python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume] [--preset tiny]
 
 The HuBERT way (Hsu et al., 2021): first the clusters of MFCC frames are predicted behind masks, two labels a token;
 after `FIRST_ROUND` of the time the outputs of a middle layer are clustered, and those clusters are predicted. Inputs
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.bundle import round_to_disk, save_part
-from audiolm_cli.config import TokenizerConfig, TokenSpec
+from audiolm_cli.config import TokenizerConfig, TokenSpec, preset
 from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.soundstream import nearest
 from audiolm_cli.training.data import Corpus, load_corpus
@@ -31,6 +31,7 @@ from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
 
 TRAINED_LAYERS, TARGET_LAYER = 6, 4
 MFCC_CLUSTERS, HIDDEN_CLUSTERS, LABELS_PER_TOKEN = 100, 500, 2
+CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
 FIRST_ROUND = 0.35  # share of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
 UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
@@ -182,7 +183,7 @@ def finish(training: TokenizerTraining, corpus: Corpus, layers: int, clusters: i
     device = next(source.parameters()).device
     tokenizer.to(device)
     rng, parts, size = np.random.default_rng(seed), [], 4 * 16000
-    for _ in range(50):  # 50 x 64 clips of 4 s: 320 thousand tokens
+    for _ in range(CLUSTERED_BATCHES):
         starts = rng.integers(0, len(corpus.audio) - size, 64)
         audio = np.stack([corpus.audio[s : s + size] for s in starts]).astype(np.float32) / 32768
         parts.append(tokenizer.represent(torch.from_numpy(audio).to(device)).flatten(0, 1))
@@ -222,7 +223,8 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
     """Masked loss and accuracy on the validation split, beside the share of the most frequent label."""
     training.eval()
     generator, figures = torch.Generator().manual_seed(0), []
-    for first in np.arange(0, len(labels) - length, length)[:200].reshape(-1, 10):
+    firsts = np.arange(0, len(labels) - length, length)[:200]
+    for first in np.split(firsts, range(10, len(firsts), 10)):
         mel, target = batch_of(training.tokenizer, corpus, labels, first, length)
         figures.append(losses(training, mel, target, generator, round_two))
     training.train()
@@ -233,14 +235,16 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
 
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
+    parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--layers", type=int, default=TARGET_LAYER, help="the layer whose outputs are clustered")
-    parser.add_argument("--clusters", type=int, default=512, help="semantic tokens in the end")
+    parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
     args = parser.parse_args()
-    spec = TokenSpec()
+    chosen = preset(args.preset)
+    spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
-    training = TokenizerTraining(TokenizerConfig(layers=TRAINED_LAYERS), spec)
+    training = TokenizerTraining(dataclasses.replace(chosen.tokenizer, layers=TRAINED_LAYERS), chosen.tokens)
     trainer = Trainer("tokenizer", args, training, rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
@@ -271,10 +275,10 @@ def main() -> None:
                 **validate(training, corpora["valid"], labels["valid"], length, round_two),
             )
     trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, round_two))
-    shipped = finish(training.eval(), corpora["train"], args.layers, args.clusters)
+    shipped = finish(training.eval(), corpora["train"], args.layers, spec.semantic_vocabulary)
     about = {
         "config": dataclasses.asdict(shipped.config),
-        "tokens": dataclasses.asdict(TokenSpec(semantic_vocabulary=args.clusters)),
+        "tokens": dataclasses.asdict(spec),
         "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)},
     }
     save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about)

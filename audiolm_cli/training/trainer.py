@@ -76,8 +76,8 @@ class Trainer:
         """Share of the training time that is over, 0 to 1."""
         return min(1.0, self.seconds / (60 * self.minutes))
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
+    def autocast(self, enabled: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def __iter__(self) -> Iterator[int]:
         while self.progress < 1:
