@@ -24,7 +24,7 @@ from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.tokens import StageName
-from audiolm_cli.transformer import Transformer
+from audiolm_cli.transformer import Transformer, pack
 
 MAX_CONFIG_BYTES = 1 << 20
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
@@ -70,7 +70,9 @@ class Bundle:
     def _stage(self, name: StageName, config: StageConfig) -> Transformer:
         with torch.device("meta"):
             model = Transformer(config, self.config.tokens, name)
-        return self._fill(name, model, self.dtype)
+        self._fill(name, model, self.dtype)
+        pack(model)
+        return model
 
     def _fill(self, part: str, module: Any, dtype: torch.dtype) -> Any:
         file = self.folder / f"{part}.safetensors"

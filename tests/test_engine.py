@@ -16,7 +16,7 @@ from audiolm_cli.config import TokenSpec, preset
 from audiolm_cli.engine import Item
 from audiolm_cli.sampling import sample, uniforms
 from audiolm_cli.tokens import Layout, Sequence, coarse_sequence
-from audiolm_cli.transformer import KVCache, Transformer
+from audiolm_cli.transformer import KVCache, Transformer, pack
 
 CONFIG = preset("tiny")
 SPEC = CONFIG.tokens
@@ -129,6 +129,15 @@ def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -
     together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
     for item, got in zip(items, together, strict=True):
         assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)
+
+
+def test_packed_linear_layers_give_the_same_values() -> None:
+    plain, packed = (modules(CONFIG)["coarse"].eval().to(torch.bfloat16) for _ in range(2))
+    pack(packed)  # type: ignore[arg-type]
+    items = [coarse_item(n, n, n) for n in (5, 30)]
+    expected = engine.generate(plain, items, 1.0, 0, 0.95, 2)  # type: ignore[arg-type]
+    for got, wanted in zip(engine.generate(packed, items, 1.0, 0, 0.95, 2), expected, strict=True):  # type: ignore[arg-type]
+        assert torch.equal(got, wanted)
 
 
 def test_an_item_stops_at_its_stop(model: Transformer) -> None:
