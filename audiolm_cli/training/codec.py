@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from audiolm_cli._torchaudio import melscale_fbanks
 from audiolm_cli.bundle import read_about, save_part
-from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, from_json
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
 from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import kmeans
@@ -164,18 +164,21 @@ def _perplexity(codes: Tensor) -> Tensor:
 
 def main() -> None:
     parser = arguments(__doc__ or "", minutes=75)
-    parser.add_argument("--kind", choices=("spectral", "waveform"), default="spectral")
+    parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
+    parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the preset's by default")
     parser.add_argument("--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     args = parser.parse_args()
-    config = SpectralConfig() if args.kind == "spectral" else WaveformConfig()
     part = args.runs / "parts" / "codec.safetensors"
-    tokens, before = TokenSpec(), {}
+    tokens, config, before = preset(args.preset).tokens, preset(args.preset).codec, {}
+    if args.kind and args.kind != config.kind:
+        config = KINDS[args.kind]()
     if args.decoder_only:
         about = read_about(part)
-        before, config = about["trained"], codec_config(about["config"])
+        tokens, before = from_json(TokenSpec, about["tokens"], "tokens"), about["trained"]
+        config = codec_config(about["config"])
     train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
     training = CodecTraining(config, tokens)
     codec = training.codec
@@ -184,6 +187,7 @@ def main() -> None:
         codec.encoder.requires_grad_(False)
     name = "decoder" if args.decoder_only else "codec"
     trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
+    trainer.extra["config"] = dataclasses.asdict(config)
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame

@@ -28,7 +28,6 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
         "--resume",
         *(["--device", args.device] if args.device else []),
     ]
-
     sizes = ["--preset", args.preset]
 
     def train(module: str, part: str, *more: str) -> list[str]:
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("weights/speech"), help="the bundle's folder")
     parser.add_argument("--name", help="the bundle's name; its folder's by default")
     parser.add_argument("--minutes", type=float, default=210, help="of training in all")
-    parser.add_argument("--preset", default="speech", help="sizes: speech, tiny or paper")
+    parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
     parser.add_argument("--kind", choices=("spectral", "waveform"), help="of the codec; the preset's by default")
     parser.add_argument("--clusters", type=int, help="semantic tokens; the preset's number by default")
     parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")

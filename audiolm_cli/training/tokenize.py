@@ -118,7 +118,8 @@ def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, s
     assert isinstance(codec, SoundStream)
     assert isinstance(tokenizer, SemanticTokenizer)
     codec.to(device), tokenizer.to(device)
-    spec = TokenSpec(semantic_vocabulary=len(tokenizer.centroids), quantizers=len(codec.quantizer.codebooks))
+    quantizers, codebook_size, _ = codec.quantizer.codebooks.shape
+    spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=len(tokenizer.centroids))
     rng, semantic, codes, tracks, offset = np.random.default_rng(number), [], [], [], 0
     for clips in groups(corpus, spec.sample_rate)[share[0] :: share[1]]:
         samples = joined(corpus, clips, spec.sample_rate, rng)
