@@ -221,7 +221,7 @@ def main() -> None:
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=200, validate_seconds=240)
     crops = Crops(train, stage, config.layout, seed=args.seed + trainer.step)
     shares = np.array([shape.share for shape in SHAPES[stage]])
-    best: Best | None = None
+    best: Best | None = trainer.extra.get("best")
     for _ in trainer:
         shape = SHAPES[stage][crops.rng.choice(len(shares), p=shares / shares.sum())]
         batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[stage])
@@ -254,7 +254,7 @@ def _validated(
     trainer.log(valid=True, finished=finished, **figures)
     bits = float(figures["bits"])  # type: ignore[arg-type]
     if best is None or bits < best[0]:
-        return bits, copy.deepcopy(model.state_dict())
+        best = trainer.extra["best"] = bits, copy.deepcopy(model.state_dict())
     return best
 
 

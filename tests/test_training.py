@@ -1,0 +1,179 @@
+"""The whole recipe on a minute of synthetic voices: every script runs, resumes, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import json
+import math
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_cli import bundle, pipeline
+from audiolm_cli.config import preset
+from audiolm_cli.errors import ModelError
+from audiolm_cli.training import codec, lm, recipe, tokenizer, trainer
+from audiolm_cli.training.assemble import assemble
+from tests.bundles import write_parts
+
+pytestmark = pytest.mark.slow
+
+MINUTES = 30  # of the recipe, by a clock that goes on by one minute a step
+STAGES = ("semantic", "coarse", "fine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Less of everything, steps that take equally long, and all in this process."""
+    ticks = itertools.count(0, 60)
+    in_process = types.SimpleNamespace(run=lambda command, check: run(*command[2:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
+        patch.setattr(recipe, "subprocess", in_process)
+        patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
+        patch.setattr(tokenizer, "CLUSTERED_BATCHES", 1)
+        patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "coarse": 20.0, "fine": 6.0})
+        patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
+        yield
+
+
+def run(module: str, *arguments: object) -> None:
+    """What `python -m module arguments` does, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        importlib.import_module(module).main()
+
+
+def voice(speaker: int, clip: int, seconds: float) -> np.ndarray:
+    """float32 [T]: a harmonic tone at the speaker's pitch whose loudness and brightness change, and some noise."""
+    random = np.random.default_rng(100 * speaker + clip)
+    time = np.arange(round(seconds * 16000)) / 16000
+    pitch = 2 * np.pi * (100 + 30 * speaker) * (time + 0.002 * np.sin(6 * np.pi * time))
+    size = np.interp(5 * time, np.arange(5 * seconds + 1), random.uniform(0, 1, round(5 * seconds) + 1))
+    tone = np.sum([np.sin(n * pitch) / n * size**n for n in range(1, 8)], axis=0)
+    return (0.1 * tone + 0.01 * random.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four speakers with three recordings of 4 s each; two of them for validation."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = ["path\tsplit\tspeaker"]
+    for speaker, clip in itertools.product(range(4), range(3)):
+        soundfile.write(folder / f"{speaker}-{clip}.wav", voice(speaker, clip, 4.0), 16000)
+        lines.append(f"{speaker}-{clip}.wav\t{'train' if speaker < 2 else 'valid'}\ts{speaker}")
+    (folder / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def make(data: Path, folder: Path) -> None:
+    """The recipe: `folder`/runs and the bundle `folder`/tiny."""
+    common = ("--data", data, "--runs", folder / "runs", "--out", folder / "tiny", "--device", "cpu")
+    run("audiolm_cli.training.recipe", *common, "--preset", "tiny", "--minutes", MINUTES)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after the recipe."""
+    folder = tmp_path_factory.mktemp("trained")
+    make(data, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copied"))
+
+
+def steps(folder: Path, name: str) -> int:
+    return trainer.load_checkpoint(folder / name)["step"]
+
+
+def log(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:
+    loaded = bundle.load(str(trained / "tiny"), device="cpu", dtype="float32")
+    assert loaded.config.name == "tiny"
+    assert loaded.config.tokens == preset("tiny").tokens
+    sampling = pipeline.Sampling((1.0, 1.0, 1.0), (0, 0, 0), (1.0, 1.0, 1.0))
+    options = {"duration": 0.2, "prompt_seconds": 1.0, "seed": 1, "sampling": sampling, "batch_size": 1}
+    (result,) = pipeline.continue_(loaded, [pipeline.Prompt(voice(2, 9, 1.0))], **options)  # type: ignore[arg-type]
+    assert len(result.samples) == 16000 + 3200
+    assert np.isfinite(result.samples).all()
+
+
+def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
+    for name, share in recipe.SHARES.items():
+        assert steps(trained / "runs", name) == math.ceil(round(MINUTES * share, 3)), name
+        lines = log(trained / "runs", name)
+        assert lines[-1]["valid"], name
+        assert lines[-1]["finished"], name
+        losses = [line["loss"] for line in lines if "loss" in line]
+        assert losses, name
+        assert np.isfinite(losses).all(), name
+        assert all(np.isfinite(value) for value in lines[-1].values() if isinstance(value, float)), name
+    assert {"bits_reference", "bits_shuffled", "bits_other_speaker"} <= log(trained / "runs", "coarse")[-1].keys()
+
+
+def test_the_recipe_does_not_do_again_what_is_finished(trained: Path, data: Path, copied: Path) -> None:
+    tokens = copied / "runs" / "tokens" / "train_1.safetensors"
+    before = tokens.stat().st_mtime_ns
+    make(data, copied)
+    assert tokens.stat().st_mtime_ns == before
+    for name in recipe.SHARES:
+        assert steps(copied / "runs", name) == steps(trained / "runs", name), name
+    for part in ("codec", "tokenizer", *STAGES):
+        contents = [(folder / "tiny" / f"{part}.safetensors").read_bytes() for folder in (trained, copied)]
+        assert contents[0] == contents[1], part
+
+
+def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--kind", "waveform")
+    small = ("--batch", 4, "--seconds", 0.2, "--resume")
+    run("audiolm_cli.training.codec", *common, *small, "--minutes", 5)
+    first = log(tmp_path, "codec")
+    assert steps(tmp_path, "codec") == 5
+    run("audiolm_cli.training.codec", *common, *small, "--minutes", 8)
+    state = trainer.load_checkpoint(tmp_path / "codec")
+    assert (state["step"], state["seconds"]) == (8, 8 * 60)
+    assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {8}
+    second = log(tmp_path, "codec")[len(first) :]
+    assert [line["step"] for line in second if "loss" in line] == [6, 7, 8]
+    about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
+    assert about["config"]["kind"] == "waveform"
+
+
+def test_the_best_state_survives_a_resumption(data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = itertools.count(1)
+    monkeypatch.setattr(lm, "validation_bits", lambda model, data: {"bits": float(next(worse))})
+    shutil.rmtree(copied / "runs" / "semantic")
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny", "--stage", "semantic")
+    for minutes in (6, 9):
+        run("audiolm_cli.training.lm", *common, "--resume", "--minutes", minutes)
+        about = bundle.read_about(copied / "runs" / "parts" / "semantic.safetensors")
+        assert (about["trained"]["steps"], about["trained"]["valid_bits"]) == (minutes, 1.0)
+
+
+def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
+    """Parts and tokens that came from different codecs."""
+    write_parts(tmp_path / "other", preset("tiny"), seed=5)
+    parts, tokens = copied / "runs" / "parts", copied / "runs" / "tokens"
+    shutil.copy(tmp_path / "other" / "codec.safetensors", parts)
+    with pytest.raises(ModelError, match="trained on the tokens of another codec"):
+        assemble(parts, "tiny", tmp_path / "mixture")
+    assert not (tmp_path / "mixture").exists()
+    (tokens / "train_1.safetensors").unlink()
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
+    run("audiolm_cli.training.tokenize", *common)
+    with pytest.raises(ModelError, match="made with different codecs"):
+        run("audiolm_cli.training.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)
