@@ -22,6 +22,7 @@ State = dict[nn.Module, Any]  # what each layer keeps of the past; an empty one 
 
 
 @functools.cache
+@torch.inference_mode(False)  # whoever asks first, training may be next
 def hann(size: int, device: torch.device) -> Tensor:
     """The Hann window `float32 [size]`."""
     return torch.hann_window(size, device=device)

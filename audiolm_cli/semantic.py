@@ -24,6 +24,7 @@ PAST_TOKENS, WINDOW_TOKENS = 75, 100  # a window of 4 s is tokenized behind 3 s 
 
 
 @functools.cache
+@torch.inference_mode(False)  # whoever asks first, training may be next
 def mel_banks(frequencies: int, bins: int, rate: int, device: torch.device) -> Tensor:
     """Triangular mel filters `float32 [frequencies, bins]` from 0 Hz to half the rate."""
     return melscale_fbanks(frequencies, 0.0, rate / 2, bins, rate).to(device)

@@ -183,6 +183,7 @@ def pack(model: Transformer) -> None:
 
 
 @functools.cache
+@torch.inference_mode(False)  # whoever asks first, training may be next
 def frequencies(half: int, base: float, device: torch.device) -> Tensor:
     """Radians per position of each rotated pair, `float32 [half]`."""
     return base ** (-torch.arange(half, device=device) / half)
