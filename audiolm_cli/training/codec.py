@@ -192,19 +192,19 @@ def main() -> None:
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
     collected: list[Tensor] = []
-    started = args.decoder_only or trainer.step > UNQUANTIZED_STEPS
+    started = args.decoder_only or trainer.extra.get("quantized", False)
     for step in trainer:
         audio = crops(train, args.batch, samples, rng).to(device)
         with trainer.autocast(not args.decoder_only):  # a frozen encoder runs as it will: in float32
             latents = codec.encoder(audio, {}).float()
         commitment = latents.new_zeros(())
-        if not started and step < UNQUANTIZED_STEPS:
-            keep = -(-COLLECTED_FRAMES // (latents.shape[0] * latents.shape[1]))
-            collected = [*collected[-keep + 1 :], latents.detach().flatten(0, 1)]
+        wanting = -(-COLLECTED_FRAMES // latents[..., 0].numel()) - len(collected)  # batches; after a resume as well
+        if not started and (step < UNQUANTIZED_STEPS or wanting > 0):
+            collected = [*collected[wanting <= 0 :], latents.detach().flatten(0, 1)]
         else:
             if not started:
                 training.codebooks.start(codec.quantizer.codebooks, torch.cat(collected))
-                collected, started = [], True
+                collected, started, trainer.extra["quantized"] = [], True, True
             kept = kept_quantizers(args.batch, tokens.quantizers).to(device)
             update = not args.decoder_only
             latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)

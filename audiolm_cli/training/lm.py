@@ -42,10 +42,10 @@ class Shape:
 
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "semantic": (Shape(0, 10, 2), Shape(0, 3.2)),
-    "coarse": (Shape(0, 10, 2), Shape(0, 3.6, 2), Shape(3, 7, 2), Shape(1.2, 2.4, 2), Shape(2, 5)),
-    "fine": (Shape(0, 3), Shape(0, 1.4)),
+    "coarse": (Shape(0, 3.6, 3), Shape(1.2, 2.4, 2), Shape(2, 4), Shape(3, 7), Shape(0, 10)),
+    "fine": (Shape(0, 3), Shape(0, 1.4, 2)),
 }
-BATCH_SECONDS = {"semantic": 240.0, "coarse": 32.0, "fine": 15.0}  # of audio in a batch
+BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0}  # of audio in a batch
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,13 @@ def main() -> None:
     parser.add_argument("--preset", default="speech", help="sizes: speech, tiny or paper")
     parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
     parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     args = parser.parse_args()
     stage: StageName = args.stage
     train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
     config = getattr(preset(args.preset), stage)
     model = Transformer(config, train[0].spec, stage, args.dropout)
-    trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=200, validate_seconds=240)
+    trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     crops = Crops(train, stage, config.layout, seed=args.seed + trainer.step)
     shares = np.array([shape.share for shape in SHAPES[stage]])
     best: Best | None = trainer.extra.get("best")
@@ -250,7 +250,7 @@ def main() -> None:
 def _validated(
     trainer: Trainer, model: Transformer, valid: list[TokenData], best: Best | None, finished: bool = False
 ) -> Best:
-    figures = validation_bits(model, valid)
+    figures = validation_bits(model, valid, batches=2)
     trainer.log(valid=True, finished=finished, **figures)
     bits = float(figures["bits"])  # type: ignore[arg-type]
     if best is None or bits < best[0]:
