@@ -60,6 +60,7 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
     fresh.mkdir(parents=True)
     for part in found:
         save_file(tensors[part], fresh / f"{part}.safetensors")
+        (fresh / f"{part}.safetensors").chmod(0o644)  # safetensors leaves them to their owner
     (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     for card in CARD_FILES:
         if (out / card).is_file():
