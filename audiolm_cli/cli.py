@@ -53,7 +53,8 @@ Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help="Bundle: its name or a folder.")
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Processor threads; all cores unless given.")]
+# one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
+Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Processor threads.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
@@ -101,7 +102,7 @@ def continue_(
     model: Model = "speech",
     device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="Precision of the language models.")] = DType.auto,
-    threads: Threads = None,
+    threads: Threads = 1,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, max=1024, help="Continuations made at the same time.")
     ] = 8,
@@ -159,7 +160,7 @@ def encode(
     out_dir: OutDir = None,
     model: Model = "speech",
     device: Device = "auto",
-    threads: Threads = None,
+    threads: Threads = 1,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -190,7 +191,7 @@ def decode(
     ] = None,
     model: Model = "speech",
     device: Device = "auto",
-    threads: Threads = None,
+    threads: Threads = 1,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -285,12 +286,12 @@ def _run(planned: list[Job], task: Callable[[], Task], console: Console) -> None
         raise typer.Exit(1)
 
 
-def _load(model: str, device: str, dtype: str, threads: int | None) -> Bundle:
-    if threads is not None:
-        import torch
+def _load(model: str, device: str, dtype: str, threads: int) -> Bundle:
+    import torch
 
-        torch.set_num_threads(threads)
     from audiolm_cli import bundle
+
+    torch.set_num_threads(threads)
 
     return bundle.load(model, device=device, dtype=dtype)
 
