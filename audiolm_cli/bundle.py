@@ -27,6 +27,7 @@ from audiolm_cli.tokens import StageName
 from audiolm_cli.transformer import Transformer, pack
 
 MAX_CONFIG_BYTES = 1 << 20
+EMBEDDED = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")  # in a wheel, in a checkout
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
 TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
 NEEDS = {"semantic": ("tokenizer",), "coarse": ("codec", "tokenizer"), "fine": ("codec",)}
@@ -104,8 +105,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool 
 
 def find(name: str) -> Path:
     """The folder of a bundle: a path to one, or the name of an embedded one."""
-    package = Path(__file__).parent
-    candidates = [Path(name), package / "weights" / name, package.parent / "weights" / name]
+    candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
     if "/" in name or name in ("", ".", ".."):
         candidates = candidates[:1]
     for folder in candidates:
@@ -116,9 +116,7 @@ def find(name: str) -> Path:
 
 def embedded() -> list[str]:
     """Names of the bundles that came with the program."""
-    package = Path(__file__).parent
-    folders = [package / "weights", package.parent / "weights"]
-    return sorted({config.parent.name for folder in folders for config in folder.glob("*/config.json")})
+    return sorted({config.parent.name for folder in EMBEDDED for config in folder.glob("*/config.json")})
 
 
 def read_config(folder: Path) -> BundleConfig:

@@ -22,7 +22,8 @@ CACHE_STEP = 64  # attention reads the cache in multiples of this, so that paddi
 @dataclass(frozen=True)
 class Item:
     """One sequence to finish: its unknown ids are a tail, token n of which comes from ids `low[n]` to `low[n] + size`,
-    drawn with `uniform[n]`. `stop`, if any, is an id (within the range) that ends the item early."""
+    drawn with `uniform[n]`; items that are made together share these ranges as
+    far as they both go. `stop`, if any, is an id (within the range) that ends the item early."""
 
     sequence: Sequence
     low: list[int]
@@ -73,23 +74,16 @@ def _generate_batch(
         fields[slot, : wanted[slot]] = rows[prefix:]
         uniform[slot, : wanted[slot]] = item.uniform.to(device)
         lengths[slot] = prefix
-    size = items[0].size
-    low = torch.zeros(slots, steps, dtype=torch.int64, device=device)
-    for slot, item in enumerate(items):
-        low[slot, : wanted[slot]] = torch.tensor(item.low, device=device)
-    common = [_common(items, wanted, n) for n in range(steps)]
-    columns = torch.arange(size, device=device)
+    size, low = items[0].size, max((item.low for item in items), key=len)
+    if any(item.size != size or item.low != low[: len(item.low)] for item in items):
+        raise ValueError("the items of a batch must draw from the same ranges of ids")
     bias = weight.new_zeros(slots, 1, 1, cache.keys.shape[3])
     places = torch.arange(bias.shape[-1], device=device)
     bias.masked_fill_((places >= lengths[:, None])[:, None, None], -torch.inf)
     last_length = max(known)
     rows_index = torch.arange(slots, device=device)
     for n in range(steps):
-        if (shared := common[n]) is not None:
-            logits = model.logits(hidden, shared, size)
-        else:  # items at different quantizers: pick each one's own rows
-            logits = torch.einsum("bd,bvd->bv", hidden, weight[low[:, n, None] + columns])
-        token = sample(logits, uniform[:, n], *sampling) + low[:, n]
+        token = sample(model.logits(hidden, low[n], size), uniform[:, n], *sampling) + low[n]
         made[:, n] = token
         if progress:
             progress(sum(n < w for w in wanted))
@@ -100,12 +94,6 @@ def _generate_batch(
         hidden = model.step(token, fields[:, n], cache, lengths, longest, bias[..., :longest])
         lengths += 1
     return [_cut(made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
-
-
-def _common(items: list[Item], wanted: list[int], n: int) -> int | None:
-    """The low end of the id range that all items share at step n, or None."""
-    lows = {item.low[n] for item, w in zip(items, wanted, strict=True) if n < w}
-    return lows.pop() if len(lows) == 1 else None
 
 
 def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
