@@ -7,14 +7,11 @@ speaker help, against another's.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.tokens import StageName
@@ -22,7 +19,7 @@ from audiolm_cli.training.data import Corpus
 from audiolm_cli.training.lm import Crops, Shape, token_losses
 from audiolm_cli.training.measures import Figure, figure
 from audiolm_cli.training.ngrams import ngram_bits
-from audiolm_cli.training.tokenize import TokenData, Track, groups, joined
+from audiolm_cli.training.tokenize import TokenData, groups, joined, read_tokens, write_tokens
 from audiolm_cli.transformer import Transformer
 
 CROPS = {"semantic": Shape(0, 10), "coarse": Shape(0, 10), "fine": Shape(0, 3)}  # seconds, without a reference
@@ -39,33 +36,21 @@ def bundle_tokens(bundle: Bundle, corpus: Corpus, split: str, cache: Path, hours
     amount = "all" if hours is None else f"{hours:g}h"
     file = cache / f"{split}-{amount}-{sources['codec'][:12]}-{sources['tokenizer'][:12]}.safetensors"
     if not file.is_file():
-        _write_tokens(bundle, corpus, file, hours)
-    with safe_open(file, framework="pt") as handle:
-        tracks = [Track(**track) for track in json.loads(handle.metadata()["tracks"])]
-        semantic, codes = handle.get_tensor("semantic").long(), handle.get_tensor("codes").long()
-    return TokenData(bundle.config.tokens, semantic, codes, tracks, sources)
+        recordings = _recordings(bundle, corpus, hours)
+        write_tokens(file, bundle.config.tokens, recordings, bundle.codec, bundle.tokenizer, sources)
+    return read_tokens(file)
 
 
-@torch.inference_mode()
-def _write_tokens(bundle: Bundle, corpus: Corpus, file: Path, hours: float | None) -> None:
-    spec, rng = bundle.config.tokens, np.random.default_rng(0)
-    chosen, semantic, codes, tracks, offset = groups(corpus, spec.sample_rate), [], [], [], 0
+def _recordings(bundle: Bundle, corpus: Corpus, hours: float | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Speaker and samples of the joined recordings, in random order, until there are `hours` of tokens."""
+    spec, rng, tokens = bundle.config.tokens, np.random.default_rng(0), 0
+    chosen = groups(corpus, spec.sample_rate)
     for index in rng.permutation(len(chosen)):
-        if hours is not None and offset > hours * 3600 * spec.semantic_rate:
-            break
+        if hours is not None and tokens > hours * 3600 * spec.semantic_rate:
+            return
         samples = joined(corpus, chosen[index], spec.sample_rate, rng)
-        length = len(samples) // spec.samples_per_semantic
-        if not length:
-            continue
-        audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(bundle.device)[None]
-        semantic.append(bundle.tokenizer.tokenize(audio)[0].short().cpu())
-        codes.append(bundle.codec.encode(audio)[0].short().cpu())
-        tracks.append(asdict(Track(chosen[index][0].speaker, offset, length)))
-        offset += length
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1).contiguous()}
-    save_file(tensors, file.with_suffix(".tmp"), {"tracks": json.dumps(tracks)})
-    file.with_suffix(".tmp").replace(file)
+        tokens += len(samples) // spec.samples_per_semantic
+        yield chosen[index][0].speaker, samples
 
 
 def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops: int = 96) -> dict[str, dict]:

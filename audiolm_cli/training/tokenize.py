@@ -11,6 +11,7 @@ joined in order, with a little of their own room tone between them. Passes that 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,40 +121,59 @@ def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, s
     codec.to(device), tokenizer.to(device)
     quantizers, codebook_size, _ = codec.quantizer.codebooks.shape
     spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=len(tokenizer.centroids))
-    rng, semantic, codes, tracks, offset = np.random.default_rng(number), [], [], [], 0
-    for clips in groups(corpus, spec.sample_rate)[share[0] :: share[1]]:
-        samples = joined(corpus, clips, spec.sample_rate, rng)
-        samples = samples[rng.integers(0, spec.samples_per_frame) :] if number else samples
-        samples = altered(samples, rng) if number else samples
+    rng = np.random.default_rng(number)
+
+    def recordings() -> Iterator[tuple[str, np.ndarray]]:
+        for clips in groups(corpus, spec.sample_rate)[share[0] :: share[1]]:
+            samples = joined(corpus, clips, spec.sample_rate, rng)
+            samples = samples[rng.integers(0, spec.samples_per_frame) :] if number else samples
+            yield f"{clips[0].speaker}/{number}", altered(samples, rng) if number else samples
+
+    sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
+    write_tokens(file, spec, recordings(), codec, tokenizer, sources)
+
+
+@torch.inference_mode()
+def write_tokens(
+    file: Path,
+    spec: TokenSpec,
+    recordings: Iterable[tuple[str, np.ndarray]],  # speaker, float32 [T]
+    codec: SoundStream,
+    tokenizer: SemanticTokenizer,
+    sources: dict[str, str],
+) -> None:
+    """Writes recordings as the file that `read_tokens` reads, one track each, but none shorter than a token."""
+    device, semantic, codes, tracks, offset = next(codec.parameters()).device, [], [], [], 0
+    for speaker, samples in recordings:
         length = len(samples) // spec.samples_per_semantic
-        audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(device)[None]
         if not length:
             continue
+        audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(device)[None]
         semantic.append(tokenizer.tokenize(audio)[0].short().cpu())
-        with torch.inference_mode():  # in one piece: quicker for short recordings than pieces of 4 s
-            codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
-        tracks.append(Track(f"{clips[0].speaker}/{number}", offset, length))
+        # in one piece: quicker for short recordings than pieces of 4 s
+        codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
+        tracks.append(asdict(Track(speaker, offset, length)))
         offset += length
-    metadata = {
-        "tokens": json.dumps(asdict(spec)),
-        "tracks": json.dumps([asdict(track) for track in tracks]),
-        "sources": json.dumps({"codec": codec_identity, "tokenizer": tokenizer_identity}),
-    }
+    metadata = {"tokens": json.dumps(asdict(spec)), "tracks": json.dumps(tracks), "sources": json.dumps(sources)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1)}, file.with_suffix(".tmp"), metadata)
+    tensors = {"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1).contiguous()}
+    save_file(tensors, file.with_suffix(".tmp"), metadata)
     file.with_suffix(".tmp").replace(file)
+
+
+def read_tokens(file: Path) -> TokenData:
+    """What `write_tokens` wrote."""
+    with safe_open(file, framework="pt") as handle:
+        about = handle.metadata()
+        tracks = [Track(**track) for track in json.loads(about["tracks"])]
+        spec, sources = from_json(TokenSpec, json.loads(about["tokens"]), "tokens"), json.loads(about["sources"])
+        semantic, codes = handle.get_tensor("semantic").long(), handle.get_tensor("codes").long()
+    return TokenData(spec, semantic, codes, tracks, sources)
 
 
 def load_tokens(runs: Path, split: str) -> list[TokenData]:
     """All passes of a split; raises ModelError where there are none or they come from different models."""
-    result = []
-    for file in sorted((runs / "tokens").glob(f"{split}_*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            about = handle.metadata()
-            tracks = [Track(**track) for track in json.loads(about["tracks"])]
-            spec, sources = from_json(TokenSpec, json.loads(about["tokens"]), "tokens"), json.loads(about["sources"])
-            semantic, codes = handle.get_tensor("semantic").long(), handle.get_tensor("codes").long()
-        result.append(TokenData(spec, semantic, codes, tracks, sources))
+    result = [read_tokens(file) for file in sorted((runs / "tokens").glob(f"{split}_*.safetensors"))]
     if not result:
         raise ModelError(f"{runs}/tokens: no tokens of the split {split!r}; run audiolm_cli.training.tokenize")
     if any(data.sources != result[0].sources for data in result):
