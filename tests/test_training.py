@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import itertools
 import json
 import math
+import os
 import shutil
+import socket
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torch import nn
 
 from audiolm_cli import bundle, pipeline
 from audiolm_cli.config import preset
@@ -146,11 +151,59 @@ def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
     run("audiolm_cli.training.codec", *common, *small, "--minutes", 8)
     state = trainer.load_checkpoint(tmp_path / "codec")
     assert (state["step"], state["seconds"]) == (8, 8 * 60)
-    assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {8}
+    assert {int(moments["step"]) for moments in state["optimizers"][0]["state"].values()} == {8}
     second = log(tmp_path, "codec")[len(first) :]
     assert [line["step"] for line in second if "loss" in line] == [6, 7, 8]
     about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
     assert about["config"]["kind"] == "waveform"
+
+
+def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Path, data: Path, copied: Path) -> None:
+    """What the recipe's decoder step left alone and what it changed; its opponent goes on where it stopped."""
+    codec_before = trainer.load_checkpoint(trained / "runs" / "codec")["module"]
+    state = trainer.load_checkpoint(trained / "runs" / "decoder")
+    for name, tensor in state["module"].items():
+        if name.startswith(("codec.encoder", "codec.quantizer")):
+            assert torch.equal(tensor.bfloat16(), codec_before[name].bfloat16()), name
+    changed = [name for name in state["module"] if name.startswith("codec.decoder") and name.endswith("weight")]
+    assert changed
+    assert not any(torch.equal(state["module"][name], codec_before[name]) for name in changed)
+    assert {"opponent", "adversarial", "features"} <= log(trained / "runs", "decoder")[0].keys()
+    taken = {int(moments["step"]) for moments in state["extra"]["opponent"]["optimizer"]["state"].values()}
+    assert taken == {state["step"]}
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--decoder-only", "--resume")
+    run("audiolm_cli.training.codec", *common, "--minutes", state["step"] + 2)
+    after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["opponent"]["optimizer"]["state"]
+    assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
+
+
+def train_together(rank: int, folder: Path, port: int) -> None:
+    """One of two processes, each with data of its own."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    arguments = argparse.Namespace(threads=1, device="cpu", seed=0, runs=folder, minutes=0.02, resume=False)
+    shared = trainer.Trainer("shared", arguments, model, rate=1e-2, warmup=1)
+    with shared.first_alone():
+        (folder / "first").touch(exist_ok=rank > 0)
+    for _ in shared:
+        wanted = torch.randn(8, 4) + 10 * rank
+        shared.update(model(wanted).square().mean(), {})
+    shared.log(finished=True)
+    torch.save({"step": shared.step, **model.state_dict()}, folder / f"{rank}.pt")
+
+
+def test_processes_that_train_together_stay_alike(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_together, (tmp_path, port), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert states[0].pop("step") == states[1].pop("step") > 1
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    assert trainer.load_checkpoint(tmp_path / "shared")["step"] > 1
+    assert len(log(tmp_path, "shared")) == 1  # the first process alone writes
 
 
 def test_the_best_state_survives_a_resumption(data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,18 @@
-"""Trains SoundStream by reconstruction.
+"""Trains SoundStream: by reconstruction, then its decoder against discriminators as well.
 
     python -m audiolm_cli.training.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--preset tiny]
+    python -m audiolm_cli.training.codec --data DATA --minutes 20 [--resume] --decoder-only
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
 points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
-quantizers (quantizer dropout), so that every prefix can be decoded.
+quantizers (quantizer dropout), so that every prefix can be decoded. With `--decoder-only` encoder and codebooks stay as
+they are, so that codes stay valid, also for language models that were trained on them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from typing import Any
 
@@ -24,6 +27,7 @@ from audiolm_cli.bundle import read_about, save_part
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
 from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.discriminators import Discriminators
 from audiolm_cli.training.kmeans import kmeans
 from audiolm_cli.training.trainer import Trainer, arguments
 
@@ -32,6 +36,7 @@ UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
 # STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
 MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
 WAVEFORM_WEIGHT, COMMITMENT_WEIGHT = 6.0, 0.25
+ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 0.1, 0.5
 MAGNITUDE_WEIGHT = 2.0  # beside the log magnitudes; without it loud parts stay blurred: PESQ-wb 1.72 instead of above 2
 
 
@@ -114,6 +119,30 @@ class CodebookTrainer(nn.Module):
             residual = residual - codebook[codes]
 
 
+class Opponent:
+    """The discriminators and their optimizer."""
+
+    def __init__(self, windows: list[int], rate: float, device: torch.device, saved: dict[str, Any] | None):
+        self.nets = Discriminators(tuple(windows)).to(device)
+        self.optimizer = torch.optim.AdamW(self.nets.parameters(), lr=rate, betas=(0.8, 0.99), weight_decay=0.0)
+        if saved:
+            self.nets.load_state_dict(saved["nets"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+
+    def state(self) -> dict[str, Any]:
+        return {"nets": self.nets.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def learn(self, real: Tensor, made: Tensor) -> Tensor:
+        """One step of the discriminators on audio `[B, T]`; their loss."""
+        self.nets.requires_grad_(True)
+        loss = self.nets.judged(real, made)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.nets.requires_grad_(False)  # what comes now is the codec's
+        return loss.detach()
+
+
 class CodecTraining(nn.Module):
     """All that a checkpoint of codec training holds."""
 
@@ -166,7 +195,10 @@ def main() -> None:
     parser = arguments(__doc__ or "", minutes=75)
     parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
     parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the preset's by default")
-    parser.add_argument("--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
+    )
+    parser.add_argument("--windows", type=int, nargs="*", default=[1024], help="STFT windows of the discriminators")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
@@ -186,11 +218,16 @@ def main() -> None:
         codec.load_state_dict({name: tensor.float() for name, tensor in load_file(part).items()})
         codec.encoder.requires_grad_(False)
     name = "decoder" if args.decoder_only else "codec"
+    if "WORLD_SIZE" in os.environ:
+        parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
     trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
     trainer.extra["config"] = dataclasses.asdict(config)
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
+    opponent = None
+    if args.decoder_only and args.windows:
+        opponent = Opponent(args.windows, args.rate, device, trainer.extra.get("opponent"))
     collected: list[Tensor] = []
     started = args.decoder_only or trainer.extra.get("quantized", False)
     for step in trainer:
@@ -213,7 +250,14 @@ def main() -> None:
         waveform = (audio - got).abs().mean()
         distance = mel(audio, got, 3)
         loss = WAVEFORM_WEIGHT * waveform + distance + COMMITMENT_WEIGHT * commitment
-        trainer.update(loss, {"mel": distance, "waveform": waveform, "commitment": commitment})
+        figures = {"mel": distance, "waveform": waveform, "commitment": commitment}
+        if opponent:
+            with trainer.autocast():
+                figures["opponent"] = opponent.learn(audio, got)
+                figures["adversarial"], figures["features"] = opponent.nets.deceived(audio, got)
+            loss = loss + ADVERSARIAL_WEIGHT * figures["adversarial"] + FEATURE_WEIGHT * figures["features"]
+            trainer.extra["opponent"] = opponent.state()
+        trainer.update(loss, figures)
         if trainer.due() and started:
             trainer.log(valid=True, **validate(codec, valid, mel))
     trainer.log(valid=True, finished=True, **validate(codec, valid, mel))

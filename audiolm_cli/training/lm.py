@@ -63,7 +63,7 @@ class Batch:
 class Crops:
     """Draws crops of one stage from token data."""
 
-    def __init__(self, data: list[TokenData], stage: StageName, layout: str, seed: int):
+    def __init__(self, data: list[TokenData], stage: StageName, layout: str, seed: int | tuple[int, ...]):
         self.data, self.stage, self.layout, self.spec = data, stage, layout, data[0].spec
         self.rng = np.random.default_rng(seed)
         self.tracks = [(source, track) for source in data for track in source.tracks]
@@ -219,11 +219,12 @@ def main() -> None:
     config = getattr(preset(args.preset), stage)
     model = Transformer(config, train[0].spec, stage, args.dropout)
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
-    crops = Crops(train, stage, config.layout, seed=args.seed + trainer.step)
+    crops = Crops(train, stage, config.layout, (args.seed, trainer.step, trainer.rank))
+    shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
     shares = np.array([shape.share for shape in SHAPES[stage]])
     best: Best | None = trainer.extra.get("best")
     for _ in trainer:
-        shape = SHAPES[stage][crops.rng.choice(len(shares), p=shares / shares.sum())]
+        shape = SHAPES[stage][shapes.choice(len(shares), p=shares / shares.sum())]
         batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[stage])
         if batch is None:
             continue
@@ -235,6 +236,8 @@ def main() -> None:
         if trainer.due():
             best = _validated(trainer, model, valid, best)
     best = _validated(trainer, model, valid, best, finished=True)
+    if trainer.rank:
+        return
     model.load_state_dict(best[1])
     depends = {source: train[0].sources[source] for source in NEEDS[stage]}
     trained = {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), "valid_bits": round(best[0], 3)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from audiolm_cli.training.assemble import assemble
 
-SHARES = {"codec": 0.42, "tokenizer": 0.24, "coarse": 0.16, "fine": 0.13, "semantic": 0.05}
+SHARES = {"codec": 0.3, "decoder": 0.08, "tokenizer": 0.22, "coarse": 0.27, "fine": 0.08, "semantic": 0.05}
 
 
 def steps(args: argparse.Namespace) -> list[list[str]]:
@@ -28,16 +28,20 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
         "--resume",
         *(["--device", args.device] if args.device else []),
     ]
-    sizes = ["--preset", args.preset]
+    sizes, together = ["--preset", args.preset], []
+    if args.processes > 1:
+        together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes), "-m"]
 
     def train(module: str, part: str, *more: str) -> list[str]:
         minutes = f"{args.minutes * SHARES[part]:.3f}"
-        return [f"audiolm_cli.training.{module}", *common, "--minutes", minutes, *more]
+        launcher = together if module != "codec" else []
+        return [*launcher, f"audiolm_cli.training.{module}", *common, "--minutes", minutes, *more]
 
     return [
         train("codec", "codec", *sizes, *(["--kind", args.kind] if args.kind else [])),
+        train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
         train("tokenizer", "tokenizer", *sizes, *(["--clusters", str(args.clusters)] if args.clusters else [])),
-        ["audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
+        [*together, "audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
         *(train("lm", stage, *sizes, "--stage", stage) for stage in ("coarse", "fine", "semantic")),
     ]
 
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("spectral", "waveform"), help="of the codec; the preset's by default")
     parser.add_argument("--clusters", type=int, help="semantic tokens; the preset's number by default")
     parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")
+    parser.add_argument("--processes", type=int, default=1, help="that train together: GPUs, or cores of a CPU")
     parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
     args = parser.parse_args()
     for step in steps(args):

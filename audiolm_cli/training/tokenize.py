@@ -2,6 +2,7 @@
 
     python -m audiolm_cli.training.tokenize --data DATA --passes 2
 
+torchrun starts several processes of it, each with its share of the recordings.
 Needs parts/codec.safetensors and parts/tokenizer.safetensors, as codec and tokenizer training leave them. Every pass
 shifts each recording by a part of a frame; passes behind the first also change its level, its channel and its rate
 (0.85 to 1.18: pitch and tempo together, so every speaker becomes another one). Short recordings of one speaker are
@@ -11,6 +12,7 @@ joined in order, with a little of their own room tone between them. Passes that 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,13 +186,10 @@ def load_tokens(runs: Path, split: str) -> list[TokenData]:
 def main() -> None:
     parser = arguments(__doc__, minutes=0)
     parser.add_argument("--passes", type=int, default=2, help="over the training split, the first one unaltered")
-    parser.add_argument(
-        "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="the I-th of N processes"
-    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    index, count = args.share
+    index, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     wanted = ([("valid", 0, (0, 1))] if index == 0 else []) + [("train", n, (index, count)) for n in range(args.passes)]
     for split, number, share in wanted:
         suffix = f"_{share[0]}of{share[1]}" if share[1] > 1 else ""

@@ -3,7 +3,7 @@
     python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume] [--preset tiny]
 
 The HuBERT way (Hsu et al., 2021): first the clusters of MFCC frames are predicted behind masks, two labels a token;
-after `FIRST_ROUND` of the time the outputs of a middle layer are clustered, and those clusters are predicted. Inputs
+from then on, clusters of what a middle layer puts out, made anew where a round begins (`ROUNDS`). Inputs
 are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that tokens
 follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the chosen layer
 and returns the tokenizer that ships.
@@ -32,7 +32,7 @@ from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
 TRAINED_LAYERS, TARGET_LAYER = 6, 4
 MFCC_CLUSTERS, HIDDEN_CLUSTERS, LABELS_PER_TOKEN = 100, 500, 2
 CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
-FIRST_ROUND = 0.35  # share of the time
+ROUNDS = (0.2, 0.5)  # where the second and the third round begin, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
 UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
 MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, tokens masked from there: about half in all
@@ -46,13 +46,13 @@ class TokenizerTraining(nn.Module):
         self.tokenizer = SemanticTokenizer(config, tokens, dropout)
         self.mask = nn.Parameter(0.1 * torch.randn(self.tokenizer.input.in_features))
         self.first = nn.Linear(config.width, LABELS_PER_TOKEN * MFCC_CLUSTERS)
-        self.second = nn.Linear(config.width, HIDDEN_CLUSTERS)
+        self.second = nn.Linear(config.width, HIDDEN_CLUSTERS)  # and all rounds behind it
 
-    def logits(self, features: Tensor, masked: Tensor, round_two: bool) -> Tensor:
+    def logits(self, features: Tensor, masked: Tensor, number: int) -> Tensor:
         """Features `[B, S, 4 * bins]`, masked `bool [B, S]` -> logits `[B, S, labels, clusters]`."""
         x = torch.where(masked[..., None], self.mask.to(features.dtype), features)
         x = self.tokenizer.hidden(x)
-        return self.second(x)[:, :, None] if round_two else self.first(x).unflatten(-1, (LABELS_PER_TOKEN, -1))
+        return self.first(x).unflatten(-1, (LABELS_PER_TOKEN, -1)) if number == 1 else self.second(x)[:, :, None]
 
 
 def mfcc(log_mel: Tensor) -> Tensor:
@@ -203,14 +203,12 @@ def load(runs: Path) -> TokenizerTraining:
     return training.eval()
 
 
-def losses(
-    training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, round_two: bool
-) -> Tensor:
+def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, number: int) -> Tensor:
     """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
     batch, length, _ = target.shape
     masked = draw_mask(batch, length, generator).to(target.device)
     with torch.autocast(target.device.type, torch.bfloat16):
-        logits = training.logits(normalise(training.tokenizer, mel), masked, round_two).float()
+        logits = training.logits(normalise(training.tokenizer, mel), masked, number).float()
     figures = []
     for chosen in (masked, ~masked):
         guess, label = logits[chosen].flatten(0, 1), target[chosen].flatten()
@@ -219,14 +217,14 @@ def losses(
 
 
 @torch.no_grad()
-def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int, round_two: bool) -> dict:
+def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int, number: int) -> dict:
     """Masked loss and accuracy on the validation split, beside the share of the most frequent label."""
     training.eval()
     generator, figures = torch.Generator().manual_seed(0), []
     firsts = np.arange(0, len(labels) - length, length)[:200]
     for first in np.split(firsts, range(10, len(firsts), 10)):
         mel, target = batch_of(training.tokenizer, corpus, labels, first, length)
-        figures.append(losses(training, mel, target, generator, round_two))
+        figures.append(losses(training, mel, target, generator, number))
     training.train()
     means = [round(value, 4) for value in torch.stack(figures).mean(0).tolist()]
     majority = np.bincount(labels.flatten()).max() / labels.size
@@ -249,32 +247,41 @@ def main() -> None:
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
         set_statistics(tokenizer, corpora["train"])
-        for old in trainer.folder.glob("labels2*"):
-            old.unlink()
+        with trainer.first_alone():
+            for old in trainer.folder.glob("labels*"):
+                old.unlink(missing_ok=True)
 
-    def labels_of(round_two: bool) -> dict[str, np.ndarray]:
-        clusters, per_token = (HIDDEN_CLUSTERS, 1) if round_two else (MFCC_CLUSTERS, LABELS_PER_TOKEN)
-        points = hidden_points if round_two else mfcc_points
-        name = trainer.folder / f"labels{1 + round_two}"
-        return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, clusters, per_token, name)
+    def round_now() -> int:
+        return 1 + sum(trainer.progress > start for start in ROUNDS)
 
-    rng, generator = np.random.default_rng(trainer.step), torch.Generator().manual_seed(trainer.step)
-    round_two = trainer.progress > FIRST_ROUND
-    labels = labels_of(round_two)
+    def labels_of(number: int) -> dict[str, np.ndarray]:
+        clusters, per_token = (MFCC_CLUSTERS, LABELS_PER_TOKEN) if number == 1 else (HIDDEN_CLUSTERS, 1)
+        points = mfcc_points if number == 1 else hidden_points
+        name = trainer.folder / f"labels{number}"
+        with trainer.first_alone():
+            return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, clusters, per_token, name)
+
+    rng = np.random.default_rng((args.seed, trainer.step, trainer.rank))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    number = round_now()
+    labels = labels_of(number)
     for _ in trainer:
-        if not round_two and trainer.progress > FIRST_ROUND:
-            round_two, labels = True, labels_of(True)
+        if number < round_now():
+            number = round_now()
+            labels = labels_of(number)
+            training.second.reset_parameters()
+            trainer.broadcast()
         first = rng.integers(0, len(labels["train"]) - length, args.batch)
         mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
-        figures = losses(training, perturb(mel, generator), target, generator, round_two)
+        figures = losses(training, perturb(mel, generator), target, generator, number)
         trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
         if trainer.due():
             trainer.log(
-                valid=True,
-                round=1 + round_two,
-                **validate(training, corpora["valid"], labels["valid"], length, round_two),
+                valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length, number)
             )
-    trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, round_two))
+    trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, number))
+    if trainer.rank:
+        return
     shipped = finish(training.eval(), corpora["train"], args.layers, spec.semantic_vocabulary)
     about = {
         "config": dataclasses.asdict(shipped.config),

@@ -3,6 +3,11 @@
 A run lives in its own folder: checkpoint.pt (modules, optimizer, step, seconds trained), log.jsonl (one object a line:
 step, seconds, steps_per_second, then the script's figures; lines with validation figures have `"valid": true`).
 The learning rate follows the share of the minutes that are over, so a run ends with a small one on any machine.
+
+Several processes (GPUs, or CPU cores: one thread each is faster than two threads in one process) train together by
+torchrun: each draws crops of its own, gradients are averaged, and the first one alone writes.
+
+    torchrun --nproc-per-node 2 -m audiolm_cli.training.lm --stage coarse --data DATA
 """
 
 from __future__ import annotations
@@ -13,13 +18,14 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
@@ -54,15 +60,18 @@ class Trainer:
     ):
         if args.threads:
             torch.set_num_threads(args.threads)
-        torch.manual_seed(args.seed)
+        self.rank, self.device = 0, torch.device(args.device)
+        if "WORLD_SIZE" in os.environ:  # started by torchrun
+            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self.rank = distributed.get_rank()
+            if args.device == "cuda":
+                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.manual_seed(args.seed + self.rank)
         self.folder: Path = args.runs / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.device, self.minutes, self.module = torch.device(args.device), args.minutes, module.to(args.device)
+        self.minutes, self.module = args.minutes, module.to(self.device)
         self.rate, self.warmup, self.validate_seconds = rate, warmup, validate_seconds
-        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        self.optimizers = optimizers(module, rate, betas, weight_decay)
         self.step, self.seconds = 0, 0.0
         self.extra: dict[str, Any] = {}
         self._sums: dict[str, float] = {}
@@ -70,6 +79,7 @@ class Trainer:
         self._logged_step, self._summed = 0, 0
         if args.resume and (self.folder / "checkpoint.pt").is_file():
             self._load()
+        self.broadcast()
 
     @property
     def progress(self) -> float:
@@ -87,11 +97,12 @@ class Trainer:
                 * min(1, (self.step + 1) / self.warmup)
                 * (0.02 + 0.49 * (1 + math.cos(math.pi * self.progress)))
             )
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
             yield self.step
             self.step += 1
-            self.seconds += time.monotonic() - start
+            self.seconds += self._same(time.monotonic() - start)
             if self.seconds - self._logged > LOG_SECONDS:
                 self._log_means(rate)
             if self.seconds - self._saved > SAVE_SECONDS:
@@ -100,11 +111,14 @@ class Trainer:
 
     def update(self, loss: Tensor, figures: dict[str, float | Tensor]) -> None:
         """One optimizer step; `figures` are averaged into the next log line. A loss that is not finite is skipped."""
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         loss.backward()
+        self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         self._summed += 1
         for key, value in {"loss": loss, **figures}.items():
             self._sums[key] = self._sums.get(key, 0.0) + float(torch.as_tensor(value).detach())
@@ -116,37 +130,100 @@ class Trainer:
         self._validated = self.seconds
         return True
 
+    def broadcast(self) -> None:
+        """Gives every process the first one's module."""
+        if distributed.is_initialized():
+            for tensor in self.module.state_dict().values():
+                distributed.broadcast(tensor, 0)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """What the first process does before the others: they find its files."""
+        if self.rank:
+            distributed.barrier()
+        yield
+        if distributed.is_initialized() and not self.rank:
+            distributed.barrier()
+
     def log(self, **figures: object) -> None:
+        if self.rank:
+            return
         line = {"step": self.step, "seconds": round(self.seconds), **figures}
         print(json.dumps(line), flush=True)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
+        self._saved = self.seconds
+        if self.rank:
+            return
         state = {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "extra": self.extra,
         }
         torch.save(state, self.folder / "checkpoint.tmp")
         (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
-        self._saved = self.seconds
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder, self.device)
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds, self.extra = state["step"], state["seconds"], state["extra"]
         self._logged = self._saved = self._validated = self.seconds
         self._logged_step = self.step
+
+    def _same(self, seconds: float) -> float:
+        """The first process's seconds, in all of them."""
+        if not distributed.is_initialized():
+            return seconds
+        value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        distributed.broadcast(value, 0)
+        return float(value)
+
+    def _average_gradients(self) -> None:
+        if not distributed.is_initialized():
+            return
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        mean = nn.utils.parameters_to_vector(gradients) / distributed.get_world_size()
+        distributed.all_reduce(mean)
+        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _log_means(self, rate: float) -> None:
         speed = (self.step - self._logged_step) / (self.seconds - self._logged)
         means = {key: round(value / max(1, self._summed), 4) for key, value in self._sums.items()}
         self.log(steps_per_second=round(speed, 2), rate=round(rate, 6), **means)
         self._logged, self._logged_step, self._sums, self._summed = self.seconds, self.step, {}, 0
+
+
+def optimizers(
+    module: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the matrices of repeated layers, AdamW for all else: embeddings, convolutions, the
+    first and the last layer. Steps of both have the size that AdamW's would have."""
+    matrices = {
+        id(layer.weight)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and any(part.isdigit() for part in name.split("."))
+    }
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "others": []}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            kind = "muon" if id(parameter) in matrices else "decayed" if parameter.ndim > 1 else "others"
+            groups[kind].append(parameter)
+    adam = [
+        {"params": groups["decayed"], "weight_decay": weight_decay},
+        {"params": groups["others"], "weight_decay": 0.0},
+    ]
+    result: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam, lr=rate, betas=betas, fused=True)]
+    if groups["muon"]:
+        muon = torch.optim.Muon(groups["muon"], lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        result.append(muon)
+    return result
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict:
