@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 # Without a GPU 2 GB can be saved: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 DATA ?= ../shared/data/speech
+# that train together: GPUs, or cores of a CPU
+PROCESSES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -58,7 +60,7 @@ bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py
 
 weights-speech: .venv/installed  ## train weights/speech from the recordings in DATA
-	$(BIN)/python -m audiolm_cli.training.recipe --data $(DATA) --out weights/speech
+	$(BIN)/python -m audiolm_cli.training.recipe --data $(DATA) --out weights/speech --processes $(PROCESSES)
 
 clean:  ## remove what was built, but not weights and training runs
 	rm -rf .venv build dist demo.wav .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info

@@ -30,6 +30,7 @@ from audiolm_cli.transformer import Transformer
 
 PROMPT = Path(__file__).resolve().parent.parent / "examples" / "prompt.flac"
 PROMPT_SECONDS, NEW_SECONDS, BATCHES = 3.0, 7.0, (1, 8)
+TOKEN_SECONDS = 0.04  # of one semantic token
 Table = dict[str, dict[str, float]]  # of each stage: name of a figure -> value
 COLUMNS = {"prefill_tokens_per_second": 0, "tokens_per_second": 0, "milliseconds_per_step": 3, "real_time_factor": 3}
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--model", default="speech", help="name or folder of a bundle")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, as many as the program uses by itself")
     parser.add_argument("--runs", type=int, default=3, help="of which the fastest counts")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
@@ -122,11 +123,13 @@ def main() -> None:
     figures: dict[str, Any] = {"machine": machine(loaded)}
     print(", ".join(f"{key} {value}" for key, value in figures["machine"].items() if value is not None))
     with tempfile.TemporaryDirectory() as folder:
-        command = ["continue", PROMPT, "-o", f"{folder}/out.wav", "-fq", "--duration", NEW_SECONDS]
+        command = ["continue", PROMPT, "-o", f"{folder}/out.wav", "-fq"]
         command += [f"--{name}={getattr(args, name)}" for name in ("model", "device", "dtype", "threads")]
-        figures["continue_seconds"] = min(process(*command) for _ in range(args.runs))
+        for name, duration in (("first_token_seconds", TOKEN_SECONDS), ("continue_seconds", NEW_SECONDS)):
+            figures[name] = min(process(*command, "--duration", duration) for _ in range(args.runs))
     figures["help_seconds"] = min(process("--help") for _ in range(args.runs))
     print(f"audiolm continue, {NEW_SECONDS:g} s new, cold process: {figures['continue_seconds']:.2f} s")
+    print(f"the same for one semantic token, {TOKEN_SECONDS:g} s new: {figures['first_token_seconds']:.2f} s")
     print(f"audiolm --help: {figures['help_seconds']:.2f} s")
     samples = audio.read(PROMPT, loaded.config.tokens.sample_rate).samples
     one_run(loaded, samples, 1, 0.2)  # loads and warms up
