@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,14 @@ from torch import Tensor
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.errors import InputError
-from audiolm_cli.stages import Noise, StageSampling, continue_coarse, continue_fine, continue_semantic
+from audiolm_cli.stages import (
+    REFERENCE_SECONDS,
+    Noise,
+    StageSampling,
+    continue_coarse,
+    continue_fine,
+    continue_semantic,
+)
 
 CROSSFADE_SECONDS = 0.02
 
@@ -44,7 +52,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Audio to be continued; `position` in the job list and `sample` number key its noise."""
+    """Audio to go on from, or to say again; `position` in the job list and `sample` number key its noise."""
 
     samples: np.ndarray
     position: int = 0
@@ -52,11 +60,11 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """The whole prompt and what follows it, `float32 [T_prompt + new]`; what its batch took and made, by stage."""
+class Output:
+    """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made."""
 
     samples: np.ndarray
-    prompt_samples: int
+    prompt_samples: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     stage_tokens: dict[str, int] = field(default_factory=dict)  # frames in `decode`
 
@@ -118,65 +126,127 @@ def decode(bundle: Bundle, tokens: Tokens, quantizers: int | None = None) -> np.
 
 
 def continue_(
-    bundle: Bundle,
-    prompts: list[Prompt],
-    *,
-    duration: float,
-    prompt_seconds: float,
-    seed: int,
-    sampling: Sampling,
-    batch_size: int,
-    progress: ProgressCallback | None = None,
-) -> Iterator[Continuation]:
-    """Continues every prompt by `duration` seconds, in order, `batch_size` at a time.
+    bundle: Bundle, prompts: list[Prompt], *, duration: float, prompt_seconds: float, **options: Any
+) -> Iterator[Output]:
+    """Continues every prompt by `duration` seconds, in order; `options` are the fields of `Run`.
 
     The last `prompt_seconds` of a prompt, cut from its end backwards to whole semantic tokens, condition what follows;
     a prompt must be at least one semantic token (40 ms) long.
     """
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        yield from _continue_batch(bundle, batch, duration, prompt_seconds, seed, sampling, batch_size, progress)
-
-
-def _continue_batch(
-    bundle: Bundle, prompts: list[Prompt], duration: float, prompt_seconds: float, seed: int, sampling: Sampling,
-    batch_size: int, progress: ProgressCallback | None,
-) -> list[Continuation]:  # fmt: skip
-    spec, config = bundle.config.tokens, bundle.config
-    new_samples = round(duration * spec.sample_rate)
-    new_tokens = -(-new_samples // spec.samples_per_semantic)
-    clock = _Clock(progress)
-
-    heard = {id(p.samples): _condition(p.samples, prompt_seconds, spec) for p in prompts}
-    with clock.stage("tokenize", sum(map(len, heard.values())) // spec.samples_per_semantic) as tell:
-        conditions = {}  # several samples of one prompt share its tokens
-        for key, samples in heard.items():
-            conditions[key] = encode(bundle, samples)
-            tell(len(conditions[key].semantic))
-    known = [conditions[id(prompt.samples)] for prompt in prompts]
-    noise = [Noise(seed, prompt.position, prompt.sample) for prompt in prompts]
-
-    lookahead = config.tokenizer.lookahead  # the last tokens would differ if the recording went on: stage 1 makes them
-    kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
-    totals = [len(k.semantic) + new_tokens for k in known]
-    frames = new_tokens * spec.frames_per_semantic * len(prompts)
-    with clock.stage("semantic", sum(t - len(k) for t, k in zip(totals, kept, strict=True))) as tell:
-        semantic = continue_semantic(bundle.semantic, kept, totals, noise, sampling.stage(0), batch_size, tell)
-    with clock.stage("coarse", frames * spec.coarse) as tell:
-        prefix = [k.codes[: spec.coarse] for k in known]
-        codes = continue_coarse(bundle.coarse, semantic, prefix, noise, sampling.stage(1), batch_size, tell)
-    if bundle.fine is not None:
-        with clock.stage("fine", frames * spec.fine) as tell:
-            prefix = [k.codes for k in known]
-            codes = continue_fine(bundle.fine, codes, prefix, noise, sampling.stage(2), batch_size, tell)
-    with clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
-        outputs = []
-        for prompt, condition, code in zip(prompts, known, codes, strict=True):
-            decoded = bundle.codec.decode(code[None].to(bundle.device))[0].cpu().numpy()
+    spec = bundle.config.tokens
+    new_samples, new_tokens = _length(duration, spec)
+    lookahead = bundle.config.tokenizer.lookahead  # the last tokens would differ if the recording went on
+    for run in _runs(bundle, prompts, options):
+        known = run.encode([_condition(p.samples, prompt_seconds, spec) for p in run.prompts])
+        kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]  # stage 1 makes the rest
+        semantic = run.semantic(kept, [len(k.semantic) + new_tokens for k in known])
+        decoded = run.acoustic(semantic, [k.codes for k in known])
+        joined = []
+        for prompt, condition, samples in zip(run.prompts, known, decoded, strict=True):
             repeated = condition.codes.shape[1] * spec.samples_per_frame  # of it, what renders the prompt
-            outputs.append(join(prompt.samples, decoded[: repeated + new_samples], repeated, spec.sample_rate))
-            tell(code.shape[1])
-    return [Continuation(o, len(p.samples), clock.seconds, clock.tokens) for o, p in zip(outputs, prompts, strict=True)]
+            joined.append(join(prompt.samples, samples[: repeated + new_samples], repeated, spec.sample_rate))
+        yield from run.outputs(joined, [len(p.samples) for p in run.prompts])
+
+
+def generate(bundle: Bundle, prompts: list[Prompt], *, duration: float, **options: Any) -> Iterator[Output]:
+    """Makes `duration` seconds from nothing for every prompt, whose own samples do not count: what is said, by whom and
+    where, is all sampled. `options` are the fields of `Run`."""
+    new_samples, new_tokens = _length(duration, bundle.config.tokens)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    for run in _runs(bundle, prompts, options):
+        semantic = run.semantic([nothing] * len(run.prompts), [new_tokens] * len(run.prompts))
+        yield from run.outputs([samples[:new_samples] for samples in run.acoustic(semantic)])
+
+
+def resynth(
+    bundle: Bundle, prompts: list[Prompt], *, speaker: np.ndarray | None = None, **options: Any
+) -> Iterator[Output]:
+    """Says every prompt again, in the voice of `speaker` (`float32 [T]`), else in one that is sampled.
+
+    Semantic tokens are kept, acoustic ones sampled: the paper's acoustic generation, here behind a reference. An output
+    is as long as its prompt. `options` are the fields of `Run`.
+    """
+    reference = encode(bundle, reference_stretch(speaker, bundle.config.tokens)) if speaker is not None else None
+    for run in _runs(bundle, prompts, options):
+        semantic = [tokens.semantic for tokens in run.encode([p.samples for p in run.prompts])]
+        decoded = run.acoustic(semantic, reference=reference)
+        yield from run.outputs([d[: len(p.samples)] for d, p in zip(decoded, run.prompts, strict=True)])
+
+
+def _runs(bundle: Bundle, prompts: list[Prompt], options: dict[str, Any]) -> Iterator[Run]:
+    """The prompts, `batch_size` at a time."""
+    size = options["batch_size"]
+    for start in range(0, len(prompts), size):
+        yield Run(bundle, prompts[start : start + size], **options)
+
+
+@dataclass
+class Run:
+    """A batch on its way through the stages."""
+
+    bundle: Bundle
+    prompts: list[Prompt]
+    seed: int
+    sampling: Sampling
+    batch_size: int  # engine batches are padded to it: results do not depend on how many prompts there are
+    progress: ProgressCallback | None = None
+
+    def __post_init__(self) -> None:
+        self.noise = [Noise(self.seed, prompt.position, prompt.sample) for prompt in self.prompts]
+        self.clock = _Clock(self.progress)
+
+    def encode(self, recordings: list[np.ndarray]) -> list[Tokens]:
+        """Tokens of recordings; several samples of one prompt share theirs."""
+        distinct = {id(p.samples): r for p, r in zip(self.prompts, recordings, strict=True)}
+        made = {}
+        per = self.bundle.config.tokens.samples_per_semantic
+        with self.clock.stage("tokenize", sum(-(-len(r) // per) for r in distinct.values())) as tell:
+            for key, recording in distinct.items():
+                made[key] = encode(self.bundle, recording)
+                tell(len(made[key].semantic))
+        return [made[id(p.samples)] for p in self.prompts]
+
+    def semantic(self, known: list[Tensor], totals: list[int]) -> list[Tensor]:
+        """Stage 1: known `int64 [S_known]` -> `int64 [totals[i]]`."""
+        with self.clock.stage("semantic", sum(totals) - sum(map(len, known))) as tell:
+            model, sampling = self.bundle.semantic, self.sampling.stage(0)
+            return continue_semantic(model, known, totals, self.noise, sampling, self.batch_size, tell)
+
+    def acoustic(
+        self, semantic: list[Tensor], known: list[Tensor] | None = None, reference: Tokens | None = None
+    ) -> list[np.ndarray]:
+        """Stages 2 and 3 and the decoder: semantic `int64 [S]` and known codes `int64 [Q, F_known]` (of a prompt;
+        default: none) -> audio `float32 [S * samples_per_semantic]`, in the voice of `reference` where there is one."""
+        spec = self.bundle.config.tokens
+        known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic)
+        lengths = [len(s) * spec.frames_per_semantic - k.shape[1] for s, k in zip(semantic, known, strict=True)]
+        before = (reference.semantic, reference.codes[: spec.coarse]) if reference else None
+        with self.clock.stage("coarse", sum(lengths) * spec.coarse) as tell:
+            prefix, sampling = [k[: spec.coarse] for k in known], self.sampling.stage(1)
+            codes = continue_coarse(
+                self.bundle.coarse, semantic, prefix, self.noise, sampling, self.batch_size, tell, before
+            )
+        if self.bundle.fine is not None:
+            with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
+                sampling = self.sampling.stage(2)
+                codes = continue_fine(self.bundle.fine, codes, known, self.noise, sampling, self.batch_size, tell)
+        audio = []
+        with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
+            for code in codes:
+                audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device))[0].cpu().numpy())
+                tell(code.shape[1])
+        return audio
+
+    def outputs(self, audio: list[np.ndarray], prompt_samples: list[int] | None = None) -> list[Output]:
+        """What the caller gets, with the seconds and tokens of every stage."""
+        lengths = prompt_samples or [0] * len(audio)
+        return [Output(a, n, self.clock.seconds, self.clock.tokens) for a, n in zip(audio, lengths, strict=True)]
+
+
+def _length(duration: float, spec: TokenSpec) -> tuple[int, int]:
+    """Samples of `duration` seconds, and the semantic tokens that cover them."""
+    samples = round(duration * spec.sample_rate)
+    return samples, -(-samples // spec.samples_per_semantic)
 
 
 def _condition(samples: np.ndarray, prompt_seconds: float, spec: TokenSpec) -> np.ndarray:
@@ -197,6 +267,25 @@ def join(prompt: np.ndarray, decoded: np.ndarray, heard: int, rate: int) -> np.n
     angle = (np.arange(fade, dtype=np.float32) + 0.5) / fade * np.float32(np.pi / 2)
     mixed = prompt[len(prompt) - fade :] * np.cos(angle) + decoded[heard - fade : heard] * np.sin(angle)
     return np.concatenate([prompt[: len(prompt) - fade], mixed, decoded[heard:]]).astype(np.float32)
+
+
+def reference_stretch(samples: np.ndarray, spec: TokenSpec, seconds: float = REFERENCE_SECONDS) -> np.ndarray:
+    """The up to `seconds` of a recording that are fullest of speech, whole semantic tokens of them, and cut where there
+    is a pause if one comes in the second half. Loudness decides: no model is needed to hear where nobody speaks."""
+    token = spec.samples_per_semantic
+    count, wanted = len(samples) // token, round(seconds * spec.semantic_rate)
+    if count == 0:
+        raise InputError(f"reference is shorter than {1000 / spec.semantic_rate:g} ms, one semantic token")
+    power = np.square(samples[: count * token].reshape(count, token)).mean(1)
+    level = 10 * np.log10(power + 1e-10)
+    spoken = level > np.percentile(level, 95) - 20  # dB
+    inside = np.convolve(spoken, np.ones(min(wanted, count)), "valid")
+    first = int(inside.argmax())
+    end = first + min(wanted, count)
+    pauses = np.flatnonzero(~spoken[(first + end) // 2 : end])
+    if len(pauses):
+        end = (first + end) // 2 + int(pauses[-1]) + 1
+    return samples[first * token : end * token]
 
 
 class _Clock:

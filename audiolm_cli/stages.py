@@ -78,9 +78,13 @@ def continue_semantic(
 
 def continue_coarse(
     model: Transformer, semantic: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
-    batch_size: int, progress: Progress | None = None,
+    batch_size: int, progress: Progress | None = None, voice: tuple[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`."""
+    """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`.
+
+    `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own
+    beginning.
+    """
     spec, layout = model.vocabulary.spec, model.config.layout
     per = spec.frames_per_semantic
     size = round(model.config.window_seconds * spec.semantic_rate) * per
@@ -91,8 +95,8 @@ def continue_coarse(
     for active in _rounds(plans):
         items = []
         for i, (first, made, end) in active:
-            reference = None
-            if first:
+            reference = voice
+            if first and not voice:
                 kept = min(round(REFERENCE_SECONDS * spec.semantic_rate), first // per)
                 reference = semantic[i][:kept], codes[i][:, : kept * per]
             sequence = coarse_sequence(

@@ -16,14 +16,14 @@ from audiolm_cli.jobs import Job
 
 if TYPE_CHECKING:
     from audiolm_cli.bundle import Bundle
-    from audiolm_cli.pipeline import Continuation, Prompt, Sampling, Tokens
+    from audiolm_cli.pipeline import Output, Prompt, Sampling, Tokens
 
 GENERATED = "trainedAlgorithmicMedia"  # IPTC digital source type: made by a model trained on media
 
 
 @dataclass
 class Continue:
-    """`audiolm continue`: job -> Prompt -> Continuation -> an audio file."""
+    """`audiolm continue`: job -> Prompt -> Output -> an audio file."""
 
     bundle: Bundle
     console: Console
@@ -53,7 +53,7 @@ class Continue:
             self._recording = job, _read(job, self.bundle, self.console)
         return Prompt(self._recording[1], job.position, job.sample)
 
-    def work(self, inputs: list[Prompt], progress: Progress | None) -> Iterator[Continuation]:
+    def work(self, inputs: list[Prompt], progress: Progress | None) -> Iterator[Output]:
         from audiolm_cli import pipeline
 
         self._batch = len(inputs)
@@ -68,7 +68,7 @@ class Continue:
             progress=progress,
         )
 
-    def save(self, job: Job, result: Continuation) -> dict[str, Any]:
+    def save(self, job: Job, result: Output) -> dict[str, Any]:
         kept = 0 if self.continuation_only else result.prompt_samples
         samples = result.samples[result.prompt_samples - kept :]
         options = {

@@ -13,7 +13,7 @@ import torch
 from bundles import in_memory, modules, write_bundle
 from conftest import tone
 
-from audiolm_cli import bundle, pipeline
+from audiolm_cli import bundle, pipeline, stages
 from audiolm_cli.config import BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import InputError
 from audiolm_cli.pipeline import Prompt, Sampling
@@ -36,7 +36,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * 16000))).astype(np.float32)
 
 
-def run(tiny: bundle.Bundle, prompts: list[Prompt], **change) -> list[pipeline.Continuation]:
+def run(tiny: bundle.Bundle, prompts: list[Prompt], **change) -> list[pipeline.Output]:
     options: Any = {"duration": 0.4, "prompt_seconds": 0.8, "seed": 1, "sampling": SAMPLING, "batch_size": 3} | change
     return list(pipeline.continue_(tiny, prompts, **options))
 
@@ -100,6 +100,63 @@ def test_progress_reaches_the_total_of_every_stage(tiny: bundle.Bundle) -> None:
     assert all(done == total > 0 for done, total in seen.values())
     assert seen["tokenize"] == (20, 20)  # 0.8 s of prompt
     assert seen["decode"] == (60, 60)  # frames, of prompt and continuation
+
+
+COMMON: Any = {"seed": 1, "sampling": SAMPLING, "batch_size": 2}
+
+
+def test_generation_from_nothing(tiny: bundle.Bundle) -> None:
+    nothing = np.zeros(0, np.float32)
+    results = list(pipeline.generate(tiny, [Prompt(nothing, 0, n) for n in range(3)], duration=1.50001, **COMMON))
+    assert [len(r.samples) for r in results] == [24000] * 3
+    assert len({r.samples.tobytes() for r in results}) == 3
+    assert all(r.prompt_samples == 0 for r in results)
+    assert results[0].stage_tokens["semantic"] == 2 * 38
+    (alone,) = pipeline.generate(tiny, [Prompt(nothing, 0, 2)], duration=1.50001, **COMMON)
+    assert np.array_equal(alone.samples, results[2].samples)
+
+
+def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
+    tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a window; what goes into stage 2 is seen from inside."""
+    seen = []
+    made = stages.coarse_sequence
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return made(*arguments)
+
+    monkeypatch.setattr(stages, "coarse_sequence", watched)
+    source, speaker = noise(2.30001), noise(0.5, 1)
+    (result,) = pipeline.resynth(tiny, [Prompt(source)], speaker=speaker, **COMMON)
+    assert len(result.samples) == len(source)
+    semantic, reference = pipeline.encode(tiny, source).semantic, pipeline.encode(tiny, speaker[: 12 * 640])
+    assert len(seen) > 2
+    for _, _, tokens, codes, voice in seen:
+        assert torch.equal(voice[0], reference.semantic)
+        assert torch.equal(voice[1], reference.codes[:4])
+        assert any(torch.equal(tokens, part) for part in semantic.unfold(0, len(tokens), 1))
+        assert codes.shape[1] == 2 * len(tokens)
+    (sampled,) = pipeline.resynth(tiny, [Prompt(source)], **COMMON)
+    assert len(sampled.samples) == len(source)
+    assert not np.array_equal(sampled.samples, result.samples)
+
+
+def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
+    spec = preset("tiny").tokens
+    quiet = 0.01 * noise(2.0)
+    spoken = np.concatenate([quiet, noise(1.8), 0.01 * noise(0.2), noise(0.6), quiet])
+    found = pipeline.reference_stretch(spoken, spec)
+    assert len(found) % 640 == 0
+    place = [n for n in range(0, len(spoken), 640) if np.array_equal(spoken[n : n + len(found)], found)]
+    end = place[0] + len(found)
+    assert place[0] <= 32000 < end
+    assert np.abs(spoken[end - 640 : end]).max() < 0.02
+    assert len(pipeline.reference_stretch(noise(0.5), spec)) == 12 * 640
+    assert len(pipeline.reference_stretch(np.zeros(1000, np.float32), spec)) == 640
+    with pytest.raises(InputError, match="40 ms"):
+        pipeline.reference_stretch(noise(0.03), spec)
 
 
 def test_tokens_survive_their_file(tiny: bundle.Bundle) -> None:
