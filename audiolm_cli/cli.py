@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -10,19 +9,18 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from audiolm_cli import __version__
+from audiolm_cli import __version__, options
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, UsageError
+from audiolm_cli.errors import AudioLMError, UsageError, display
 
 if TYPE_CHECKING:
     from audiolm_cli.bundle import Bundle
-    from audiolm_cli.jobs import Job, Task
 
 app = typer.Typer(
     name="audiolm",
@@ -34,7 +32,6 @@ app = typer.Typer(
 )
 
 AUDIO = (".wav", ".flac", ".ogg")
-MAX_DURATION = 3600.0  # seconds
 
 
 class DType(str, Enum):
@@ -46,16 +43,35 @@ class DType(str, Enum):
 
 
 # Options that several commands share.
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
+Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Output, or - for stdout.")]
 OutDir = Annotated[str | None, typer.Option("--out-dir", metavar="FOLDER", help="Folder for outputs named as inputs.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="TEMPLATE", help="Names in the folder, such as '{stem}.{index}.wav'."),
+]
+Jobs = Annotated[
+    str | None,
+    typer.Option("--jobs", metavar="FILE", help="Job list, one JSON object a line with options as keys; - for stdin."),
+]
+NumSamples = Annotated[
+    str | None, typer.Option("--num-samples", "-n", metavar="N", help="Outputs of each input; 1 by default.")
+]
+Seed = Annotated[str | None, typer.Option(metavar="N", help="Same seed, same audio; random unless given.")]
+Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse, fine.")]
+TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
+TopP = Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")]
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help="Bundle: its name or a folder.")
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models.")]
 # one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
 Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Processor threads.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
@@ -82,31 +98,29 @@ def _audiolm(
 @app.command("continue")
 def continue_(
     ctx: typer.Context,
-    prompts: Inputs,
+    prompts: Inputs = None,
     output: Output = None,
     out_dir: OutDir = None,
-    duration: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds of new audio.")] = 7.0,
+    name: Name = None,
+    jobs: Jobs = None,
+    duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of new audio.")] = "7",
     prompt_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from.")
-    ] = 3.0,
-    num_samples: Annotated[int, typer.Option(metavar="N", min=1, max=10000, help="Continuations of each prompt.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Same seed, same audio; random unless given.")
-    ] = None,
-    temperature: Annotated[
-        str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse and fine.")
-    ] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")] = None,
-    top_p: Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")] = None,
+        str, typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from.")
+    ] = "3",
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     continuation_only: Annotated[bool, typer.Option("--continuation-only", help="Leave the prompt out.")] = False,
     model: Model = "speech",
     device: Device = "auto",
-    dtype: Annotated[DType, typer.Option(help="Precision of the language models.")] = DType.auto,
+    dtype: Precision = DType.auto,
     threads: Threads = 1,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, max=1024, help="Continuations made at the same time.")
-    ] = 8,
+    batch_size: BatchSize = 8,
     force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -117,98 +131,259 @@ def continue_(
     and so on; the suffix chooses WAV, FLAC or Ogg. The paths of the outputs go to standard output, all else to
     standard error.
     """
-    console = _console(ctx, quiet, json, debug)
-    _check_seconds("--duration", duration)
-    _check_seconds("--prompt-seconds", prompt_seconds)
-    _check_device(device)
-    chosen = {
-        "temperature": _for_stages("--temperature", temperature, float, lambda t: 0 <= t < math.inf, "at least 0"),
-        "top_k": _for_stages("--top-k", top_k, int, lambda k: k >= 0, "at least 0"),
-        "top_p": _for_stages("--top-p", top_p, float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
-    }
-    planned = _plan(console, prompts, output, out_dir, AUDIO, force, num_samples)
-    seed = secrets.randbits(32) if seed is None else seed
-    console.say(f"seed {seed}")
+    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
+    command.plan(
+        prompts,
+        AUDIO,
+        duration=duration,
+        prompt_seconds=prompt_seconds,
+        continuation_only=continuation_only,
+        num_samples=num_samples,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    command.synthesise("Continue", model, device, dtype, threads, batch_size)
 
-    def task() -> Task:
-        bundle = _load(model, device, dtype.value, threads)
-        from audiolm_cli.pipeline import Sampling
-        from audiolm_cli.tasks import Continue
 
-        defaults = bundle.config.sampling
-        return Continue(
-            bundle,
-            console,
-            duration=duration,
-            prompt_seconds=prompt_seconds,
-            seed=seed,
-            sampling=Sampling(**{name: value or getattr(defaults, name) for name, value in chosen.items()}),
-            batch_size=batch_size,
-            continuation_only=continuation_only,
-            settings={"device": device, "dtype": dtype.value, "threads": threads},
-            force=force,
-        )
+@app.command()
+def generate(
+    ctx: typer.Context,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="From nothing. There is no other way yet, so it may be left out.")
+    ] = False,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of audio.")] = "10",
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    model: Model = "speech",
+    device: Device = "auto",
+    dtype: Precision = DType.auto,
+    threads: Threads = 1,
+    batch_size: BatchSize = 8,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make audio from nothing: what is said, by whom and in which room, is all sampled.
 
-    _run(planned, task, console)
+    `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
+    """
+    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
+    command.plan(
+        [],
+        AUDIO,
+        takes_input=False,
+        duration=duration,
+        num_samples=num_samples,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    command.synthesise("Generate", model, device, dtype, threads, batch_size)
+
+
+@app.command()
+def resynth(
+    ctx: typer.Context,
+    sources: Inputs = None,
+    speaker: Annotated[
+        str | None, typer.Option("--speaker", metavar="FILE", help="Recording of the voice; sampled unless given.")
+    ] = None,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    model: Model = "speech",
+    device: Device = "auto",
+    dtype: Precision = DType.auto,
+    threads: Threads = 1,
+    batch_size: BatchSize = 8,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say recordings again in another voice: that of a reference recording, or a sampled one.
+
+    What is said and when stays; an output is as long as its source. The 3 seconds of the reference that are fullest of
+    speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
+    their consent.
+    """
+    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
+    if not sources and jobs is None and sys.stdin is not None and not sys.stdin.isatty():
+        sources = ["-"]
+        command.output = output if output or out_dir else "-"
+    command.plan(
+        sources,
+        AUDIO,
+        speaker=speaker,
+        num_samples=num_samples,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    command.synthesise("Resynth", model, device, dtype, threads, batch_size)
 
 
 @app.command()
 def encode(
     ctx: typer.Context,
-    recordings: Inputs,
+    recordings: Inputs = None,
     output: Output = None,
     out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
     model: Model = "speech",
     device: Device = "auto",
     threads: Threads = 1,
     force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Turn recordings into tokens, in safetensors files."""
-    console = _console(ctx, quiet, json, debug)
-    _check_device(device)
-    planned = _plan(console, recordings, output, out_dir, (".safetensors",), force)
-
-    def task() -> Task:
-        bundle = _load(model, device, "float32", threads)
-        from audiolm_cli.tasks import Encode
-
-        return Encode(bundle, console, force)
-
-    _run(planned, task, console)
+    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
+    command.plan(recordings, (".safetensors",))
+    command.run("Encode", model, device, DType.float32, threads)
 
 
 @app.command()
 def decode(
     ctx: typer.Context,
-    tokens: Annotated[list[str], typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")],
+    tokens: Annotated[
+        list[str] | None, typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")
+    ] = None,
     output: Output = None,
     out_dir: OutDir = None,
-    quantizers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Use only the first of the quantizers.")
-    ] = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    quantizers: Annotated[str | None, typer.Option(metavar="N", help="Use only the first of the quantizers.")] = None,
     model: Model = "speech",
     device: Device = "auto",
     threads: Threads = 1,
     force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio."""
-    console = _console(ctx, quiet, json, debug)
-    _check_device(device)
-    planned = _plan(console, tokens, output, out_dir, AUDIO, force)
+    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
+    command.plan(tokens, AUDIO, quantizers=quantizers)
+    command.run("Decode", model, device, DType.float32, threads)
 
-    def task() -> Task:
-        bundle = _load(model, device, "float32", threads)
-        from audiolm_cli.tasks import Decode
 
-        return Decode(bundle, console, quantizers, force)
+class _Command:
+    """From parsed options to the exit code, the same for all commands that make outputs."""
 
-    _run(planned, task, console)
+    def __init__(
+        self, ctx: typer.Context, output: str | None, out_dir: str | None, name: str | None, jobs: str | None,
+        force: bool, skip_existing: bool, fail_fast: bool,
+    ):  # fmt: skip
+        self.console: Console = ctx.obj
+        for flag in ("quiet", "json", "debug"):
+            setattr(self.console, flag, ctx.params[flag])
+        if not self.console.debug:
+            warnings.simplefilter("ignore")
+        _check_device(ctx.params["device"])
+        if force and skip_existing:
+            raise UsageError("--force and --skip-existing exclude each other")
+        if name is not None and out_dir is None:
+            raise UsageError("--name: needs --out-dir")
+        self.output, self.out_dir, self.name, self.list = output, out_dir, name, jobs
+        self.force, self.skip_existing, self.fail_fast = force, skip_existing, fail_fast
+
+    def plan(
+        self, sources: list[str] | None, suffixes: tuple[str, ...], takes_input: bool = True, **given: Any
+    ) -> None:
+        """Works out the jobs, with the checks that a command can fail before it starts. `given`: the options of each
+        output, by their names in `options.CHECKS`."""
+        from audiolm_cli import jobs
+
+        defaults = options.checked(given)
+        if "seed" in given and defaults["seed"] is None:
+            defaults["seed"] = secrets.randbits(32)
+        requests = self._requests(sources or [], takes_input, defaults)
+        piped = any(request.output == "-" for request in requests)
+        if piped and self.console.json:
+            raise UsageError("-o - and --json both need standard output")
+        if piped and sys.stdout is not None and sys.stdout.isatty():
+            raise UsageError("standard output is a terminal: redirect it, or name a file with -o")
+        if self.list == "-" and any("-" in (request.source, request.options.speaker) for request in requests):
+            raise UsageError("standard input cannot be both the job list and an input")
+        self.jobs = jobs.plan(
+            requests,
+            out_dir=self.out_dir,
+            suffixes=suffixes,
+            name=self.name,
+            force=self.force,
+            skip_existing=self.skip_existing,
+        )
+        if skipped := sum(request.samples for request in requests) - len(self.jobs):
+            self.console.note(f"{skipped} outputs exist already and are kept")
+        if "seed" in given and self.jobs:
+            self.console.say(f"seed {defaults['seed']}")
+
+    def _requests(self, sources: list[str], takes_input: bool, defaults: dict[str, Any]) -> list[options.Request]:
+        if self.list is not None:
+            if sources or self.output:
+                raise UsageError("--jobs names inputs and outputs itself: leave out INPUT and -o")
+            keys = [*defaults, "output", *(["input"] if takes_input else [])]
+            from audiolm_cli import audio
+
+            lines = audio.read_bytes(self.list).splitlines()
+            return options.read_jobs(lines, display(self.list), keys, defaults, takes_input)
+        if not sources and takes_input:
+            raise UsageError("name the inputs: INPUT..., or --jobs FILE")
+        if self.output is not None and self.out_dir is not None:
+            raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
+        if self.output is not None and len(sources) > 1:
+            raise UsageError("several inputs need --out-dir instead of -o")
+        wanted: list[str | None] = [*sources] if takes_input else [None]
+        return [options.request({**defaults, "input": source, "output": self.output}) for source in wanted]
+
+    def synthesise(self, task: str, model: str, device: str, dtype: DType, threads: int, batch_size: int) -> None:
+        settings = {"device": device, "dtype": dtype.value, "threads": threads}
+        self.run(task, model, device, dtype, threads, batch_size=batch_size, settings=settings)
+
+    def run(self, task: str, model: str, device: str, dtype: DType, threads: int, **settings: Any) -> None:
+        """Runs the jobs with the task of that name and exits with 1 if any failed; without a readable input no model is
+        loaded."""
+        from audiolm_cli import jobs
+
+        usable = jobs.readable(self.jobs, self.console)
+        failed = len(self.jobs) - len(usable)
+        if usable and not (failed and self.fail_fast):
+            bundle = _load(model, device, dtype.value, threads)
+            from audiolm_cli import tasks
+
+            made = getattr(tasks, task)(bundle, self.console, force=self.force, **settings)
+            failed += jobs.run(usable, made, self.console, self.fail_fast)
+        if failed:
+            raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,45 +422,6 @@ def _terminated(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + signum)  # an exception, so that half-written files are removed
 
 
-def _console(ctx: typer.Context, quiet: bool, json: bool, debug: bool) -> Console:
-    console: Console = ctx.obj
-    console.quiet, console.json, console.debug = quiet, json, debug
-    if not debug:
-        warnings.simplefilter("ignore")
-    return console
-
-
-def _plan(
-    console: Console,
-    sources: list[str],
-    output: str | None,
-    out_dir: str | None,
-    suffixes: tuple[str, ...],
-    force: bool,
-    samples: int = 1,
-) -> list[Job]:
-    """The jobs, with the checks of standard output that a command can fail before it starts."""
-    from audiolm_cli import jobs
-
-    if output == "-" and console.json:
-        raise UsageError("-o - and --json both need standard output")
-    if output == "-" and sys.stdout is not None and sys.stdout.isatty():
-        raise UsageError("standard output is a terminal: redirect it, or name a file with -o")
-    return jobs.plan(sources, output=output, out_dir=out_dir, suffixes=suffixes, samples=samples, force=force)
-
-
-def _run(planned: list[Job], task: Callable[[], Task], console: Console) -> None:
-    """Runs the jobs and exits with 1 if any failed; without a readable input, `task` need not load its model."""
-    from audiolm_cli import jobs
-
-    usable = jobs.readable(planned, console)
-    failed = len(planned) - len(usable)
-    if usable:
-        failed += jobs.run(usable, task(), console)
-    if failed:
-        raise typer.Exit(1)
-
-
 def _load(model: str, device: str, dtype: str, threads: int) -> Bundle:
     import torch
 
@@ -296,29 +432,6 @@ def _load(model: str, device: str, dtype: str, threads: int) -> Bundle:
     return bundle.load(model, device=device, dtype=dtype)
 
 
-def _check_seconds(option: str, seconds: float) -> None:
-    if not 0 < seconds <= MAX_DURATION:
-        raise UsageError(f"{option}: must be above 0 and at most {MAX_DURATION:g} seconds, not {seconds:g}")
-
-
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
         raise UsageError(f"--device: must be auto, cpu, cuda, cuda:N or mps, not {device!r}")
-
-
-def _for_stages(
-    option: str, text: str | None, kind: Callable[[str], Any], valid: Callable[[Any], bool], must: str
-) -> tuple[Any, Any, Any] | None:
-    """One value for all three stages, or three separated by commas; None where the bundle's own are to be used."""
-    if text is None:
-        return None
-    try:
-        values = [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option}: {text!r} is neither one number nor three separated by commas") from None
-    if len(values) not in (1, 3):
-        raise UsageError(f"{option}: give one number or three separated by commas, not {len(values)}")
-    if not all(valid(value) for value in values):
-        raise UsageError(f"{option}: must be {must}, not {text}")
-    semantic, coarse, fine = values * (3 // len(values))
-    return semantic, coarse, fine

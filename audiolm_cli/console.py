@@ -23,6 +23,7 @@ class Console:
     quiet: bool = False  # no notes, no progress
     json: bool = False  # results as JSON lines, otherwise as paths
     debug: bool = False  # tracebacks
+    overall: tuple[int, int, float] = (0, 1, 0.0)  # outputs done and wanted, and when the first began (monotonic)
 
     def error(self, message: object) -> None:
         self.say(f"error: {message}")
@@ -42,8 +43,9 @@ class Console:
             write_stdout(line + b"\n")
 
     @contextlib.contextmanager
-    def progress(self, label: str, seconds: float) -> Iterator[Progress | None]:
-        """A bar for each stage with tokens/s and the real-time factor; None when nobody would see it.
+    def progress(self, seconds: float) -> Iterator[Progress | None]:
+        """A bar for each stage with tokens/s and the real-time factor, behind one for all outputs with the time left
+        where there are many; None when nobody would see it.
 
         `seconds` is the audio that the tokens make: the real-time factor is time spent per second of it.
         """
@@ -58,21 +60,31 @@ class Console:
         tasks: dict[str, tuple[TaskID, float]] = {}
         latest = time.monotonic()  # a stage begins where the one before it ended
         with Bars(*columns, console=rich.console.Console(stderr=True), transient=True) as bars:
+            if self.overall[1] > 1:
+                done, total, start = self.overall
+                left = _clock((latest - start) / done * (total - done)) + " left" if done else ""
+                bars.add_task(f"{done}/{total} outputs", completed=done, total=total, speed=left)
 
             def show(stage: str, done: int, total: int) -> None:
                 nonlocal latest
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(f"{label}{stage}", speed=""), latest
+                    tasks[stage] = bars.add_task(stage, speed=""), latest
                 task, start = tasks[stage]
                 latest = time.monotonic()
                 elapsed, speed = latest - start, ""
                 if done and elapsed > 0:
-                    factor = elapsed * total / (done * seconds)
                     unit = "frames" if stage == "decode" else "tokens"
-                    speed = f"{done / elapsed:.0f} {unit}/s, real-time factor {factor:.2f}"
+                    speed = f"{done / elapsed:.0f} {unit}/s"
+                    if seconds:
+                        speed += f", real-time factor {elapsed * total / (done * seconds):.2f}"
                 bars.update(task, completed=done, total=total, speed=speed)
 
             yield show
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def write_stdout(data: bytes) -> None:

@@ -3,98 +3,117 @@
 from __future__ import annotations
 
 import os
+import string
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, OutputError, UsageError, display
+from audiolm_cli.options import Options, Request
+
+DEFAULT = Options()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One output: `sample` number of the input at `position` in the list; both key the random numbers."""
+    """One output: `sample` number of the request at `position` in the list; both key the random numbers."""
 
-    source: str  # path, or "-" for standard input
+    source: str | None  # path, "-" for standard input, None where nothing goes in
     position: int
     sample: int
     target: str  # path, or "-" for standard output
+    options: Options = DEFAULT
 
 
 class Task(Protocol):
     """What is done with each job; `tasks.py` has one for each command."""
 
     batch_size: int
-    seconds: float  # of audio made per job; 0 where the task shows no progress
+
+    def check(self, options: Options) -> None:
+        """Raises UsageError for options that the model cannot follow."""
 
     def load(self, job: Job) -> Any:
         """Reads the input; an AudioLMError fails this job only."""
 
-    def work(self, inputs: list[Any], progress: Progress | None) -> Iterator[Any]:
-        """Turns up to `batch_size` inputs into results, in their order."""
+    def seconds(self, job: Job, loaded: Any) -> float:
+        """Of audio that this job will make; 0 where the task shows no progress."""
+
+    def work(self, jobs: list[Job], loaded: list[Any], progress: Progress | None) -> Iterator[Any]:
+        """Turns up to `batch_size` inputs of jobs that are alike but for the seed into results, in their order."""
 
     def save(self, job: Job, result: Any) -> dict[str, Any]:
         """Writes the output and returns what to report about it; an AudioLMError fails this job only."""
 
 
 def plan(
-    sources: Sequence[str],
+    requests: Sequence[Request],
     *,
-    output: str | None,
     out_dir: str | None,
     suffixes: Sequence[str],
-    samples: int = 1,
+    name: str | None = None,
     force: bool = False,
+    skip_existing: bool = False,
 ) -> list[Job]:
-    """The jobs that make `samples` outputs of each source, in the order of the sources.
+    """The jobs that make what is asked for, in its order.
 
-    `-o a.wav` with several samples means a.0.wav, a.1.wav, ...; in `out_dir`, which is made if need be, x.flac becomes
-    x.wav, or x.0.wav and so on. `suffixes` are the formats that `output` may name; the first is that of `out_dir`.
+    An output a.wav with several samples means a.0.wav, a.1.wav, ...; in `out_dir`, which is made if need be, x.flac
+    becomes x.wav, or x.0.wav and so on, or what the template `name` says ({stem}, {index}, {position}). `suffixes` are
+    the formats that a name may end in; the first is that of `out_dir`. `skip_existing` leaves out what is there.
 
     Raises UsageError for a combination that cannot be, OutputError for a name that exists (without `force`), that two
     jobs share or that is an input, and for a folder that cannot take it.
     """
-    if (output is None) == (out_dir is None):
-        raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
-    if sources.count("-") > 1:
+    if [request.source for request in requests].count("-") > 1:
         raise UsageError("standard input (-) can be only one of the inputs")
-    if output is not None:
-        if len(sources) > 1:
-            raise UsageError("several inputs need --out-dir instead of -o")
-        if output == "-" and samples > 1:
+    if name is not None:
+        _check_template(name, suffixes, several=any(request.samples > 1 for request in requests))
+    for request in requests:
+        if request.output is None and out_dir is None:
+            raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
+        if request.output == "-" and len(requests) * request.samples > 1:
             raise UsageError("only one sample can go to standard output")
-        if output != "-" and Path(output).suffix.lower() not in suffixes:
-            raise UsageError(f"{display(output)}: the name must end in {' or '.join(suffixes)}")
-    else:
-        _make_folder(str(out_dir))
+        if request.output not in (None, "-") and Path(str(request.output)).suffix.lower() not in suffixes:
+            raise UsageError(f"{display(str(request.output))}: the name must end in {' or '.join(suffixes)}")
+    if out_dir is not None and any(request.output is None for request in requests):
+        _make_folder(out_dir)
     jobs = [
-        Job(source, position, sample, _target(source, sample if samples > 1 else None, output, out_dir, suffixes[0]))
-        for position, source in enumerate(sources)
-        for sample in range(samples)
+        Job(request.source, position, sample, _target(request, position, sample, out_dir, name, suffixes[0]), options)
+        for position, request in enumerate(requests)
+        for options in (request.options,)
+        for sample in range(request.samples)
     ]
-    _check_targets(jobs, force)
-    return jobs
+    return _checked_targets(jobs, force, skip_existing)
 
 
 def readable(jobs: list[Job], console: Console) -> list[Job]:
-    """The jobs whose input can be opened; reports each input that cannot, before a model is loaded for it."""
+    """The jobs whose inputs can be opened; reports each input that cannot, before a model is loaded for it."""
     from audiolm_cli import audio
 
-    usable = {}
-    for source in dict.fromkeys(job.source for job in jobs):
-        try:
-            audio.check(source)
-            usable[source] = True
-        except AudioLMError as error:
-            console.error(error)
-            usable[source] = False
-    return [job for job in jobs if usable[job.source]]
+    usable: dict[str | None, bool] = {None: True}
+    for source in dict.fromkeys(name for job in jobs for name in (job.options.speaker, job.source)):
+        if source is not None:
+            try:
+                audio.check(source)
+                usable[source] = True
+            except AudioLMError as error:
+                console.error(error)
+                usable[source] = False
+    return [job for job in jobs if usable[job.source] and usable[job.options.speaker]]
 
 
-def run(jobs: list[Job], task: Task, console: Console) -> int:
-    """Runs the jobs in order, `task.batch_size` at a time, and returns how many failed; each has said so itself."""
-    failed = 0
+def run(jobs: list[Job], task: Task, console: Console, fail_fast: bool = False) -> int:
+    """Runs the jobs in order, `task.batch_size` at a time, and returns how many failed; each has said so itself.
+
+    Jobs run together when they stand together and differ in nothing but input and seed. With `fail_fast` nothing is
+    begun after the first failure.
+    """
+    for options in dict.fromkeys(_alike(job) for job in jobs):
+        task.check(options)
+    failed, start = 0, time.monotonic()
     bad: set[int] = set()  # positions of inputs that have been reported
     batch: list[tuple[Job, Any]] = []
     for index, job in enumerate(jobs):
@@ -105,18 +124,28 @@ def run(jobs: list[Job], task: Task, console: Console) -> int:
             console.error(error)
             bad.add(job.position)
         failed += job.position in bad
-        if batch and (len(batch) == task.batch_size or index == len(jobs) - 1):
-            label = f"[{index + 1}/{len(jobs)}] " if len(jobs) > 1 else ""
-            failed += _run_batch(batch, task, console, label)
+        if failed and fail_fast:
+            return failed
+        last = index + 1 == len(jobs) or _alike(jobs[index + 1]) != _alike(job)
+        if batch and (len(batch) == task.batch_size or last):
+            console.overall = (index + 1 - len(batch), len(jobs), start)
+            failed += _run_batch(batch, task, console)
             batch = []
+        if failed and fail_fast:
+            return failed
     return failed
 
 
-def _run_batch(batch: list[tuple[Job, Any]], task: Task, console: Console, label: str) -> int:
-    with console.progress(label, task.seconds * len(batch)) as progress:
-        results = list(task.work([loaded for _, loaded in batch], progress))
+def _alike(job: Job) -> Options:
+    return replace(job.options, seed=0)
+
+
+def _run_batch(batch: list[tuple[Job, Any]], task: Task, console: Console) -> int:
+    jobs, loaded = [job for job, _ in batch], [item for _, item in batch]
+    with console.progress(sum(task.seconds(job, item) for job, item in batch)) as progress:
+        results = list(task.work(jobs, loaded, progress))
     failed = 0  # what follows prints: the bars are gone
-    for (job, _), result in zip(batch, results, strict=True):
+    for job, result in zip(jobs, results, strict=True):
         try:
             console.result(task.save(job, result))
         except AudioLMError as error:
@@ -125,16 +154,30 @@ def _run_batch(batch: list[tuple[Job, Any]], task: Task, console: Console, label
     return failed
 
 
-def _target(source: str, sample: int | None, output: str | None, out_dir: str | None, suffix: str) -> str:
-    if output == "-":
+def _check_template(name: str, suffixes: Sequence[str], several: bool) -> None:
+    try:
+        used = {field for _, field, _, _ in string.Formatter().parse(name) if field is not None}
+    except ValueError as error:
+        raise UsageError(f"--name: {error}") from None
+    if unknown := used - {"stem", "index", "position"}:
+        raise UsageError(f"--name: knows {{stem}}, {{index}} and {{position}}, not {{{sorted(unknown)[0]}}}")
+    if os.sep in name or (os.altsep and os.altsep in name):
+        raise UsageError("--name: names files in the folder of --out-dir, not folders")
+    if several and "index" not in used:
+        raise UsageError("--name: needs {index} to tell several samples apart")
+    if Path(name).suffix.lower() not in suffixes:
+        raise UsageError(f"--name: must end in {' or '.join(suffixes)}")
+
+
+def _target(request: Request, position: int, sample: int, out_dir: str | None, name: str | None, suffix: str) -> str:
+    if request.output == "-":
         return "-"
-    if output is None:
-        stem = "stdin" if source == "-" else Path(source).stem
-        output = os.path.join(str(out_dir), stem + suffix)
-    if sample is None:
-        return output
-    root, suffix = os.path.splitext(output)
-    return f"{root}.{sample}{suffix}"
+    if request.output is None:
+        stem = {None: "generated", "-": "stdin"}.get(request.source) or Path(str(request.source)).stem
+        name = name or ("{stem}.{index}" if request.samples > 1 else "{stem}") + suffix
+        return os.path.join(str(out_dir), name.format(stem=stem, index=sample, position=position))
+    root, suffix = os.path.splitext(request.output)
+    return f"{root}.{sample}{suffix}" if request.samples > 1 else request.output
 
 
 def _make_folder(folder: str) -> None:
@@ -146,25 +189,32 @@ def _make_folder(folder: str) -> None:
         raise OutputError(f"{display(folder)}: cannot be made: {error.strerror}") from None
 
 
-def _check_targets(jobs: list[Job], force: bool) -> None:
-    inputs = {os.path.realpath(job.source) for job in jobs if job.source != "-"}
+def _checked_targets(jobs: list[Job], force: bool, skip_existing: bool) -> list[Job]:
+    """The jobs that are left to do."""
+    inputs = {os.path.realpath(job.source) for job in jobs if job.source not in (None, "-")}
+    inputs |= {os.path.realpath(job.options.speaker) for job in jobs if job.options.speaker}
     taken: dict[str, Job] = {}
+    wanted = []
     for job in jobs:
         if job.target == "-":
+            wanted.append(job)
             continue
         name, path = display(job.target), os.path.realpath(job.target)
         if path in taken:
-            both = f"{display(taken[path].source)} and {display(job.source)}"
-            raise OutputError(f"{name}: {both} would both be written there")
+            both = [f"sample {j.sample}" if j.source is None else display(j.source) for j in (taken[path], job)]
+            raise OutputError(f"{name}: {' and '.join(both)} would both be written there")
         taken[path] = job
         if path in inputs:
             raise OutputError(f"{name}: is an input itself and would be lost")
         if os.path.isdir(path):
             raise OutputError(f"{name}: is a folder; use --out-dir")
-        if os.path.lexists(path) and not force:
-            raise OutputError(f"{name}: exists already; use --force to replace it")
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
             raise OutputError(f"{name}: there is no folder {display(os.path.dirname(job.target))}")
         if not os.access(folder, os.W_OK):
             raise OutputError(f"{name}: the folder cannot be written to")
+        if not os.path.lexists(path) or force:
+            wanted.append(job)
+        elif not skip_existing:
+            raise OutputError(f"{name}: exists already; use --force to replace it, --skip-existing to keep it")
+    return wanted

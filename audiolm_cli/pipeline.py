@@ -52,11 +52,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Audio to go on from, or to say again; `position` in the job list and `sample` number key its noise."""
+    """Audio to go on from, or to say again; `position` in the job list, `sample` number and `seed` key its noise."""
 
     samples: np.ndarray
     position: int = 0
     sample: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,12 @@ class Run:
 
     bundle: Bundle
     prompts: list[Prompt]
-    seed: int
     sampling: Sampling
     batch_size: int  # engine batches are padded to it: results do not depend on how many prompts there are
     progress: ProgressCallback | None = None
 
     def __post_init__(self) -> None:
-        self.noise = [Noise(self.seed, prompt.position, prompt.sample) for prompt in self.prompts]
+        self.noise = [Noise(prompt.seed, prompt.position, prompt.sample) for prompt in self.prompts]
         self.clock = _Clock(self.progress)
 
     def encode(self, recordings: list[np.ndarray]) -> list[Tokens]:

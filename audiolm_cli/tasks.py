@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,76 +15,77 @@ from audiolm_cli import __version__, audio
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import InputError, UsageError, display
 from audiolm_cli.jobs import Job
+from audiolm_cli.options import Options
 
 if TYPE_CHECKING:
     from audiolm_cli.bundle import Bundle
-    from audiolm_cli.pipeline import Output, Prompt, Sampling, Tokens
+    from audiolm_cli.pipeline import Output, Prompt, Tokens
 
 GENERATED = "trainedAlgorithmicMedia"  # IPTC digital source type: made by a model trained on media
 
 
 @dataclass
-class Continue:
-    """`audiolm continue`: job -> Prompt -> Output -> an audio file."""
+class Synthesis(ABC):
+    """What the commands that sample have in common: job -> Prompt -> Output -> an audio file."""
 
     bundle: Bundle
     console: Console
-    duration: float  # new seconds
-    prompt_seconds: float  # how much of the prompt's end conditions them
-    seed: int
-    sampling: Sampling
     batch_size: int
-    continuation_only: bool
     settings: dict[str, Any]  # device, dtype and threads, for the record
     force: bool
 
     def __post_init__(self) -> None:
         tokens = self.bundle.config.tokens
-        self.rate, frame = tokens.sample_rate, tokens.samples_per_semantic
-        for option, seconds in (("--duration", self.duration), ("--prompt-seconds", self.prompt_seconds)):
-            if round(seconds * self.rate) < frame:
-                raise UsageError(f"{option}: must be at least {frame / self.rate} seconds")
-        self.seconds = self.duration
+        self.rate, self.token = tokens.sample_rate, tokens.samples_per_semantic
         self._recording: tuple[Job, np.ndarray] | None = None  # read once for all its samples
         self._batch = 1  # outputs made together
+
+    def check(self, options: Options) -> None:
+        for option, seconds in (("--duration", options.duration), ("--prompt-seconds", options.prompt_seconds)):
+            if seconds is not None and round(seconds * self.rate) < self.token:
+                raise UsageError(f"{option}: must be at least {self.token / self.rate} seconds")
 
     def load(self, job: Job) -> Prompt:
         from audiolm_cli.pipeline import Prompt
 
+        if job.source is None:
+            return Prompt(np.zeros(0, np.float32), job.position, job.sample, job.options.seed)
         if self._recording is None or self._recording[0].position != job.position:
-            self._recording = job, _read(job, self.bundle, self.console)
-        return Prompt(self._recording[1], job.position, job.sample)
+            self._recording = job, _read(job.source, self.bundle, self.console)
+        return Prompt(self._recording[1], job.position, job.sample, job.options.seed)
 
-    def work(self, inputs: list[Prompt], progress: Progress | None) -> Iterator[Output]:
-        from audiolm_cli import pipeline
+    def seconds(self, job: Job, loaded: Prompt) -> float:
+        return job.options.duration or len(loaded.samples) / self.rate
 
-        self._batch = len(inputs)
-        return pipeline.continue_(
-            self.bundle,
-            inputs,
-            duration=self.duration,
-            prompt_seconds=self.prompt_seconds,
-            seed=self.seed,
-            sampling=self.sampling,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
+    def work(self, jobs: list[Job], loaded: list[Prompt], progress: Progress | None) -> Iterator[Output]:
+        from audiolm_cli.pipeline import Sampling
+
+        options, defaults, self._batch = jobs[0].options, self.bundle.config.sampling, len(jobs)
+        names = ("temperature", "top_k", "top_p")
+        sampling = Sampling(**{name: getattr(options, name) or getattr(defaults, name) for name in names})
+        self._sampling = {name: getattr(sampling, name) for name in names}
+        return self.make(loaded, options, sampling=sampling, batch_size=self.batch_size, progress=progress)
+
+    @abstractmethod
+    def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
+        """Runs the pipeline."""
 
     def save(self, job: Job, result: Output) -> dict[str, Any]:
-        kept = 0 if self.continuation_only else result.prompt_samples
+        options = {name: value for name, value in asdict(job.options).items() if value is not None}
+        seed = options.pop("seed")
+        if "speaker" in options:
+            options["speaker"] = os.path.basename(options["speaker"])[-80:]  # a comment has room for 2,000 characters
+        kept = 0 if options.pop("continuation_only", False) else result.prompt_samples
         samples = result.samples[result.prompt_samples - kept :]
-        options = {
-            "duration": self.duration,
-            "prompt_seconds": self.prompt_seconds,
-            "temperature": self.sampling.temperature,
-            "top_k": self.sampling.top_k,
-            "top_p": self.sampling.top_p,
+        made_with = {
+            **options,
+            **self._sampling,
             "batch_size": self.batch_size,
             "position": job.position,
             "sample": job.sample,
             **self.settings,
         }
-        tags = _tags(self.bundle, seed=self.seed, prompt_samples=kept, options=options)
+        tags = _tags(self.bundle, seed=seed, prompt_samples=kept, options=made_with)
         clipped = audio.write(job.target, samples, self.rate, tags, self.force)
         new = len(result.samples) - result.prompt_samples
         factor = sum(result.stage_seconds.values()) * self.rate / (new * self._batch)  # the seconds are the batch's
@@ -91,7 +94,7 @@ class Continue:
             self.console.note(f"{_output(job.target)}: {clipped} samples beyond full scale clipped")
         return {
             **_record(job, self.bundle),
-            "seed": self.seed,
+            "seed": seed,
             "position": job.position,
             "sample": job.sample,
             "prompt_seconds": kept / self.rate,
@@ -113,6 +116,46 @@ class Continue:
         }
 
 
+class Continue(Synthesis):
+    """`audiolm continue`."""
+
+    def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
+        from audiolm_cli import pipeline
+
+        lengths: Any = {"duration": options.duration, "prompt_seconds": options.prompt_seconds}
+        return pipeline.continue_(self.bundle, prompts, **lengths, **common)
+
+
+class Generate(Synthesis):
+    """`audiolm generate`."""
+
+    def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
+        from audiolm_cli import pipeline
+
+        return pipeline.generate(self.bundle, prompts, duration=options.duration or 0, **common)
+
+
+class Resynth(Synthesis):
+    """`audiolm resynth`."""
+
+    def load(self, job: Job) -> Prompt:
+        self._speaker(job.options.speaker)
+        return super().load(job)
+
+    def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
+        from audiolm_cli import pipeline
+
+        return pipeline.resynth(self.bundle, prompts, speaker=self._speaker(options.speaker), **common)
+
+    def _speaker(self, path: str | None) -> np.ndarray | None:
+        """The reference recording, read once as long as it stays the same."""
+        if path is None:
+            return None
+        if getattr(self, "_reference", (None,))[0] != path:
+            self._reference = path, _read(path, self.bundle, self.console)
+        return self._reference[1]
+
+
 @dataclass
 class Encode:
     """`audiolm encode`: job -> samples -> Tokens -> a safetensors file."""
@@ -121,15 +164,22 @@ class Encode:
     console: Console
     force: bool
     batch_size: int = 1
-    seconds: float = 0
+
+    def check(self, options: Options) -> None:
+        pass
 
     def load(self, job: Job) -> np.ndarray:
-        return _read(job, self.bundle, self.console)
+        return _read(str(job.source), self.bundle, self.console)
 
-    def work(self, inputs: list[np.ndarray], progress: Progress | None) -> Iterator[tuple[Tokens, int]]:
+    def seconds(self, job: Job, loaded: np.ndarray) -> float:
+        return 0
+
+    def work(
+        self, jobs: list[Job], loaded: list[np.ndarray], progress: Progress | None
+    ) -> Iterator[tuple[Tokens, int]]:
         from audiolm_cli import pipeline
 
-        for samples in inputs:
+        for samples in loaded:
             yield pipeline.encode(self.bundle, samples), len(samples)
 
     def save(self, job: Job, result: tuple[Tokens, int]) -> dict[str, Any]:
@@ -144,34 +194,36 @@ class Decode:
 
     bundle: Bundle
     console: Console
-    quantizers: int | None  # None: all
     force: bool
     batch_size: int = 1
-    seconds: float = 0
 
-    def __post_init__(self) -> None:
+    def check(self, options: Options) -> None:
         most = self.bundle.config.tokens.quantizers
-        if self.quantizers is not None and self.quantizers > most:
+        if (options.quantizers or 1) > most:
             raise UsageError(f"--quantizers: {self.bundle.config.name} has only {most}")
 
     def load(self, job: Job) -> Tokens:
         from audiolm_cli.pipeline import Tokens
 
-        data = audio.read_bytes(job.source)
+        source = str(job.source)
+        data = audio.read_bytes(source)
         try:
             return Tokens.load_bytes(data, self.bundle)
         except InputError as error:
-            raise InputError(f"{display(job.source)}: {error}") from None
+            raise InputError(f"{display(source)}: {error}") from None
 
-    def work(self, inputs: list[Tokens], progress: Progress | None) -> Iterator[np.ndarray]:
+    def seconds(self, job: Job, loaded: Tokens) -> float:
+        return 0
+
+    def work(self, jobs: list[Job], loaded: list[Tokens], progress: Progress | None) -> Iterator[np.ndarray]:
         from audiolm_cli import pipeline
 
-        for tokens in inputs:
-            yield pipeline.decode(self.bundle, tokens, self.quantizers)
+        for job, tokens in zip(jobs, loaded, strict=True):
+            yield pipeline.decode(self.bundle, tokens, job.options.quantizers)
 
     def save(self, job: Job, result: np.ndarray) -> dict[str, Any]:
         rate = self.bundle.config.tokens.sample_rate
-        quantizers = self.quantizers or self.bundle.config.tokens.quantizers
+        quantizers = job.options.quantizers or self.bundle.config.tokens.quantizers
         tags = _tags(self.bundle, options={"quantizers": quantizers})
         clipped = audio.write(job.target, result, rate, tags, self.force)
         if clipped:
@@ -185,15 +237,15 @@ class Decode:
         }
 
 
-def _read(job: Job, bundle: Bundle, console: Console) -> np.ndarray:
-    """The job's recording as float32 [T] at the bundle's rate, at least one token long; says what was done to it."""
+def _read(path: str, bundle: Bundle, console: Console) -> np.ndarray:
+    """A recording as float32 [T] at the bundle's rate, at least one token long; says what was done to it."""
     tokens = bundle.config.tokens
-    recording = audio.read(job.source, tokens.sample_rate)
+    recording = audio.read(path, tokens.sample_rate)
     for note in recording.notes:
-        console.note(f"{display(job.source)}: {note}")
+        console.note(f"{display(path)}: {note}")
     if len(recording.samples) < tokens.samples_per_semantic:
         milliseconds = 1000 * tokens.samples_per_semantic / tokens.sample_rate
-        raise InputError(f"{display(job.source)}: shorter than one token, {milliseconds:g} ms")
+        raise InputError(f"{display(path)}: shorter than one token, {milliseconds:g} ms")
     return recording.samples
 
 

@@ -57,7 +57,7 @@ def one_run(loaded: bundle.Bundle, samples: np.ndarray, batch: int, duration: fl
     """Seconds to the first new token, and the figures of every stage, for a batch of continuations."""
     models = {"semantic": loaded.semantic, "coarse": loaded.coarse, "fine": loaded.fine}
     clocks = {stage: PrefillClock(model) for stage, model in models.items() if model}
-    prompts = [pipeline.Prompt(samples, position) for position in range(batch)]
+    prompts = [pipeline.Prompt(samples, position, seed=1) for position in range(batch)]
     told: list[float] = []
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -67,7 +67,7 @@ def one_run(loaded: bundle.Bundle, samples: np.ndarray, batch: int, duration: fl
     options: Any = {"prompt_seconds": PROMPT_SECONDS, "duration": duration, "batch_size": batch, "progress": progress}
     start = time.perf_counter()
     sampling = pipeline.Sampling(**asdict(loaded.config.sampling))
-    *_, result = pipeline.continue_(loaded, prompts, seed=1, sampling=sampling, **options)
+    *_, result = pipeline.continue_(loaded, prompts, sampling=sampling, **options)
     figures = {}
     for stage, seconds in result.stage_seconds.items():
         row = {"seconds": seconds, "real_time_factor": seconds / (duration * batch)}

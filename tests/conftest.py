@@ -68,7 +68,7 @@ class FakePipeline:
         config = types.SimpleNamespace(name=name, tokens=TokenSpec(), sampling=sampling)
         return types.SimpleNamespace(config=config, identity="0123456789abcdef")
 
-    def continue_(self, bundle, prompts, *, duration, progress, **options) -> Iterator[types.SimpleNamespace]:
+    def continue_(self, bundle, prompts, *, duration=None, progress, **options) -> Iterator[types.SimpleNamespace]:
         self.calls.append({"prompts": prompts, "duration": duration, **options})
         if self.fail_at == len(self.calls) - 1:
             raise self.error
@@ -76,7 +76,7 @@ class FakePipeline:
             for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):
                 if progress is not None:
                     progress(stage, 1, 2)
-            new = np.full(round(duration * 16000), self.level + prompt.sample / 100, np.float32)
+            new = np.full(round((duration or 1) * 16000), self.level + prompt.sample / 100, np.float32)
             yield types.SimpleNamespace(
                 samples=np.concatenate([prompt.samples, new]),
                 prompt_samples=len(prompt.samples),
@@ -108,8 +108,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     pipeline = types.ModuleType("audiolm_cli.pipeline")
     for name, value in {
         "continue_": fake.continue_,
-        "Prompt": lambda samples, position, sample: types.SimpleNamespace(
-            samples=samples, position=position, sample=sample
+        "generate": fake.continue_,
+        "resynth": fake.continue_,
+        "Prompt": lambda samples, position, sample, seed: types.SimpleNamespace(
+            samples=samples, position=position, sample=sample, seed=seed
         ),
         "Sampling": lambda **options: types.SimpleNamespace(**options),
         "Tokens": FakeTokens,
@@ -142,7 +144,7 @@ sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(
 config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling)
 bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0")
 pipeline.continue_ = continue_
-pipeline.Prompt = lambda samples, position, sample: types.SimpleNamespace(samples=samples)
+pipeline.Prompt = lambda samples, *key: types.SimpleNamespace(samples=samples)
 pipeline.Sampling = lambda **k: types.SimpleNamespace(**k)
 import audiolm_cli
 for module in (bundle, pipeline):

@@ -52,7 +52,8 @@ def test_options_reach_the_pipeline(audiolm, prompt, fake):
     assert [len(call["prompts"]) for call in fake.calls] == [2, 1]
     assert [prompt.sample for call in fake.calls for prompt in call["prompts"]] == [0, 1, 2]
     for call in fake.calls:
-        assert (call["duration"], call["prompt_seconds"], call["seed"], call["batch_size"]) == (1.5, 0.5, 7, 2)
+        assert (call["duration"], call["prompt_seconds"], call["batch_size"]) == (1.5, 0.5, 2)
+        assert {prompt.seed for prompt in call["prompts"]} == {7}
         assert call["sampling"].temperature == (0.5, 0.5, 0.5)
         assert call["sampling"].top_k == (10, 0, 3)
         assert call["sampling"].top_p == (0.95, 0.95, 0.95)  # the bundle's
@@ -61,7 +62,7 @@ def test_options_reach_the_pipeline(audiolm, prompt, fake):
 def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):
     audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0")
     assert fake.calls[0]["sampling"].temperature == (0, 0, 0)
-    assert fake.calls[0]["seed"] == 0
+    assert fake.calls[0]["prompts"][0].seed == 0
 
 
 def test_the_model_comes_from_the_environment(audiolm, prompt, fake, monkeypatch):
@@ -163,6 +164,88 @@ def test_one_bad_input_does_not_stop_the_rest(audiolm, prompt, tmp_path):
     assert os.listdir("o") == ["prompt.wav"]
 
 
+def test_the_first_bad_input_can_end_it(audiolm, prompt, fake):
+    code, out, err = audiolm("continue", prompt, "missing.wav", "--out-dir", "o", "--fail-fast", "--seed", "1")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == ["audiolm: seed 1", "audiolm: error: missing.wav: no such file"]
+    assert fake.loads == []
+
+
+def test_a_broken_off_run_goes_on(audiolm, prompt, fake):
+    """Noise belongs to the place in the list: what is made later is what would have been made at once."""
+    options = ("continue", prompt, "--out-dir", "o", "--num-samples", "4", "--seed", "3", "--duration", "1")
+    assert audiolm(*options)[0] == 0
+    first = {name: open(f"o/{name}", "rb").read() for name in os.listdir("o")}
+    for name in ("o/prompt.1.wav", "o/prompt.3.wav"):
+        os.unlink(name)
+    code, out, err = audiolm(*options, "--skip-existing")
+    assert (code, out) == (0, "o/prompt.1.wav\no/prompt.3.wav\n")
+    assert "2 outputs exist already and are kept" in err
+    assert [prompt.sample for prompt in fake.calls[-1]["prompts"]] == [1, 3]
+    assert {name: open(f"o/{name}", "rb").read() for name in os.listdir("o")} == first
+    loads = len(fake.loads)
+    assert audiolm(*options, "--skip-existing")[:2] == (0, "")
+    assert len(fake.loads) == loads
+
+
+def test_a_job_list(audiolm, prompt, fake, tmp_path):
+    lines = [
+        {"input": str(prompt)},
+        {"input": str(prompt), "output": "here.flac", "duration": 2, "seed": 9, "num-samples": 2},
+    ]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, out, err = audiolm("continue", "--jobs", "jobs.jsonl", "--out-dir", "o", "--duration", "1", "--seed", "5")
+    assert (code, out) == (0, "o/prompt.wav\nhere.0.flac\nhere.1.flac\n"), err
+    assert [call["duration"] for call in fake.calls] == [1, 2]
+    places = [(p.position, p.sample, p.seed) for call in fake.calls for p in call["prompts"]]
+    assert places == [(0, 0, 5), (1, 0, 9), (1, 1, 9)]
+    assert soundfile.info("here.1.flac").duration == 3
+    (tmp_path / "bad.jsonl").write_text(json.dumps(lines[0]) + '\n{"input": "a.wav", "mode": 1}\n')
+    code, _, err = audiolm("continue", "--jobs", "bad.jsonl", "--out-dir", "o")
+    assert code == 2
+    assert err.startswith("audiolm: error: bad.jsonl:2: unknown key 'mode'; known are continuation-only, duration, ")
+    assert audiolm("continue", "--jobs", "missing.jsonl", "--out-dir", "o")[0] == 1
+
+
+def test_a_job_list_from_standard_input(fake, prompt, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"output": "%s/a.wav"}' % bytes(tmp_path))))
+    assert cli.main(["generate", "--unconditional", "--jobs", "-"]) == 0
+    assert capfd.readouterr().out == f"{tmp_path}/a.wav\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"input": "-", "output": "b.wav"}')))
+    assert cli.main(["continue", "--jobs", "-"]) == 2
+
+
+def test_generate(audiolm, fake):
+    code, out, _ = audiolm("generate", "--unconditional", "-o", "a.wav", "-n", "2", "--seed", "1", "--duration", "2")
+    assert (code, out) == (0, "a.0.wav\na.1.wav\n")
+    assert soundfile.info("a.1.wav").duration == 2
+    assert [len(prompt.samples) for prompt in fake.calls[0]["prompts"]] == [0, 0]
+    assert audiolm("generate", "--out-dir", "o", "--json", "-q")[0] == 0
+    assert os.listdir("o") == ["generated.wav"]
+    assert audiolm("generate")[0] == 2
+
+
+def test_resynth(audiolm, prompt, fake, tmp_path):
+    soundfile.write(tmp_path / "voice.wav", tone(0.5), 16000)
+    code, out, err = audiolm("resynth", prompt, "--speaker", "voice.wav", "-o", "a.wav", "--seed", "1")
+    assert (code, out) == (0, "a.wav\n"), err
+    assert len(fake.calls[0]["speaker"]) == 8000
+    with soundfile.SoundFile("a.wav") as file:
+        assert json.loads(file.comment)["options"]["speaker"] == "voice.wav"
+    assert audiolm("resynth", prompt, "-o", "b.wav")[0] == 0
+    assert fake.calls[1]["speaker"] is None
+    code, _, err = audiolm("resynth", prompt, "--speaker", "missing.wav", "-o", "c.wav", "-q")
+    assert code == 1
+    assert err.splitlines()[1:] == ["audiolm: error: missing.wav: no such file"]
+    assert audiolm("resynth", prompt, "--speaker", "voice.wav", "-o", "voice.wav", "-f")[0] == 1
+
+
+def test_resynth_is_a_filter(fake, prompt, monkeypatch, capfdbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompt.read_bytes())))
+    assert cli.main(["resynth", "--speaker", str(prompt)]) == 0
+    assert soundfile.info(io.BytesIO(capfdbinary.readouterr().out)).duration == 2  # the stand-in adds a second
+
+
 def test_notes_say_what_was_done_and_can_be_silenced(audiolm, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([tone(1.0, 8000)] * 2, 1), 8000)
     for extra, notes in (([], 3), (["-q"], 0)):
@@ -176,7 +259,7 @@ def test_existing_output_is_refused_before_the_model_loads(audiolm, prompt, fake
     (tmp_path / "out.wav").write_bytes(b"precious")
     code, out, err = audiolm("continue", prompt, "-o", "out.wav")
     assert (code, out) == (1, "")
-    assert err == "audiolm: error: out.wav: exists already; use --force to replace it\n"
+    assert err == "audiolm: error: out.wav: exists already; use --force to replace it, --skip-existing to keep it\n"
     assert (tmp_path / "out.wav").read_bytes() == b"precious"
     assert fake.loads == []
     assert audiolm("continue", prompt, "-o", "out.wav", "--force")[0] == 0
@@ -192,7 +275,11 @@ def test_without_a_usable_input_the_model_is_not_loaded(audiolm, fake):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Missing argument"),
+        ([], "name the inputs: INPUT..., or --jobs FILE"),
+        (["IN", "-o", "a.wav", "--out-dir", "o"], "either -o FILE or --out-dir"),
+        (["IN", "-o", "a.wav", "-f", "--skip-existing"], "exclude each other"),
+        (["IN", "-o", "a.wav", "--name", "{stem}.wav"], "--name: needs --out-dir"),
+        (["IN", "--jobs", "IN"], "leave out INPUT"),
         (["IN"], "either -o FILE or --out-dir"),
         (["IN", "-o", "a.wav", "--frobnicate"], "No such option"),
         (["IN", "-o", "a.wav", "--duration", "0"], "--duration"),

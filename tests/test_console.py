@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_notes_are_silent_when_quiet_and_errors_are_not(capfd):
 
 
 def test_no_progress_without_a_terminal(capfd):
-    with Console().progress("", 1.0) as show:
+    with Console().progress(1.0) as show:
         assert show is None
 
 
@@ -40,16 +41,18 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with Console(quiet=True).progress("", 1.0) as show:
+    with Console(quiet=True).progress(1.0) as show:
         assert show is None
-    with Console().progress("[1/2] ", 7.0) as show:
+    with Console(overall=(4, 10, time.monotonic() - 100)).progress(7.0) as show:
         assert show is not None
         show("semantic", 0, 175)
         show("semantic", 100, 175)
         show("coarse", 1, 1400)
         show("decode", 500, 500)
     text = terminal.getvalue()
-    assert "[1/2] semantic" in text
+    assert "4/10 outputs" in text
+    assert "2:30 left" in text
+    assert "semantic" in text
     assert "tokens/s" in text
     assert "frames/s" in text
     assert "real-time factor" in text

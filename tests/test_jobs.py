@@ -5,12 +5,15 @@ import pytest
 from audiolm_cli import jobs
 from audiolm_cli.console import Console
 from audiolm_cli.errors import InputError, OutputError, UsageError
+from audiolm_cli.jobs import DEFAULT
+from audiolm_cli.options import Options, Request
 
 AUDIO = (".wav", ".flac", ".ogg")
 
 
-def plan(sources, output=None, out_dir=None, samples=1, force=False):
-    return jobs.plan(sources, output=output, out_dir=out_dir, suffixes=AUDIO, samples=samples, force=force)
+def plan(sources, output=None, out_dir=None, samples=1, options=DEFAULT, **settings):
+    requests = [Request(source, output, samples, options) for source in sources]
+    return jobs.plan(requests, out_dir=out_dir, suffixes=AUDIO, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -32,17 +35,31 @@ def test_names_of_outputs():
     ("sources", "options", "says"),
     [
         (["a.wav"], {}, "either -o FILE or --out-dir"),
-        (["a.wav"], {"output": "b.wav", "out_dir": "o"}, "either -o FILE or --out-dir"),
-        (["a.wav", "b.wav"], {"output": "c.wav"}, "--out-dir"),
+        (["a.wav", "b.wav"], {"output": "-"}, "one sample"),
         (["-", "-"], {"out_dir": "o"}, "standard input"),
         (["a.wav"], {"output": "-", "samples": 2}, "one sample"),
         (["a.wav"], {"output": "b.mp3"}, ".wav or .flac or .ogg"),
         (["a.wav"], {"output": "b"}, ".wav or .flac or .ogg"),
+        (["a.wav"], {"out_dir": "o", "name": "{stem}.mp3"}, "--name: must end in"),
+        (["a.wav"], {"out_dir": "o", "name": "{stem}/a.wav"}, "not folders"),
+        (["a.wav"], {"out_dir": "o", "name": "{steam}.wav"}, "not {steam}"),
+        (["a.wav"], {"out_dir": "o", "name": "{}.wav"}, "not {}"),
+        (["a.wav"], {"out_dir": "o", "name": "{stem.__class__}.wav"}, "not {stem.__class__}"),
+        (["a.wav"], {"out_dir": "o", "name": "{stem.wav"}, "--name"),
+        (["a.wav"], {"out_dir": "o", "name": "{stem}.wav", "samples": 2}, "needs {index}"),
     ],
 )
 def test_what_cannot_be(sources, options, says):
     with pytest.raises(UsageError, match=says):
         plan(sources, **options)
+
+
+def test_names_from_a_template():
+    planned = plan(["x/a.mp3", "b{0}.flac"], out_dir="o", samples=2, name="{position:02}-{stem}.{index}.flac")
+    assert [job.target for job in planned] == [
+        "o/00-a.0.flac", "o/00-a.1.flac", "o/01-b{0}.0.flac", "o/01-b{0}.1.flac",
+    ]  # fmt: skip
+    assert [job.target for job in plan([None], out_dir="o", samples=2)] == ["o/generated.0.wav", "o/generated.1.wav"]
 
 
 def test_two_jobs_for_one_name_are_refused():
@@ -68,6 +85,12 @@ def test_what_exists_is_refused_without_force():
     assert len(plan(["a.wav"], "b.wav", samples=2, force=True)) == 2
 
 
+def test_what_exists_can_be_kept():
+    open("b.1.wav", "w").close()
+    planned = plan(["a.wav"], "b.wav", samples=3, skip_existing=True)
+    assert [(job.sample, job.target) for job in planned] == [(0, "b.0.wav"), (2, "b.2.wav")]
+
+
 def test_places_that_cannot_take_an_output():
     os.mkdir("folder.wav")
     open("file", "w").close()
@@ -85,19 +108,25 @@ class Recorder:
     """A task that notes what it is asked; inputs named bad... cannot be loaded, saved... not saved."""
 
     batch_size = 2
-    seconds = 1.0
 
     def __init__(self):
         self.batches = []
+
+    def check(self, options):
+        if options.duration == 13:
+            raise UsageError("unlucky")
+
+    def seconds(self, job, loaded):
+        return 1.0
 
     def load(self, job):
         if job.source.startswith("bad"):
             raise InputError(f"{job.source}: bad")
         return job.source
 
-    def work(self, inputs, progress):
-        self.batches.append(inputs)
-        yield from (name.upper() for name in inputs)
+    def work(self, jobs, loaded, progress):
+        self.batches.append(loaded)
+        yield from (name.upper() for name in loaded)
 
     def save(self, job, result):
         if job.source.startswith("full"):
@@ -114,6 +143,30 @@ def test_one_failure_does_not_stop_the_rest(capfd):
     out, err = capfd.readouterr()
     assert out.splitlines() == ["o/a.wav", "o/b.wav", "o/c.wav", "o/d.wav"]
     assert [line.split(": ")[2] for line in err.splitlines()] == ["bad1", "bad2", "o/full.wav", "bad3"]
+
+
+def test_the_first_failure_can_end_it(capfd):
+    for sources, batches in ((["a", "bad", "b"], []), (["a", "full", "b"], [["a", "full"]])):
+        task = Recorder()
+        assert jobs.run(plan(sources, out_dir="o"), task, Console(), fail_fast=True) == 1
+        assert task.batches == batches
+
+
+def test_jobs_run_together_when_they_differ_in_nothing_but_the_seed():
+    task = Recorder()
+    wanted = [("a", 1, 5.0), ("b", 2, 5.0), ("c", 3, 4.0), ("d", 3, 5.0), ("e", 3, 5.0), ("f", 3, 5.0)]
+    requests = [Request(s, None, 1, Options(seed=seed, duration=duration)) for s, seed, duration in wanted]
+    planned = jobs.plan(requests, out_dir="o", suffixes=AUDIO)
+    assert jobs.run(planned, task, Console()) == 0
+    assert task.batches == [["a", "b"], ["c"], ["d", "e"], ["f"]]
+
+
+def test_options_that_the_model_cannot_follow_are_refused_before_anything_is_made():
+    task = Recorder()
+    requests = [Request(source, None, 1, Options(duration=d)) for source, d in (("a", 1), ("b", 13))]
+    with pytest.raises(UsageError, match="unlucky"):
+        jobs.run(jobs.plan(requests, out_dir="o", suffixes=AUDIO), task, Console())
+    assert task.batches == []
 
 
 def test_a_bad_input_is_reported_once_for_all_its_samples(capfd):

@@ -158,10 +158,9 @@ def generated(bundle: Bundle, chosen: Sequence[continuations.Case]) -> list[np.n
     sampling = pipeline.Sampling(defaults.temperature, defaults.top_k, defaults.top_p)
     made = pipeline.continue_(
         bundle,
-        [pipeline.Prompt(case.prompt, position, 0) for position, case in enumerate(chosen)],
+        [pipeline.Prompt(case.prompt, position, seed=SEED) for position, case in enumerate(chosen)],
         duration=continuations.NEW / RATE,
         prompt_seconds=continuations.PROMPT / RATE,
-        seed=SEED,
         sampling=sampling,
         batch_size=BATCH,
     )

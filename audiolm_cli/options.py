@@ -1,0 +1,167 @@
+"""What can be asked of one output, checked alike whether it comes from the command line or from a line of --jobs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from audiolm_cli.errors import UsageError
+
+MAX_SECONDS = 3600.0
+Three = tuple[Any, Any, Any]  # semantic, coarse, fine
+
+
+@dataclass(frozen=True)
+class Options:
+    """The fields are long option names; None where a command does not have them or leaves the choice to the bundle."""
+
+    duration: float | None = None  # seconds of new audio
+    prompt_seconds: float | None = None  # of the prompt's end, to go on from
+    continuation_only: bool | None = None
+    speaker: str | None = None  # path of a reference recording
+    quantizers: int | None = None
+    seed: int = 0
+    temperature: Three | None = None
+    top_k: Three | None = None
+    top_p: Three | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: outputs of one source, which is a path, "-" for standard input or None."""
+
+    source: str | None
+    output: str | None
+    samples: int
+    options: Options
+
+
+def seconds(option: str, value: Any) -> float:
+    number = _number(option, value, float)
+    if not 0 < number <= MAX_SECONDS:
+        raise UsageError(f"{option}: must be above 0 and at most {MAX_SECONDS:g} seconds, not {number:g}")
+    return number
+
+
+def whole(least: int, most: int) -> Callable[[str, Any], int]:
+    """A check for whole numbers from `least` to `most`."""
+
+    def check(option: str, value: Any) -> int:
+        number = _number(option, value, int)
+        if not least <= number <= most:
+            raise UsageError(f"{option}: must be from {least} to {most}, not {number}")
+        return number
+
+    return check
+
+
+def flag(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{option}: must be true or false")
+    return value
+
+
+def path(option: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UsageError(f"{option}: must be a path")
+    return value
+
+
+def for_stages(kind: type, valid: Callable[[Any], bool], must: str) -> Callable[[str, Any], Three]:
+    """A check for one number for all three stages, or three of them, as a list or separated by commas."""
+
+    def check(option: str, value: Any) -> Three:
+        parts = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else [value]
+        try:
+            values = [_number(option, part, kind) for part in parts]
+        except UsageError:
+            raise UsageError(f"{option}: {value!r} is neither one number nor three separated by commas") from None
+        if len(values) not in (1, 3):
+            raise UsageError(f"{option}: give one number or three separated by commas, not {len(values)}")
+        if not all(valid(number) for number in values):
+            raise UsageError(f"{option}: must be {must}, not {value}")
+        semantic, coarse, fine = values * (3 // len(values))
+        return semantic, coarse, fine
+
+    return check
+
+
+def _number(option: str, value: Any, kind: type) -> Any:
+    """A number as JSON has it, or as text of the command line."""
+    what = "a whole number" if kind is int else "a number"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | str)
+        or (kind is int and isinstance(value, float))
+    ):
+        raise UsageError(f"{option}: must be {what}, not {json.dumps(value)}")
+    try:
+        return kind(value)
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option}: must be {what}, not {value!r}") from None
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "duration": seconds,
+    "prompt_seconds": seconds,
+    "continuation_only": flag,
+    "speaker": path,
+    "quantizers": whole(1, 64),
+    "seed": whole(0, 2**63 - 1),
+    "temperature": for_stages(float, lambda t: 0 <= t < math.inf, "at least 0"),
+    "top_k": for_stages(int, lambda k: k >= 0, "at least 0"),
+    "top_p": for_stages(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
+    "num_samples": whole(1, 10000),
+    "input": path,
+    "output": path,
+}
+assert {field.name for field in fields(Options)} < CHECKS.keys()
+
+
+def checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The values by their names, each as it must be; those that are None stay so. Raises UsageError."""
+    return {
+        name: None if value is None else CHECKS[name](f"--{name.replace('_', '-')}", value)
+        for name, value in values.items()
+    }
+
+
+def read_jobs(
+    lines: Iterable[bytes], where: str, keys: Iterable[str], defaults: dict[str, Any], takes_input: bool
+) -> list[Request]:
+    """The requests of a job list: one JSON object a line, `defaults` for what it leaves out; blank lines do not count.
+
+    `keys` are what the command knows, of the names in `CHECKS`; a line has them with hyphens. Raises UsageError with
+    the line's number.
+    """
+    allowed, requests = {key.replace("_", "-") for key in keys}, []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+            if not isinstance(given, dict):
+                raise UsageError("not a JSON object")
+            if unknown := given.keys() - allowed:
+                raise UsageError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(allowed))}")
+            if takes_input and "input" not in given:
+                raise UsageError("the key 'input' is missing")
+            requests.append(request({**defaults, **checked({k.replace("-", "_"): v for k, v in given.items()})}))
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}:{number}: not JSON ({error})") from None
+        except UsageError as error:
+            raise UsageError(f"{where}:{number}: {re.sub('^--', '', str(error))}") from None
+    if not requests:
+        raise UsageError(f"{where}: no jobs in it")
+    return requests
+
+
+def request(values: dict[str, Any]) -> Request:
+    """A request from checked values."""
+    rest = dict(values)
+    source, output, samples = rest.pop("input", None), rest.pop("output", None), rest.pop("num_samples", None)
+    return Request(source, output, samples or 1, Options(**rest))
