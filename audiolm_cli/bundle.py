@@ -7,8 +7,11 @@ ModelError of one line. Tensors are bfloat16 on disk; encoding and tokenizing ru
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +30,8 @@ from audiolm_cli.tokens import StageName
 from audiolm_cli.transformer import Transformer, pack
 
 MAX_CONFIG_BYTES = 1 << 20
+PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
+SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
 EMBEDDED = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")  # in a wheel, in a checkout
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
 TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
@@ -95,22 +100,29 @@ class Bundle:
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Bundle:
-    """The bundle of that name (embedded in the program) or in that folder.
+    """The bundle of that name (embedded in the program), in that folder, or of that id on a hub.
 
     Raises ModelError when there is none or it is damaged, UsageError for a device or dtype that cannot be had.
     """
-    folder, where = find(name), pick_device(device)
+    where = pick_device(device)
+    folder = find(name, offline)
+    check_once(folder)
     return Bundle(folder, read_config(folder), where, pick_dtype(dtype, where))
 
 
-def find(name: str) -> Path:
-    """The folder of a bundle: a path to one, or the name of an embedded one."""
+def find(name: str, offline: bool = False) -> Path:
+    """The folder of a bundle: a path to one, the name of an embedded one, or `org/repo@revision` of a hub, which is
+    fetched if it is not here."""
     candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
     if "/" in name or name in ("", ".", ".."):
         candidates = candidates[:1]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return folder
+    from audiolm_cli import hub
+
+    if hub.is_id(name) and not Path(name).exists():
+        return hub.pull(name, offline)
     raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
 
 
@@ -119,14 +131,74 @@ def embedded() -> list[str]:
     return sorted({config.parent.name for folder in EMBEDDED for config in folder.glob("*/config.json")})
 
 
+def damaged(folder: Path, contents: bool = True) -> list[str]:
+    """Names of files that are missing, or (with `contents`) are not what SHA256SUMS says. Raises ModelError."""
+    listed = SHA256SUMS.fullmatch(_text(folder / "SHA256SUMS"))
+    if not listed:
+        raise ModelError(f"{folder / 'SHA256SUMS'}: not a list of SHA-256 sums")
+    sums = {name: digest for digest, name in (line.split("  ") for line in listed[0].splitlines())}
+    present = [f"{part}.safetensors" for part in PARTS if (folder / f"{part}.safetensors").exists()]
+    wrong = [name for name in ("config.json", *present) if name not in sums]
+    for name, digest in sums.items():
+        file = folder / name
+        if not file.is_file() or (contents and _digest(file) != digest):
+            wrong.append(name)
+    return wrong
+
+
+def check_sums(folder: Path) -> None:
+    """Raises ModelError when a file is not what SHA256SUMS says."""
+    if wrong := damaged(folder):
+        raise ModelError(f"{folder}: {', '.join(wrong)}: missing, or not what SHA256SUMS says")
+
+
+def check_parts(folder: Path) -> None:
+    """Reads all parts; raises ModelError when one does not fit the config or the others."""
+    bundle = Bundle(folder, read_config(folder), torch.device("cpu"), torch.float32)
+    for part in PARTS[:5]:
+        getattr(bundle, part)
+
+
+def check_once(folder: Path) -> None:
+    """`check_sums` on first load, and again when a file has changed; embedded bundles were checked when installed."""
+    if folder.parent in EMBEDDED:
+        return
+    state = [str(folder.resolve()), _text(folder / "SHA256SUMS")]
+    for file in sorted(folder.iterdir()):
+        status = file.stat()
+        state.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm" / "checked"
+    mark = cache / hashlib.sha256("\n".join(state).encode()).hexdigest()
+    if not mark.exists():
+        check_sums(folder)
+        with contextlib.suppress(OSError):  # then the next load checks again
+            cache.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable ({error})") from error
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def read_config(folder: Path) -> BundleConfig:
     """The checked config.json of a bundle; raises ModelError."""
     file = folder / "config.json"
     try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
-        return from_json(BundleConfig, json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
+        return from_json(BundleConfig, json.loads(_text(file)))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error})") from error
 
 

@@ -31,6 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
+app.add_typer(models, name="models")
+
 AUDIO = (".wav", ".flac", ".ogg")
 
 
@@ -61,9 +64,16 @@ Seed = Annotated[str | None, typer.Option(metavar="N", help="Same seed, same aud
 Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse, fine.")]
 TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
 TopP = Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")]
-Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help="Bundle: its name or a folder.")
+Plot = Annotated[
+    str | None, typer.Option(metavar="FILE", help="PNG of the spectrogram and the tokens; needs matplotlib.")
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help="Bundle: its name, a folder, or org/repo@rev."
+    ),
+]
+BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models.")]
 # one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
@@ -72,6 +82,7 @@ BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outp
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
@@ -112,6 +123,7 @@ def continue_(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    plot: Plot = None,
     continuation_only: Annotated[bool, typer.Option("--continuation-only", help="Leave the prompt out.")] = False,
     model: Model = "speech",
     device: Device = "auto",
@@ -121,6 +133,7 @@ def continue_(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -143,6 +156,7 @@ def continue_(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        plot=plot,
     )
     command.synthesise("Continue", model, device, dtype, threads, batch_size)
 
@@ -163,6 +177,7 @@ def generate(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    plot: Plot = None,
     model: Model = "speech",
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -171,6 +186,7 @@ def generate(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -190,6 +206,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        plot=plot,
     )
     command.synthesise("Generate", model, device, dtype, threads, batch_size)
 
@@ -210,6 +227,7 @@ def resynth(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    plot: Plot = None,
     model: Model = "speech",
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -218,6 +236,7 @@ def resynth(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -241,6 +260,7 @@ def resynth(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        plot=plot,
     )
     command.synthesise("Resynth", model, device, dtype, threads, batch_size)
 
@@ -259,6 +279,7 @@ def encode(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -286,6 +307,7 @@ def decode(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -296,6 +318,100 @@ def decode(
     command.run("Decode", model, device, DType.float32, threads)
 
 
+@models.command("list")
+def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
+    """List the bundles that are here: embedded in the program, or fetched from a hub."""
+    from audiolm_cli import models as bundles
+
+    console = _console(ctx)
+    for record in bundles.listed():
+        size = f"{record['bytes'] / 1e6:.0f} MB"
+        console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
+
+
+@models.command("show")
+def models_show(
+    ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
+) -> None:
+    """Show a bundle's sizes, training, model card and licence."""
+    from audiolm_cli import bundle
+    from audiolm_cli import models as bundles
+
+    console = _console(ctx)
+    folder = bundle.find(name, offline)
+    config = bundle.read_config(folder)
+    record = bundles.shown(name, folder)
+    tokens = config.tokens
+    lines = [
+        f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
+        f"{tokens.sample_rate} Hz, {tokens.semantic_rate:g} semantic tokens/s of {tokens.semantic_vocabulary}, "
+        f"{tokens.quantizers} codes of {tokens.codebook_size} for every {tokens.samples_per_frame} samples",
+        *(f"{part}: {how}" for part, how in config.trained.items()),
+        "",
+        record["card"],
+        record["licence_text"],
+    ]
+    console.data(record, "\n".join(lines))
+
+
+@models.command("pull")
+def models_pull(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ORG/REPO[@REVISION]", help="A bundle on a hub.")],
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a bundle from a hub into the cache, or go on fetching it; check it, and print where it is."""
+    from audiolm_cli import hub
+    from audiolm_cli import models as bundles
+
+    console = _console(ctx)
+    if not hub.is_id(name):
+        raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
+    folder = hub.pull(name, offline, quiet or sys.stderr is None or not sys.stderr.isatty())
+    console.data(bundles.record(name, "cached", folder), str(folder))
+
+
+@models.command("verify")
+def models_verify(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Bundles; all that are here by default.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
+    from audiolm_cli import bundle
+    from audiolm_cli import models as bundles
+
+    console = _console(ctx)
+    failed = False
+    for name in names or [record["name"] for record in bundles.listed()]:
+        try:
+            folder = bundle.find(name, offline=True)
+            bundle.check_sums(folder)
+            bundle.check_parts(folder)
+            console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
+        except AudioLMError as error:
+            console.error(error)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+def _console(ctx: typer.Context) -> Console:
+    """The console, told what the command's options say."""
+    console: Console = ctx.obj
+    for flag in ("quiet", "json", "debug"):
+        setattr(console, flag, ctx.params.get(flag, False))
+    if not console.debug:
+        warnings.simplefilter("ignore")
+    return console
+
+
 class _Command:
     """From parsed options to the exit code, the same for all commands that make outputs."""
 
@@ -303,11 +419,7 @@ class _Command:
         self, ctx: typer.Context, output: str | None, out_dir: str | None, name: str | None, jobs: str | None,
         force: bool, skip_existing: bool, fail_fast: bool,
     ):  # fmt: skip
-        self.console: Console = ctx.obj
-        for flag in ("quiet", "json", "debug"):
-            setattr(self.console, flag, ctx.params[flag])
-        if not self.console.debug:
-            warnings.simplefilter("ignore")
+        self.console = _console(ctx)
         _check_device(ctx.params["device"])
         if force and skip_existing:
             raise UsageError("--force and --skip-existing exclude each other")
@@ -315,6 +427,7 @@ class _Command:
             raise UsageError("--name: needs --out-dir")
         self.output, self.out_dir, self.name, self.list = output, out_dir, name, jobs
         self.force, self.skip_existing, self.fail_fast = force, skip_existing, fail_fast
+        self.offline: bool = ctx.params["offline"]
 
     def plan(
         self, sources: list[str] | None, suffixes: tuple[str, ...], takes_input: bool = True, **given: Any
@@ -332,6 +445,10 @@ class _Command:
             raise UsageError("-o - and --json both need standard output")
         if piped and sys.stdout is not None and sys.stdout.isatty():
             raise UsageError("standard output is a terminal: redirect it, or name a file with -o")
+        if any(request.options.plot for request in requests):
+            from audiolm_cli import plot
+
+            plot.check()
         if self.list == "-" and any("-" in (request.source, request.options.speaker) for request in requests):
             raise UsageError("standard input cannot be both the job list and an input")
         self.jobs = jobs.plan(
@@ -377,7 +494,7 @@ class _Command:
         usable = jobs.readable(self.jobs, self.console)
         failed = len(self.jobs) - len(usable)
         if usable and not (failed and self.fail_fast):
-            bundle = _load(model, device, dtype.value, threads)
+            bundle = _load(model, device, dtype.value, threads, self.offline)
             from audiolm_cli import tasks
 
             made = getattr(tasks, task)(bundle, self.console, force=self.force, **settings)
@@ -422,14 +539,14 @@ def _terminated(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + signum)  # an exception, so that half-written files are removed
 
 
-def _load(model: str, device: str, dtype: str, threads: int) -> Bundle:
+def _load(model: str, device: str, dtype: str, threads: int, offline: bool) -> Bundle:
     import torch
 
     from audiolm_cli import bundle
 
     torch.set_num_threads(threads)
 
-    return bundle.load(model, device=device, dtype=dtype)
+    return bundle.load(model, device=device, dtype=dtype, offline=offline)
 
 
 def _check_device(device: str) -> None:

@@ -42,6 +42,10 @@ class Console:
             line = json.dumps(record).encode() if self.json else os.fsencode(record["path"])
             write_stdout(line + b"\n")
 
+    def data(self, record: dict[str, Any], text: str) -> None:
+        """What was asked for, on stdout: as text, or the record with --json."""
+        write_stdout((json.dumps(record) if self.json else text).encode() + b"\n")
+
     @contextlib.contextmanager
     def progress(self, seconds: float) -> Iterator[Progress | None]:
         """A bar for each stage with tokens/s and the real-time factor, behind one for all outputs with the time left

@@ -34,7 +34,7 @@ class Task(Protocol):
     batch_size: int
 
     def check(self, options: Options) -> None:
-        """Raises UsageError for options that the model cannot follow."""
+        """Raises UsageError for options that cannot be followed."""
 
     def load(self, job: Job) -> Any:
         """Reads the input; an AudioLMError fails this job only."""
@@ -43,7 +43,7 @@ class Task(Protocol):
         """Of audio that this job will make; 0 where the task shows no progress."""
 
     def work(self, jobs: list[Job], loaded: list[Any], progress: Progress | None) -> Iterator[Any]:
-        """Turns up to `batch_size` inputs of jobs that are alike but for the seed into results, in their order."""
+        """Turns up to `batch_size` inputs of jobs alike but for seed and plot into results, in their order."""
 
     def save(self, job: Job, result: Any) -> dict[str, Any]:
         """Writes the output and returns what to report about it; an AudioLMError fails this job only."""
@@ -137,7 +137,7 @@ def run(jobs: list[Job], task: Task, console: Console, fail_fast: bool = False) 
 
 
 def _alike(job: Job) -> Options:
-    return replace(job.options, seed=0)
+    return replace(job.options, seed=0, plot=None)
 
 
 def _run_batch(batch: list[tuple[Job, Any]], task: Task, console: Console) -> int:
@@ -208,6 +208,9 @@ def _checked_targets(jobs: list[Job], force: bool, skip_existing: bool) -> list[
             raise OutputError(f"{name}: is an input itself and would be lost")
         if os.path.isdir(path):
             raise OutputError(f"{name}: is a folder; use --out-dir")
+        picture = job.options.plot
+        if picture and os.path.lexists(picture) and not (force or skip_existing):
+            raise OutputError(f"{display(picture)}: exists already; use --force to replace it")
         folder = os.path.dirname(path)
         if not os.path.isdir(folder):
             raise OutputError(f"{name}: there is no folder {display(os.path.dirname(job.target))}")

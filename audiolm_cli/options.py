@@ -23,6 +23,7 @@ class Options:
     prompt_seconds: float | None = None  # of the prompt's end, to go on from
     continuation_only: bool | None = None
     speaker: str | None = None  # path of a reference recording
+    plot: str | None = None  # path of a picture
     quantizers: int | None = None
     seed: int = 0
     temperature: Three | None = None
@@ -110,6 +111,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt_seconds": seconds,
     "continuation_only": flag,
     "speaker": path,
+    "plot": path,
     "quantizers": whole(1, 64),
     "seed": whole(0, 2**63 - 1),
     "temperature": for_stages(float, lambda t: 0 <= t < math.inf, "at least 0"),
@@ -163,5 +165,7 @@ def read_jobs(
 def request(values: dict[str, Any]) -> Request:
     """A request from checked values."""
     rest = dict(values)
-    source, output, samples = rest.pop("input", None), rest.pop("output", None), rest.pop("num_samples", None)
-    return Request(source, output, samples or 1, Options(**rest))
+    source, output, samples = rest.pop("input", None), rest.pop("output", None), rest.pop("num_samples", None) or 1
+    if rest.get("plot") and samples > 1:
+        raise UsageError("--plot: draws one output, not several samples")
+    return Request(source, output, samples, Options(**rest))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Output:
-    """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made."""
+    """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made; and its
+    tokens, semantic `int64 [S]` and codes `int64 [Q, F]`, from sample `tokens_start` on."""
 
     samples: np.ndarray
+    semantic: Tensor
+    codes: Tensor
     prompt_samples: int = 0
+    tokens_start: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     stage_tokens: dict[str, int] = field(default_factory=dict)  # frames in `decode`
 
@@ -141,12 +145,11 @@ def continue_(
         known = run.encode([_condition(p.samples, prompt_seconds, spec) for p in run.prompts])
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]  # stage 1 makes the rest
         semantic = run.semantic(kept, [len(k.semantic) + new_tokens for k in known])
-        decoded = run.acoustic(semantic, [k.codes for k in known])
-        joined = []
-        for prompt, condition, samples in zip(run.prompts, known, decoded, strict=True):
-            repeated = condition.codes.shape[1] * spec.samples_per_frame  # of it, what renders the prompt
-            joined.append(join(prompt.samples, samples[: repeated + new_samples], repeated, spec.sample_rate))
-        yield from run.outputs(joined, [len(p.samples) for p in run.prompts])
+        for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
+            prompt, repeated = run.prompts[n].samples, known[n].codes.shape[1] * spec.samples_per_frame
+            samples = join(prompt, output.samples[: repeated + new_samples], repeated, spec.sample_rate)
+            start = len(prompt) - repeated  # what comes first of what was made renders the prompt's end
+            yield replace(output, samples=samples, prompt_samples=len(prompt), tokens_start=start)
 
 
 def generate(bundle: Bundle, prompts: list[Prompt], *, duration: float, **options: Any) -> Iterator[Output]:
@@ -156,7 +159,8 @@ def generate(bundle: Bundle, prompts: list[Prompt], *, duration: float, **option
     nothing = torch.zeros(0, dtype=torch.int64)
     for run in _runs(bundle, prompts, options):
         semantic = run.semantic([nothing] * len(run.prompts), [new_tokens] * len(run.prompts))
-        yield from run.outputs([samples[:new_samples] for samples in run.acoustic(semantic)])
+        for output in run.acoustic(semantic):
+            yield replace(output, samples=output.samples[:new_samples])
 
 
 def resynth(
@@ -170,8 +174,8 @@ def resynth(
     reference = encode(bundle, reference_stretch(speaker, bundle.config.tokens)) if speaker is not None else None
     for run in _runs(bundle, prompts, options):
         semantic = [tokens.semantic for tokens in run.encode([p.samples for p in run.prompts])]
-        decoded = run.acoustic(semantic, reference=reference)
-        yield from run.outputs([d[: len(p.samples)] for d, p in zip(decoded, run.prompts, strict=True)])
+        for output, prompt in zip(run.acoustic(semantic, reference=reference), run.prompts, strict=True):
+            yield replace(output, samples=output.samples[: len(prompt.samples)])
 
 
 def _runs(bundle: Bundle, prompts: list[Prompt], options: dict[str, Any]) -> Iterator[Run]:
@@ -214,9 +218,9 @@ class Run:
 
     def acoustic(
         self, semantic: list[Tensor], known: list[Tensor] | None = None, reference: Tokens | None = None
-    ) -> list[np.ndarray]:
+    ) -> list[Output]:
         """Stages 2 and 3 and the decoder: semantic `int64 [S]` and known codes `int64 [Q, F_known]` (of a prompt;
-        default: none) -> audio `float32 [S * samples_per_semantic]`, in the voice of `reference` where there is one."""
+        default: none) -> `S * samples_per_semantic` samples, in the voice of `reference` where there is one."""
         spec = self.bundle.config.tokens
         known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic)
         lengths = [len(s) * spec.frames_per_semantic - k.shape[1] for s, k in zip(semantic, known, strict=True)]
@@ -235,12 +239,9 @@ class Run:
             for code in codes:
                 audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device))[0].cpu().numpy())
                 tell(code.shape[1])
-        return audio
-
-    def outputs(self, audio: list[np.ndarray], prompt_samples: list[int] | None = None) -> list[Output]:
-        """What the caller gets, with the seconds and tokens of every stage."""
-        lengths = prompt_samples or [0] * len(audio)
-        return [Output(a, n, self.clock.seconds, self.clock.tokens) for a, n in zip(audio, lengths, strict=True)]
+        seconds, tokens = self.clock.seconds, self.clock.tokens
+        made = zip(audio, semantic, codes, strict=True)
+        return [Output(a, s, c, stage_seconds=seconds, stage_tokens=tokens) for a, s, c in made]
 
 
 def _length(duration: float, spec: TokenSpec) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolm_cli import __version__, audio
+from audiolm_cli import __version__, audio, plot
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import InputError, UsageError, display
 from audiolm_cli.jobs import Job
@@ -72,6 +72,7 @@ class Synthesis(ABC):
 
     def save(self, job: Job, result: Output) -> dict[str, Any]:
         options = {name: value for name, value in asdict(job.options).items() if value is not None}
+        picture = options.pop("plot", None)
         seed = options.pop("seed")
         if "speaker" in options:
             options["speaker"] = os.path.basename(options["speaker"])[-80:]  # a comment has room for 2,000 characters
@@ -87,6 +88,9 @@ class Synthesis(ABC):
         }
         tags = _tags(self.bundle, seed=seed, prompt_samples=kept, options=made_with)
         clipped = audio.write(job.target, samples, self.rate, tags, self.force)
+        if picture:
+            title = f"{_output(job.target)}, {self.bundle.config.name}, seed {seed}"
+            audio.write_bytes(picture, plot.png(result, self.bundle.config.tokens, title), self.force)
         new = len(result.samples) - result.prompt_samples
         factor = sum(result.stage_seconds.values()) * self.rate / (new * self._batch)  # the seconds are the batch's
         self.console.note(f"{_output(job.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")

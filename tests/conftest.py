@@ -76,13 +76,24 @@ class FakePipeline:
             for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):
                 if progress is not None:
                     progress(stage, 1, 2)
+            empty = np.zeros((12, 0), np.int64)
             new = np.full(round((duration or 1) * 16000), self.level + prompt.sample / 100, np.float32)
             yield types.SimpleNamespace(
                 samples=np.concatenate([prompt.samples, new]),
                 prompt_samples=len(prompt.samples),
+                tokens_start=0,
+                semantic=empty[0],
+                codes=empty,
                 stage_seconds={"semantic": 0.5, "decode": 0.1},
                 stage_tokens={"semantic": 25, "decode": 50},
             )
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither see nor leave anything in the user's caches."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from audiolm_cli import bundle
 from audiolm_cli.config import BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import ModelError, UsageError
-from audiolm_cli.training.assemble import assemble
+from audiolm_cli.training.assemble import assemble, write_sums
 
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
 
@@ -30,6 +30,8 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def load_all(folder: Path) -> bundle.Bundle:
+    """With sums of what is there: as somebody who means harm would write them."""
+    write_sums(folder)
     loaded = bundle.load(str(folder), device="cpu", dtype="float32")
     for part in PARTS:
         getattr(loaded, part)
@@ -114,6 +116,35 @@ def test_damaged_parts_are_refused(folder: Path, damage: str) -> None:
         file.write_bytes((2**60).to_bytes(8, "little") + data[8:])
     with pytest.raises(ModelError, match=r"fine\.safetensors"):
         load_all(folder)
+
+
+def test_one_wrong_byte_is_noticed_on_the_first_load_and_after_every_change(folder: Path) -> None:
+    bundle.load(str(folder), device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "check_sums", lambda _: pytest.fail("checked already"))
+        bundle.load(str(folder), device="cpu")
+    file = folder / "fine.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"fine\.safetensors: missing, or not what SHA256SUMS says"):
+            bundle.load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a list"),
+        ("0" * 64 + "  ../../secret\n", "not a list"),
+        ("0" * 64 + "  config.json\n", "codec.safetensors, .*config.json: missing, or not"),
+        ("\0", "not a list"),
+    ],
+)
+def test_sums_that_say_too_little_or_point_elsewhere_are_refused(folder: Path, text: str, says: str) -> None:
+    (folder / "SHA256SUMS").write_text(text)
+    with pytest.raises(ModelError, match=says):
+        bundle.load(str(folder), device="cpu")
 
 
 def test_the_parts_of_another_bundle_are_refused(folder: Path, tmp_path: Path) -> None:

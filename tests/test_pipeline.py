@@ -71,6 +71,15 @@ def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
         assert np.array_equal(a.samples, b.samples)
 
 
+def test_the_tokens_of_an_output_render_it(tiny: bundle.Bundle) -> None:
+    prompt = noise(1.5)
+    (result,) = run(tiny, [Prompt(prompt)])
+    assert result.tokens_start == 24000 - 20 * 640
+    decoded = tiny.codec.decode(result.codes[None])[0].numpy()
+    assert np.array_equal(decoded[20 * 640 :][:6400], result.samples[24000:])
+    assert len(result.semantic) * 2 == result.codes.shape[1]
+
+
 def test_samples_of_one_prompt_differ(tiny: bundle.Bundle) -> None:
     prompt = noise(1)
     results = run(tiny, [Prompt(prompt, 0, n) for n in range(3)])
@@ -112,6 +121,7 @@ def test_generation_from_nothing(tiny: bundle.Bundle) -> None:
     assert len({r.samples.tobytes() for r in results}) == 3
     assert all(r.prompt_samples == 0 for r in results)
     assert results[0].stage_tokens["semantic"] == 2 * 38
+    assert (results[0].semantic.shape, results[0].codes.shape) == ((38,), (12, 76))
     (alone,) = pipeline.generate(tiny, [Prompt(nothing, 0, 2)], duration=1.50001, **COMMON)
     assert np.array_equal(alone.samples, results[2].samples)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, load, read_about, tensors_identity
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity
 from audiolm_cli.config import BundleConfig, SamplingConfig, from_json
 from audiolm_cli.errors import ModelError
 
@@ -66,9 +66,7 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
         if (out / card).is_file():
             shutil.copy(out / card, fresh / card)
     write_sums(fresh)
-    bundle = load(str(fresh), device="cpu", dtype="float32")
-    for part in found:
-        getattr(bundle, part)
+    check_parts(fresh)
     if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
         raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
     shutil.rmtree(out, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""Bundles from a model hub: `org/repo` or `org/repo@revision`, kept in huggingface_hub's own cache.
+
+What is in the cache and whole is used without asking the network. Downloads go on where they broke off, and are checked
+against SHA256SUMS before they count: a file that does not match is removed again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from audiolm_cli.bundle import PARTS, check_sums, damaged, read_config
+from audiolm_cli.errors import ModelError
+
+ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0,127})?")
+FILES = ["config.json", "SHA256SUMS", "README.md", "LICENSE", *(f"{part}.safetensors" for part in PARTS)]
+
+
+def is_id(name: str) -> bool:
+    """Whether a name could be that of a bundle on a hub."""
+    return ID.fullmatch(name) is not None
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a bundle that is here, whole or not; asks no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, local_files_only=True, allow_patterns=FILES)
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def whole(folder: Path) -> bool:
+    """Whether all that SHA256SUMS names is there."""
+    try:
+        return not damaged(folder, contents=False)
+    except ModelError:
+        return False
+
+
+def pull(name: str, offline: bool = False, quiet: bool = False) -> Path:
+    """The folder of a bundle, downloaded if need be and checked; raises ModelError."""
+    folder = cached(name)
+    if folder and whole(folder):
+        return folder
+    import huggingface_hub
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if offline or constants.HF_HUB_OFFLINE:
+        raise ModelError(f"{name}: not here, and --offline or HF_HUB_OFFLINE forbids to fetch it")
+    if quiet:
+        disable_progress_bars()
+    repository, _, revision = name.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError):
+        raise ModelError(f"{name}: the hub has no such repository, or does not show it to you") from None
+    except huggingface_hub.errors.RevisionNotFoundError:
+        raise ModelError(f"{name}: the repository has no such revision") from None
+    except Exception as error:  # the client's own, its HTTP library's, the system's
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(f"{name}: could not be fetched ({why}); what has come stays, try again") from error
+    try:
+        check_sums(folder)
+        read_config(folder)
+    except ModelError:
+        for file in damaged(folder):  # so that it is fetched again
+            path = folder / file
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        raise
+    return folder
+
+
+def listed() -> dict[str, Path]:
+    """Bundles in the cache: `org/repo@revision` -> folder."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return {}
+    found = {}
+    for repository in cache.repos:
+        for revision in repository.revisions:
+            if (revision.snapshot_path / "SHA256SUMS").is_file() and whole(revision.snapshot_path):
+                name = sorted(revision.refs)[0] if revision.refs else revision.commit_hash
+                found[f"{repository.repo_id}@{name}"] = revision.snapshot_path
+    return dict(sorted(found.items()))

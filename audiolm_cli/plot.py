@@ -1,0 +1,65 @@
+"""A picture of an output: its spectrogram, where the prompt ends, and the three streams of tokens under it."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from audiolm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from audiolm_cli.config import TokenSpec
+    from audiolm_cli.pipeline import Output
+
+WINDOW, HOP = 512, 128  # samples
+RANGE = 80  # dB from the loudest place down to the darkest colour
+
+
+def check() -> None:
+    """Raises UsageError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot: needs matplotlib: pip install 'audiolm[plot]'")
+
+
+def png(output: Output, spec: TokenSpec, title: str) -> bytes:
+    """The picture as a PNG file."""
+    from matplotlib.figure import Figure
+
+    rate, seconds = spec.sample_rate, len(output.samples) / spec.sample_rate
+    figure = Figure(figsize=(min(30, 4 + seconds), 7), layout="constrained")
+    sound, semantic, coarse, fine = figure.subplots(4, 1, sharex=True, height_ratios=(6, 1, 1, 2))
+    extent = (0, seconds, 0, rate / 2000)
+    sound.imshow(_spectrogram(output.samples), origin="lower", aspect="auto", extent=extent, cmap="magma")
+    sound.set(title=title, ylabel="kHz")
+    start, codes = output.tokens_start / rate, np.asarray(output.codes)
+    streams = (  # tokens [rows, columns], their number of values, samples for each column
+        (semantic, np.asarray(output.semantic)[None], spec.semantic_vocabulary, spec.samples_per_semantic, "semantic"),
+        (coarse, codes[: spec.coarse], spec.codebook_size, spec.samples_per_frame, "coarse"),
+        (fine, codes[spec.coarse :], spec.codebook_size, spec.samples_per_frame, "fine"),
+    )
+    look = {"aspect": "auto", "cmap": "twilight", "vmin": 0, "interpolation": "nearest"}
+    for axes, tokens, size, per, name in streams:
+        axes.set(ylabel=name, yticks=[])
+        if tokens.size:
+            place = (start, start + tokens.shape[1] * per / rate, len(tokens), 0)
+            axes.imshow(tokens, extent=place, vmax=size, **look)
+    for axes in (sound, semantic, coarse, fine):
+        axes.set_xlim(0, seconds)
+        if output.prompt_samples:
+            axes.axvline(output.prompt_samples / rate, color="cyan", linewidth=1)
+    fine.set(xlabel="seconds")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
+def _spectrogram(samples: np.ndarray) -> np.ndarray:
+    """Decibels below the loudest place, `[WINDOW // 2 + 1, frames]`."""
+    padded = np.pad(samples, (WINDOW // 2, WINDOW))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW)
+    power = np.square(np.abs(np.fft.rfft(frames))).T
+    level = 10 * np.log10(power + 1e-10)
+    return np.maximum(level - level.max(), -RANGE)
