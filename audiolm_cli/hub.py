@@ -1,7 +1,8 @@
 """Bundles from a model hub: `org/repo` or `org/repo@revision`, kept in huggingface_hub's own cache.
 
-What is in the cache and whole is used without asking the network. Downloads go on where they broke off, and are checked
-against SHA256SUMS before they count: a file that does not match is removed again.
+What is in the cache and whole is used without asking the network. A file that breaks off goes on where it was, for some
+tries; files that have come stay for the next call. All are checked against SHA256SUMS before they count: a file that
+does not match is removed again.
 """
 
 from __future__ import annotations

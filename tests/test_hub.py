@@ -26,11 +26,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub(http.server.ThreadingHTTPServer):
-    """Serves one folder as the repository org/tiny; `cut` breaks off the first download of a file half-way."""
+    """Serves one folder as the repository org/tiny; the first `cuts` downloads of the file `cut` break off half-way."""
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.cut, self.requests, self.ranges = folder, "", [], []  # type: ignore[var-annotated]
+        self.folder, self.cut, self.cuts = folder, "", 0
+        self.requests: list[str] = []
+        self.ranges: list[str] = []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,7 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.ranges.append(f"{file.name} from {match[1]}")
             headers["Content-Range"] = f"bytes {match[1]}-{len(data) - 1}/{len(data)}"
             data, status = data[int(match[1]) :], 206
-        if self.command == "GET" and file.name == self.server.cut:
+        if self.command == "GET" and file.name == self.server.cut and self.server.cuts:
+            self.server.cuts -= 1
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
@@ -169,16 +172,22 @@ def test_offline_means_no_request(audiolm, hub: FakeHub, prompt: Path) -> None:
 
 def test_a_download_that_breaks_off_goes_on(audiolm, hub: FakeHub) -> None:
     """The embedded bundle: the client writes down what it has in pieces of 10 MB."""
-    hub.folder, hub.cut = ROOT / "weights" / "speech", "codec.safetensors"
+    hub.folder, hub.cut, hub.cuts = ROOT / "weights" / "speech", "codec.safetensors", 1
+    result = audiolm("models", "pull", "org/tiny")
+    assert result.returncode == 0, result.stderr
+    assert hub.ranges == ["codec.safetensors from 10485760"]
+
+
+def test_what_has_come_is_not_fetched_again(audiolm, hub: FakeHub) -> None:
+    hub.cut, hub.cuts = "coarse.safetensors", 1000
     result = audiolm("models", "pull", "org/tiny")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("audiolm: error: org/tiny: could not be fetched (")
     assert "Traceback" not in result.stderr
-    hub.cut = ""
-    hub.ranges.clear()
-    result = audiolm("models", "pull", "org/tiny")
-    assert result.returncode == 0, result.stderr
-    assert [entry for entry in hub.ranges if entry.startswith("codec.safetensors from")]
+    hub.cuts = 0
+    hub.requests.clear()
+    assert audiolm("models", "pull", "org/tiny").returncode == 0
+    assert [r.rpartition("/")[2] for r in hub.requests if r.startswith("GET /org/")] == ["coarse.safetensors"]
 
 
 def test_a_wrong_byte_is_noticed_and_fetched_again(audiolm, hub: FakeHub) -> None:

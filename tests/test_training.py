@@ -27,6 +27,7 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
 from audiolm_cli.training import codec, lm, recipe, tokenizer, trainer
 from audiolm_cli.training.assemble import assemble
+from audiolm_cli.training.tokenize import load_tokens
 from tests.bundles import write_parts
 
 pytestmark = pytest.mark.slow
@@ -175,6 +176,20 @@ def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Pa
     run("audiolm_cli.training.codec", *common, "--minutes", state["step"] + 2)
     after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["opponent"]["optimizer"]["state"]
     assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
+
+
+def test_processes_share_the_recordings_among_them(data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_tokens(copied / "runs", "train")[0]
+    shutil.rmtree(copied / "runs" / "tokens")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--passes", 1)
+        run("audiolm_cli.training.tokenize", *common)
+    assert len(load_tokens(copied / "runs", "valid")) == 1
+    shares = load_tokens(copied / "runs", "train")
+    assert sorted(t.length for share in shares for t in share.tracks) == sorted(t.length for t in whole.tracks)
+    assert all(share.tracks for share in shares)
 
 
 def train_together(rank: int, folder: Path, port: int) -> None:
