@@ -135,10 +135,7 @@ def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False
         if os.path.exists(path) and not os.path.isfile(path):
             raise OutputError(f"{display(target)}: not a regular file")
         try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # a full disk shows here, not after the move
+            _write_new(part, data)
             if not force:
                 _reserve(part, path)
             os.replace(part, path)
@@ -149,6 +146,25 @@ def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False
         raise OutputError(f"{display(target)}: exists already; use --force to replace it") from None
     except OSError as error:
         raise OutputError(f"{display(target)}: cannot be written: {error.strerror}") from None
+
+
+def _write_new(path: str, data: bytes) -> None:
+    """Writes a file that is not there yet. Where the system can do that (Linux) it has no name before it is whole: a
+    killed process leaves nothing half-written behind."""
+    folder, nameless = os.path.dirname(path), None
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # a file system that cannot
+            nameless = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    with open(path, "xb") if nameless is None else open(nameless, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk shows here, not after the move
+        if nameless is not None:
+            place = os.open(folder, os.O_RDONLY)  # given it, link() follows the symbolic link that /proc has
+            try:
+                os.link(f"/proc/self/fd/{nameless}", path, src_dir_fd=place)
+            finally:
+                os.close(place)
 
 
 def _reserve(part: str, path: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from audiolm_cli import audio
 from audiolm_cli.errors import OutputError
-from tests.conftest import tone
+from tests.conftest import ROOT, tone
 
 
 def test_16_bit_audio_survives_reading_and_writing_exactly(tmp_path):
@@ -198,10 +198,21 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
         raise OSError(1, "not supported")
 
     monkeypatch.setattr(os, "link", link)
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # what has the one has the other
     audio.write_bytes(tmp_path / "a.bin", b"first")
     with pytest.raises(OutputError, match="exists already"):
         audio.write_bytes(tmp_path / "a.bin", b"second")
     assert (tmp_path / "a.bin").read_bytes() == b"first"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs Linux")
+def test_a_killed_process_leaves_nothing_half_written(tmp_path):
+    """Killed between writing and naming, in a process of its own."""
+    program = "import os, sys; from audiolm_cli import audio; os.fsync = lambda _: os.kill(os.getpid(), 9); "
+    program += "audio.write_bytes(sys.argv[1], b'x' * 1000)"
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.bin")], cwd=ROOT)
+    assert result.returncode == -9
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_interrupt_leaves_nothing_half_written(tmp_path, monkeypatch):
