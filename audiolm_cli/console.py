@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from audiolm_cli.errors import OutputError
@@ -23,10 +23,14 @@ class Console:
     quiet: bool = False  # no notes, no progress
     json: bool = False  # results as JSON lines, otherwise as paths
     debug: bool = False  # tracebacks
+    said: set[str] = field(default_factory=set)  # errors
     overall: tuple[int, int, float] = (0, 1, 0.0)  # outputs done and wanted, and when the first began (monotonic)
 
     def error(self, message: object) -> None:
-        self.say(f"error: {message}")
+        """Says what is wrong, once: many outputs may want one bad input."""
+        if str(message) not in self.said:
+            self.said.add(str(message))
+            self.say(f"error: {message}")
 
     def note(self, message: str) -> None:
         if not self.quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import string
 import time
@@ -106,46 +107,45 @@ def readable(jobs: list[Job], console: Console) -> list[Job]:
 
 
 def run(jobs: list[Job], task: Task, console: Console, fail_fast: bool = False) -> int:
-    """Runs the jobs in order, `task.batch_size` at a time, and returns how many failed; each has said so itself.
-
-    Jobs run together when they stand together and differ in nothing but input and seed. With `fail_fast` nothing is
-    begun after the first failure.
-    """
+    """Runs the jobs in order and returns how many failed; each has said so itself. With `fail_fast` nothing is begun
+    after the first failure."""
     for options in dict.fromkeys(_alike(job) for job in jobs):
         task.check(options)
-    failed, start = 0, time.monotonic()
-    bad: set[int] = set()  # positions of inputs that have been reported
-    batch: list[tuple[Job, Any]] = []
-    for index, job in enumerate(jobs):
-        try:
-            if job.position not in bad:
-                batch.append((job, task.load(job)))
-        except AudioLMError as error:
-            console.error(error)
-            bad.add(job.position)
-        failed += job.position in bad
+    failed, done, start = 0, 0, time.monotonic()
+    for batch in batches(jobs, task.batch_size):
+        console.overall = (done, len(jobs), start)
+        failed += perform(batch, task, console, fail_fast)
         if failed and fail_fast:
-            return failed
-        last = index + 1 == len(jobs) or _alike(jobs[index + 1]) != _alike(job)
-        if batch and (len(batch) == task.batch_size or last):
-            console.overall = (index + 1 - len(batch), len(jobs), start)
-            failed += _run_batch(batch, task, console)
-            batch = []
-        if failed and fail_fast:
-            return failed
+            break
+        done += len(batch)
     return failed
+
+
+def batches(jobs: list[Job], size: int) -> Iterator[list[Job]]:
+    """Up to `size` jobs that stand together and differ in nothing but input, seed and picture."""
+    for _, alike in itertools.groupby(jobs, _alike):
+        while batch := list(itertools.islice(alike, size)):
+            yield batch
 
 
 def _alike(job: Job) -> Options:
     return replace(job.options, seed=0, plot=None)
 
 
-def _run_batch(batch: list[tuple[Job, Any]], task: Task, console: Console) -> int:
-    jobs, loaded = [job for job, _ in batch], [item for _, item in batch]
-    with console.progress(sum(task.seconds(job, item) for job, item in batch)) as progress:
-        results = list(task.work(jobs, loaded, progress))
-    failed = 0  # what follows prints: the bars are gone
-    for job, result in zip(jobs, results, strict=True):
+def perform(batch: list[Job], task: Task, console: Console, fail_fast: bool = False) -> int:
+    """Runs one batch, wherever that is, and returns how many of its jobs failed."""
+    ready = []
+    for job in batch:
+        try:
+            ready.append((job, task.load(job)))
+        except AudioLMError as error:
+            console.error(error)
+    failed = len(batch) - len(ready)
+    if not ready or (failed and fail_fast):
+        return failed
+    with console.progress(sum(task.seconds(job, loaded) for job, loaded in ready)) as progress:
+        results = list(task.work([job for job, _ in ready], [loaded for _, loaded in ready], progress))
+    for (job, _), result in zip(ready, results, strict=True):  # what follows prints: the bars are gone
         try:
             console.result(task.save(job, result))
         except AudioLMError as error:

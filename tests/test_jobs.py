@@ -139,14 +139,18 @@ def test_one_failure_does_not_stop_the_rest(capfd):
     task = Recorder()
     sources = ["bad1", "a", "b", "bad2", "full", "c", "d", "bad3"]
     assert jobs.run(plan(sources, out_dir="o"), task, Console()) == 4
-    assert task.batches == [["a", "b"], ["full", "c"], ["d"]]
+    assert task.batches == [["a"], ["b"], ["full", "c"], ["d"]]
     out, err = capfd.readouterr()
     assert out.splitlines() == ["o/a.wav", "o/b.wav", "o/c.wav", "o/d.wav"]
     assert [line.split(": ")[2] for line in err.splitlines()] == ["bad1", "bad2", "o/full.wav", "bad3"]
 
 
 def test_the_first_failure_can_end_it(capfd):
-    for sources, batches in ((["a", "bad", "b"], []), (["a", "full", "b"], [["a", "full"]])):
+    for sources, batches in (
+        (["a", "bad", "b"], []),
+        (["a", "full", "b"], [["a", "full"]]),
+        (["a", "b", "bad"], [["a", "b"]]),
+    ):
         task = Recorder()
         assert jobs.run(plan(sources, out_dir="o"), task, Console(), fail_fast=True) == 1
         assert task.batches == batches
