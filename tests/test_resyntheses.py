@@ -1,0 +1,83 @@
+"""Judging resynthesis, with stand-ins for the networks that judge."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audiolm_cli import pipeline
+from audiolm_cli.training import continuations, evaluate, resyntheses
+from audiolm_cli.training.continuations import Case, Voices
+
+
+def case(speaker: str, direction: int) -> Case:
+    sound = np.full(7, direction + 1.0, np.float32)
+    return Case(speaker, sound[:3], sound, np.eye(3, dtype=np.float32)[direction])
+
+
+CASES = [case(speaker, n) for n, speaker in enumerate("abc")]
+VOICES = Voices(list("abc"), np.eye(3, dtype=np.float32))
+
+
+@pytest.fixture(autouse=True)
+def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sound's first sample, less one, is its speaker."""
+    monkeypatch.setattr(resyntheses, "voice", lambda made: np.eye(3)[int(made[0]) - 1])
+    monkeypatch.setattr(resyntheses, "dnsmos", lambda made: 3.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [
+        ([], [], 0),
+        ([1], [], 1),
+        ([], [1, 2], 2),
+        ([1, 2, 3], [1, 3], 1),
+        ([1, 2, 3], [3, 1, 2], 2),
+        ([1, 1], [2, 2], 2),
+    ],
+)
+def test_edit_distance(a: list[int], b: list[int], distance: int) -> None:
+    assert resyntheses.edit_distance(np.array(a, int), np.array(b, int)) == distance
+    assert resyntheses.edit_distance(np.array(b, int), np.array(a, int)) == distance
+
+
+def test_a_reference_speaks_in_none_of_its_sources() -> None:
+    groups = resyntheses.pairings(CASES, 15)
+    assert [len(group) for group in groups] == [5, 5, 5]
+    for group in groups:
+        assert len({pairing.reference.speaker for pairing in group}) == 1
+        assert all(pairing.source.speaker != pairing.reference.speaker for pairing in group)
+
+
+def test_whose_voice_it_is() -> None:
+    pairing = resyntheses.Pairing(CASES[0], CASES[1])
+    tokens = np.arange(10)
+    scores = [
+        resyntheses.score(pairing, np.full(7, 1.0 + n, np.float32), VOICES, tokens, tokens[: 10 - n]) for n in range(3)
+    ]
+    assert [(s.speaker_is_reference, s.speaker_is_source) for s in scores] == [(0, 1), (1, 0), (0, 0)]
+    assert [s.token_error for s in scores] == [0, 0.1, 0.2]
+
+
+def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A perfect pipeline: the reference's voice, the source's tokens."""
+    monkeypatch.setattr(continuations, "cases", lambda *_: CASES)
+    monkeypatch.setattr(continuations, "reference_voices", lambda *_: VOICES)
+    monkeypatch.setattr(evaluate.phones, "as_function", lambda _: lambda sound: np.arange(len(sound)))
+    monkeypatch.setattr(evaluate, "autoencoder", lambda *_: lambda sound: sound)
+    monkeypatch.setattr(evaluate, "of_corpus", lambda *_: [])
+    monkeypatch.setattr(evaluate, "own_sampling", lambda _: None)
+    said = lambda bundle, prompts, speaker, **_: [types.SimpleNamespace(samples=np.resize(speaker, 7)) for _ in prompts]  # noqa: E731
+    monkeypatch.setattr(pipeline, "resynth", said)
+    config: Any = types.SimpleNamespace(tokens=types.SimpleNamespace(quantizers=12))
+    bundle: Any = types.SimpleNamespace(tokenizer=None, codec=None, config=config)
+    setting: Any = types.SimpleNamespace(bundle=bundle, validation=None, prompts=20)
+    ((title, table),) = evaluate.resynthesis_tables(setting).items()
+    assert title.startswith("10 resyntheses")
+    assert (table["AudioLM"]["speaker_is_reference"].mean, table["AudioLM"]["speaker_is_source"].mean) == (1, 0)
+    assert (table["source"]["speaker_is_reference"].mean, table["source"]["speaker_is_source"].mean) == (0, 1)
+    assert table["AudioLM"]["token_error"].mean == 0
