@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from audiolm_cli import cli
-from tests.conftest import EXAMPLE, tone
+from tests.conftest import EXAMPLE, ROOT, tone
 
 
 @pytest.fixture
@@ -77,6 +77,44 @@ def test_json_of_a_real_run(audiolm, prompt):
     assert tokens == {"tokenize": 25, "semantic": 12, "coarse": 80, "fine": 160, "decode": 70}  # of `decode`: frames
     assert record["real_time_factor"] > 0
     assert record["new_seconds"] == 0.4
+
+
+COMMON = {"path", "source", "model", "identity", "seconds"}
+SOUND = {"peak", "clipped"}
+SAMPLED = {"seed", "position", "sample", "prompt_seconds", "new_seconds", "batch", "real_time_factor", "stages"}
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        (["continue", "in.wav", "-o", "a.wav", "--duration", "0.2"], COMMON | SOUND | SAMPLED),
+        (["generate", "--unconditional", "-o", "a.wav", "--duration", "0.2"], COMMON | SOUND | SAMPLED),
+        (["resynth", "in.wav", "--speaker", "in.wav", "-o", "a.wav"], COMMON | SOUND | SAMPLED),
+        (["encode", "in.wav", "-o", "a.safetensors"], COMMON),
+        (["decode", "in.safetensors", "-o", "a.wav"], COMMON | SOUND | {"quantizers"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_json_has_the_documented_keys(audiolm, tmp_path, command, keys):
+    soundfile.write(tmp_path / "in.wav", tone(0.51), 16000)
+    assert audiolm("encode", "in.wav", "-o", "in.safetensors")[0] == 0
+    code, out, err = audiolm(*command, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert set(record) == keys
+    documented = (ROOT / "README.md").read_text(encoding="utf-8").partition("### JSON")[2].partition("##")[0]
+    assert all(f"`{key}`" in documented for key in keys)
+    assert record["seconds"] == pytest.approx({"continue": 0.71, "generate": 0.2}.get(command[0], 0.51))
+
+
+def test_resynthesis_of_the_example_is_as_long_and_repeatable(audiolm):
+    contents = []
+    for name in ("a.wav", "b.wav"):
+        code, _, err = audiolm("resynth", EXAMPLE, "--speaker", EXAMPLE, "-o", name, "--seed", "1")
+        assert code == 0, err
+        contents.append(open(name, "rb").read())
+    assert contents[0] == contents[1]
+    assert soundfile.info("a.wav").frames == soundfile.info(EXAMPLE).frames
 
 
 @pytest.mark.parametrize("samples", [np.zeros(16000), tone(0.04), tone(0.041), tone(1.0)], ids=len)
