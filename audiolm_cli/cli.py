@@ -346,7 +346,11 @@ def models_show(
         f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
         f"{tokens.sample_rate} Hz, {tokens.semantic_rate:g} semantic tokens/s of {tokens.semantic_vocabulary}, "
         f"{tokens.quantizers} codes of {tokens.codebook_size} for every {tokens.samples_per_frame} samples",
-        *(f"{part}: {how}" for part, how in config.trained.items()),
+        *(f"{name}: {', '.join(map(str, value))}" for name, value in vars(config.sampling).items()),
+        *(
+            f"{part} trained: {', '.join(f'{key} {value}' for key, value in how.items())}"
+            for part, how in config.trained.items()
+        ),
         "",
         record["card"],
         record["licence_text"],
