@@ -166,7 +166,7 @@ for module in (bundle, pipeline):
 
 def spawn(*arguments: object, code: str = f"exec({STAND_IN!r})", **options: Any) -> subprocess.Popen:
     """Starts a command line in another process, after `code`; unless told otherwise with a stand-in for the models."""
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}; from audiolm_cli.cli import main; sys.exit(main())"
-    )
+    interruptible = "import signal; signal.signal(2, signal.default_int_handler)"  # as it is not in the background
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {interruptible}; {code}"
+    program += "; from audiolm_cli.cli import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], **options)
