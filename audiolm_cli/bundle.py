@@ -141,7 +141,7 @@ def damaged(folder: Path, contents: bool = True) -> list[str]:
     wrong = [name for name in ("config.json", *present) if name not in sums]
     for name, digest in sums.items():
         file = folder / name
-        if not file.is_file() or (contents and _digest(file) != digest):
+        if not file.is_file() or (contents and sha256(file) != digest):
             wrong.append(name)
     return wrong
 
@@ -185,7 +185,8 @@ def _text(file: Path) -> str:
         raise ModelError(f"{file}: not readable ({error})") from error
 
 
-def _digest(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, as sha256sum writes it."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(1 << 20):

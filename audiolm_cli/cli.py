@@ -21,6 +21,7 @@ from audiolm_cli.errors import AudioLMError, UsageError, display
 
 if TYPE_CHECKING:
     from audiolm_cli.bundle import Bundle
+    from audiolm_cli.jobs import Job
 
 app = typer.Typer(
     name="audiolm",
@@ -144,21 +145,7 @@ def continue_(
     and so on; the suffix chooses WAV, FLAC or Ogg. The paths of the outputs go to standard output, all else to
     standard error.
     """
-    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
-    command.plan(
-        prompts,
-        AUDIO,
-        duration=duration,
-        prompt_seconds=prompt_seconds,
-        continuation_only=continuation_only,
-        num_samples=num_samples,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        plot=plot,
-    )
-    command.synthesise("Continue", model, device, dtype, threads, batch_size)
+    _Command(ctx, AUDIO).run("Continue", prompts or [])
 
 
 @app.command()
@@ -195,20 +182,7 @@ def generate(
 
     `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
     """
-    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
-    command.plan(
-        [],
-        AUDIO,
-        takes_input=False,
-        duration=duration,
-        num_samples=num_samples,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        plot=plot,
-    )
-    command.synthesise("Generate", model, device, dtype, threads, batch_size)
+    _Command(ctx, AUDIO).run("Generate", [None])
 
 
 @app.command()
@@ -247,22 +221,11 @@ def resynth(
     speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
     their consent.
     """
-    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
+    command = _Command(ctx, AUDIO)
     if not sources and jobs is None and sys.stdin is not None and not sys.stdin.isatty():
         sources = ["-"]
         command.output = output if output or out_dir else "-"
-    command.plan(
-        sources,
-        AUDIO,
-        speaker=speaker,
-        num_samples=num_samples,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        plot=plot,
-    )
-    command.synthesise("Resynth", model, device, dtype, threads, batch_size)
+    command.run("Resynth", sources or [])
 
 
 @app.command()
@@ -285,9 +248,7 @@ def encode(
     debug: Debug = False,
 ) -> None:
     """Turn recordings into tokens, in safetensors files."""
-    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
-    command.plan(recordings, (".safetensors",))
-    command.run("Encode", model, device, DType.float32, threads)
+    _Command(ctx, (".safetensors",)).run("Encode", recordings or [])
 
 
 @app.command()
@@ -313,9 +274,7 @@ def decode(
     debug: Debug = False,
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio."""
-    command = _Command(ctx, output, out_dir, name, jobs, force, skip_existing, fail_fast)
-    command.plan(tokens, AUDIO, quantizers=quantizers)
-    command.run("Decode", model, device, DType.float32, threads)
+    _Command(ctx, AUDIO).run("Decode", tokens or [])
 
 
 @models.command("list")
@@ -417,33 +376,46 @@ def _console(ctx: typer.Context) -> Console:
 
 
 class _Command:
-    """From parsed options to the exit code, the same for all commands that make outputs."""
+    """From parsed options to the exit code, the same for all commands that make outputs. Options go by their names, in
+    `ctx.params`: a command's signature says which of them it has."""
 
-    def __init__(
-        self, ctx: typer.Context, output: str | None, out_dir: str | None, name: str | None, jobs: str | None,
-        force: bool, skip_existing: bool, fail_fast: bool,
-    ):  # fmt: skip
-        self.console = _console(ctx)
-        _check_device(ctx.params["device"])
-        if force and skip_existing:
+    def __init__(self, ctx: typer.Context, suffixes: tuple[str, ...]):
+        self.console, self.suffixes, self.params = _console(ctx), suffixes, ctx.params
+        _check_device(self.params["device"])
+        if self.params["force"] and self.params["skip_existing"]:
             raise UsageError("--force and --skip-existing exclude each other")
-        if name is not None and out_dir is None:
+        if self.params["name"] is not None and self.params["out_dir"] is None:
             raise UsageError("--name: needs --out-dir")
-        self.output, self.out_dir, self.name, self.list = output, out_dir, name, jobs
-        self.force, self.skip_existing, self.fail_fast = force, skip_existing, fail_fast
-        self.offline: bool = ctx.params["offline"]
+        self.output: str | None = self.params["output"]
 
-    def plan(
-        self, sources: list[str] | None, suffixes: tuple[str, ...], takes_input: bool = True, **given: Any
-    ) -> None:
-        """Works out the jobs, with the checks that a command can fail before it starts. `given`: the options of each
-        output, by their names in `options.CHECKS`."""
+    def run(self, task: str, sources: Sequence[str | None]) -> None:
+        """Makes the outputs with the task of that name and exits with 1 if any failed; without a readable input no
+        model is loaded. `sources` is [None] where nothing goes in."""
         from audiolm_cli import jobs
 
-        defaults = options.checked(given)
-        if "seed" in given and defaults["seed"] is None:
+        fail_fast, planned = self.params["fail_fast"], self._plan(sources)
+        usable = jobs.readable(planned, self.console)
+        failed = len(planned) - len(usable)
+        if usable and not (failed and fail_fast):
+            settings = {name: self.params[name] for name in ("device", "dtype", "threads") if name in self.params}
+            bundle = _load(self.params["model"], offline=self.params["offline"], **{"dtype": "float32", **settings})
+            from audiolm_cli import tasks
+
+            sampled = {"batch_size": self.params["batch_size"], "settings": settings} if "dtype" in settings else {}
+            made = getattr(tasks, task)(bundle, self.console, force=self.params["force"], **sampled)
+            failed += jobs.run(usable, made, self.console, fail_fast)
+        if failed:
+            raise typer.Exit(1)
+
+    def _plan(self, sources: Sequence[str | None]) -> list[Job]:
+        """The jobs, with the checks that a command can fail before it starts."""
+        from audiolm_cli import jobs
+
+        defaults = options.checked({name: self.params[name] for name in options.OWN if name in self.params})
+        seeded = "seed" in defaults
+        if seeded and defaults["seed"] is None:
             defaults["seed"] = secrets.randbits(32)
-        requests = self._requests(sources or [], takes_input, defaults)
+        requests = self._requests(sources, defaults)
         piped = any(request.output == "-" for request in requests)
         if piped and self.console.json:
             raise UsageError("-o - and --json both need standard output")
@@ -453,58 +425,33 @@ class _Command:
             from audiolm_cli import plot
 
             plot.check()
-        if self.list == "-" and any("-" in (request.source, request.options.speaker) for request in requests):
+        if self.params["jobs"] == "-" and any("-" in (r.source, r.options.speaker) for r in requests):
             raise UsageError("standard input cannot be both the job list and an input")
-        self.jobs = jobs.plan(
-            requests,
-            out_dir=self.out_dir,
-            suffixes=suffixes,
-            name=self.name,
-            force=self.force,
-            skip_existing=self.skip_existing,
-        )
-        if skipped := sum(request.samples for request in requests) - len(self.jobs):
+        places = {name: self.params[name] for name in ("out_dir", "name", "force", "skip_existing")}
+        planned = jobs.plan(requests, suffixes=self.suffixes, **places)
+        if skipped := sum(request.samples for request in requests) - len(planned):
             self.console.note(f"{skipped} outputs exist already and are kept")
-        if "seed" in given and self.jobs:
+        if seeded and planned:
             self.console.say(f"seed {defaults['seed']}")
+        return planned
 
-    def _requests(self, sources: list[str], takes_input: bool, defaults: dict[str, Any]) -> list[options.Request]:
-        if self.list is not None:
-            if sources or self.output:
+    def _requests(self, sources: Sequence[str | None], defaults: dict[str, Any]) -> list[options.Request]:
+        takes_input = sources != [None]
+        if (listed := self.params["jobs"]) is not None:
+            if (takes_input and sources) or self.output:
                 raise UsageError("--jobs names inputs and outputs itself: leave out INPUT and -o")
             keys = [*defaults, "output", *(["input"] if takes_input else [])]
             from audiolm_cli import audio
 
-            lines = audio.read_bytes(self.list).splitlines()
-            return options.read_jobs(lines, display(self.list), keys, defaults, takes_input)
-        if not sources and takes_input:
+            lines = audio.read_bytes(listed).splitlines()
+            return options.read_jobs(lines, display(listed), keys, defaults, takes_input)
+        if not sources:
             raise UsageError("name the inputs: INPUT..., or --jobs FILE")
-        if self.output is not None and self.out_dir is not None:
+        if self.output is not None and self.params["out_dir"] is not None:
             raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
         if self.output is not None and len(sources) > 1:
             raise UsageError("several inputs need --out-dir instead of -o")
-        wanted: list[str | None] = [*sources] if takes_input else [None]
-        return [options.request({**defaults, "input": source, "output": self.output}) for source in wanted]
-
-    def synthesise(self, task: str, model: str, device: str, dtype: DType, threads: int, batch_size: int) -> None:
-        settings = {"device": device, "dtype": dtype.value, "threads": threads}
-        self.run(task, model, device, dtype, threads, batch_size=batch_size, settings=settings)
-
-    def run(self, task: str, model: str, device: str, dtype: DType, threads: int, **settings: Any) -> None:
-        """Runs the jobs with the task of that name and exits with 1 if any failed; without a readable input no model is
-        loaded."""
-        from audiolm_cli import jobs
-
-        usable = jobs.readable(self.jobs, self.console)
-        failed = len(self.jobs) - len(usable)
-        if usable and not (failed and self.fail_fast):
-            bundle = _load(model, device, dtype.value, threads, self.offline)
-            from audiolm_cli import tasks
-
-            made = getattr(tasks, task)(bundle, self.console, force=self.force, **settings)
-            failed += jobs.run(usable, made, self.console, self.fail_fast)
-        if failed:
-            raise typer.Exit(1)
+        return [options.request({**defaults, "input": source, "output": self.output}) for source in sources]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -549,7 +496,6 @@ def _load(model: str, device: str, dtype: str, threads: int, offline: bool) -> B
     from audiolm_cli import bundle
 
     torch.set_num_threads(threads)
-
     return bundle.load(model, device=device, dtype=dtype, offline=offline)
 
 

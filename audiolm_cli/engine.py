@@ -22,8 +22,8 @@ CACHE_STEP = 64  # attention reads the cache in multiples of this, so that paddi
 @dataclass(frozen=True)
 class Item:
     """One sequence to finish: its unknown ids are a tail, token n of which comes from ids `low[n]` to `low[n] + size`,
-    drawn with `uniform[n]`; items that are made together share these ranges as
-    far as they both go. `stop`, if any, is an id (within the range) that ends the item early."""
+    drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
+    an id (within the range) that ends the item early."""
 
     sequence: Sequence
     low: list[int]

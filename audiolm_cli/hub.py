@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from audiolm_cli.bundle import PARTS, check_sums, damaged, read_config
+from audiolm_cli.bundle import PARTS, check_once, damaged, read_config
 from audiolm_cli.errors import ModelError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0,127})?")
@@ -24,16 +24,22 @@ def is_id(name: str) -> bool:
 
 def cached(name: str) -> Path | None:
     """The folder of a bundle that is here, whole or not; asks no network."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    repository, _, revision = name.partition("@")
     try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, local_files_only=True, allow_patterns=FILES)
-        )
+        return _snapshot(name, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def _snapshot(name: str, local_files_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    folder = snapshot_download(
+        repository, revision=revision or None, local_files_only=local_files_only, allow_patterns=FILES
+    )
+    return Path(folder)
 
 
 def whole(folder: Path) -> bool:
@@ -50,16 +56,15 @@ def pull(name: str, offline: bool = False, quiet: bool = False) -> Path:
     if folder and whole(folder):
         return folder
     import huggingface_hub
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelError(f"{name}: not here, and --offline or HF_HUB_OFFLINE forbids to fetch it")
     if quiet:
         disable_progress_bars()
-    repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
+        folder = _snapshot(name)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError):
         raise ModelError(f"{name}: the hub has no such repository, or does not show it to you") from None
     except huggingface_hub.errors.RevisionNotFoundError:
@@ -68,7 +73,7 @@ def pull(name: str, offline: bool = False, quiet: bool = False) -> Path:
         why = " ".join(str(error).split())[:300]
         raise ModelError(f"{name}: could not be fetched ({why}); what has come stays, try again") from error
     try:
-        check_sums(folder)
+        check_once(folder)
         read_config(folder)
     except ModelError:
         for file in damaged(folder):  # so that it is fetched again
@@ -91,7 +96,7 @@ def listed() -> dict[str, Path]:
     found = {}
     for repository in cache.repos:
         for revision in repository.revisions:
-            if (revision.snapshot_path / "SHA256SUMS").is_file() and whole(revision.snapshot_path):
+            if whole(revision.snapshot_path):
                 name = sorted(revision.refs)[0] if revision.refs else revision.commit_hash
                 found[f"{repository.repo_id}@{name}"] = revision.snapshot_path
     return dict(sorted(found.items()))

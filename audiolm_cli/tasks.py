@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -37,7 +38,8 @@ class Synthesis(ABC):
     def __post_init__(self) -> None:
         tokens = self.bundle.config.tokens
         self.rate, self.token = tokens.sample_rate, tokens.samples_per_semantic
-        self._recording: tuple[Job, np.ndarray] | None = None  # read once for all its samples
+        # read once for all samples of a recording, and beside it the reference that many share
+        self._read = functools.lru_cache(2)(lambda path: _read(path, self.bundle, self.console))
         self._batch = 1  # outputs made together
 
     def check(self, options: Options) -> None:
@@ -50,9 +52,7 @@ class Synthesis(ABC):
 
         if job.source is None:
             return Prompt(np.zeros(0, np.float32), job.position, job.sample, job.options.seed)
-        if self._recording is None or self._recording[0].position != job.position:
-            self._recording = job, _read(job.source, self.bundle, self.console)
-        return Prompt(self._recording[1], job.position, job.sample, job.options.seed)
+        return Prompt(self._read(job.source), job.position, job.sample, job.options.seed)
 
     def seconds(self, job: Job, loaded: Prompt) -> float:
         return job.options.duration or len(loaded.samples) / self.rate
@@ -143,21 +143,15 @@ class Resynth(Synthesis):
     """`audiolm resynth`."""
 
     def load(self, job: Job) -> Prompt:
-        self._speaker(job.options.speaker)
+        if job.options.speaker:
+            self._read(job.options.speaker)
         return super().load(job)
 
     def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
         from audiolm_cli import pipeline
 
-        return pipeline.resynth(self.bundle, prompts, speaker=self._speaker(options.speaker), **common)
-
-    def _speaker(self, path: str | None) -> np.ndarray | None:
-        """The reference recording, read once as long as it stays the same."""
-        if path is None:
-            return None
-        if getattr(self, "_reference", (None,))[0] != path:
-            self._reference = path, _read(path, self.bundle, self.console)
-        return self._reference[1]
+        speaker = self._read(options.speaker) if options.speaker else None
+        return pipeline.resynth(self.bundle, prompts, speaker=speaker, **common)
 
 
 @dataclass

@@ -25,9 +25,10 @@ EXAMPLE = ROOT / "examples" / "prompt.flac"
 
 
 @pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.delenv("AUDIOLM_MODEL", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # not the user's
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:
@@ -87,13 +88,6 @@ class FakePipeline:
                 stage_seconds={"semantic": 0.5, "decode": 0.1},
                 stage_tokens={"semantic": 25, "decode": 50},
             )
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests neither see nor leave anything in the user's caches."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
 @dataclass

@@ -106,6 +106,6 @@ def test_the_speaker_matches_by_the_reference_of_the_case():
 def test_summary_has_every_score():
     cases = [Case(name, ramp(3), ramp(7), np.zeros(2)) for name in "ab"]
     scores = [Score(1.0, 0.8, 3.0, 0.0, 0.0, 0.0), Score(0.0, 0.2, 2.0, 1.0, 0.0, 0.0)]
-    summary = continuations.summarise(cases, scores)
+    summary = continuations.summarise([case.speaker for case in cases], scores)
     assert set(summary) == set(Score._fields)
     assert summary["speaker_match"].mean == 0.5

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, sha256, tensors_identity
 from audiolm_cli.config import BundleConfig, SamplingConfig, from_json
 from audiolm_cli.errors import ModelError
 
@@ -76,7 +75,7 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
 def write_sums(folder: Path) -> None:
     """SHA256SUMS over all other files of a bundle, as sha256sum writes it."""
     files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+    lines = [f"{sha256(file)}  {file.name}\n" for file in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 

@@ -203,6 +203,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     args = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
     part = args.runs / "parts" / "codec.safetensors"
     tokens, config, before = preset(args.preset).tokens, preset(args.preset).codec, {}
     if args.kind and args.kind != config.kind:
@@ -218,8 +220,6 @@ def main() -> None:
         codec.load_state_dict({name: tensor.float() for name, tensor in load_file(part).items()})
         codec.encoder.requires_grad_(False)
     name = "decoder" if args.decoder_only else "codec"
-    if "WORLD_SIZE" in os.environ:
-        parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
     trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
     trainer.extra["config"] = dataclasses.asdict(config)
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)

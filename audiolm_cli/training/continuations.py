@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,8 +152,7 @@ def copies(tokens: np.ndarray, source: np.ndarray) -> bool:
     return any(len(np.unique(tokens[place : place + SECOND])) >= LIVELY for place in found)
 
 
-def summarise(chosen: Sequence[Case], scores: Sequence[Score]) -> dict[str, Figure]:
-    """Averages over speakers of every part of the scores."""
-    speakers = [case.speaker for case in chosen]
-    parts = zip(Score._fields, zip(*scores, strict=True), strict=True)
+def summarise(speakers: Sequence[str], scores: Sequence[Any]) -> dict[str, Figure]:
+    """Averages over speakers of every part of the scores, which are named tuples of one kind."""
+    parts = zip(scores[0]._fields, zip(*scores, strict=True), strict=True)
     return {name: figure(zip(speakers, values, strict=True)) for name, values in parts}

@@ -34,7 +34,6 @@ from audiolm_cli.training.measures import (
     autoencoder,
     clips_per_speaker,
     codec_figures,
-    figure,
     opus_rows,
 )
 
@@ -148,7 +147,7 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
             continuations.score(case, new, voices, tokenize, tokens)
             for case, new, tokens in zip(chosen, make(), prompts, strict=True)
         ]
-        rows[name] = dict(continuations.summarise(chosen, scores))
+        rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
     count, people = len(chosen), len({case.speaker for case in chosen})
     return {f"{count} continuations, 3 s + 7 s, of {people} speakers among {len(voices.speakers)}": rows}
 
@@ -177,7 +176,7 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     groups = resyntheses.pairings(continuations.cases(clips, setting.prompts, SEED), setting.prompts // 2)
     voices, tokenize = continuations.reference_voices(clips), phones.as_function(bundle.tokenizer)
     through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
-    rows: dict[str, list[tuple[str, resyntheses.Score]]] = {}
+    rows: dict[str, list[resyntheses.Score]] = {}
     for number, group in enumerate(groups):
         say(f"resynthesis: {number + 1} of {len(groups)}")
         sources = [pairing.source.real for pairing in group]
@@ -192,14 +191,9 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
                 ("source, through the codec", through(pairing.source.real)),
             ):
                 found = resyntheses.score(pairing, made, voices, wanted, tokenize(made))
-                rows.setdefault(name, []).append((pairing.reference.speaker, found))
-    table: Table = {
-        name: {
-            field: figure((speaker, getattr(found, field)) for speaker, found in scores)
-            for field in resyntheses.Score._fields
-        }
-        for name, scores in rows.items()
-    }
+                rows.setdefault(name, []).append(found)
+    voiced = [group[0].reference.speaker for group in groups for _ in group]
+    table: Table = {name: dict(continuations.summarise(voiced, scores)) for name, scores in rows.items()}
     count = sum(map(len, groups))
     return {f"{count} resyntheses of 7 s after 3 s of another speaker, among {len(voices.speakers)}": table}
 

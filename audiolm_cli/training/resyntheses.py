@@ -26,7 +26,7 @@ class Pairing(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Shares and means over many come from `measures.figure`."""
+    """Shares and means over many come from `continuations.summarise`."""
 
     speaker_is_reference: float
     speaker_is_source: float
