@@ -1,7 +1,7 @@
 """Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
 
 Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
-belongs to the item, and the linear layers see a constant number of rows where their last bit depends on it (float32).
+belongs to the item, and linear layers see a constant number of rows where their last bit depends on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from audiolm_cli.sampling import sample
 from audiolm_cli.tokens import Sequence
 from audiolm_cli.transformer import KVCache, Transformer
 
-CACHE_STEP = 64  # attention reads the cache in multiples of this, so that padding never changes how sums are grouped
+# Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
+# how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
+CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
+# From this width on bfloat16 products on a CPU give a row the same bits however many rows there are.
+ROWS_AGREE_FROM = 128
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,13 @@ def _generate_batch(
     progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     weight = model.ids.weight
-    slots = batch_size if weight.dtype == torch.float32 and weight.device.type == "cpu" else len(items)
+    padded = weight.device.type == "cpu" and (weight.dtype == torch.float32 or model.config.width < ROWS_AGREE_FROM)
+    slots = batch_size if padded else len(items)
     known = [item.sequence.known for item in items]
     wanted = [len(item.sequence.ids) - k for item, k in zip(items, known, strict=True)]
     steps, device = max(wanted), weight.device
-    cache = KVCache.allocate(model, slots, _round_up(max(known) + steps))
+    cache_step = CACHE_STEP[weight.dtype]
+    cache = KVCache.allocate(model, slots, _round_up(max(known) + steps, cache_step))
     hidden = weight.new_zeros(slots, model.config.width)
     fields = torch.zeros(slots, steps, items[0].sequence.fields.shape[1], dtype=torch.int64, device=device)
     uniform = torch.full((slots, steps), 0.5, device=device)
@@ -90,7 +96,7 @@ def _generate_batch(
         if n + 1 == steps or _all_stopped(items, made, n):
             break
         bias[rows_index, 0, 0, lengths] = 0
-        longest = _round_up(last_length + n + 1)
+        longest = _round_up(last_length + n + 1, cache_step)
         hidden = model.step(token, fields[:, n], cache, lengths, longest, bias[..., :longest])
         lengths += 1
     return [_cut(made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
@@ -111,5 +117,5 @@ def _cut(ids: Tensor, stop: int | None) -> Tensor:
     return ids[: int(ends[0])] if len(ends) else ids
 
 
-def _round_up(length: int) -> int:
-    return -(-length // CACHE_STEP) * CACHE_STEP
+def _round_up(length: int, step: int) -> int:
+    return -(-length // step) * step

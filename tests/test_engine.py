@@ -12,11 +12,11 @@ from bundles import modules
 from torch import Tensor
 
 from audiolm_cli import engine
-from audiolm_cli.config import TokenSpec, preset
+from audiolm_cli.config import StageConfig, TokenSpec, preset
 from audiolm_cli.engine import Item
 from audiolm_cli.sampling import sample, uniforms
 from audiolm_cli.tokens import Layout, Sequence, coarse_sequence
-from audiolm_cli.transformer import KVCache, Transformer, pack
+from audiolm_cli.transformer import Block, KVCache, PackedLinear, Transformer, pack
 
 CONFIG = preset("tiny")
 SPEC = CONFIG.tokens
@@ -125,10 +125,44 @@ def test_ragged_batch_gives_the_slow_decoders_tokens(model: Transformer, tempera
 def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -> None:
     config = dataclasses.replace(CONFIG, coarse=dataclasses.replace(CONFIG.coarse, layout=layout))
     model: Transformer = modules(config)["coarse"].eval().to(dtype)  # type: ignore[assignment]
-    items = [coarse_item(n, 2 * n // 3, n, layout) for n in (5, 40, 17, 3)]
+    items = [coarse_item(n, 2 * n // 3, n, layout) for n in (5, 90, 17, 3)]
     together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
     for item, got in zip(items, together, strict=True):
         assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kv_heads", "width"), [(2, 16), (1, 64), (4, 64)])
+def test_attention_does_not_see_how_far_the_cache_reaches(dtype: torch.dtype, kv_heads: int, width: int) -> None:
+    block = Block(StageConfig(width=4 * width, heads=4, kv_heads=kv_heads), 0.0)
+    generator, longest, step = torch.Generator().manual_seed(0), 2048, engine.CACHE_STEP[dtype]
+    for length in torch.randint(1, longest, (30,), generator=generator).tolist():
+        q = torch.randn(2, 4, 1, width, generator=generator).to(dtype)
+        keys, values = torch.randn(2, 2, kv_heads, longest, width, generator=generator).to(dtype)
+        bias = torch.zeros(2, 1, 1, longest, dtype=dtype)
+        bias[0, ..., length:] = -math.inf
+        results = [
+            block.attend_cached(q, keys[:, :, :end], values[:, :, :end], bias[..., :end])[0]
+            for end in range(-(-length // step) * step, longest + 1, step)
+        ]
+        assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="bfloat16 is not decoded in here")
+@pytest.mark.parametrize("name", ["speech", "paper"])
+def test_a_rows_product_does_not_depend_on_how_many_rows_there_are(name: str) -> None:
+    config = preset(name)
+    stages = [stage for stage in (config.semantic, config.coarse, config.fine) if stage]
+    assert min(stage.width for stage in stages) >= engine.ROWS_AGREE_FROM
+    for stage in stages:
+        block = Block(stage, 0.0).bfloat16()
+        for linear in (block.qkv, block.output, block.up, block.down):
+            layer = PackedLinear(linear)
+            for rows in (2, 4, 8, 16, 64):
+                x = torch.randn(rows, 1, linear.in_features, dtype=torch.bfloat16)
+                with torch.inference_mode():
+                    together = layer(x)
+                    assert all(torch.equal(layer(x[r : r + 1]), together[r : r + 1]) for r in range(rows))
 
 
 def test_packed_linear_layers_give_the_same_values() -> None:
