@@ -25,7 +25,7 @@ install: .venv/installed  ## the program and what tests need, into .venv
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# torch first and by version: a bare requirement may bring another build together with gigabytes of CUDA
 	$(PIP) install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt
-	$(PIP) install -e '.[dev,plot,train]' -c constraints.txt
+	$(PIP) install -e '.[dev,plot,ray,train]' -c constraints.txt
 	touch $@
 
 .venv/eval: .venv/installed

@@ -10,17 +10,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from audiolm_cli import __version__, options
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, UsageError, display
+from audiolm_cli.errors import AudioLMError, UsageError, display, explain
 
 if TYPE_CHECKING:
-    from audiolm_cli.bundle import Bundle
     from audiolm_cli.jobs import Job
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_hel
 app.add_typer(models, name="models")
 
 AUDIO = (".wav", ".flac", ".ogg")
+RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d{1,5}")
 
 
 class DType(str, Enum):
@@ -83,10 +85,26 @@ BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outp
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="[ADDRESS]", help="Spread the work over a Ray cluster: there, or this machine's cores."),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+
+
+class _RayCommand(TyperCommand):
+    """A command whose option --ray may stand without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        if "--ray" in args[:end]:
+            place = args.index("--ray")
+            address = [a for a in args[place + 1 : end][:1] if RAY_ADDRESS.fullmatch(a)]
+            args = [*args[:place], f"--ray={''.join(address)}", *args[place + 1 + len(address) :]]
+        return super().parse_args(ctx, args)
 
 
 def _version(wanted: bool) -> None:
@@ -107,7 +125,7 @@ def _audiolm(
         raise typer.Exit(2)
 
 
-@app.command("continue")
+@app.command("continue", cls=_RayCommand)
 def continue_(
     ctx: typer.Context,
     prompts: Inputs = None,
@@ -134,6 +152,7 @@ def continue_(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    ray: Ray = None,
     offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -148,7 +167,7 @@ def continue_(
     _Command(ctx, AUDIO).run("Continue", prompts or [])
 
 
-@app.command()
+@app.command(cls=_RayCommand)
 def generate(
     ctx: typer.Context,
     unconditional: Annotated[
@@ -173,6 +192,7 @@ def generate(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    ray: Ray = None,
     offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -185,7 +205,7 @@ def generate(
     _Command(ctx, AUDIO).run("Generate", [None])
 
 
-@app.command()
+@app.command(cls=_RayCommand)
 def resynth(
     ctx: typer.Context,
     sources: Inputs = None,
@@ -210,6 +230,7 @@ def resynth(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    ray: Ray = None,
     offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -228,7 +249,7 @@ def resynth(
     command.run("Resynth", sources or [])
 
 
-@app.command()
+@app.command(cls=_RayCommand)
 def encode(
     ctx: typer.Context,
     recordings: Inputs = None,
@@ -242,6 +263,7 @@ def encode(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    ray: Ray = None,
     offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -251,7 +273,7 @@ def encode(
     _Command(ctx, (".safetensors",)).run("Encode", recordings or [])
 
 
-@app.command()
+@app.command(cls=_RayCommand)
 def decode(
     ctx: typer.Context,
     tokens: Annotated[
@@ -268,6 +290,7 @@ def decode(
     force: Force = False,
     skip_existing: SkipExisting = False,
     fail_fast: FailFast = False,
+    ray: Ray = None,
     offline: Offline = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -382,6 +405,10 @@ class _Command:
     def __init__(self, ctx: typer.Context, suffixes: tuple[str, ...]):
         self.console, self.suffixes, self.params = _console(ctx), suffixes, ctx.params
         _check_device(self.params["device"])
+        if self.params["ray"] and not RAY_ADDRESS.fullmatch(self.params["ray"]):
+            raise UsageError(
+                f"--ray: an address is host:port, ray://host:port, auto or local, not {self.params['ray']!r}"
+            )
         if self.params["force"] and self.params["skip_existing"]:
             raise UsageError("--force and --skip-existing exclude each other")
         if self.params["name"] is not None and self.params["out_dir"] is None:
@@ -397,13 +424,16 @@ class _Command:
         usable = jobs.readable(planned, self.console)
         failed = len(planned) - len(usable)
         if usable and not (failed and fail_fast):
-            settings = {name: self.params[name] for name in ("device", "dtype", "threads") if name in self.params}
-            bundle = _load(self.params["model"], offline=self.params["offline"], **{"dtype": "float32", **settings})
-            from audiolm_cli import tasks
+            from audiolm_cli.tasks import TaskSpec
 
-            sampled = {"batch_size": self.params["batch_size"], "settings": settings} if "dtype" in settings else {}
-            made = getattr(tasks, task)(bundle, self.console, force=self.params["force"], **sampled)
-            failed += jobs.run(usable, made, self.console, fail_fast)
+            spec = TaskSpec(task, **{f.name: self.params[f.name] for f in fields(TaskSpec) if f.name in self.params})
+            if self.params["ray"] is None:
+                failed += jobs.run(usable, spec.task(self.console), self.console, fail_fast)
+            else:
+                from audiolm_cli import cluster
+
+                cluster.connect(self.params["ray"], quiet=not self.console.debug)
+                failed += cluster.run(usable, spec, self.console, fail_fast)
         if failed:
             raise typer.Exit(1)
 
@@ -427,6 +457,11 @@ class _Command:
             plot.check()
         if self.params["jobs"] == "-" and any("-" in (r.source, r.options.speaker) for r in requests):
             raise UsageError("standard input cannot be both the job list and an input")
+        if self.params["ray"] is not None:
+            if piped or any("-" in (r.source, r.options.speaker) for r in requests):
+                raise UsageError("--ray: other machines do not see this one's standard input and output: name files")
+            if ":" in self.params["device"]:
+                raise UsageError("--device: with --ray, Ray chooses which GPU: give cuda alone")
         places = {name: self.params[name] for name in ("out_dir", "name", "force", "skip_existing")}
         planned = jobs.plan(requests, suffixes=self.suffixes, **places)
         if skipped := sum(request.samples for request in requests) - len(planned):
@@ -469,34 +504,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if console.debug:
             traceback.print_exc()
-        code, message = _explain(error)
+        code, message = explain(error)
         console.error(message)
         return code
 
 
-def _explain(error: Exception) -> tuple[int, str]:
-    """The exit code and the one line for an error."""
-    if isinstance(error, AudioLMError):
-        return error.exit_code, str(error)
-    if hasattr(error, "format_message"):  # Typer's own, about the command's arguments
-        return getattr(error, "exit_code", 2), " ".join(error.format_message().split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 1, "out of memory; a smaller --batch-size or a shorter --duration needs less"
-    text = " ".join(str(error).split())
-    return 1, f"unexpected {type(error).__name__}: {text} (--debug shows where)"
-
-
 def _terminated(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + signum)  # an exception, so that half-written files are removed
-
-
-def _load(model: str, device: str, dtype: str, threads: int, offline: bool) -> Bundle:
-    import torch
-
-    from audiolm_cli import bundle
-
-    torch.set_num_threads(threads)
-    return bundle.load(model, device=device, dtype=dtype, offline=offline)
 
 
 def _check_device(device: str) -> None:

@@ -97,11 +97,12 @@ def _clock(seconds: float) -> str:
 
 def write_stdout(data: bytes) -> None:
     """Writes to standard output at once; raises OutputError when it is closed or full, BrokenPipeError as it is."""
-    if sys.stdout is None:
+    stdout = sys.__stdout__  # sys.stdout is what libraries print to
+    if stdout is None:
         raise OutputError("standard output: it is closed")
     try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        stdout.buffer.write(data)
+        stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:

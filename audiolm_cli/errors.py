@@ -29,6 +29,18 @@ class ModelError(AudioLMError):
     """A bundle that is unknown, damaged or inconsistent."""
 
 
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the one line for an error, whatever its class."""
+    if isinstance(error, AudioLMError):
+        return error.exit_code, str(error)
+    if hasattr(error, "format_message"):  # Typer's own, about the command's arguments
+        return getattr(error, "exit_code", 2), " ".join(error.format_message().split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 1, "out of memory; a smaller --batch-size or a shorter --duration needs less"
+    text = " ".join(str(error).split())
+    return 1, f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+
+
 def display(path: str | os.PathLike[str]) -> str:
     """How messages name an input: its path in one printable line, or "standard input" for "-"."""
     name = os.fspath(path)

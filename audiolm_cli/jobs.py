@@ -6,7 +6,7 @@ import itertools
 import os
 import string
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,9 @@ class Job:
 class Task(Protocol):
     """What is done with each job; `tasks.py` has one for each command."""
 
+    bundle: Any
     batch_size: int
+    force: bool  # replace outputs that are there
 
     def check(self, options: Options) -> None:
         """Raises UsageError for options that cannot be followed."""
@@ -106,18 +108,27 @@ def readable(jobs: list[Job], console: Console) -> list[Job]:
     return [job for job in jobs if usable[job.source] and usable[job.options.speaker]]
 
 
-def run(jobs: list[Job], task: Task, console: Console, fail_fast: bool = False) -> int:
+def run(
+    jobs: list[Job],
+    task: Task,
+    console: Console,
+    fail_fast: bool = False,
+    elsewhere: Callable[[Iterator[list[Job]]], Iterator[int]] | None = None,
+) -> int:
     """Runs the jobs in order and returns how many failed; each has said so itself. With `fail_fast` nothing is begun
-    after the first failure."""
+    after the first failure. `elsewhere` turns batches into their numbers of failed jobs; by default `perform` does."""
     for options in dict.fromkeys(_alike(job) for job in jobs):
         task.check(options)
     failed, done, start = 0, 0, time.monotonic()
-    for batch in batches(jobs, task.batch_size):
-        console.overall = (done, len(jobs), start)
-        failed += perform(batch, task, console, fail_fast)
+    console.overall = (done, len(jobs), start)
+    ours, theirs = itertools.tee(batches(jobs, task.batch_size))
+    failures = elsewhere(theirs) if elsewhere else (perform(batch, task, console, fail_fast) for batch in theirs)
+    for batch, failures_of_batch in zip(ours, failures, strict=True):
+        failed += failures_of_batch
         if failed and fail_fast:
             break
         done += len(batch)
+        console.overall = (done, len(jobs), start)
     return failed
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from audiolm_cli import __version__, audio, plot
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import InputError, UsageError, display
-from audiolm_cli.jobs import Job
+from audiolm_cli.jobs import Job, Task
 from audiolm_cli.options import Options
 
 if TYPE_CHECKING:
@@ -23,6 +23,36 @@ if TYPE_CHECKING:
     from audiolm_cli.pipeline import Output, Prompt, Tokens
 
 GENERATED = "trainedAlgorithmicMedia"  # IPTC digital source type: made by a model trained on media
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is made of, to make it here or in another process. Fields are named as the command's options."""
+
+    kind: str  # the name of a class below
+    model: str
+    device: str
+    threads: int
+    offline: bool
+    force: bool
+    dtype: str | None = None  # None, as `batch_size`, where nothing is sampled
+    batch_size: int | None = None
+
+    def task(self, console: Console) -> Task:
+        """The task with its bundle loaded; raises ModelError, UsageError."""
+        import torch
+
+        from audiolm_cli import bundle
+
+        torch.set_num_threads(self.threads)
+        loaded = bundle.load(self.model, device=self.device, dtype=self.dtype or "float32", offline=self.offline)
+        sampled: dict[str, Any] = {}
+        if self.dtype is not None:
+            settings = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
+            sampled = {"batch_size": self.batch_size, "settings": settings}
+        kinds = {kind.__name__: kind for kind in (Continue, Generate, Resynth, Encode, Decode)}
+        task: Task = kinds[self.kind](loaded, console, force=self.force, **sampled)
+        return task
 
 
 @dataclass

@@ -62,6 +62,6 @@ def test_progress_on_a_terminal(monkeypatch):
 def test_closed_standard_streams(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     Console().error("nobody hears this")
-    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "__stdout__", None)
     with pytest.raises(OutputError, match="closed"):
         console_module.write_stdout(b"x")

@@ -107,7 +107,7 @@ def test_places_that_cannot_take_an_output():
 class Recorder:
     """A task that notes what it is asked; inputs named bad... cannot be loaded, saved... not saved."""
 
-    batch_size = 2
+    bundle, force, batch_size = None, False, 2
 
     def __init__(self):
         self.batches = []

@@ -2,8 +2,9 @@
 
     python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume] [--preset tiny]
 
-The HuBERT way (Hsu et al., 2021): first the clusters of MFCC frames are predicted behind masks, two labels a token;
-from then on, clusters of what a middle layer puts out, made anew where a round begins (`ROUNDS`). Inputs
+The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what a
+middle layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
+`cepstral_points`. Inputs
 are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that tokens
 follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the chosen layer
 and returns the tokenizer that ships.
@@ -30,43 +31,29 @@ from audiolm_cli.training.kmeans import kmeans
 from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
 
 TRAINED_LAYERS, TARGET_LAYER = 6, 4
-MFCC_CLUSTERS, HIDDEN_CLUSTERS, LABELS_PER_TOKEN = 100, 500, 2
+CLUSTERS = 500
+CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
 CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
-ROUNDS = (0.2, 0.5)  # where the second and the third round begin, as shares of the time
+ROUNDS = (0.6,)  # where further rounds begin, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
 UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
 MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, tokens masked from there: about half in all
 
 
 class TokenizerTraining(nn.Module):
-    """The Conformer with a mask vector and a prediction head for each round."""
+    """The Conformer with a mask vector and a prediction head."""
 
     def __init__(self, config: TokenizerConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
         self.tokenizer = SemanticTokenizer(config, tokens, dropout)
         self.mask = nn.Parameter(0.1 * torch.randn(self.tokenizer.input.in_features))
-        self.first = nn.Linear(config.width, LABELS_PER_TOKEN * MFCC_CLUSTERS)
-        self.second = nn.Linear(config.width, HIDDEN_CLUSTERS)  # and all rounds behind it
+        self.head = nn.Linear(config.width, CLUSTERS)
 
-    def logits(self, features: Tensor, masked: Tensor, number: int) -> Tensor:
-        """Features `[B, S, 4 * bins]`, masked `bool [B, S]` -> logits `[B, S, labels, clusters]`."""
+    def logits(self, features: Tensor, masked: Tensor) -> Tensor:
+        """Features `[B, S, 4 * bins]`, masked `bool [B, S]` -> logits `[B, S, clusters]`."""
         x = torch.where(masked[..., None], self.mask.to(features.dtype), features)
-        x = self.tokenizer.hidden(x)
-        return self.first(x).unflatten(-1, (LABELS_PER_TOKEN, -1)) if number == 1 else self.second(x)[:, :, None]
-
-
-def mfcc(log_mel: Tensor) -> Tensor:
-    """Log-mel `[B, M, bins]` -> 13 cepstra with first and second differences, `[B, M, 39]` (as in HuBERT)."""
-    bins = log_mel.shape[-1]
-    angle = (torch.arange(bins) + 0.5) * math.pi / bins
-    basis = torch.cos(torch.arange(13)[:, None] * angle).T.to(log_mel) * math.sqrt(2 / bins)
-    return torch.cat([x := log_mel @ basis, y := _slope(x), _slope(y)], -1)
-
-
-def _slope(x: Tensor) -> Tensor:
-    """The regression over five frames that speech recognition calls delta."""
-    kernel = torch.tensor([-0.2, -0.1, 0.0, 0.1, 0.2], device=x.device).expand(x.shape[-1], 1, 5)
-    return F.conv1d(F.pad(x.transpose(1, 2), (2, 2), mode="replicate"), kernel, groups=x.shape[-1]).transpose(1, 2)
+        logits: Tensor = self.head(self.tokenizer.hidden(x))
+        return logits
 
 
 def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int = 1) -> Iterator[Tensor]:
@@ -81,13 +68,27 @@ def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int =
 
 
 @torch.no_grad()
-def mfcc_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """MFCC of the corpus, averaged over each half token, `[2 * tokens, 39]`."""
+def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
+    """What the first labels are clusters of, `[tokens, 5 * CEPSTRA]`: MFCC averaged over a token, each coefficient
+    normalised over its recording (which takes away much of voice and microphone), the higher ones weighted down, with
+    two neighbours on either side. k-means of these tells 9 points more about the phone than k-means of plain MFCC with
+    deltas, of which most clusters are voices."""
+    bins = tokenizer.config.mel_bins
+    angle = (torch.arange(bins, device=device) + 0.5) * math.pi / bins
+    basis = torch.cos(torch.arange(CEPSTRA, device=device)[:, None] * angle).T
     parts = []
     for audio in stretches(corpus, tokenizer.hop, 15000):
-        x = mfcc(tokenizer.log_mel(audio.to(device)))[0]
-        parts.append(x.view(-1, MELS_PER_TOKEN // LABELS_PER_TOKEN, x.shape[-1]).mean(1))
-    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop * LABELS_PER_TOKEN]
+        mel = tokenizer.log_mel(audio.to(device))[0]
+        parts.append(mel.view(-1, MELS_PER_TOKEN, bins).mean(1) @ basis)
+    points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+    for clip in corpus.clips:
+        own = points[clip.offset // tokenizer.hop : (clip.offset + clip.samples) // tokenizer.hop]
+        own -= own.mean(0)
+        own /= own.std(0, correction=0) + 1e-3
+    points *= 1 - LIFTER * torch.arange(CEPSTRA, device=device) / CEPSTRA
+    wide = F.pad(points.T, (NEIGHBOURS, NEIGHBOURS), mode="replicate").unfold(1, 2 * NEIGHBOURS + 1, 1)
+    weights = 1 - DECAY * torch.arange(-NEIGHBOURS, NEIGHBOURS + 1, device=device).abs()
+    return (wide * weights).permute(1, 2, 0).flatten(1)
 
 
 @torch.no_grad()
@@ -104,17 +105,16 @@ def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.de
 
 
 @torch.no_grad()
-def clustered(points_of: Callable, corpora: dict[str, Corpus], clusters: int, per_token: int, folder: Path) -> dict:
-    """Labels `int64 [tokens, per_token]` of every split: k-means fitted on the training split; kept in `folder`."""
-    files = {split: folder.with_name(f"{folder.name}_{split}.npy") for split in corpora}
+def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus], name: Path) -> dict[str, np.ndarray]:
+    """Labels `int64 [tokens]` of every split: k-means fitted on the training split; kept in `name`_SPLIT.npy."""
+    files = {split: name.with_name(f"{name.name}_{split}.npy") for split in corpora}
     if not all(file.is_file() for file in files.values()):
         points = {split: points_of(corpus) for split, corpus in corpora.items()}
-        mean, scale = points["train"].mean(0), 1 / points["train"].std(0)
         chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
-        centroids = kmeans((points["train"][chosen.to(mean.device)] - mean) * scale, clusters, iterations=10)
+        centroids = kmeans(points["train"][chosen.to(points["train"].device)], CLUSTERS, iterations=10)
         for split, file in files.items():
-            labels = torch.cat([nearest((part - mean) * scale, centroids) for part in points[split].split(65536)])
-            np.save(file, labels.view(-1, per_token).short().cpu().numpy())
+            labels = torch.cat([nearest(part, centroids) for part in points[split].split(65536)])
+            np.save(file, labels.short().cpu().numpy())
     return {split: np.load(file).astype(np.int64) for split, file in files.items()}
 
 
@@ -159,7 +159,7 @@ def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
 
 
 def batch_of(tokenizer: SemanticTokenizer, corpus: Corpus, labels: np.ndarray, first: np.ndarray, length: int) -> tuple:
-    """Log-mel `[B, M, bins]` and labels `int64 [B, S, L]` of the stretches that begin at the given tokens."""
+    """Log-mel `[B, M, bins]` and labels `int64 [B, S]` of the stretches that begin at the given tokens."""
     hop, device = tokenizer.hop, tokenizer.mel_mean.device
     audio = np.stack([corpus.audio[f * hop : (f + length) * hop] for f in first]).astype(np.float32) / 32768
     target = torch.from_numpy(np.stack([labels[f : f + length] for f in first]))
@@ -203,31 +203,31 @@ def load(runs: Path) -> TokenizerTraining:
     return training.eval()
 
 
-def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator, number: int) -> Tensor:
+def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
     """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
-    batch, length, _ = target.shape
+    batch, length = target.shape
     masked = draw_mask(batch, length, generator).to(target.device)
     with torch.autocast(target.device.type, torch.bfloat16):
-        logits = training.logits(normalise(training.tokenizer, mel), masked, number).float()
+        logits = training.logits(normalise(training.tokenizer, mel), masked).float()
     figures = []
     for chosen in (masked, ~masked):
-        guess, label = logits[chosen].flatten(0, 1), target[chosen].flatten()
+        guess, label = logits[chosen], target[chosen]
         figures += [F.cross_entropy(guess, label), (guess.argmax(-1) == label).float().mean()]
     return torch.stack(figures)
 
 
 @torch.no_grad()
-def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int, number: int) -> dict:
+def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int) -> dict:
     """Masked loss and accuracy on the validation split, beside the share of the most frequent label."""
     training.eval()
     generator, figures = torch.Generator().manual_seed(0), []
     firsts = np.arange(0, len(labels) - length, length)[:200]
     for first in np.split(firsts, range(10, len(firsts), 10)):
         mel, target = batch_of(training.tokenizer, corpus, labels, first, length)
-        figures.append(losses(training, mel, target, generator, number))
+        figures.append(losses(training, mel, target, generator))
     training.train()
     means = [round(value, 4) for value in torch.stack(figures).mean(0).tolist()]
-    majority = np.bincount(labels.flatten()).max() / labels.size
+    majority = np.bincount(labels).max() / len(labels)
     return dict(zip(FIGURES, means, strict=True)) | {"majority_class": round(float(majority), 4)}
 
 
@@ -255,11 +255,10 @@ def main() -> None:
         return 1 + sum(trainer.progress > start for start in ROUNDS)
 
     def labels_of(number: int) -> dict[str, np.ndarray]:
-        clusters, per_token = (MFCC_CLUSTERS, LABELS_PER_TOKEN) if number == 1 else (HIDDEN_CLUSTERS, 1)
-        points = mfcc_points if number == 1 else hidden_points
+        points = cepstral_points if number == 1 else hidden_points
         name = trainer.folder / f"labels{number}"
         with trainer.first_alone():
-            return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, clusters, per_token, name)
+            return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, name)
 
     rng = np.random.default_rng((args.seed, trainer.step, trainer.rank))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -269,17 +268,15 @@ def main() -> None:
         if number < round_now():
             number = round_now()
             labels = labels_of(number)
-            training.second.reset_parameters()
+            training.head.reset_parameters()
             trainer.broadcast()
         first = rng.integers(0, len(labels["train"]) - length, args.batch)
         mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
-        figures = losses(training, perturb(mel, generator), target, generator, number)
+        figures = losses(training, perturb(mel, generator), target, generator)
         trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
         if trainer.due():
-            trainer.log(
-                valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length, number)
-            )
-    trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length, number))
+            trainer.log(valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length))
+    trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length))
     if trainer.rank:
         return
     shipped = finish(training.eval(), corpora["train"], args.layers, spec.semantic_vocabulary)
