@@ -3,6 +3,7 @@
 import io
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from audiolm_cli import audio, cli
 from audiolm_cli.errors import InputError
-from tests.conftest import spawn, tone
+from tests.conftest import ROOT, spawn, tone
 
 
 def wav(samples, rate=16000, subtype="FLOAT", format="WAV"):
@@ -161,3 +162,63 @@ def test_mutated_files_are_read_or_refused(tmp_path, data):
         assert recording.samples.ndim == 1
         assert len(recording.samples) > 0
         assert np.abs(recording.samples).max() <= 1
+
+
+# Reads damaged files with 2 GB of address space and 20 seconds for each; prints how many could be used.
+FUZZ = """
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2)
+sys.path.insert(0, {root!r})
+import numpy as np
+from audiolm_cli import audio
+from audiolm_cli.errors import InputError
+from tests.test_bad_input import SEEDS
+random, used = np.random.default_rng(0), 0
+for n in range(2000):
+    content = bytearray(SEEDS[sorted(SEEDS)[n % len(SEEDS)]])
+    head = n % 3 and 100  # two in three are damaged where the header is
+    for _ in range(random.integers(1, 9)):
+        place = int(random.integers(min(head or len(content), len(content))))
+        width = int(random.choice([1, 1, 2, 4]))
+        content[place : place + width] = random.choice([bytes(width), b"\\xff" * width, random.bytes(width)])
+    if n % 5 == 0:
+        del content[int(random.integers(len(content))) :]
+    with open("damaged", "wb") as file:
+        file.write(content)
+    signal.alarm(20)
+    try:
+        used += len(audio.read("damaged", 16000).samples) > 0
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1, error
+    signal.alarm(0)
+print(used)
+"""
+
+
+@pytest.mark.slow
+def test_two_thousand_damaged_files_take_neither_memory_nor_time(tmp_path):
+    command = [sys.executable, "-c", FUZZ.format(root=str(ROOT))]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert 500 < int(result.stdout) < 1900
+
+
+@pytest.mark.slow
+def test_damaged_token_files_are_decoded_or_refused(tiny_bundle):
+    from audiolm_cli import bundle, pipeline
+
+    tiny, random = bundle.load(str(tiny_bundle)), np.random.default_rng(0)
+    whole = pipeline.encode(tiny, tone(0.2)).save_bytes()
+    used = 0
+    for n in range(300):
+        content = bytearray(whole)
+        for _ in range(random.integers(1, 4)):
+            content[int(random.integers(8 if n % 4 == 0 else len(content)))] = int(random.integers(256))
+        try:
+            tokens = pipeline.Tokens.load_bytes(bytes(content), tiny)
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            used += len(pipeline.decode(tiny, tokens)) >= 0
+    assert 0 < used < 300

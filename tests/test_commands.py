@@ -155,3 +155,26 @@ def test_what_cannot_be_loaded(tiny_bundle, prompt, tmp_path, monkeypatch, capfd
     assert error.startswith("audiolm: error: ")
     assert "unexpected" not in error
     assert os.listdir(tmp_path) == ["prompt.wav"]
+
+
+@pytest.mark.slow
+def test_odd_recordings(tiny_bundle, tmp_path, monkeypatch, capfd):
+    """Ten minutes, 96 kHz in eight channels as floats, and names with spaces, newlines and other scripts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUDIOLM_MODEL", str(tiny_bundle))
+    names = ["ten minutes.flac", "eight\nchannels.wav", "голос ü.wav", "-dash.wav"]
+    soundfile.write(tmp_path / names[0], np.tile(tone(60), 10), 16000)
+    soundfile.write(tmp_path / names[1], np.stack([tone(2, 96000)] * 8, 1), 96000, "FLOAT")
+    for name in names[2:]:
+        soundfile.write(tmp_path / name, tone(0.5, 8000), 8000)
+    soundfile.write(tmp_path / "short.wav", tone(0.01), 16000)
+    recordings = ["--", *names, "short.wav"]
+    code = cli.main(["continue", "--duration", "0.2", "--seed", "1", "--out-dir", "out", *recordings])
+    out, err = capfd.readouterr()
+    written = [name.replace("flac", "wav") for name in names]
+    assert (code, out) == (1, "".join(f"out/{name}\n" for name in written))
+    assert sorted(os.listdir("out")) == sorted(written)
+    lengths = [soundfile.info(tmp_path / "out" / name).duration for name in written]
+    assert lengths == [pytest.approx(seconds + 0.2) for seconds in (600, 2, 0.5, 0.5)]
+    assert "audiolm: error: short.wav: shorter than one token, 40 ms" in err.splitlines()
+    assert all(line.startswith("audiolm: ") for line in err.splitlines())
