@@ -419,6 +419,13 @@ def test_help_takes_less_than_three_tenths_of_a_second():
     assert min(spent) < 0.3  # processor time: the machine may be busy
 
 
+@pytest.mark.parametrize(("words", "completed"), [("audiolm con", "continue"), ("audiolm resynth --sp", "--speaker")])
+def test_shells_complete_commands_and_options(words, completed):
+    asked = {"_AUDIOLM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    process = spawn(code="0", env={**os.environ, **asked}, stdout=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=20)[0].split() == [completed]
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
     process = spawn(
