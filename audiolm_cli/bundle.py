@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from audiolm_cli.config import BundleConfig, StageConfig, from_json
+from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.tokens import StageName
@@ -36,6 +37,15 @@ EMBEDDED = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "w
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
 TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
 NEEDS = {"semantic": ("tokenizer",), "coarse": ("codec", "tokenizer"), "fine": ("codec",)}
+
+
+def stage_model(
+    config: StageConfig, tokens: TokenSpec, name: StageName, dropout: float = 0.0
+) -> Transformer | ParallelTransformer:
+    """A stage's model as its config wants it, with random weights."""
+    if config.layout == "parallel":
+        return ParallelTransformer(config, tokens, dropout)
+    return Transformer(config, tokens, name, dropout)
 
 
 class Bundle:
@@ -70,12 +80,12 @@ class Bundle:
         return self._stage("coarse", self.config.coarse)
 
     @cached_property
-    def fine(self) -> Transformer | None:
+    def fine(self) -> Transformer | ParallelTransformer | None:
         return self._stage("fine", self.config.fine) if self.config.fine else None
 
-    def _stage(self, name: StageName, config: StageConfig) -> Transformer:
+    def _stage(self, name: StageName, config: StageConfig) -> Any:
         with torch.device("meta"):
-            model = Transformer(config, self.config.tokens, name)
+            model = stage_model(config, self.config.tokens, name)
         self._fill(name, model, self.dtype)
         pack(model)
         return model

@@ -103,15 +103,16 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A decoder-only Transformer. Layout `aligned`: positions are times shared by all streams, and every input carries
-    the conditioning tokens of the frame it predicts. Layout `plain`: positions count tokens, as in the paper."""
+    """A Transformer. Layout `aligned`: token after token, positions are times shared by all streams, and every input
+    carries the conditioning tokens of the frame it predicts. Layout `plain`: positions count tokens, as in the paper.
+    Layout `parallel`, for the fine stage: one pass for each quantizer, positions are frames."""
 
     layers: int = bounded(1, 96, default=6)
     heads: int = bounded(1, 128, default=4)
     kv_heads: int = bounded(1, 128, default=1)  # shared by heads / kv_heads query heads each: decoding reads less
     width: int = bounded(8, 16384, default=256)
     feedforward: int = bounded(8, 65536, default=1024)
-    layout: Literal["aligned", "plain"] = "aligned"
+    layout: Literal["aligned", "plain", "parallel"] = "aligned"
     rotary_base: float = bounded(10, 1e7, default=2000.0)
     window_seconds: float = bounded(0.5, 120, default=10.0)  # longer outputs slide by half a window
 
@@ -158,6 +159,8 @@ class BundleConfig:
             raise ModelError(
                 "config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse"
             )
+        if "parallel" in (self.semantic.layout, self.coarse.layout):
+            raise ModelError("config.json: only the fine stage can have the layout parallel")
         if isinstance(self.codec, WaveformConfig):
             product = 1
             for stride in self.codec.strides:
@@ -183,7 +186,7 @@ def preset(name: str) -> BundleConfig:
             TokenizerConfig(width=32, heads=2, feedforward=32, layers=2),
             tiny,
             tiny,
-            tiny,
+            dataclasses.replace(tiny, layout="parallel"),
         ),
         "speech": BundleConfig(
             "speech",
@@ -192,7 +195,7 @@ def preset(name: str) -> BundleConfig:
             TokenizerConfig(),
             StageConfig(3),
             StageConfig(6),
-            StageConfig(5, 3, 1, 192, 768, window_seconds=3.0),
+            StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
         ),
         "paper": BundleConfig(
             "paper",

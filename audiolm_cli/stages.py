@@ -17,7 +17,8 @@ from torch import Tensor
 from audiolm_cli import engine
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.engine import Item
-from audiolm_cli.sampling import uniforms
+from audiolm_cli.parallel import ParallelTransformer
+from audiolm_cli.sampling import sample, uniforms
 from audiolm_cli.tokens import coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
 from audiolm_cli.transformer import Transformer
 
@@ -110,13 +111,17 @@ def continue_coarse(
 
 
 def continue_fine(
-    model: Transformer, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
-    batch_size: int, progress: Progress | None = None,
+    model: Transformer | ParallelTransformer, coarse: list[Tensor], known: list[Tensor], noise: list[Noise],
+    sampling: StageSampling, batch_size: int, progress: Progress | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 3: coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`.
 
-    Chunks do not see each other, so all of them, of all items, go through the engine together.
+    Token by token, chunks do not see each other, so all of them, of all items, go through the engine together.
     """
+    if isinstance(model, ParallelTransformer):
+        return [
+            _fine_in_parallel(model, c, k, n, sampling, progress) for c, k, n in zip(coarse, known, noise, strict=True)
+        ]
     spec, layout = model.vocabulary.spec, model.config.layout
     size, context = (_frames(spec, s) for s in (model.config.window_seconds, FINE_CONTEXT_SECONDS))
     lows = [model.vocabulary.code(q) for q in range(spec.coarse, spec.quantizers)]
@@ -136,6 +141,28 @@ def continue_fine(
     for (i, made, end), ids in zip(places, _run(model, items, sampling, batch_size, progress), strict=True):
         codes[i][spec.coarse :, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.fine)
     return codes
+
+
+@torch.inference_mode()
+def _fine_in_parallel(
+    model: ParallelTransformer, coarse: Tensor, known: Tensor, noise: Noise, s: StageSampling, progress: Progress | None
+) -> Tensor:
+    """One item's codes, in windows that each begin with up to 1 s of what is there already."""
+    spec, device = model.spec, model.ids.weight.device
+    size, context = (_frames(spec, seconds) for seconds in (model.config.window_seconds, FINE_CONTEXT_SECONDS))
+    codes, made = _extended(known, coarse.shape[1]).to(device), known.shape[1]
+    codes[: spec.coarse] = coarse
+    while made < codes.shape[1]:
+        first = max(0, made - context)
+        end = min(codes.shape[1], first + size)
+        for q in range(spec.coarse, spec.quantizers):
+            hidden = model(codes[None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
+            numbers = noise.numbers(3, made, end - made, q, 1).to(device)
+            codes[q, made:end] = sample(model.code_logits(hidden, q), numbers, s.temperature, s.top_k, s.top_p)
+            if progress:
+                progress(end - made)
+        made = end
+    return codes.cpu()
 
 
 def _run(

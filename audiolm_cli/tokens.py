@@ -17,7 +17,7 @@ from torch import Tensor
 from audiolm_cli.config import TokenSpec
 
 StageName = Literal["semantic", "coarse", "fine"]
-Layout = Literal["aligned", "plain"]
+Layout = Literal["aligned", "plain", "parallel"]  # the last one is made without a flat sequence
 CONTEXT_OFFSETS = (-1, 0, 1)  # semantic tokens around a coarse frame, in tokens
 GAP_SECONDS = 0.5  # distance on the clock between a reference and what follows it
 

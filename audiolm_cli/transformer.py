@@ -57,9 +57,9 @@ class Block(nn.Module):
         rotated = rotate(qkv[:, : -self.kv_heads], rotation)
         return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, -self.kv_heads :]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention over a whole sequence."""
-        return F.scaled_dot_product_attention(q, self._shared(k), self._shared(v), is_causal=True)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+        """Attention over a whole sequence."""
+        return F.scaled_dot_product_attention(q, self._shared(k), self._shared(v), is_causal=causal)
 
     def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of one new position `[B, heads, 1, W]` over a cache `[B, kv heads, L, W]`: the query heads that
@@ -79,36 +79,28 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
-class Transformer(nn.Module):
-    """One stage's model."""
+class Stack(nn.Module):
+    """Blocks, the norm behind them, and logits as products with the rows of the id embedding."""
 
-    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float = 0.0):
+    ids: nn.Embedding
+
+    def __init__(self, config: StageConfig, dropout: float):
         super().__init__()
-        self.config, self.vocabulary = config, Vocabulary(stage, spec)
-        self.ids = nn.Embedding(self.vocabulary.size, config.width)
-        aligned = config.layout == "aligned"
-        self.streams = nn.Embedding(self.vocabulary.streams if aligned else 1, config.width)
-        self.slots = self.vocabulary.context_slots if aligned else 0
-        self.context = nn.Embedding(self.vocabulary.context_size, config.width) if self.slots else None
+        self.config = config
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.apply(self._start)
-        for block in self._blocks():
-            for linear in (block.output, block.down):
-                nn.init.normal_(linear.weight, std=0.02 / (2 * config.layers) ** 0.5)
 
-    def _blocks(self) -> Iterator[Block]:
+    def layers(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))
 
-    @staticmethod
-    def _start(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-
-    def embed(self, ids: Tensor, fields: Tensor) -> Tensor:
-        """ids `int64 [B, L]`, fields `int64 [B, L, 2 + C]` -> `[B, L, width]`."""
-        x = self.ids(ids) + self.streams(fields[..., 0])
-        return x + self.context(fields[..., 2:]).sum(-2) if self.context is not None else x
+    def start(self) -> None:
+        """Random weights; those that write to the residual stream are smaller the more of them there are."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for block in self.layers():
+            for linear in (block.output, block.down):
+                nn.init.normal_(linear.weight, std=0.02 / (2 * self.config.layers) ** 0.5)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `int64 [B, L]` -> cosine and sine `[B, 1, L, head width]` for `rotate`."""
@@ -118,10 +110,33 @@ class Transformer(nn.Module):
         dtype = torch.get_autocast_dtype(angle.device.type) if self.training else self.ids.weight.dtype
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
+    def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
+        """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
+        return F.linear(hidden, self.ids.weight[low : low + size])
+
+
+class Transformer(Stack):
+    """One stage's model, which makes token after token."""
+
+    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float = 0.0):
+        super().__init__(config, dropout)
+        self.vocabulary = Vocabulary(stage, spec)
+        self.ids = nn.Embedding(self.vocabulary.size, config.width)
+        aligned = config.layout == "aligned"
+        self.streams = nn.Embedding(self.vocabulary.streams if aligned else 1, config.width)
+        self.slots = self.vocabulary.context_slots if aligned else 0
+        self.context = nn.Embedding(self.vocabulary.context_size, config.width) if self.slots else None
+        self.start()
+
+    def embed(self, ids: Tensor, fields: Tensor) -> Tensor:
+        """ids `int64 [B, L]`, fields `int64 [B, L, 2 + C]` -> `[B, L, width]`."""
+        x = self.ids(ids) + self.streams(fields[..., 0])
+        return x + self.context(fields[..., 2:]).sum(-2) if self.context is not None else x
+
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
         x, rotation = self.embed(ids, fields), self.rotation(fields[..., 1])
-        for block in self._blocks():
+        for block in self.layers():
             q, k, v = block.project(x, rotation)
             x = block.finish(x, block.attend(q, k, v))
         return self.norm(x)
@@ -129,7 +144,7 @@ class Transformer(nn.Module):
     def prefill(self, ids: Tensor, fields: Tensor, cache: KVCache, slot: int) -> Tensor:
         """One item's prefix `[1, L]` into its slot of the cache; hidden state of the last position, `[1, width]`."""
         x, rotation, length = self.embed(ids, fields), self.rotation(fields[..., 1]), ids.shape[1]
-        for layer, block in enumerate(self._blocks()):
+        for layer, block in enumerate(self.layers()):
             q, k, v = block.project(x, rotation)
             cache.keys[layer, slot, :, :length] = k[0]
             cache.values[layer, slot, :, :length] = v[0]
@@ -146,17 +161,13 @@ class Transformer(nn.Module):
         """
         x, rotation = self.embed(ids[:, None], fields[:, None]), self.rotation(fields[:, None, 1])
         slots = torch.arange(len(ids), device=ids.device)
-        for layer, block in enumerate(self._blocks()):
+        for layer, block in enumerate(self.layers()):
             q, k, v = block.project(x, rotation)
             keys, values = cache.keys[layer], cache.values[layer]
             keys[slots, :, lengths] = k[:, :, 0]
             values[slots, :, lengths] = v[:, :, 0]
             x = block.finish(x, block.attend_cached(q, keys[:, :, :longest], values[:, :, :longest], bias))
         return self.norm(x[:, 0])
-
-    def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
-        """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
-        return F.linear(hidden, self.ids.weight[low : low + size])
 
 
 class PackedLinear(nn.Module):
@@ -171,7 +182,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
-def pack(model: Transformer) -> None:
+def pack(model: Stack) -> None:
     """Packs the linear layers of a model that decodes in bfloat16 on a CPU; does nothing where torch cannot."""
     weight = model.ids.weight
     able = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

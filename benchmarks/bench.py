@@ -56,7 +56,7 @@ class PrefillClock:
 def one_run(loaded: bundle.Bundle, samples: np.ndarray, batch: int, duration: float) -> tuple[float, Table]:
     """Seconds to the first new token, and the figures of every stage, for a batch of continuations."""
     models = {"semantic": loaded.semantic, "coarse": loaded.coarse, "fine": loaded.fine}
-    clocks = {stage: PrefillClock(model) for stage, model in models.items() if model}
+    clocks = {stage: PrefillClock(model) for stage, model in models.items() if isinstance(model, Transformer)}
     prompts = [pipeline.Prompt(samples, position, seed=1) for position in range(batch)]
     told: list[float] = []
 

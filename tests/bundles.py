@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, tensors_identity
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
 from audiolm_cli.config import BundleConfig, preset
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
@@ -26,7 +26,7 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
         "coarse": Transformer(config.coarse, spec, "coarse"),
     }
     if config.fine:
-        parts["fine"] = Transformer(config.fine, spec, "fine")
+        parts["fine"] = stage_model(config.fine, spec, "fine")
     parts["tokenizer"].get_buffer("centroids").normal_()
     for stage in ("semantic", "coarse", "fine"):
         for parameter in parts[stage].parameters() if stage in parts else ():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from audiolm_cli.bundle import stage_model
 from audiolm_cli.config import preset
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training import bits, continuations, evaluate
 from audiolm_cli.training.data import Clip, Corpus
 from audiolm_cli.training.measures import Figure
-from audiolm_cli.transformer import Transformer
 
 RATE = 16000
 
@@ -27,7 +27,7 @@ def bundle() -> Any:
     config = preset("tiny")
     config.depends.update({part: {"self": part * 8} for part in ("codec", "tokenizer")})
     stages = {
-        name: Transformer(getattr(config, name), config.tokens, name).eval() for name in ("semantic", "coarse", "fine")
+        name: stage_model(getattr(config, name), config.tokens, name).eval() for name in ("semantic", "coarse", "fine")
     }
     tokenizer = SemanticTokenizer(config.tokenizer, config.tokens).eval()
     torch.nn.init.normal_(tokenizer.get_buffer("centroids"))
@@ -73,7 +73,7 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
     effects = bits.conditioning_effects(bundle, data, crops=8)
     assert set(effects) == {"own", "other semantics", "other reference"}
     assert effects["other semantics"].mean != 0
-    drawn = bits._pairs(bits._drawn(bundle.coarse, data, bits.EFFECTS, 20))
+    drawn = bits._pairs(bits._drawn("coarse", bundle.coarse, data, bits.EFFECTS, 20))
     speakers = [track.speaker for _, track, _, _ in drawn]
     assert speakers
     assert all(a != b for a, b in zip(speakers[::2], speakers[1::2], strict=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolm_cli.bundle import NEEDS, save_part
+from audiolm_cli.bundle import NEEDS, save_part, stage_model
 from audiolm_cli.config import TokenSpec, preset
+from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.trainer import Trainer, arguments
@@ -44,13 +46,15 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "semantic": (Shape(0, 10, 2), Shape(0, 3.2)),
     "coarse": (Shape(0, 3.6, 3), Shape(1.2, 2.4, 2), Shape(2, 4), Shape(3, 7), Shape(0, 10)),
     "fine": (Shape(0, 3), Shape(0, 1.4, 2)),
+    "parallel": (Shape(0, 6), Shape(0, 3, 3)),
 }
-BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0}  # of audio in a batch
+BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0}  # of audio in a batch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids `int64 [B, N]`, fields `int64 [B, N, 2 + C]`; the last `targets` tokens count."""
+    """ids `int64 [B, N]`, fields `int64 [B, N, 2 + C]`; the last `targets` tokens count. For the parallel layout, ids
+    are codes `[B, Q, F]` without fields."""
 
     ids: Tensor
     fields: Tensor
@@ -112,8 +116,11 @@ class Crops:
                 coarse = self.spec.coarse
                 before = (references[n][0], references[n][1][:coarse]) if reference else None
                 sequences.append(coarse_sequence(self.spec, self.layout, semantic[n], codes[:coarse], before))  # type: ignore[arg-type]
-            else:
+            elif self.layout != "parallel":
                 sequences.append(fine_sequence(self.spec, self.layout, codes))  # type: ignore[arg-type]
+        if self.layout == "parallel":
+            codes = torch.stack([codes for _, codes in pieces])
+            return Batch(codes, codes[:, :0], codes.shape[-1])
         ends = [track.length == first + crop for _, track, first, _ in drawn]
         return stack(sequences, self.stage, self.spec, crop, ends)
 
@@ -132,11 +139,47 @@ def stack(sequences: list[Sequence], stage: StageName, spec: TokenSpec, crop: in
     return Batch(ids, fields, crop * per_token)
 
 
-def token_losses(model: Transformer, batch: Batch, replaced: float = 0.0) -> Tensor:
+def training_loss(model: Transformer | ParallelTransformer, batch: Batch) -> Tensor:
+    """Mean cross entropy in nats of the targets, behind inputs of which some are replaced."""
+    if isinstance(model, ParallelTransformer):
+        return _parallel_loss(model, batch.ids)
+    losses = token_losses(model, batch, REPLACED)
+    return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
+
+
+def _parallel_loss(model: ParallelTransformer, codes: Tensor) -> Tensor:
+    """Of a quantizer drawn for each item, in the frames behind a beginning of random length that is known whole."""
+    spec, (batch, _, frames) = model.spec, codes.shape
+    draw = functools.partial(torch.randint, size=(batch,), device=codes.device)
+    quantizer, whole = draw(spec.coarse, spec.quantizers), draw(0, frames // 2) * draw(0, 2)
+    wanted = codes.gather(1, quantizer[:, None, None].expand(-1, 1, frames))[:, 0]
+    wrong = torch.rand(codes.shape, device=codes.device) < REPLACED
+    inputs = torch.where(wrong, torch.randint_like(codes, spec.codebook_size), codes)
+    levels, places = (torch.arange(n, device=codes.device) for n in codes.shape[1:])
+    unknown = (levels >= quantizer[:, None])[:, :, None] & (places >= whole[:, None])[:, None]
+    hidden = model(inputs.masked_fill(unknown, -1), quantizer)
+    losses = []
+    for q in range(spec.coarse, spec.quantizers):
+        counted = (quantizer == q)[:, None] & (places >= whole[:, None])
+        losses.append(F.cross_entropy(model.code_logits(hidden[counted], q).float(), wanted[counted], reduction="sum"))
+    return torch.stack(losses).sum() / (frames - whole).sum()
+
+
+def token_losses(model: Transformer | ParallelTransformer, batch: Batch, replaced: float = 0.0) -> Tensor:
     """Cross entropy in nats of every target token: `float32 [B, steps, quantizers]`, in stage 1 `[B, targets]`.
 
     In stage 1, tokens that are no targets have loss 0.
     """
+    if isinstance(model, ParallelTransformer):
+        levels = torch.arange(model.spec.quantizers, device=batch.ids.device)[:, None]
+        losses = []
+        for q in range(model.spec.coarse, model.spec.quantizers):
+            hidden = model(
+                batch.ids.masked_fill(levels >= q, -1), torch.full((len(batch.ids),), q, device=levels.device)
+            )
+            logits = model.code_logits(hidden, q).float().transpose(1, 2)
+            losses.append(F.cross_entropy(logits, batch.ids[:, q], reduction="none"))
+        return torch.stack(losses, -1)
     vocabulary, spec = model.vocabulary, model.vocabulary.spec
     ids, fields = batch.ids[:, :-1], batch.fields[:, :-1]
     targets = batch.ids[:, -batch.targets :]
@@ -170,13 +213,15 @@ def _replace(ids: Tensor, tail: int, vocabulary: Vocabulary, share: float) -> Te
 
 
 @torch.no_grad()
-def validation_bits(model: Transformer, data: list[TokenData], batches: int = 6) -> dict[str, object]:
+def validation_bits(
+    model: Transformer | ParallelTransformer, data: list[TokenData], stage: StageName, batches: int = 6
+) -> dict[str, object]:
     """Bits per token on fixed crops: all, per quantizer, and for stage 2 with what should help taken away.
 
     `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
     of another track (likewise).
     """
-    crops = Crops(data, model.vocabulary.stage, model.config.layout, seed=1)
+    crops = Crops(data, stage, model.config.layout, seed=1)
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
 
@@ -194,11 +239,11 @@ def validation_bits(model: Transformer, data: list[TokenData], batches: int = 6)
             total.append(losses.float().mean((0, 1)).cpu().numpy())
         return np.mean(total, 0) / np.log(2) if total else np.array([np.nan])
 
-    plain = bits(SHAPES[model.vocabulary.stage][-1] if model.vocabulary.stage == "fine" else Shape(0, 3.6))
+    plain = bits(Shape(0, 3 if stage == "fine" else 3.6))
     figures: dict[str, object] = {"bits": round(float(plain.mean()), 4)}
     if len(plain) > 1:
         figures["bits_per_quantizer"] = [round(float(b), 3) for b in plain]
-    if model.vocabulary.stage == "coarse":
+    if stage == "coarse":
         shape = Shape(3, 4)
         for name, change in (("reference", {}), ("shuffled", {"shuffled": True}), ("other_speaker", {"others": True})):
             figures[f"bits_{name}"] = round(float(bits(shape, **change).mean()), 4)
@@ -217,25 +262,25 @@ def main() -> None:
     stage: StageName = args.stage
     train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
     config = getattr(preset(args.preset), stage)
-    model = Transformer(config, train[0].spec, stage, args.dropout)
+    model = stage_model(config, train[0].spec, stage, args.dropout)
+    kind = "parallel" if config.layout == "parallel" else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     crops = Crops(train, stage, config.layout, (args.seed, trainer.step, trainer.rank))
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
-    shares = np.array([shape.share for shape in SHAPES[stage]])
+    shares = np.array([shape.share for shape in SHAPES[kind]])
     best: Best | None = trainer.extra.get("best")
     for _ in trainer:
-        shape = SHAPES[stage][shapes.choice(len(shares), p=shares / shares.sum())]
-        batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[stage])
+        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
+        batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
         if batch is None:
             continue
         batch = batch.to(trainer.device)
         with trainer.autocast():
-            losses = token_losses(model, batch, REPLACED)
-        loss = losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
+            loss = training_loss(model, batch)
         trainer.update(loss, {"bits": loss / np.log(2)})
         if trainer.due():
-            best = _validated(trainer, model, valid, best)
-    best = _validated(trainer, model, valid, best, finished=True)
+            best = _validated(trainer, validation_bits(model, valid, stage, batches=2), best)
+    best = _validated(trainer, validation_bits(model, valid, stage, batches=2), best, finished=True)
     if trainer.rank:
         return
     model.load_state_dict(best[1])
@@ -250,14 +295,11 @@ def main() -> None:
     save_part(args.runs / "parts" / f"{stage}.safetensors", model, about)
 
 
-def _validated(
-    trainer: Trainer, model: Transformer, valid: list[TokenData], best: Best | None, finished: bool = False
-) -> Best:
-    figures = validation_bits(model, valid, batches=2)
+def _validated(trainer: Trainer, figures: dict[str, object], best: Best | None, finished: bool = False) -> Best:
     trainer.log(valid=True, finished=finished, **figures)
     bits = float(figures["bits"])  # type: ignore[arg-type]
     if best is None or bits < best[0]:
-        best = trainer.extra["best"] = bits, copy.deepcopy(model.state_dict())
+        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
     return best
 
 
