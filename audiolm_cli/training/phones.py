@@ -192,17 +192,13 @@ def mfcc_tokenizer(corpus: Corpus, codes: int, seconds: float = 4000, seed: int 
     return lambda samples: nearest(torch.from_numpy((mfcc(samples) - mean) / deviation), centroids).numpy()
 
 
-def trained_tokenizers(
-    runs: Path, corpus: Corpus, layers: list[int], codes: list[int]
-) -> Iterator[tuple[str, Tokenize]]:
-    """What the tokenizer being trained in `runs` would ship, clustered after each of the layers."""
+def trained_tokenizers(runs: Path, corpus: Corpus, codes: list[int]) -> Iterator[tuple[str, Tokenize]]:
+    """What the tokenizer being trained in `runs` would ship."""
     from audiolm_cli.training import tokenizer
 
     training = tokenizer.load(runs)
-    for layer in layers:
-        for size in codes:
-            module = tokenizer.finish(training, corpus, layer, size).cpu()
-            yield f"layer {layer}, {size} codes", as_function(module)
+    for size in codes:
+        yield f"trained, {size} codes", as_function(tokenizer.finish(training, corpus, size).cpu())
 
 
 def as_function(tokenizer: SemanticTokenizer) -> Tokenize:
@@ -217,16 +213,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
     parser.add_argument("--self-test", action="store_true", help="only the baseline")
     parser.add_argument("--codes", type=int, nargs="+", default=[256, 512])
-    parser.add_argument(
-        "--layers", type=int, nargs="+", default=[3, 4, 5, 6], help="layers of the tokenizer to measure"
-    )
     options = parser.parse_args()
     cache = options.runs / "audio"
     clips = spoken_clips(load_corpus(options.data, "valid", RATE, cache), options.runs / "eval")
     print(f"{len(clips)} clips aligned, {len({clip.speaker for clip in clips})} speakers")
     corpus = load_corpus(options.data, "train", RATE, cache)
     baselines = ((f"MFCC k-means, {size} codes", mfcc_tokenizer(corpus, size)) for size in options.codes)
-    trained = () if options.self_test else trained_tokenizers(options.runs, corpus, options.layers, options.codes)
+    trained = () if options.self_test else trained_tokenizers(options.runs, corpus, options.codes)
     for name, tokenize in itertools.chain(baselines, trained):
         figures = phone_information(tokenize, clips)
         print(name, "  ".join(f"{key} {value:.3f}" for key, value in figures.items()), flush=True)

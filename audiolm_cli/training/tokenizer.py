@@ -2,8 +2,8 @@
 
     python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume] [--preset tiny]
 
-The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what a
-middle layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
+The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
+last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
 `cepstral_points`. Inputs
 are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that tokens
 follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the chosen layer
@@ -30,7 +30,6 @@ from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import kmeans
 from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
 
-TRAINED_LAYERS, TARGET_LAYER = 6, 4
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
 CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
@@ -93,12 +92,12 @@ def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.
 
 @torch.no_grad()
 def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """What the target layer puts out on the clean recordings, `[tokens, width]`."""
+    """What the last layer puts out on the clean recordings, `[tokens, width]`."""
     tokenizer.eval()
     parts = []
     for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
         with torch.autocast(device.type, torch.bfloat16):
-            hidden = tokenizer.hidden(tokenizer.features(audio.to(device)), TARGET_LAYER)
+            hidden = tokenizer.hidden(tokenizer.features(audio.to(device)))
         parts.append(hidden[:, 50:].float().flatten(0, 1))
     tokenizer.train()
     return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
@@ -171,12 +170,10 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def finish(training: TokenizerTraining, corpus: Corpus, layers: int, clusters: int, seed: int = 0) -> SemanticTokenizer:
-    """The tokenizer that ships: the first `layers` layers in bfloat16's precision, normalisation and centroids."""
+def finish(training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int = 0) -> SemanticTokenizer:
+    """The tokenizer that ships: the layers in bfloat16's precision, normalisation and centroids."""
     source = training.tokenizer
-    tokenizer = SemanticTokenizer(
-        dataclasses.replace(source.config, layers=layers), TokenSpec(semantic_vocabulary=clusters)
-    ).eval()
+    tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
     wanted = tokenizer.state_dict().keys() - {"centroids", "mean", "scale"}
     tokenizer.load_state_dict({k: v.cpu() for k, v in source.state_dict().items() if k in wanted}, strict=False)
     round_to_disk(tokenizer)
@@ -198,7 +195,7 @@ def finish(training: TokenizerTraining, corpus: Corpus, layers: int, clusters: i
 
 def load(runs: Path) -> TokenizerTraining:
     """The training state of the checkpoint in `runs`."""
-    training = TokenizerTraining(TokenizerConfig(layers=TRAINED_LAYERS), TokenSpec())
+    training = TokenizerTraining(TokenizerConfig(), TokenSpec())
     training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
     return training.eval()
 
@@ -236,13 +233,12 @@ def main() -> None:
     parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
-    parser.add_argument("--layers", type=int, default=TARGET_LAYER, help="the layer whose outputs are clustered")
     parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
     args = parser.parse_args()
     chosen = preset(args.preset)
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
-    training = TokenizerTraining(dataclasses.replace(chosen.tokenizer, layers=TRAINED_LAYERS), chosen.tokens)
+    training = TokenizerTraining(chosen.tokenizer, chosen.tokens)
     trainer = Trainer("tokenizer", args, training, rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
@@ -279,7 +275,7 @@ def main() -> None:
     trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length))
     if trainer.rank:
         return
-    shipped = finish(training.eval(), corpora["train"], args.layers, spec.semantic_vocabulary)
+    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary)
     about = {
         "config": dataclasses.asdict(shipped.config),
         "tokens": dataclasses.asdict(spec),
