@@ -68,6 +68,10 @@ class _Recorder(Console):
         ray.get(self.ledger.add.remote(self.batch, self.events[self.told :]))
         self.told = len(self.events)
 
+    def results(self) -> set[str]:
+        """Outputs of the batch that are there."""
+        return {event[1]["path"] for event in self.events if event[0] == "result"}
+
     @contextlib.contextmanager
     def progress(self, seconds: float) -> Iterator[Progress | None]:
         yield None
@@ -100,7 +104,7 @@ class Worker:
             return {"item": pickle.dumps(([("error", self.failure)], len(batch)))}
         before = ray.get(self.console.ledger.begin.remote(number))
         self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
-        done = {event[1]["path"] for event in self.console.events if event[0] == "result"}
+        done = self.console.results()
         # what a lost worker had written but not reported is written again: the same bytes
         self.task.force = self.force or before is not None
         left = [job for job in batch if job.target not in done]
@@ -108,7 +112,7 @@ class Worker:
             failed = jobs.perform(left, self.task, self.console, self.fail_fast)
         except Exception as error:
             self.console.error(explain(error)[1])
-            failed = len(left)
+            failed = sum(job.target not in self.console.results() for job in left)
         return {"item": pickle.dumps((self.console.events, failed))}
 
 
