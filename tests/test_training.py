@@ -46,7 +46,7 @@ def _small() -> Iterator[None]:
         patch.setattr(recipe, "subprocess", in_process)
         patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
         patch.setattr(tokenizer, "CLUSTERED_BATCHES", 1)
-        patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "coarse": 20.0, "fine": 6.0})
+        patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "coarse": 20.0, "parallel": 6.0})
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
 
