@@ -149,7 +149,8 @@ def _fine_in_parallel(
 ) -> Tensor:
     """One item's codes, in windows that each begin with up to 1 s of what is there already."""
     spec, device = model.spec, model.ids.weight.device
-    size, context = (_frames(spec, seconds) for seconds in (model.config.window_seconds, FINE_CONTEXT_SECONDS))
+    size = _frames(spec, model.config.window_seconds)
+    context = min(_frames(spec, FINE_CONTEXT_SECONDS), size // 2)
     codes, made = _extended(known, coarse.shape[1]).to(device), known.shape[1]
     codes[: spec.coarse] = coarse
     while made < codes.shape[1]:
