@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -27,7 +28,11 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     }
     if config.fine:
         parts["fine"] = stage_model(config.fine, spec, "fine")
-    parts["tokenizer"].get_buffer("centroids").normal_()
+    generator, tokenizer = torch.Generator().manual_seed(seed), cast("SemanticTokenizer", parts["tokenizer"])
+    hidden = tokenizer.eval().represent(torch.randn(1, 64000, generator=generator))[0]
+    tokenizer.mean.copy_(hidden.mean(0))
+    tokenizer.scale.copy_(1 / hidden.std(0))
+    tokenizer.centroids.normal_(generator=generator)
     for stage in ("semantic", "coarse", "fine"):
         for parameter in parts[stage].parameters() if stage in parts else ():
             parameter.data.mul_(4 if parameter.ndim > 1 else 1)
