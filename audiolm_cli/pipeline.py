@@ -93,10 +93,13 @@ class Tokens:
             tensors = load(data)
             header = int.from_bytes(data[:8], "little")
             metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
+            samples = int(metadata.get("samples", 0))
             semantic, codes = tensors["semantic"].long(), tensors["codes"].long()
         except (SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"not a token file ({error})") from error
         spec = bundle.config.tokens
+        if samples < 0:
+            raise InputError(f"samples must not be negative, as {samples} is")
         if metadata.get("codec") != bundle.config.depends["codec"]["self"]:
             raise InputError(f"tokens of bundle {metadata.get('bundle', '(unnamed)')}, not of {bundle.config.name}")
         if codes.ndim != 2 or not 0 < codes.shape[0] <= spec.quantizers or codes.shape[1] == 0:

@@ -184,7 +184,11 @@ def test_tokens_of_another_bundle_are_refused(tiny: bundle.Bundle, tmp_path: Pat
     data = pipeline.encode(other, noise(0.2)).save_bytes()
     with pytest.raises(InputError, match="tokens of bundle tiny"):
         pipeline.Tokens.load_bytes(data, tiny)
-    for broken in (b"", b"RIFF" * 10, data[:50]):
+    own = pipeline.encode(tiny, noise(0.2))
+    lengths = [
+        dataclasses.replace(own, metadata={**own.metadata, "samples": n}).save_bytes() for n in ("320P", "-320", "")
+    ]
+    for broken in (b"", b"RIFF" * 10, data[:50], *lengths):
         with pytest.raises(InputError):
             pipeline.Tokens.load_bytes(broken, tiny)
 
