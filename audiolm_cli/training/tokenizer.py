@@ -70,8 +70,8 @@ def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int =
 def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
     """What the first labels are clusters of, `[tokens, 5 * CEPSTRA]`: MFCC averaged over a token, each coefficient
     normalised over its recording (which takes away much of voice and microphone), the higher ones weighted down, with
-    two neighbours on either side. k-means of these tells 9 points more about the phone than k-means of plain MFCC with
-    deltas, of which most clusters are voices."""
+    two neighbours on either side. 512 clusters of these tell 0.565 of the phone's entropy where clusters of MFCC with
+    deltas tell 0.517 (`phones`, 7 minutes of validation recordings)."""
     bins = tokenizer.config.mel_bins
     angle = (torch.arange(bins, device=device) + 0.5) * math.pi / bins
     basis = torch.cos(torch.arange(CEPSTRA, device=device)[:, None] * angle).T
