@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.tokens import StageName
-from audiolm_cli.transformer import Transformer, pack
+from audiolm_cli.transformer import Decoder, Stack, Transformer, pack
 
 MAX_CONFIG_BYTES = 1 << 20
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
@@ -39,12 +40,12 @@ TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
 NEEDS = {"semantic": ("tokenizer",), "coarse": ("codec", "tokenizer"), "fine": ("codec",)}
 
 
-def stage_model(
-    config: StageConfig, tokens: TokenSpec, name: StageName, dropout: float = 0.0
-) -> Transformer | ParallelTransformer:
+def stage_model(config: StageConfig, tokens: TokenSpec, name: StageName, dropout: float = 0.0) -> Stack:
     """A stage's model as its config wants it, with random weights."""
     if config.layout == "parallel":
         return ParallelTransformer(config, tokens, dropout)
+    if config.layout == "frames":
+        return FrameTransformer(config, tokens, dropout)
     return Transformer(config, tokens, name, dropout)
 
 
@@ -76,7 +77,7 @@ class Bundle:
         return self._stage("semantic", self.config.semantic)
 
     @cached_property
-    def coarse(self) -> Transformer:
+    def coarse(self) -> Decoder:
         return self._stage("coarse", self.config.coarse)
 
     @cached_property

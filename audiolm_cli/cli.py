@@ -1,28 +1,21 @@
-"""The command line: parse, check what can be checked without a model, call, report, exit."""
+"""The command line: the commands and their options, and what becomes of errors. `command` does what they share."""
 
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
-from audiolm_cli import __version__, options
+from audiolm_cli import __version__
+from audiolm_cli.command import Command, RayCommand, console_of
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, UsageError, display, explain
-
-if TYPE_CHECKING:
-    from audiolm_cli.jobs import Job
+from audiolm_cli.errors import AudioLMError, UsageError, explain
 
 app = typer.Typer(
     name="audiolm",
@@ -37,7 +30,6 @@ models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_hel
 app.add_typer(models, name="models")
 
 AUDIO = (".wav", ".flac", ".ogg")
-RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d{1,5}")
 
 
 class DType(str, Enum):
@@ -95,18 +87,6 @@ Json = Annotated[bool, typer.Option("--json", help="A JSON object for each outpu
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
 
 
-class _RayCommand(TyperCommand):
-    """A command whose option --ray may stand without a value."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        if "--ray" in args[:end]:
-            place = args.index("--ray")
-            address = [a for a in args[place + 1 : end][:1] if RAY_ADDRESS.fullmatch(a)]
-            args = [*args[:place], f"--ray={''.join(address)}", *args[place + 1 + len(address) :]]
-        return super().parse_args(ctx, args)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"audiolm {__version__}")
@@ -125,7 +105,7 @@ def _audiolm(
         raise typer.Exit(2)
 
 
-@app.command("continue", cls=_RayCommand)
+@app.command("continue", cls=RayCommand)
 def continue_(
     ctx: typer.Context,
     prompts: Inputs = None,
@@ -164,10 +144,10 @@ def continue_(
     and so on; the suffix chooses WAV, FLAC or Ogg. The paths of the outputs go to standard output, all else to
     standard error.
     """
-    _Command(ctx, AUDIO).run("Continue", prompts or [])
+    Command(ctx, AUDIO).run("Continue", prompts or [])
 
 
-@app.command(cls=_RayCommand)
+@app.command(cls=RayCommand)
 def generate(
     ctx: typer.Context,
     unconditional: Annotated[
@@ -202,10 +182,10 @@ def generate(
 
     `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
     """
-    _Command(ctx, AUDIO).run("Generate", [None])
+    Command(ctx, AUDIO).run("Generate", [None])
 
 
-@app.command(cls=_RayCommand)
+@app.command(cls=RayCommand)
 def resynth(
     ctx: typer.Context,
     sources: Inputs = None,
@@ -242,14 +222,14 @@ def resynth(
     speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
     their consent.
     """
-    command = _Command(ctx, AUDIO)
+    command = Command(ctx, AUDIO)
     if not sources and jobs is None and sys.stdin is not None and not sys.stdin.isatty():
         sources = ["-"]
         command.output = output if output or out_dir else "-"
     command.run("Resynth", sources or [])
 
 
-@app.command(cls=_RayCommand)
+@app.command(cls=RayCommand)
 def encode(
     ctx: typer.Context,
     recordings: Inputs = None,
@@ -270,10 +250,10 @@ def encode(
     debug: Debug = False,
 ) -> None:
     """Turn recordings into tokens, in safetensors files."""
-    _Command(ctx, (".safetensors",)).run("Encode", recordings or [])
+    Command(ctx, (".safetensors",)).run("Encode", recordings or [])
 
 
-@app.command(cls=_RayCommand)
+@app.command(cls=RayCommand)
 def decode(
     ctx: typer.Context,
     tokens: Annotated[
@@ -297,7 +277,7 @@ def decode(
     debug: Debug = False,
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio."""
-    _Command(ctx, AUDIO).run("Decode", tokens or [])
+    Command(ctx, AUDIO).run("Decode", tokens or [])
 
 
 @models.command("list")
@@ -305,7 +285,7 @@ def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) ->
     """List the bundles that are here: embedded in the program, or fetched from a hub."""
     from audiolm_cli import models as bundles
 
-    console = _console(ctx)
+    console = console_of(ctx)
     for record in bundles.listed():
         size = f"{record['bytes'] / 1e6:.0f} MB"
         console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
@@ -319,7 +299,7 @@ def models_show(
     from audiolm_cli import bundle
     from audiolm_cli import models as bundles
 
-    console = _console(ctx)
+    console = console_of(ctx)
     folder = bundle.find(name, offline)
     config = bundle.read_config(folder)
     record = bundles.shown(name, folder)
@@ -353,7 +333,7 @@ def models_pull(
     from audiolm_cli import hub
     from audiolm_cli import models as bundles
 
-    console = _console(ctx)
+    console = console_of(ctx)
     if not hub.is_id(name):
         raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
     folder = hub.pull(name, offline, quiet or sys.stderr is None or not sys.stderr.isatty())
@@ -373,7 +353,7 @@ def models_verify(
     from audiolm_cli import bundle
     from audiolm_cli import models as bundles
 
-    console = _console(ctx)
+    console = console_of(ctx)
     failed = False
     for name in names or [record["name"] for record in bundles.listed()]:
         try:
@@ -386,107 +366,6 @@ def models_verify(
             failed = True
     if failed:
         raise typer.Exit(1)
-
-
-def _console(ctx: typer.Context) -> Console:
-    """The console, told what the command's options say."""
-    console: Console = ctx.obj
-    for flag in ("quiet", "json", "debug"):
-        setattr(console, flag, ctx.params.get(flag, False))
-    if not console.debug:
-        warnings.simplefilter("ignore")
-    return console
-
-
-class _Command:
-    """From parsed options to the exit code, the same for all commands that make outputs. Options go by their names, in
-    `ctx.params`: a command's signature says which of them it has."""
-
-    def __init__(self, ctx: typer.Context, suffixes: tuple[str, ...]):
-        self.console, self.suffixes, self.params = _console(ctx), suffixes, ctx.params
-        _check_device(self.params["device"])
-        if self.params["ray"] and not RAY_ADDRESS.fullmatch(self.params["ray"]):
-            raise UsageError(
-                f"--ray: an address is host:port, ray://host:port, auto or local, not {self.params['ray']!r}"
-            )
-        if self.params["force"] and self.params["skip_existing"]:
-            raise UsageError("--force and --skip-existing exclude each other")
-        if self.params["name"] is not None and self.params["out_dir"] is None:
-            raise UsageError("--name: needs --out-dir")
-        self.output: str | None = self.params["output"]
-
-    def run(self, task: str, sources: Sequence[str | None]) -> None:
-        """Makes the outputs with the task of that name and exits with 1 if any failed; without a readable input no
-        model is loaded. `sources` is [None] where nothing goes in."""
-        from audiolm_cli import jobs
-
-        fail_fast, planned = self.params["fail_fast"], self._plan(sources)
-        usable = jobs.readable(planned, self.console)
-        failed = len(planned) - len(usable)
-        if usable and not (failed and fail_fast):
-            from audiolm_cli.tasks import TaskSpec
-
-            spec = TaskSpec(task, **{f.name: self.params[f.name] for f in fields(TaskSpec) if f.name in self.params})
-            if self.params["ray"] is None:
-                failed += jobs.run(usable, spec.task(self.console), self.console, fail_fast)
-            else:
-                from audiolm_cli import cluster
-
-                cluster.connect(self.params["ray"], quiet=not self.console.debug)
-                failed += cluster.run(usable, spec, self.console, fail_fast)
-        if failed:
-            raise typer.Exit(1)
-
-    def _plan(self, sources: Sequence[str | None]) -> list[Job]:
-        """The jobs, with the checks that a command can fail before it starts."""
-        from audiolm_cli import jobs
-
-        defaults = options.checked({name: self.params[name] for name in options.OWN if name in self.params})
-        seeded = "seed" in defaults
-        if seeded and defaults["seed"] is None:
-            defaults["seed"] = secrets.randbits(32)
-        requests = self._requests(sources, defaults)
-        piped = any(request.output == "-" for request in requests)
-        if piped and self.console.json:
-            raise UsageError("-o - and --json both need standard output")
-        if piped and sys.stdout is not None and sys.stdout.isatty():
-            raise UsageError("standard output is a terminal: redirect it, or name a file with -o")
-        if any(request.options.plot for request in requests):
-            from audiolm_cli import plot
-
-            plot.check()
-        if self.params["jobs"] == "-" and any("-" in (r.source, r.options.speaker) for r in requests):
-            raise UsageError("standard input cannot be both the job list and an input")
-        if self.params["ray"] is not None:
-            if piped or any("-" in (r.source, r.options.speaker) for r in requests):
-                raise UsageError("--ray: other machines do not see this one's standard input and output: name files")
-            if ":" in self.params["device"]:
-                raise UsageError("--device: with --ray, Ray chooses which GPU: give cuda alone")
-        places = {name: self.params[name] for name in ("out_dir", "name", "force", "skip_existing")}
-        planned = jobs.plan(requests, suffixes=self.suffixes, **places)
-        if skipped := sum(request.samples for request in requests) - len(planned):
-            self.console.note(f"{skipped} outputs exist already and are kept")
-        if seeded and planned:
-            self.console.say(f"seed {defaults['seed']}")
-        return planned
-
-    def _requests(self, sources: Sequence[str | None], defaults: dict[str, Any]) -> list[options.Request]:
-        takes_input = sources != [None]
-        if (listed := self.params["jobs"]) is not None:
-            if (takes_input and sources) or self.output:
-                raise UsageError("--jobs names inputs and outputs itself: leave out INPUT and -o")
-            keys = [*defaults, "output", *(["input"] if takes_input else [])]
-            from audiolm_cli import audio
-
-            lines = audio.read_bytes(listed).splitlines()
-            return options.read_jobs(lines, display(listed), keys, defaults, takes_input)
-        if not sources:
-            raise UsageError("name the inputs: INPUT..., or --jobs FILE")
-        if self.output is not None and self.params["out_dir"] is not None:
-            raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
-        if self.output is not None and len(sources) > 1:
-            raise UsageError("several inputs need --out-dir instead of -o")
-        return [options.request({**defaults, "input": source, "output": self.output}) for source in sources]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -511,8 +390,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _terminated(signum: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + signum)  # an exception, so that half-written files are removed
-
-
-def _check_device(device: str) -> None:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
-        raise UsageError(f"--device: must be auto, cpu, cuda, cuda:N or mps, not {device!r}")

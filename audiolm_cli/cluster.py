@@ -153,14 +153,13 @@ def connect(address: str, quiet: bool = True) -> None:
 
 
 def perform(
-    batches: Iterator[list[Job]], *, spec: TaskSpec, identity: str, console: Console, fail_fast: bool
+    batches: list[list[Job]], *, spec: TaskSpec, identity: str, console: Console, fail_fast: bool
 ) -> Iterator[int]:
     """Has batches performed by the connected cluster, says what their workers have to say, and yields how many jobs of
     each failed. `identity`: of the bundle that workers must find under its name. Raises UsageError."""
     import ray
     import ray.data
 
-    listed = list(batches)
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     on_gpu = spec.device == "cuda" or (spec.device == "auto" and any(has.get("GPU") for has in machines))
     kind, each = ("GPU", 1) if on_gpu else ("CPU", spec.threads)
@@ -168,16 +167,16 @@ def perform(
     if not most:
         raise UsageError(f"--ray: no machine has the {each} {kind} that a worker needs")
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
-    items = [pickle.dumps(numbered) for numbered in enumerate(listed)]
+    items = [pickle.dumps(numbered) for numbered in enumerate(batches)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Worker,  # type: ignore[arg-type]
         fn_constructor_args=(spec, identity, os.getcwd(), fail_fast, ledger),
-        compute=ray.data.ActorPoolStrategy(size=min(most, len(listed))),
+        compute=ray.data.ActorPoolStrategy(size=min(most, len(batches))),
         num_cpus=0 if on_gpu else each,
         num_gpus=each if on_gpu else 0,
     )
     rows = iter(dataset.iter_rows())
-    for _ in listed:
+    for _ in batches:
         with console.progress(0):
             events, failed = pickle.loads(next(rows)["item"])
         for method, value in events:

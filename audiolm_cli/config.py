@@ -15,6 +15,8 @@ from typing import Any, Literal
 from audiolm_cli.errors import ModelError
 
 FORMAT_VERSION = 1
+STAGES = ("semantic", "coarse", "fine")
+Layout = Literal["aligned", "plain", "frames", "parallel"]  # what `StageConfig` says of them
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
 
 
@@ -105,14 +107,15 @@ class TokenizerConfig:
 class StageConfig:
     """A Transformer. Layout `aligned`: token after token, positions are times shared by all streams, and every input
     carries the conditioning tokens of the frame it predicts. Layout `plain`: positions count tokens, as in the paper.
-    Layout `parallel`, for the fine stage: one pass for each quantizer, positions are frames."""
+    Layout `frames`, for the coarse stage: frame after frame. Layout `parallel`, for the fine stage: one pass for each
+    quantizer. In both, positions are frames."""
 
     layers: int = bounded(1, 96, default=6)
     heads: int = bounded(1, 128, default=4)
     kv_heads: int = bounded(1, 128, default=1)  # shared by heads / kv_heads query heads each: decoding reads less
     width: int = bounded(8, 16384, default=256)
     feedforward: int = bounded(8, 65536, default=1024)
-    layout: Literal["aligned", "plain", "parallel"] = "aligned"
+    layout: Layout = "aligned"
     rotary_base: float = bounded(10, 1e7, default=2000.0)
     window_seconds: float = bounded(0.5, 120, default=10.0)  # longer outputs slide by half a window
 
@@ -159,8 +162,9 @@ class BundleConfig:
             raise ModelError(
                 "config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse"
             )
-        if "parallel" in (self.semantic.layout, self.coarse.layout):
-            raise ModelError("config.json: only the fine stage can have the layout parallel")
+        for layout, stage in (("frames", "coarse"), ("parallel", "fine")):
+            if any(getattr(self, s) and getattr(self, s).layout == layout for s in STAGES if s != stage):
+                raise ModelError(f"config.json: only the {stage} stage can have the layout {layout}")
         if isinstance(self.codec, WaveformConfig):
             product = 1
             for stride in self.codec.strides:
@@ -185,7 +189,7 @@ def preset(name: str) -> BundleConfig:
             SpectralConfig(width=32, encoder_blocks=1, decoder_blocks=1, latent=8),
             TokenizerConfig(width=32, heads=2, feedforward=32, layers=2),
             tiny,
-            tiny,
+            dataclasses.replace(tiny, layout="frames"),
             dataclasses.replace(tiny, layout="parallel"),
         ),
         "speech": BundleConfig(
@@ -194,7 +198,7 @@ def preset(name: str) -> BundleConfig:
             SpectralConfig(),
             TokenizerConfig(),
             StageConfig(3),
-            StageConfig(6),
+            StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
         ),
         "paper": BundleConfig(

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audiolm_cli.sampling import sample
 from audiolm_cli.tokens import Sequence
-from audiolm_cli.transformer import KVCache, Transformer
+from audiolm_cli.transformer import Decoder, KVCache
 
 # Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
@@ -25,20 +24,20 @@ ROWS_AGREE_FROM = 128
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence to finish: its unknown ids are a tail, token n of which comes from ids `low[n]` to `low[n] + size`,
+    """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
     drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
-    an id (within the range) that ends the item early."""
+    an id (within the range) that ends the item early; only where a step is one token."""
 
     sequence: Sequence
     low: list[int]
     size: int
-    uniform: Tensor  # float32 [unknown]
+    uniform: Tensor  # float32 [unknown] or [unknown, Q]
     stop: int | None = None
 
 
 @torch.inference_mode()
 def generate(
-    model: Transformer,
+    model: Decoder,
     items: list[Item],
     temperature: float,
     top_k: int,
@@ -46,7 +45,8 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The generated ids of each item, `int64 [up to unknown]`; `progress` is told how many tokens have been made."""
+    """The generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`; `progress` is told how many tokens
+    have been made."""
     results: list[Tensor] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
@@ -55,7 +55,7 @@ def generate(
 
 
 def _generate_batch(
-    model: Transformer,
+    model: Decoder,
     items: list[Item],
     sampling: tuple[float, int, float],
     batch_size: int,
@@ -70,14 +70,17 @@ def _generate_batch(
     cache_step = CACHE_STEP[weight.dtype]
     cache = KVCache.allocate(model, slots, _round_up(max(known) + steps, cache_step))
     hidden = weight.new_zeros(slots, model.config.width)
-    fields = torch.zeros(slots, steps, items[0].sequence.fields.shape[1], dtype=torch.int64, device=device)
-    uniform = torch.full((slots, steps), 0.5, device=device)
+    features = weight.new_zeros(slots, steps, model.config.width)
+    positions = torch.zeros(slots, steps, dtype=torch.int64, device=device)
+    codes = items[0].uniform.shape[1:]  # of a step: none where it is one token
+    uniform = torch.full((slots, steps, *codes), 0.5, device=device)
     lengths = torch.zeros(slots, dtype=torch.int64, device=device)
-    made = torch.zeros(slots, steps, dtype=torch.int64, device=device)
+    made = torch.zeros(slots, steps, *codes, dtype=torch.int64, device=device)
     for slot, (item, prefix) in enumerate(zip(items, known, strict=True)):
-        ids, rows = item.sequence.ids[:prefix].to(device), item.sequence.fields.to(device)
-        hidden[slot] = model.prefill(ids[None], rows[None, :prefix], cache, slot)[0]
-        fields[slot, : wanted[slot]] = rows[prefix:]
+        ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
+        own, where = model.features(fields), fields[..., 1]
+        hidden[slot] = model.prefill(ids, own[:, :prefix], model.rotation(where[:, :prefix]), cache, slot)[0]
+        features[slot, : wanted[slot]], positions[slot, : wanted[slot]] = own[0, prefix:], where[0, prefix:]
         uniform[slot, : wanted[slot]] = item.uniform.to(device)
         lengths[slot] = prefix
     size, low = items[0].size, max((item.low for item in items), key=len)
@@ -88,16 +91,18 @@ def _generate_batch(
     bias.masked_fill_((places >= lengths[:, None])[:, None, None], -torch.inf)
     last_length = max(known)
     rows_index = torch.arange(slots, device=device)
+    cosine, sine = model.rotation(positions)  # [slots, 1, steps, head width]
     for n in range(steps):
-        token = sample(model.logits(hidden, low[n], size), uniform[:, n], *sampling) + low[n]
-        made[:, n] = token
+        ids = model.draw(hidden, uniform[:, n], low[n], size, sampling)
+        made[:, n] = ids
         if progress:
-            progress(sum(n < w for w in wanted))
+            progress(sum(n < w for w in wanted) * codes.numel())
         if n + 1 == steps or _all_stopped(items, made, n):
             break
         bias[rows_index, 0, 0, lengths] = 0
         longest = _round_up(last_length + n + 1, cache_step)
-        hidden = model.step(token, fields[:, n], cache, lengths, longest, bias[..., :longest])
+        rotation = cosine[:, :, n : n + 1], sine[:, :, n : n + 1]
+        hidden = model.step(ids, features[:, n], rotation, cache, lengths, longest, bias[..., :longest])
         lengths += 1
     return [_cut(made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
 

@@ -113,7 +113,7 @@ def run(
     task: Task,
     console: Console,
     fail_fast: bool = False,
-    elsewhere: Callable[[Iterator[list[Job]]], Iterator[int]] | None = None,
+    elsewhere: Callable[[list[list[Job]]], Iterator[int]] | None = None,
 ) -> int:
     """Runs the jobs in order and returns how many failed; each has said so itself. With `fail_fast` nothing is begun
     after the first failure. `elsewhere` turns batches into their numbers of failed jobs; by default `perform` does."""
@@ -121,9 +121,9 @@ def run(
         task.check(options)
     failed, done, start = 0, 0, time.monotonic()
     console.overall = (done, len(jobs), start)
-    ours, theirs = itertools.tee(batches(jobs, task.batch_size))
-    failures = elsewhere(theirs) if elsewhere else (perform(batch, task, console, fail_fast) for batch in theirs)
-    for batch, failures_of_batch in zip(ours, failures, strict=True):
+    listed = list(batches(jobs, task.batch_size))
+    failures = elsewhere(listed) if elsewhere else (perform(batch, task, console, fail_fast) for batch in listed)
+    for batch, failures_of_batch in zip(listed, failures, strict=True):
         failed += failures_of_batch
         if failed and fail_fast:
             break

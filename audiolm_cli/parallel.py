@@ -19,8 +19,7 @@ class ParallelTransformer(Stack):
     """Predicts one quantizer's codes for all frames at once."""
 
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
-        super().__init__(config, dropout)
-        self.spec = spec
+        super().__init__(config, spec, "fine", dropout)
         self.ids = nn.Embedding(spec.quantizers * spec.codebook_size + 1, config.width)  # the last one: not known
         self.asked = nn.Embedding(spec.quantizers + 1, config.width)  # the last one: nothing, all is known
         self.start()
@@ -30,7 +29,7 @@ class ParallelTransformer(Stack):
         spec, nothing = self.spec, self.spec.quantizers
         own = torch.arange(spec.quantizers, device=codes.device)[:, None] * spec.codebook_size
         ids = torch.where(codes < 0, len(self.ids.weight) - 1, codes + own)
-        wanted = codes.gather(1, quantizer[:, None, None].expand(-1, 1, codes.shape[2]))[:, 0]  # [B, F]
+        wanted = codes[torch.arange(len(codes), device=codes.device), quantizer]  # [B, F]
         x = self.ids(ids.transpose(1, 2)).sum(2) + self.asked(torch.where(wanted < 0, quantizer[:, None], nothing))
         rotation = self.rotation(torch.arange(codes.shape[2], device=codes.device)[None])
         for block in self.layers():

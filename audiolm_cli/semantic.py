@@ -106,28 +106,28 @@ class SemanticTokenizer(nn.Module):
         mel = (self.log_mel(audio) - self.mel_mean) * self.mel_scale
         return mel.view(mel.shape[0], -1, MELS_PER_TOKEN * mel.shape[-1])
 
-    def hidden(self, features: Tensor, layers: int | None = None) -> Tensor:
-        """Stacked features `[B, S, 4 * bins]` -> what the given layer (default: the last) puts out, `[B, S, width]`."""
+    def hidden(self, features: Tensor) -> Tensor:
+        """Stacked features `[B, S, 4 * bins]` -> what the last layer puts out, `[B, S, width]`."""
         x = self.input(features).transpose(0, 1)
-        for layer in self.layers[:layers]:
+        for layer in self.layers:
             x = layer(x, None)
         return x.transpose(0, 1)
 
     @torch.inference_mode()
-    def represent(self, audio: Tensor, layers: int | None = None) -> Tensor:
+    def represent(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> hidden states `[B, T // hop, width]`, through windows of one fixed length.
 
         Windows lie on a grid from the start of the recording, and what is missing on either side is silence: tokens of
         a recording's beginning are the same whatever follows it (but for the last `lookahead`), in bounded memory.
         """
-        count, ahead = audio.shape[-1] // self.hop, self.config.right * (layers or len(self.layers))
+        count, ahead = audio.shape[-1] // self.hop, self.config.lookahead
         windows = -(-count // WINDOW_TOKENS)
         after = (windows * WINDOW_TOKENS - count + ahead) * self.hop
         audio = F.pad(audio[:, : count * self.hop], (PAST_TOKENS * self.hop, after))
         size, step = (PAST_TOKENS + WINDOW_TOKENS + ahead) * self.hop, WINDOW_TOKENS * self.hop
         parts = []
         for start in range(0, windows * step, step):
-            x = self.hidden(self.features(audio[:, start : start + size]), layers)
+            x = self.hidden(self.features(audio[:, start : start + size]))
             parts.append(x[:, PAST_TOKENS : PAST_TOKENS + WINDOW_TOKENS])
         return torch.cat(parts, 1)[:, :count]
 

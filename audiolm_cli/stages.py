@@ -17,10 +17,11 @@ from torch import Tensor
 from audiolm_cli import engine
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.engine import Item
+from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.sampling import sample, uniforms
-from audiolm_cli.tokens import coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
-from audiolm_cli.transformer import Transformer
+from audiolm_cli.tokens import Vocabulary, coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
+from audiolm_cli.transformer import Decoder, Transformer
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
@@ -78,7 +79,7 @@ def continue_semantic(
 
 
 def continue_coarse(
-    model: Transformer, semantic: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
+    model: Decoder, semantic: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
     batch_size: int, progress: Progress | None = None, voice: tuple[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`.
@@ -86,13 +87,13 @@ def continue_coarse(
     `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own
     beginning.
     """
-    spec, layout = model.vocabulary.spec, model.config.layout
-    per = spec.frames_per_semantic
+    spec, layout = model.spec, model.config.layout
+    per, by_frame = spec.frames_per_semantic, isinstance(model, FrameTransformer)
     size = round(model.config.window_seconds * spec.semantic_rate) * per
     codes = [_extended(k, len(s) * per) for k, s in zip(known, semantic, strict=True)]
     hop = size // 2 // per * per
     plans = [windows(len(s) * per, k.shape[1], size, hop) for k, s in zip(known, semantic, strict=True)]
-    lows = [model.vocabulary.code(q) for q in range(spec.coarse)]
+    lows = [0] if by_frame else [Vocabulary("coarse", spec).code(q) for q in range(spec.coarse)]
     for active in _rounds(plans):
         items = []
         for i, (first, made, end) in active:
@@ -104,9 +105,12 @@ def continue_coarse(
                 spec, layout, semantic[i][first // per : -(-end // per)], codes[i][:, first:end], reference
             )
             numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
+            numbers = numbers.view(-1, spec.coarse) if by_frame else numbers
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
         for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress), strict=True):
-            codes[i][:, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.coarse)
+            codes[i][:, made:end] = (
+                ids.T if by_frame else unflatten(ids - torch.tensor(lows).repeat(end - made), spec.coarse)
+            )
     return codes
 
 
@@ -167,7 +171,7 @@ def _fine_in_parallel(
 
 
 def _run(
-    model: Transformer, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None
+    model: Decoder, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None
 ) -> list[Tensor]:
     return engine.generate(model, items, s.temperature, s.top_k, s.top_p, batch_size, progress)
 

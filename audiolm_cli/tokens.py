@@ -3,7 +3,8 @@
 A flat sequence is `ids int64 [N]` and `fields int64 [N, 2 + C]`: stream, position, and the ids of C context tokens.
 Flattening goes frame by frame, quantizer by quantizer. Special ids lie behind all code ids, so that no two meanings
 share an id. In the layout `aligned` the position is the time in codec frames, shared by all streams, and the context of
-position n describes what stands at n + 1, which is what position n predicts; in `plain` the position is n.
+position n describes what stands at n + 1, which is what position n predicts; in `plain` the position is n. In
+`frames` a step is a whole frame: ids `[N, Q]` are codes as they are, and there is no prefix of semantic tokens.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audiolm_cli.config import TokenSpec
+from audiolm_cli.config import Layout, TokenSpec
 
 StageName = Literal["semantic", "coarse", "fine"]
-Layout = Literal["aligned", "plain", "parallel"]  # the last one is made without a flat sequence
 CONTEXT_OFFSETS = (-1, 0, 1)  # semantic tokens around a coarse frame, in tokens
+FRAME_OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # the same in the layout `frames`, in frames
+FRAME_SPECIALS = 2  # ids behind the codes of every quantizer in the layout `frames`: begin, gap
 GAP_SECONDS = 0.5  # distance on the clock between a reference and what follows it
 
 
@@ -86,15 +88,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Sequence:
-    """`ids int64 [N]`, `fields int64 [N, 2 + C]`. Behind the known tokens, ids are -1: to be generated."""
+    """`ids int64 [N]` or `[N, Q]`, `fields int64 [N, 2 + C]`. Behind the known ones, ids are -1: to be generated."""
 
     ids: Tensor
     fields: Tensor
 
     @property
     def known(self) -> int:
-        """Tokens before the first one to be generated."""
-        unknown = (self.ids < 0).nonzero()
+        """Positions before the first one to be generated."""
+        unknown = (self.ids.view(len(self.ids), -1)[:, 0] < 0).nonzero()
         return int(unknown[0]) if len(unknown) else len(self.ids)
 
 
@@ -123,15 +125,17 @@ def coarse_sequence(
     """Stage 2: `<begin> [reference] <gap> semantic | <acoustic> [reference codes] <gap> codes`.
 
     semantic `int64 [S]`; codes `int64 [coarse, F]`, -1 where unknown, F at most S * frames_per_semantic; the reference
-    is a pair of the same kinds, fully known.
+    is a pair of the same kinds, fully known. In the layout `frames`: `<begin> [reference codes] <gap> codes`.
     """
+    if layout == "frames":
+        return _frame_sequence(spec, semantic, codes, reference)
     vocabulary = Vocabulary("coarse", spec)
     builder = _Builder(vocabulary, layout)
     start = 0
     builder.special(vocabulary.begin, 0)
     if reference is not None:
         builder.semantic(reference[0], 0, reference=True)
-        start = reference[1].shape[1] + round(GAP_SECONDS * spec.sample_rate / spec.samples_per_frame)
+        start = _behind(spec, reference[1])
         builder.special(vocabulary.gap, start)
     builder.semantic(semantic, start, reference=False)
     builder.special(vocabulary.acoustic, 0 if reference is not None else start)
@@ -140,6 +144,35 @@ def coarse_sequence(
         builder.special(vocabulary.gap, start)
     builder.codes(codes, 0, start, reference=False, context=_around(spec, semantic, codes.shape[1]))
     return builder.build()
+
+
+def _frame_sequence(
+    spec: TokenSpec, semantic: Tensor, codes: Tensor, reference: tuple[Tensor, Tensor] | None
+) -> Sequence:
+    def special(number: int, time: int) -> tuple[Tensor, Tensor, Tensor]:
+        none = torch.full((1, len(FRAME_OFFSETS)), spec.semantic_vocabulary)
+        return torch.full((1, spec.coarse), spec.codebook_size + number), torch.tensor([time]), none
+
+    def frames(semantic: Tensor, codes: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        times = torch.arange(codes.shape[1])
+        at = (times[:, None] + torch.tensor(FRAME_OFFSETS)) // spec.frames_per_semantic
+        inside = (at >= 0) & (at < len(semantic))
+        around = torch.where(inside, semantic[at.clamp(0, len(semantic) - 1)], spec.semantic_vocabulary)
+        return codes.T, start + 1 + times, around
+
+    parts, start = [special(0, 0)], 0
+    if reference is not None:
+        start = _behind(spec, reference[1])
+        parts += [frames(*reference, 0), special(1, start)]
+    parts.append(frames(semantic, codes, start))
+    ids, times, context = (torch.cat(column) for column in zip(*parts, strict=True))
+    context = torch.cat([context[1:], context[-1:]])
+    return Sequence(ids, torch.cat([torch.zeros_like(times)[:, None], times[:, None], context], 1))
+
+
+def _behind(spec: TokenSpec, codes: Tensor) -> int:
+    """Where the clock stands behind a reference and the gap, in frames."""
+    return codes.shape[1] + round(GAP_SECONDS * spec.sample_rate / spec.samples_per_frame)
 
 
 def fine_sequence(spec: TokenSpec, layout: Layout, codes: Tensor) -> Sequence:

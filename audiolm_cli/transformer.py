@@ -9,6 +9,7 @@ that can come next: a quantizer's own vocabulary.
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -18,7 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
+from audiolm_cli.sampling import sample
 from audiolm_cli.tokens import StageName, Vocabulary
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine
 
 
 @dataclass
@@ -29,7 +33,7 @@ class KVCache:
     values: Tensor
 
     @classmethod
-    def allocate(cls, model: Transformer, slots: int, length: int) -> KVCache:
+    def allocate(cls, model: Decoder, slots: int, length: int) -> KVCache:
         c, weight = model.config, model.ids.weight
         shape = (c.layers, slots, c.kv_heads, length, c.width // c.heads)
         zeros = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
@@ -50,7 +54,7 @@ class Block(nn.Module):
         self.up = nn.Linear(config.width, config.feedforward, bias=False)
         self.down = nn.Linear(config.feedforward, config.width, bias=False)
 
-    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, L, D]` -> rotated queries `[B, heads, L, head width]`, rotated keys and values `[B, kv heads, ...]`."""
         batch, length, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, -1, self.head_width).transpose(1, 2)
@@ -84,9 +88,9 @@ class Stack(nn.Module):
 
     ids: nn.Embedding
 
-    def __init__(self, config: StageConfig, dropout: float):
+    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float):
         super().__init__()
-        self.config = config
+        self.config, self.spec, self.stage = config, spec, stage
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
@@ -102,7 +106,7 @@ class Stack(nn.Module):
             for linear in (block.output, block.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * self.config.layers) ** 0.5)
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(self, positions: Tensor) -> Rotation:
         """Positions `int64 [B, L]` -> cosine and sine `[B, 1, L, head width]` for `rotate`."""
         half = self.config.width // self.config.heads // 2
         angle = positions[..., None].float() * frequencies(half, self.config.rotary_base, positions.device)
@@ -115,35 +119,34 @@ class Stack(nn.Module):
         return F.linear(hidden, self.ids.weight[low : low + size])
 
 
-class Transformer(Stack):
-    """One stage's model, which makes token after token."""
+class Decoder(Stack, ABC):
+    """A stage's model that goes on from what it has made. What it makes in a step is one token, or one frame of Q of
+    them: ids are `[B, L]` or `[B, L, Q]` then."""
 
-    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float = 0.0):
-        super().__init__(config, dropout)
-        self.vocabulary = Vocabulary(stage, spec)
-        self.ids = nn.Embedding(self.vocabulary.size, config.width)
-        aligned = config.layout == "aligned"
-        self.streams = nn.Embedding(self.vocabulary.streams if aligned else 1, config.width)
-        self.slots = self.vocabulary.context_slots if aligned else 0
-        self.context = nn.Embedding(self.vocabulary.context_size, config.width) if self.slots else None
-        self.start()
+    @abstractmethod
+    def features(self, fields: Tensor) -> Tensor:
+        """What is known of positions before their tokens are: fields `int64 [B, L, 2 + C]` -> `[B, L, width]`."""
 
-    def embed(self, ids: Tensor, fields: Tensor) -> Tensor:
-        """ids `int64 [B, L]`, fields `int64 [B, L, 2 + C]` -> `[B, L, width]`."""
-        x = self.ids(ids) + self.streams(fields[..., 0])
-        return x + self.context(fields[..., 2:]).sum(-2) if self.context is not None else x
+    @abstractmethod
+    def embed(self, ids: Tensor, features: Tensor) -> Tensor:
+        """ids `int64 [B, L]` or `[B, L, Q]`, features `[B, L, width]` -> `[B, L, width]`."""
+
+    @abstractmethod
+    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: tuple[float, int, float]) -> Tensor:
+        """What comes next: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
+        [low, low + size); `sampling` is temperature, top-k and top-p."""
 
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
-        x, rotation = self.embed(ids, fields), self.rotation(fields[..., 1])
+        x, rotation = self.embed(ids, self.features(fields)), self.rotation(fields[..., 1])
         for block in self.layers():
             q, k, v = block.project(x, rotation)
             x = block.finish(x, block.attend(q, k, v))
         return self.norm(x)
 
-    def prefill(self, ids: Tensor, fields: Tensor, cache: KVCache, slot: int) -> Tensor:
+    def prefill(self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, slot: int) -> Tensor:
         """One item's prefix `[1, L]` into its slot of the cache; hidden state of the last position, `[1, width]`."""
-        x, rotation, length = self.embed(ids, fields), self.rotation(fields[..., 1]), ids.shape[1]
+        x, length = self.embed(ids, features), ids.shape[1]
         for layer, block in enumerate(self.layers()):
             q, k, v = block.project(x, rotation)
             cache.keys[layer, slot, :, :length] = k[0]
@@ -152,14 +155,16 @@ class Transformer(Stack):
         return self.norm(x[:, -1])
 
     def step(
-        self, ids: Tensor, fields: Tensor, cache: KVCache, lengths: Tensor, longest: int, bias: Tensor | None
-    ) -> Tensor:
-        """One more token for every slot: ids `[B]`, fields `[B, 2 + C]`, written at `lengths` `[B]` of the cache.
+        self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, lengths: Tensor, longest: int,
+        bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """One more position for every slot: ids `[B]` or `[B, Q]`, features `[B, width]`, rotation `[B, 1, 1, head
+        width]`, written at `lengths` `[B]` of the cache.
 
         `longest` bounds what attention reads; `bias` `[B, 1, 1, longest]` hides what lies behind an item's own end and
         may be None when nothing does. Hidden states `[B, width]`.
         """
-        x, rotation = self.embed(ids[:, None], fields[:, None]), self.rotation(fields[:, None, 1])
+        x = self.embed(ids[:, None], features[:, None])
         slots = torch.arange(len(ids), device=ids.device)
         for layer, block in enumerate(self.layers()):
             q, k, v = block.project(x, rotation)
@@ -168,6 +173,31 @@ class Transformer(Stack):
             values[slots, :, lengths] = v[:, :, 0]
             x = block.finish(x, block.attend_cached(q, keys[:, :, :longest], values[:, :, :longest], bias))
         return self.norm(x[:, 0])
+
+
+class Transformer(Decoder):
+    """Makes token after token."""
+
+    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float = 0.0):
+        super().__init__(config, spec, stage, dropout)
+        self.vocabulary = Vocabulary(stage, spec)
+        self.ids = nn.Embedding(self.vocabulary.size, config.width)
+        aligned = config.layout == "aligned"
+        self.streams = nn.Embedding(self.vocabulary.streams if aligned else 1, config.width)
+        self.slots = self.vocabulary.context_slots if aligned else 0
+        self.context = nn.Embedding(self.vocabulary.context_size, config.width) if self.slots else None
+        self.start()
+
+    def features(self, fields: Tensor) -> Tensor:
+        x: Tensor = self.streams(fields[..., 0])
+        return x + self.context(fields[..., 2:]).sum(-2) if self.context is not None else x
+
+    def embed(self, ids: Tensor, features: Tensor) -> Tensor:
+        embedded: Tensor = self.ids(ids)
+        return embedded + features
+
+    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: tuple[float, int, float]) -> Tensor:
+        return sample(self.logits(hidden, low, size), uniform, *sampling) + low
 
 
 class PackedLinear(nn.Module):
@@ -200,7 +230,7 @@ def frequencies(half: int, base: float, device: torch.device) -> Tensor:
     return base ** (-torch.arange(half, device=device) / half)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotates pairs (i, i + half) of the last dimension of `[B, heads, L, head width]` by cosine and sine."""
     cosine, sine = rotation
     left, right = x.chunk(2, -1)

@@ -13,7 +13,6 @@ from audiolm_cli.config import BundleConfig, preset
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training.assemble import assemble
-from audiolm_cli.transformer import Transformer
 
 
 def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
@@ -23,8 +22,8 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     parts: dict[str, torch.nn.Module] = {
         "codec": SoundStream(config.codec, spec),
         "tokenizer": SemanticTokenizer(config.tokenizer, spec),
-        "semantic": Transformer(config.semantic, spec, "semantic"),
-        "coarse": Transformer(config.coarse, spec, "coarse"),
+        "semantic": stage_model(config.semantic, spec, "semantic"),
+        "coarse": stage_model(config.coarse, spec, "coarse"),
     }
     if config.fine:
         parts["fine"] = stage_model(config.fine, spec, "fine")

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from audiolm_cli.cli import RAY_ADDRESS, main
+from audiolm_cli.cli import main
+from audiolm_cli.command import RAY_ADDRESS
 from tests.conftest import ROOT, tone
 
 ray = pytest.importorskip("ray")

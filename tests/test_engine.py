@@ -12,31 +12,46 @@ from bundles import modules
 from torch import Tensor
 
 from audiolm_cli import engine
-from audiolm_cli.config import StageConfig, TokenSpec, preset
+from audiolm_cli.config import Layout, StageConfig, TokenSpec, preset
 from audiolm_cli.engine import Item
+from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.sampling import sample, uniforms
-from audiolm_cli.tokens import Layout, Sequence, coarse_sequence
-from audiolm_cli.transformer import Block, KVCache, PackedLinear, Transformer, pack
+from audiolm_cli.tokens import Sequence, coarse_sequence
+from audiolm_cli.transformer import Block, Decoder, KVCache, PackedLinear, pack
 
-CONFIG = preset("tiny")
+TINY = preset("tiny")
+CONFIG = dataclasses.replace(TINY, coarse=TINY.semantic)
 SPEC = CONFIG.tokens
 
 
-def slow_hidden(model: Transformer, ids: Tensor, fields: Tensor) -> Tensor:
+def norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def weights(model: Decoder) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in model.state_dict().items()}
+
+
+def slow_hidden(model: Decoder, ids: Tensor, fields: Tensor) -> Tensor:
     """The Transformer written out plainly in float64, one item, no cache: hidden states `[L, width]`."""
-    c, w = model.config, {name: value.double() for name, value in model.state_dict().items()}
-    x = w["ids.weight"][ids] + w["streams.weight"][fields[:, 0]]
-    if "context.weight" in w:
+    c, w = model.config, weights(model)
+    if c.layout == "frames":
+        x = slow_codes(model, w, ids)
+        for slot, tokens in enumerate(fields[:, 2:].T):
+            size = w["semantic.weight"].shape[1]
+            x = x + w["semantic.weight"][tokens] @ w["context.weight"][:, slot * size : (slot + 1) * size].T
+    else:
+        x = w["ids.weight"][ids] + w["streams.weight"][fields[:, 0]]
+    if c.layout == "aligned":
         x = x + w["context.weight"][fields[:, 2:]].sum(1)
     length, head = len(ids), c.width // c.heads
     speeds = c.rotary_base ** (-torch.arange(head // 2, dtype=torch.float64) / (head // 2))
     turn = torch.polar(torch.ones(length, head // 2, dtype=torch.float64), fields[:, 1, None] * speeds)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        return (
-            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
-        )
 
     def turned(x: Tensor) -> Tensor:
         y = torch.complex(x[..., : head // 2], x[..., head // 2 :]) * turn
@@ -45,23 +60,43 @@ def slow_hidden(model: Transformer, ids: Tensor, fields: Tensor) -> Tensor:
     hidden = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
     for n in range(c.layers):
         p = f"blocks.{n}."
-        qkv = (norm(x, p + "attention_norm") @ w[p + "qkv.weight"].T).view(length, -1, head).transpose(0, 1)
+        qkv = (norm(x, w, p + "attention_norm") @ w[p + "qkv.weight"].T).view(length, -1, head).transpose(0, 1)
         heads = []
         for h in range(c.heads):
             group = h // (c.heads // c.kv_heads)
             q, k, v = turned(qkv[h]), turned(qkv[c.heads + group]), qkv[c.heads + c.kv_heads + group]
             heads.append((q @ k.T / math.sqrt(head) + hidden).softmax(-1) @ v)
         x = x + torch.cat(heads, -1) @ w[p + "output.weight"].T
-        up = norm(x, p + "feedforward_norm") @ w[p + "up.weight"].T
-        x = x + (up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))) @ w[p + "down.weight"].T
-    return norm(x, "norm")
+        x = x + gelu(norm(x, w, p + "feedforward_norm") @ w[p + "up.weight"].T) @ w[p + "down.weight"].T
+    return norm(x, w, "norm")
 
 
-def slow_generate(model: Transformer, item: Item, temperature: float, top_p: float) -> Tensor:
+def slow_codes(model: Decoder, w: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """The first quantizers' ids of frames, `[L, up to Q]` -> the sum of their embeddings `[L, width]`."""
+    rows = SPEC.codebook_size + 2
+    return sum((w["ids.weight"][q * rows + ids[:, q]] for q in range(ids.shape[1])), torch.zeros(len(ids), 1).double())
+
+
+def slow_frame_logits(model: Decoder, hidden: Tensor, codes: Tensor) -> Tensor:
+    """Hidden states `[L, width]` and the first q codes of each frame -> logits of the next code, `[L, K]`."""
+    w, q = weights(model), codes.shape[1]
+    if q:
+        p = f"levels.{q - 1}."
+        both = torch.cat([hidden, norm(slow_codes(model, w, codes), w, p + "codes_norm")], -1)
+        hidden = norm(hidden + gelu(both @ w[p + "up.weight"].T) @ w[p + "down.weight"].T, w, p + "norm")
+    return hidden @ w["ids.weight"][q * (SPEC.codebook_size + 2) :][: SPEC.codebook_size].T
+
+
+def slow_generate(model: Decoder, item: Item, temperature: float, top_p: float) -> Tensor:
     """All logits anew for every token."""
     ids, known = item.sequence.ids.clone(), item.sequence.known
     for n in range(known, len(ids)):
         hidden = slow_hidden(model, ids[:n], item.sequence.fields[:n])[-1:]
+        if model.config.layout == "frames":
+            for q, number in enumerate(item.uniform[n - known]):
+                logits = slow_frame_logits(model, hidden, ids[n : n + 1, :q])
+                ids[n, q] = sample(logits.float(), number[None], temperature, 0, top_p)[0]
+            continue
         low = item.low[n - known]
         logits = hidden @ model.ids.weight[low : low + item.size].double().T
         ids[n] = sample(logits.float(), item.uniform[n - known : n - known + 1], temperature, 0, top_p)[0] + low
@@ -76,55 +111,76 @@ def coarse_item(semantic: int, known: int, seed: int, layout: Layout = "aligned"
     sequence = coarse_sequence(spec, layout, tokens, codes)
     open_tokens = int((sequence.ids < 0).sum())
     lows = [spec.semantic_vocabulary + spec.codebook_size * (n % spec.coarse) for n in range(open_tokens)]
-    noise = uniforms(seed, 0, 0, 2, np.arange(open_tokens), np.zeros(open_tokens, int))
-    return Item(sequence, lows, spec.codebook_size, torch.from_numpy(noise))
+    noise = torch.from_numpy(uniforms(seed, 0, 0, 2, np.arange(open_tokens), np.zeros(open_tokens, int)))
+    if layout == "frames":
+        return Item(sequence, [0] * (open_tokens // spec.coarse), spec.codebook_size, noise.view(-1, spec.coarse))
+    return Item(sequence, lows, spec.codebook_size, noise)
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return modules(CONFIG)["coarse"].eval()  # type: ignore[return-value]
+def coarse_model(layout: Layout, dtype: torch.dtype = torch.float32) -> Decoder:
+    config = dataclasses.replace(TINY, coarse=dataclasses.replace(TINY.coarse, layout=layout))
+    return modules(config)["coarse"].eval().to(dtype)  # type: ignore[return-value]
 
 
-ITEMS = [coarse_item(6, 4, 0), coarse_item(12, 9, 1), coarse_item(4, 0, 2), coarse_item(20, 13, 3)]
+@pytest.fixture(scope="module", params=["aligned", "plain", "frames"])
+def model(request: pytest.FixtureRequest) -> Decoder:
+    return coarse_model(request.param)
 
 
-def test_hidden_states_equal_the_slow_decoder(model: Transformer) -> None:
-    item = coarse_item(20, 40, 4)
+def four_items(layout: Layout) -> list[Item]:
+    sizes = ((6, 4), (12, 9), (4, 0), (20, 13))
+    return [coarse_item(semantic, known, seed, layout) for seed, (semantic, known) in enumerate(sizes)]
+
+
+def test_hidden_states_equal_the_slow_decoder(model: Decoder) -> None:
+    item = coarse_item(20, 40, 4, model.config.layout)
     with torch.inference_mode():
         fast = model(item.sequence.ids[None], item.sequence.fields[None])[0]
     slow = slow_hidden(model, item.sequence.ids, item.sequence.fields)
     assert (fast - slow).abs().max() < 1e-4
 
 
-def test_step_logits_equal_the_slow_decoder(model: Transformer) -> None:
-    item, prefix = coarse_item(10, 20, 5), 30
+def test_frame_logits_equal_the_slow_decoder() -> None:
+    model, item = coarse_model("frames"), coarse_item(20, 40, 4, "frames")
+    assert isinstance(model, FrameTransformer)
+    hidden, codes = torch.randn(40, model.config.width), item.sequence.ids[1:]
+    with torch.inference_mode():
+        logits = model.code_logits(hidden, codes)
+    for q, one in enumerate(logits):
+        assert (one - slow_frame_logits(model, hidden.double(), codes[:, :q])).abs().max() < 1e-4
+
+
+def test_step_logits_equal_the_slow_decoder(model: Decoder) -> None:
+    item, prefix = coarse_item(10, 20, 5, model.config.layout), 10
     ids, fields = item.sequence.ids, item.sequence.fields
     slow = slow_hidden(model, ids, fields)
     with torch.inference_mode():
-        cache = KVCache.allocate(model, 2, 192)
-        assert (
-            model.prefill(ids[None, :prefix], fields[None, :prefix], cache, 1)[0] - slow[prefix - 1]
-        ).abs().max() < 1e-4
+        cache, features = KVCache.allocate(model, 2, 192), model.features(fields[None])
+        cosine, sine = model.rotation(fields[None, :, 1])
+        before = cosine[:, :, :prefix], sine[:, :, :prefix]
+        hidden = model.prefill(ids[None, :prefix], features[:, :prefix], before, cache, 1)[0]
+        assert (hidden - slow[prefix - 1]).abs().max() < 1e-4
         for n in range(prefix, len(ids)):
             bias = torch.zeros(2, 1, 1, 128)
             bias[:, :, :, n + 1 :] = -math.inf
-            both = [x[n].expand(2, *x[n].shape) for x in (ids, fields)]
-            hidden = model.step(both[0], both[1], cache, torch.tensor([n, n]), 128, bias)[1]
+            both = [x.expand(2, *x.shape) for x in (ids[n], features[0, n])]
+            rotation = cosine[:, :, n : n + 1], sine[:, :, n : n + 1]
+            hidden = model.step(both[0], both[1], rotation, cache, torch.tensor([n, n]), 128, bias)[1]
             assert (hidden - slow[n]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 0.9)])
-def test_ragged_batch_gives_the_slow_decoders_tokens(model: Transformer, temperature: float, top_p: float) -> None:
-    fast = engine.generate(model, ITEMS, temperature, 0, top_p, batch_size=4)
-    for item, got in zip(ITEMS, fast, strict=True):
+def test_ragged_batch_gives_the_slow_decoders_tokens(model: Decoder, temperature: float, top_p: float) -> None:
+    items = four_items(model.config.layout)
+    fast = engine.generate(model, items, temperature, 0, top_p, batch_size=4)
+    for item, got in zip(items, fast, strict=True):
         assert torch.equal(got, slow_generate(model, item, temperature, top_p))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["aligned", "plain"])
+@pytest.mark.parametrize("layout", ["aligned", "plain", "frames"])
 def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -> None:
-    config = dataclasses.replace(CONFIG, coarse=dataclasses.replace(CONFIG.coarse, layout=layout))
-    model: Transformer = modules(config)["coarse"].eval().to(dtype)  # type: ignore[assignment]
+    model = coarse_model(layout, dtype)
     items = [coarse_item(n, 2 * n // 3, n, layout) for n in (5, 90, 17, 3)]
     together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
     for item, got in zip(items, together, strict=True):
@@ -166,16 +222,16 @@ def test_a_rows_product_does_not_depend_on_how_many_rows_there_are(name: str) ->
 
 
 def test_packed_linear_layers_give_the_same_values() -> None:
-    plain, packed = (modules(CONFIG)["coarse"].eval().to(torch.bfloat16) for _ in range(2))
-    pack(packed)  # type: ignore[arg-type]
-    items = [coarse_item(n, n, n) for n in (5, 30)]
-    expected = engine.generate(plain, items, 1.0, 0, 0.95, 2)  # type: ignore[arg-type]
-    for got, wanted in zip(engine.generate(packed, items, 1.0, 0, 0.95, 2), expected, strict=True):  # type: ignore[arg-type]
+    plain, packed = (coarse_model("frames", torch.bfloat16) for _ in range(2))
+    pack(packed)
+    items = [coarse_item(n, n, n, "frames") for n in (5, 30)]
+    expected = engine.generate(plain, items, 1.0, 0, 0.95, 2)
+    for got, wanted in zip(engine.generate(packed, items, 1.0, 0, 0.95, 2), expected, strict=True):
         assert torch.equal(got, wanted)
 
 
-def test_an_item_stops_at_its_stop(model: Transformer) -> None:
-    item = coarse_item(20, 0, 6)
+def test_an_item_stops_at_its_stop() -> None:
+    model, item = coarse_model("aligned"), coarse_item(20, 0, 6)
     free = engine.generate(model, [item], 1.0, 0, 1.0, 1)[0]
     stop = int(free[37])
     stopped = Item(item.sequence, item.low, item.size, item.uniform, stop)
@@ -184,10 +240,11 @@ def test_an_item_stops_at_its_stop(model: Transformer) -> None:
     assert torch.equal(got, free[:first])
 
 
-def test_progress_counts_every_token(model: Transformer) -> None:
+def test_progress_counts_every_token(model: Decoder) -> None:
     counts: list[int] = []
-    engine.generate(model, ITEMS, 1.0, 0, 1.0, 3, counts.append)
-    assert sum(counts) == sum(len(item.low) for item in ITEMS)
+    items = four_items(model.config.layout)
+    engine.generate(model, items, 1.0, 0, 1.0, 3, counts.append)
+    assert sum(counts) == sum(item.uniform.numel() for item in items)
 
 
 def test_an_items_uniform_numbers_depend_on_nothing_but_their_key() -> None:

@@ -73,7 +73,7 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
     effects = bits.conditioning_effects(bundle, data, crops=8)
     assert set(effects) == {"own", "other semantics", "other reference"}
     assert effects["other semantics"].mean != 0
-    drawn = bits._pairs(bits._drawn("coarse", bundle.coarse, data, bits.EFFECTS, 20))
+    drawn = bits._pairs(bits._drawn(bundle.coarse, data, bits.EFFECTS, 20))
     speakers = [track.speaker for _, track, _, _ in drawn]
     assert speakers
     assert all(a != b for a, b in zip(speakers[::2], speakers[1::2], strict=True))

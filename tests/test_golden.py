@@ -25,8 +25,8 @@ from tests.conftest import ROOT
 Module = TypeVar("Module", bound=nn.Module)
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny.safetensors"
-PARALLEL = preset("tiny")
-CONFIG = dataclasses.replace(PARALLEL, fine=dataclasses.replace(PARALLEL.coarse))
+FAST = preset("tiny")
+CONFIG = dataclasses.replace(FAST, coarse=FAST.semantic, fine=FAST.semantic)
 PROMPT, NEW = 10, 4  # semantic tokens
 SAMPLING = StageSampling(temperature=1.0, top_k=0, top_p=0.95)
 
@@ -60,7 +60,7 @@ def results(disturbed: float = 0.0) -> dict[str, Tensor]:
 
     parts = {name: settled(module, seed) for seed, (name, module) in enumerate(modules(CONFIG).items())}
     bundle, spec, audio = in_memory(CONFIG, parts), CONFIG.tokens, off(signal(PROMPT), 3)
-    assert isinstance(bundle.fine, Transformer)
+    assert bundle.fine is not None
     models = [bundle.semantic, bundle.coarse, bundle.fine]
     for seed, weight in enumerate(weight for model in models for weight in model.parameters()):
         weight.copy_(off(weight, seed))
@@ -81,15 +81,17 @@ def results(disturbed: float = 0.0) -> dict[str, Tensor]:
         fine_sequence(spec, "aligned", codes[:, :4]),
     ]
     for model, sequence in zip(models, sequences, strict=True):
-        found[f"{model.vocabulary.stage}.logits"] = last_logits(model, sequence)
+        assert isinstance(model, Transformer)
+        found[f"{model.stage}.logits"] = last_logits(model, sequence)
     noise, total = [Noise(1, 0, 0)], PROMPT + NEW
     (semantic,) = continue_semantic(bundle.semantic, [semantic], [total], noise, SAMPLING, 1)
     (coarse,) = continue_coarse(bundle.coarse, [semantic], [codes[: spec.coarse]], noise, SAMPLING, 1)
     (fine,) = continue_fine(bundle.fine, [coarse], [codes], noise, SAMPLING, 1)
-    parallel = settled(modules(PARALLEL)["fine"], 11)
-    for seed, weight in enumerate(parallel.parameters(), 100):
+    parallel, frames = (settled(modules(FAST)[stage], seed) for stage, seed in (("fine", 11), ("coarse", 12)))
+    for seed, weight in enumerate([*parallel.parameters(), *frames.parameters()], 100):
         weight.copy_(off(weight, seed))
     (found["parallel.codes"],) = continue_fine(parallel, [coarse], [codes], noise, SAMPLING, 1)  # type: ignore[arg-type]
+    (found["frames.codes"],) = continue_coarse(frames, [semantic], [codes[: spec.coarse]], noise, SAMPLING, 1)  # type: ignore[arg-type]
     found |= {"continued.semantic": semantic[PROMPT:], "continued.codes": fine[:, 2 * PROMPT :].contiguous()}
     return {name: tensor if tensor.is_floating_point() else tensor.short() for name, tensor in found.items()}
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.tokens import (
     CONTEXT_OFFSETS,
+    FRAME_OFFSETS,
     Vocabulary,
     coarse_sequence,
     fine_sequence,
@@ -99,6 +100,35 @@ def test_context_describes_the_frame_that_is_predicted() -> None:
                 assert got == slot * spec.semantic_vocabulary + int(semantic[at])
             else:
                 assert got == vocabulary.context_size - 1
+
+
+@given(specs, st.integers(1, 30), st.integers(0, 30), st.booleans(), st.integers(0, 99))
+def test_a_sequence_of_frames_holds_codes_as_they_are_and_what_is_said_around_the_next(
+    spec: TokenSpec, frames: int, known: int, behind_reference: bool, seed: int
+) -> None:
+    semantic, codes = draw_codes(spec, frames, seed)
+    coarse, known = codes[: spec.coarse].clone(), min(known, frames)
+    coarse[:, known:] = -1
+    reference = draw_codes(spec, 6, seed + 1)
+    sequence = coarse_sequence(
+        spec, "frames", semantic, coarse, (reference[0], reference[1][: spec.coarse]) if behind_reference else None
+    )
+    begin, gap = spec.codebook_size, spec.codebook_size + 1
+    start = 8 if behind_reference else 1  # of the codes in the sequence
+    assert sequence.ids.shape == (start + frames, spec.coarse)
+    assert sequence.known == start + known
+    assert torch.equal(sequence.ids[start:].T, coarse)
+    assert sequence.ids[0].tolist() == [begin] * spec.coarse
+    if behind_reference:
+        assert torch.equal(sequence.ids[1:7].T, reference[1][: spec.coarse])
+        assert sequence.ids[7].tolist() == [gap] * spec.coarse
+    times = sequence.fields[:, 1].tolist()
+    assert times == sorted(set(times))
+    for frame in range(frames):
+        for slot, offset in enumerate(FRAME_OFFSETS):
+            at = (frame + offset) // spec.frames_per_semantic
+            expected = int(semantic[at]) if 0 <= at < len(semantic) else spec.semantic_vocabulary
+            assert int(sequence.fields[start + frame - 1, 2 + slot]) == expected
 
 
 @given(specs, st.integers(1, 12), st.integers(0, 99))

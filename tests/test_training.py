@@ -46,7 +46,7 @@ def _small() -> Iterator[None]:
         patch.setattr(recipe, "subprocess", in_process)
         patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
         patch.setattr(tokenizer, "CLUSTERED_BATCHES", 1)
-        patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "coarse": 20.0, "parallel": 6.0})
+        patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
 
@@ -195,6 +195,7 @@ def test_processes_share_the_recordings_among_them(data: Path, copied: Path, mon
 def train_together(rank: int, folder: Path, port: int) -> None:
     """One of two processes, each with data of its own."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    trainer.time.monotonic = itertools.count(0, 0.2).__next__  # in this process
     torch.manual_seed(rank)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     arguments = argparse.Namespace(threads=1, device="cpu", seed=0, runs=folder, minutes=0.02, resume=False)

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 from audiolm_cli.bundle import Bundle
-from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import StageName
 from audiolm_cli.training.data import Corpus
 from audiolm_cli.training.lm import Crops, Shape, token_losses
 from audiolm_cli.training.measures import Figure, figure
 from audiolm_cli.training.ngrams import ngram_bits
 from audiolm_cli.training.tokenize import TokenData, groups, joined, read_tokens, write_tokens
-from audiolm_cli.transformer import Transformer
+from audiolm_cli.transformer import Stack
 
 CROPS = {"semantic": Shape(0, 10), "coarse": Shape(0, 10), "fine": Shape(0, 3)}  # seconds, without a reference
 EFFECTS = Shape(3, 4)  # seconds of reference and of crop
@@ -61,9 +60,9 @@ def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops
     """
     rows: dict[str, dict] = {}
     for stage, model in _stages(bundle).items():
-        drawn = _drawn(stage, model, validation, CROPS[stage], crops)
+        drawn = _drawn(model, validation, CROPS[stage], crops)
         spec, length = validation.spec, round(CROPS[stage].crop * validation.spec.semantic_rate)
-        losses = _losses(stage, model, validation, drawn, CROPS[stage])
+        losses = _losses(model, validation, drawn, CROPS[stage])
         speakers = [track.speaker for _, track, _, _ in drawn]
         pieces = [validation.cut(track, first, length) for _, track, first, _ in drawn]
         whole = [training.cut(track, 0, track.length) for track in training.tracks]
@@ -87,25 +86,23 @@ def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96)
     `own`: everything as it was; `other semantics`, `other reference`: the rise, with its interval.
     """
     model = bundle.coarse
-    drawn = _pairs(_drawn("coarse", model, validation, EFFECTS, crops))
+    drawn = _pairs(_drawn(model, validation, EFFECTS, crops))
     speakers = [track.speaker for _, track, _, _ in drawn]
-    own = _losses("coarse", model, validation, drawn, EFFECTS, pairs=True).mean(1)
+    own = _losses(model, validation, drawn, EFFECTS, pairs=True).mean(1)
     rise = {
-        name: _losses("coarse", model, validation, drawn, EFFECTS, pairs=True, **change).mean(1) - own
+        name: _losses(model, validation, drawn, EFFECTS, pairs=True, **change).mean(1) - own
         for name, change in (("other semantics", {"shuffled": True}), ("other reference", {"others": True}))
     }
     return {name: figure(zip(speakers, values, strict=True)) for name, values in {"own": own, **rise}.items()}
 
 
-def _stages(bundle: Bundle) -> dict[StageName, Transformer | ParallelTransformer]:
-    stages: dict[StageName, Transformer | ParallelTransformer] = {"semantic": bundle.semantic, "coarse": bundle.coarse}
+def _stages(bundle: Bundle) -> dict[StageName, Stack]:
+    stages: dict[StageName, Stack] = {"semantic": bundle.semantic, "coarse": bundle.coarse}
     return {**stages, "fine": bundle.fine} if bundle.fine is not None else stages
 
 
-def _drawn(
-    stage: StageName, model: Transformer | ParallelTransformer, data: TokenData, shape: Shape, count: int
-) -> list:
-    drawn = Crops([data], stage, model.config.layout, seed=1).draw(shape, count)
+def _drawn(model: Stack, data: TokenData, shape: Shape, count: int) -> list:
+    drawn = Crops([data], model.stage, model.config.layout, seed=1).draw(shape, count)
     if not drawn:
         raise ValueError(f"no validation recording is {shape.reference + shape.crop:g} s long")
     return drawn
@@ -123,8 +120,7 @@ def _pairs(drawn: list) -> list:
 
 @torch.inference_mode()
 def _losses(
-    stage: StageName,
-    model: Transformer | ParallelTransformer,
+    model: Stack,
     data: TokenData,
     drawn: list,
     shape: Shape,
@@ -132,7 +128,7 @@ def _losses(
     **change: bool,
 ) -> np.ndarray:
     """Mean bits per token of every crop and quantizer, `[crops, quantizers]` (1 quantizer in stage 1)."""
-    crops = Crops([data], stage, model.config.layout, seed=1)
+    crops = Crops([data], model.stage, model.config.layout, seed=1)
     device, size, parts = next(model.parameters()).device, 2 if pairs else 8, []
     for start in range(0, len(drawn), size):
         losses = token_losses(model, crops.build(drawn[start : start + size], shape, **change).to(device))

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from audiolm_cli.bundle import NEEDS, save_part, stage_model
 from audiolm_cli.config import TokenSpec, preset
+from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.trainer import Trainer, arguments
-from audiolm_cli.transformer import Transformer
+from audiolm_cli.transformer import Stack, Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
 
@@ -47,14 +48,16 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "coarse": (Shape(0, 3.6, 3), Shape(1.2, 2.4, 2), Shape(2, 4), Shape(3, 7), Shape(0, 10)),
     "fine": (Shape(0, 3), Shape(0, 1.4, 2)),
     "parallel": (Shape(0, 6), Shape(0, 3, 3)),
+    "frames": (Shape(3, 7, 3), Shape(3, 4, 2), Shape(1.6, 2.4), Shape(0, 10, 2), Shape(0, 4)),
 }
-BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0}  # of audio in a batch
+# of audio in a batch
+BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0, "frames": 90.0}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids `int64 [B, N]`, fields `int64 [B, N, 2 + C]`; the last `targets` tokens count. For the parallel layout, ids
-    are codes `[B, Q, F]` without fields."""
+    """ids `int64 [B, N]`, fields `int64 [B, N, 2 + C]`; the last `targets` positions count. In the layout `frames` ids
+    are `[B, N, Q]`; in `parallel` they are codes `[B, Q, F]` without fields."""
 
     ids: Tensor
     fields: Tensor
@@ -102,6 +105,9 @@ class Crops:
         reference of another one (both for validation)."""
         crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
         pieces = [data.cut(track, first, crop) for data, track, first, _ in drawn]
+        if self.layout == "parallel":
+            codes = torch.stack([codes for _, codes in pieces])
+            return Batch(codes, codes[:, :0], codes.shape[-1])
         references = [data.cut(track, first, reference) for data, track, _, first in drawn]
         semantic = [s for s, _ in pieces]
         if shuffled:
@@ -116,11 +122,8 @@ class Crops:
                 coarse = self.spec.coarse
                 before = (references[n][0], references[n][1][:coarse]) if reference else None
                 sequences.append(coarse_sequence(self.spec, self.layout, semantic[n], codes[:coarse], before))  # type: ignore[arg-type]
-            elif self.layout != "parallel":
+            else:
                 sequences.append(fine_sequence(self.spec, self.layout, codes))  # type: ignore[arg-type]
-        if self.layout == "parallel":
-            codes = torch.stack([codes for _, codes in pieces])
-            return Batch(codes, codes[:, :0], codes.shape[-1])
         ends = [track.length == first + crop for _, track, first, _ in drawn]
         return stack(sequences, self.stage, self.spec, crop, ends)
 
@@ -135,14 +138,19 @@ def stack(sequences: list[Sequence], stage: StageName, spec: TokenSpec, crop: in
         end = Vocabulary(stage, spec).end
         last = torch.tensor([[end if e else -1] for e in ends])
         return Batch(torch.cat([ids, last], 1), torch.cat([fields, fields[:, -1:]], 1), crop + 1)
+    if ids.ndim == 3:
+        return Batch(ids, fields, crop * spec.frames_per_semantic)
     per_token = spec.frames_per_semantic * (spec.coarse if stage == "coarse" else spec.fine)
     return Batch(ids, fields, crop * per_token)
 
 
-def training_loss(model: Transformer | ParallelTransformer, batch: Batch) -> Tensor:
+def training_loss(model: Stack, batch: Batch) -> Tensor:
     """Mean cross entropy in nats of the targets, behind inputs of which some are replaced."""
     if isinstance(model, ParallelTransformer):
         return _parallel_loss(model, batch.ids)
+    if isinstance(model, FrameTransformer):
+        batch = dataclasses.replace(batch, targets=batch.ids.shape[1] - 1)  # the reference's codes are as good
+        return token_losses(model, batch, REPLACED).sum() / (batch.ids < model.spec.codebook_size).sum()
     losses = token_losses(model, batch, REPLACED)
     return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
 
@@ -152,7 +160,7 @@ def _parallel_loss(model: ParallelTransformer, codes: Tensor) -> Tensor:
     spec, (batch, _, frames) = model.spec, codes.shape
     draw = functools.partial(torch.randint, size=(batch,), device=codes.device)
     quantizer, whole = draw(spec.coarse, spec.quantizers), draw(0, frames // 2) * draw(0, 2)
-    wanted = codes.gather(1, quantizer[:, None, None].expand(-1, 1, frames))[:, 0]
+    wanted = codes[torch.arange(batch, device=codes.device), quantizer]
     wrong = torch.rand(codes.shape, device=codes.device) < REPLACED
     inputs = torch.where(wrong, torch.randint_like(codes, spec.codebook_size), codes)
     levels, places = (torch.arange(n, device=codes.device) for n in codes.shape[1:])
@@ -165,7 +173,7 @@ def _parallel_loss(model: ParallelTransformer, codes: Tensor) -> Tensor:
     return torch.stack(losses).sum() / (frames - whole).sum()
 
 
-def token_losses(model: Transformer | ParallelTransformer, batch: Batch, replaced: float = 0.0) -> Tensor:
+def token_losses(model: Stack, batch: Batch, replaced: float = 0.0) -> Tensor:
     """Cross entropy in nats of every target token: `float32 [B, steps, quantizers]`, in stage 1 `[B, targets]`.
 
     In stage 1, tokens that are no targets have loss 0.
@@ -180,7 +188,10 @@ def token_losses(model: Transformer | ParallelTransformer, batch: Batch, replace
             logits = model.code_logits(hidden, q).float().transpose(1, 2)
             losses.append(F.cross_entropy(logits, batch.ids[:, q], reduction="none"))
         return torch.stack(losses, -1)
-    vocabulary, spec = model.vocabulary, model.vocabulary.spec
+    if isinstance(model, FrameTransformer):
+        return _frame_losses(model, batch, replaced)
+    assert isinstance(model, Transformer)
+    vocabulary, spec = model.vocabulary, model.spec
     ids, fields = batch.ids[:, :-1], batch.fields[:, :-1]
     targets = batch.ids[:, -batch.targets :]
     if replaced:
@@ -202,6 +213,21 @@ def token_losses(model: Transformer | ParallelTransformer, batch: Batch, replace
     return torch.stack(losses, -1)
 
 
+def _frame_losses(model: FrameTransformer, batch: Batch, replaced: float) -> Tensor:
+    """`float32 [B, targets, quantizers]`, 0 where the target is a special."""
+    size, ids = model.spec.codebook_size, batch.ids
+    wrong = (torch.rand(ids.shape, device=ids.device) < replaced) & (ids < size)
+    inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
+    hidden = model(inputs[:, :-1], batch.fields[:, :-1])[:, -batch.targets :]
+    targets = ids[:, -batch.targets :].masked_fill(ids[:, -batch.targets :] >= size, -1)
+    logits = model.code_logits(hidden, inputs[:, -batch.targets :])
+    losses = [
+        F.cross_entropy(one.float().transpose(1, 2), targets[..., q], ignore_index=-1, reduction="none")
+        for q, one in enumerate(logits)
+    ]
+    return torch.stack(losses, -1)
+
+
 def _replace(ids: Tensor, tail: int, vocabulary: Vocabulary, share: float) -> Tensor:
     """Replaces a share of the codes (in stage 1, tokens) among the last `tail` inputs by others of the same kind."""
     size = vocabulary.spec.semantic_vocabulary if vocabulary.stage == "semantic" else vocabulary.spec.codebook_size
@@ -213,15 +239,13 @@ def _replace(ids: Tensor, tail: int, vocabulary: Vocabulary, share: float) -> Te
 
 
 @torch.no_grad()
-def validation_bits(
-    model: Transformer | ParallelTransformer, data: list[TokenData], stage: StageName, batches: int = 6
-) -> dict[str, object]:
+def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> dict[str, object]:
     """Bits per token on fixed crops: all, per quantizer, and for stage 2 with what should help taken away.
 
     `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
     of another track (likewise).
     """
-    crops = Crops(data, stage, model.config.layout, seed=1)
+    crops = Crops(data, model.stage, model.config.layout, seed=1)
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
 
@@ -239,11 +263,11 @@ def validation_bits(
             total.append(losses.float().mean((0, 1)).cpu().numpy())
         return np.mean(total, 0) / np.log(2) if total else np.array([np.nan])
 
-    plain = bits(Shape(0, 3 if stage == "fine" else 3.6))
+    plain = bits(Shape(0, 3 if model.stage == "fine" else 3.6))
     figures: dict[str, object] = {"bits": round(float(plain.mean()), 4)}
     if len(plain) > 1:
         figures["bits_per_quantizer"] = [round(float(b), 3) for b in plain]
-    if stage == "coarse":
+    if model.stage == "coarse":
         shape = Shape(3, 4)
         for name, change in (("reference", {}), ("shuffled", {"shuffled": True}), ("other_speaker", {"others": True})):
             figures[f"bits_{name}"] = round(float(bits(shape, **change).mean()), 4)
@@ -263,7 +287,7 @@ def main() -> None:
     train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
     config = getattr(preset(args.preset), stage)
     model = stage_model(config, train[0].spec, stage, args.dropout)
-    kind = "parallel" if config.layout == "parallel" else stage
+    kind = config.layout if config.layout in SHAPES else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     crops = Crops(train, stage, config.layout, (args.seed, trainer.step, trainer.rank))
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
@@ -279,8 +303,8 @@ def main() -> None:
             loss = training_loss(model, batch)
         trainer.update(loss, {"bits": loss / np.log(2)})
         if trainer.due():
-            best = _validated(trainer, validation_bits(model, valid, stage, batches=2), best)
-    best = _validated(trainer, validation_bits(model, valid, stage, batches=2), best, finished=True)
+            best = _validated(trainer, validation_bits(model, valid, batches=2), best)
+    best = _validated(trainer, validation_bits(model, valid, batches=2), best, finished=True)
     if trainer.rank:
         return
     model.load_state_dict(best[1])
