@@ -58,6 +58,7 @@ eval: .venv/eval  ## the figures on quality, from DATA's validation split
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/decode.py --split
 
 weights-speech: .venv/installed  ## train weights/speech from the recordings in DATA
 	$(BIN)/python -m audiolm_cli.training.recipe --data $(DATA) --out weights/speech --processes $(PROCESSES)

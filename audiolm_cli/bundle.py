@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
 from audiolm_cli.errors import ModelError, UsageError
@@ -29,7 +30,7 @@ from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.tokens import StageName
-from audiolm_cli.transformer import Decoder, Stack, Transformer, pack
+from audiolm_cli.transformer import Decoder, Stack, Transformer
 
 MAX_CONFIG_BYTES = 1 << 20
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
@@ -49,6 +50,15 @@ def stage_model(config: StageConfig, tokens: TokenSpec, name: StageName, dropout
     return Transformer(config, tokens, name, dropout)
 
 
+class _Uninitialized(TorchFunctionMode):
+    """Leaves out random initial values. They do nothing on the meta device, but import torch's compiler: 0.6 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 class Bundle:
     """A loaded bundle; each part is read when it is first used."""
 
@@ -62,13 +72,13 @@ class Bundle:
 
     @cached_property
     def codec(self) -> SoundStream:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialized():
             codec = SoundStream(self.config.codec, self.config.tokens)
         return self._fill("codec", codec, torch.float32)
 
     @cached_property
     def tokenizer(self) -> SemanticTokenizer:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialized():
             tokenizer = SemanticTokenizer(self.config.tokenizer, self.config.tokens)
         return self._fill("tokenizer", tokenizer, torch.float32)
 
@@ -85,10 +95,10 @@ class Bundle:
         return self._stage("fine", self.config.fine) if self.config.fine else None
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialized():
             model = stage_model(config, self.config.tokens, name)
         self._fill(name, model, self.dtype)
-        pack(model)
+        model.pack()
         return model
 
     def _fill(self, part: str, module: Any, dtype: torch.dtype) -> Any:

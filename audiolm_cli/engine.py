@@ -6,6 +6,7 @@ belongs to the item, and linear layers see a constant number of rows where their
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,8 +19,11 @@ from audiolm_cli.transformer import Decoder, KVCache
 # Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
+GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
 # From this width on bfloat16 products on a CPU give a row the same bits however many rows there are.
 ROWS_AGREE_FROM = 128
+
+Sampling = tuple[float, int, float]  # temperature, top-k, top-p
 
 
 @dataclass(frozen=True)
@@ -57,54 +61,140 @@ def generate(
 def _generate_batch(
     model: Decoder,
     items: list[Item],
-    sampling: tuple[float, int, float],
+    sampling: Sampling,
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     weight = model.ids.weight
     padded = weight.device.type == "cpu" and (weight.dtype == torch.float32 or model.config.width < ROWS_AGREE_FROM)
-    slots = batch_size if padded else len(items)
     known = [item.sequence.known for item in items]
     wanted = [len(item.sequence.ids) - k for item, k in zip(items, known, strict=True)]
-    steps, device = max(wanted), weight.device
-    cache_step = CACHE_STEP[weight.dtype]
-    cache = KVCache.allocate(model, slots, _round_up(max(known) + steps, cache_step))
-    hidden = weight.new_zeros(slots, model.config.width)
-    features = weight.new_zeros(slots, steps, model.config.width)
-    positions = torch.zeros(slots, steps, dtype=torch.int64, device=device)
-    codes = items[0].uniform.shape[1:]  # of a step: none where it is one token
-    uniform = torch.full((slots, steps, *codes), 0.5, device=device)
-    lengths = torch.zeros(slots, dtype=torch.int64, device=device)
-    made = torch.zeros(slots, steps, *codes, dtype=torch.int64, device=device)
-    for slot, (item, prefix) in enumerate(zip(items, known, strict=True)):
-        ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
-        own, where = model.features(fields), fields[..., 1]
-        hidden[slot] = model.prefill(ids, own[:, :prefix], model.rotation(where[:, :prefix]), cache, slot)[0]
-        features[slot, : wanted[slot]], positions[slot, : wanted[slot]] = own[0, prefix:], where[0, prefix:]
-        uniform[slot, : wanted[slot]] = item.uniform.to(device)
-        lengths[slot] = prefix
-    size, low = items[0].size, max((item.low for item in items), key=len)
+    low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
-    bias = weight.new_zeros(slots, 1, 1, cache.keys.shape[3])
-    places = torch.arange(bias.shape[-1], device=device)
-    bias.masked_fill_((places >= lengths[:, None])[:, None, None], -torch.inf)
-    last_length = max(known)
-    rows_index = torch.arange(slots, device=device)
-    cosine, sine = model.rotation(positions)  # [slots, 1, steps, head width]
-    for n in range(steps):
-        ids = model.draw(hidden, uniform[:, n], low[n], size, sampling)
-        made[:, n] = ids
+    graphs = use_graphs(weight.device)
+    batch = _workspace(model, batch_size if padded else len(items), max(known) + steps, items[0].uniform, graphs)
+    for slot, item in enumerate(items):
+        batch.fill(slot, item)
+    per_step = items[0].uniform[0].numel()
+    for n, width in _strides(low, graphs):
+        if graphs:
+            batch.replay(max(known) + n, low[n : n + width], size, sampling)
+        else:
+            ids = batch.draw(n, low[n], size, sampling)
+            if n + 1 < steps:
+                batch.step(ids, n, max(known) + n, alike=len(set(known)) == 1)
         if progress:
-            progress(sum(n < w for w in wanted) * codes.numel())
-        if n + 1 == steps or _all_stopped(items, made, n):
+            progress(sum(min(width, max(0, w - n)) for w in wanted) * per_step)
+        if _all_stopped(items, batch.made, n):
             break
-        bias[rows_index, 0, 0, lengths] = 0
-        longest = _round_up(last_length + n + 1, cache_step)
-        rotation = cosine[:, :, n : n + 1], sine[:, :, n : n + 1]
-        hidden = model.step(ids, features[:, n], rotation, cache, lengths, longest, bias[..., :longest])
-        lengths += 1
-    return [_cut(made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
+    return [_cut(batch.made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
+
+
+class _Batch:
+    """What decoding reads and writes, in buffers that keep their places, so that CUDA graphs can hold the steps."""
+
+    def __init__(self, model: Decoder, slots: int, length: int, codes: torch.Size):
+        weight = model.ids.weight
+        self.model, self.device = model, weight.device
+        self.cache = KVCache.allocate(model, slots, length)
+        self.hidden = weight.new_zeros(slots, model.config.width)
+        self.features = weight.new_zeros(slots, length, model.config.width)
+        self.rotation = [weight.new_zeros(slots, length, 1, 1, model.config.width // model.config.heads) for _ in "cs"]
+        self.bias = weight.new_full((slots, length), -torch.inf)
+        self.uniform = torch.full((slots, length, *codes), 0.5, device=self.device)
+        self.made = torch.zeros(slots, length, *codes, dtype=torch.int64, device=self.device)
+        self.rows = torch.arange(slots, device=self.device)
+        self.steps, self.lengths = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
+        self.zero = weight.new_zeros(())
+        self.graphs: dict[object, Callable[[], None]] = {}
+
+    def fill(self, slot: int, item: Item) -> None:
+        """Prefills an item; what an earlier one left behind its end is hidden."""
+        prefix, device, model = item.sequence.known, self.device, self.model
+        ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
+        features, rotation = model.features(fields), model.rotation(fields[..., 1])
+        cosine, sine = (part[:, :, :prefix] for part in rotation)
+        self.hidden[slot] = model.prefill(ids, features[:, :prefix], (cosine, sine), self.cache, slot)[0]
+        wanted = fields.shape[1] - prefix
+        self.features[slot, :wanted] = features[0, prefix:]
+        for buffer, part in zip(self.rotation, rotation, strict=True):
+            buffer[slot, :wanted, 0, 0] = part[0, 0, prefix:]
+        self.uniform[slot, :wanted] = item.uniform.to(device)
+        self.bias[slot] = -torch.inf
+        self.bias[slot, :prefix] = 0
+        self.lengths[slot], self.steps[slot] = prefix, 0
+
+    def draw(self, n: int | None, low: int, size: int, sampling: Sampling) -> Tensor:
+        """The ids of step n; with None each slot's own `steps` count."""
+        now = (slice(None), n) if n is not None else (self.rows, self.steps)
+        ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling)
+        self.made[now] = ids
+        return ids
+
+    def step(self, ids: Tensor, n: int | None, longest: int, alike: bool = False) -> None:
+        """From step n's ids to the next hidden states. No item is longer than `longest` before it, or all are exactly
+        that long: a plain index costs less than a tensor of them."""
+        now = (slice(None), n) if n is not None else (self.rows, self.steps)
+        row, place = (slice(None), longest) if alike else (self.rows, self.lengths)
+        self.bias[row, place] = self.zero
+        read = _round_up(longest + 1, CACHE_STEP[self.hidden.dtype])
+        cosine, sine = (part[now] for part in self.rotation)
+        bias, where = self.bias[:, None, None, :read], (row, slice(None), place)
+        self.hidden.copy_(self.model.step(ids, self.features[now], (cosine, sine), self.cache, where, read, bias))
+        self.lengths += 1
+
+    def replay(self, longest: int, low: list[int], size: int, sampling: Sampling) -> None:
+        """As many steps as `low` has, as one CUDA graph. The first ones run without: kernels must have been loaded."""
+
+        def steps() -> None:
+            for one in low:
+                self.step(self.draw(None, one, size, sampling), None, read - 1)
+                self.steps += 1
+
+        read = min(_round_up(longest + len(low), GRAPH_STEP), self.bias.shape[1])
+        key = read, tuple(low), size, sampling
+        if not self.graphs:
+            self.graphs[None] = steps
+            steps()
+            return
+        if key not in self.graphs:
+            self.graphs[key] = _captured(steps)
+        self.graphs[key]()
+
+
+def use_graphs(device: torch.device) -> bool:
+    """Whether steps run as CUDA graphs; AUDIOLM_CUDA_GRAPHS=0 turns them off."""
+    return device.type == "cuda" and os.environ.get("AUDIOLM_CUDA_GRAPHS", "1") != "0"
+
+
+def _captured(steps: Callable[[], None]) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        steps()
+    return graph.replay  # type: ignore[no-any-return]
+
+
+def _workspace(model: Decoder, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
+    """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs."""
+    codes = uniform.shape[1:]
+    if not kept:
+        return _Batch(model, slots, _round_up(length, CACHE_STEP[model.ids.weight.dtype]), codes)
+    length = _round_up(length, GRAPH_STEP)
+    last: _Batch | None = model.__dict__.get("workspace")
+    if last is None or last.bias.shape != (slots, length):
+        last = model.__dict__["workspace"] = _Batch(model, slots, length, codes)
+    last.steps.zero_()
+    last.lengths.zero_()
+    return last
+
+
+def _strides(low: list[int], graphs: bool) -> list[tuple[int, int]]:
+    """Steps `(first, count)` that run together: with graphs as many as the ranges of ids need to come round again."""
+    width = 1
+    while graphs and low != low[:width] * (len(low) // width):
+        width += 1
+    return [(n, width) for n in range(0, len(low), width)]
 
 
 def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:

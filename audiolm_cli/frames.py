@@ -9,13 +9,12 @@ and Moshi (Défossez et al., 2024). The semantic tokens come with the frames, so
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.sampling import sample
 from audiolm_cli.tokens import FRAME_OFFSETS, FRAME_SPECIALS
-from audiolm_cli.transformer import Decoder
+from audiolm_cli.transformer import Decoder, Linear
 
 SEMANTIC_SHARE = 8  # the width of a semantic token's embedding is that of the model divided by this
 
@@ -26,14 +25,14 @@ class Level(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.codes_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(2 * width, width, bias=False)
-        self.down = nn.Linear(width, width, bias=False)
+        self.up = Linear(2 * width, width)
+        self.down = Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Hidden states and sums of code embeddings `[..., width]` -> `[..., width]`."""
         both = torch.cat([hidden, self.codes_norm(codes)], -1)
-        result: Tensor = self.norm(hidden + self.down(F.gelu(self.up(both))))
+        result: Tensor = self.norm(self.down.plus(self.up.gelu(both), hidden))
         return result
 
 
@@ -46,7 +45,7 @@ class FrameTransformer(Decoder):
         self.ids = nn.Embedding(spec.coarse * self.rows, config.width)
         size = max(1, config.width // SEMANTIC_SHARE)
         self.semantic = nn.Embedding(spec.semantic_vocabulary + 1, size)  # the last one: there is none
-        self.context = nn.Linear(len(FRAME_OFFSETS) * size, config.width, bias=False)
+        self.context = Linear(len(FRAME_OFFSETS) * size, config.width)
         self.levels = nn.ModuleList(Level(config.width) for _ in range(spec.coarse - 1))
         self.start()
 

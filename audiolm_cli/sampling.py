@@ -35,19 +35,23 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
     """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
 
     Temperature 0 takes the likeliest; top_k 0 keeps all; of these, top_p keeps the likeliest tokens up to and with the
-    one that reaches that share.
+    one that reaches that share, and those that are as likely as it.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
-    kept = min(top_k, logits.shape[-1]) if top_k else logits.shape[-1]
-    values, order = (
-        logits.topk(kept, -1) if kept < logits.shape[-1] else logits.sort(dim=-1, descending=True, stable=True)
-    )
-    share = values.softmax(-1)
+    share = (logits.float() / temperature).softmax(-1)
+    if top_k or top_p < 1:
+        ascending = _sorted(share)
+        if top_k:
+            ascending[:, :-top_k] = 0
+        total = ascending.cumsum(-1)
+        # of what is kept by top_k, the least likely that add up to less than 1 - top_p go; the likeliest stays
+        first = torch.searchsorted(total, total[:, -1:] * (1 - top_p), right=True).clamp(max=share.shape[-1] - 1)
+        share = share * (share >= ascending.gather(-1, first))
     total = share.cumsum(-1)
-    inside = total - share < top_p  # what stands before it does not reach top_p yet
-    mass = (share * inside).sum(-1)
-    chosen = torch.searchsorted(total, (uniform * mass)[:, None], right=True)
-    chosen = torch.minimum(chosen, inside.sum(-1, keepdim=True) - 1)
-    return order.gather(-1, chosen)[:, 0]
+    return torch.searchsorted(total, uniform[:, None] * total[:, -1:])[:, 0]  # where it reaches the number
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """In ascending order; on a CPU by numpy, whose vectorized sort takes a twentieth of torch's time."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values

@@ -24,7 +24,8 @@ class ResidualQuantizer(nn.Module):
 
     def __init__(self, quantizers: int, codebook_size: int, latent: int):
         super().__init__()
-        self.codebooks = nn.Parameter(torch.randn(quantizers, codebook_size, latent), requires_grad=False)
+        codebooks = nn.init.normal_(torch.empty(quantizers, codebook_size, latent))
+        self.codebooks = nn.Parameter(codebooks, requires_grad=False)
 
     def encode(self, latents: Tensor) -> Tensor:
         """Latents `float32 [B, F, D]` -> codes `int64 [B, Q, F]`."""

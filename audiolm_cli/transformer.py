@@ -12,7 +12,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,48 @@ class KVCache:
         return cls(*zeros)
 
 
+class Linear(nn.Linear):
+    """A bias-free linear layer, alone or with what stands behind it in a block.
+
+    `pack` rearranges bfloat16 weights once as oneDNN wants them on a CPU, else that happens at every call; a product
+    and what follows it are one operation then.
+    """
+
+    packed: Tensor | None = None
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def pack(self) -> None:
+        self.packed = packed(self.weight)
+        self.weight.data = self.weight.data.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.packed is None else product(x, self.packed)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of the product."""
+        if self.packed is None:
+            return F.gelu(super().forward(x))
+        return product(x, self.packed, "gelu", "none")
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product and `other`."""
+        if self.packed is None:
+            return other + super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
+
+
+def packed(weight: Tensor) -> Tensor:
+    """The weight `bfloat16 [outputs, inputs]` as `product` wants it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
+
+
+def product(x: Tensor, weight: Tensor, function: str = "none", variant: str = "") -> Tensor:
+    """A function of the product of bfloat16 rows `[..., inputs]` with a weight from `packed`."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, function, [], variant)
+
+
 class Block(nn.Module):
     """Pre-norm attention, where `kv_heads` keys and values serve all query heads, and feed-forward."""
 
@@ -48,11 +90,11 @@ class Block(nn.Module):
         self.heads, self.kv_heads, self.dropout = config.heads, config.kv_heads, dropout
         self.head_width = config.width // config.heads
         self.attention_norm = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False)
-        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width)
+        self.output = Linear(config.width, config.width)
         self.feedforward_norm = nn.LayerNorm(config.width)
-        self.up = nn.Linear(config.width, config.feedforward, bias=False)
-        self.down = nn.Linear(config.feedforward, config.width, bias=False)
+        self.up = Linear(config.width, config.feedforward)
+        self.down = Linear(config.feedforward, config.width)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, L, D]` -> rotated queries `[B, heads, L, head width]`, rotated keys and values `[B, kv heads, ...]`."""
@@ -76,11 +118,11 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds the attention's result `[B, heads, L, head width]` and the feed-forward part to `[B, L, D]`."""
-        x = x + self._drop(self.output(attended.transpose(1, 2).flatten(2)))
-        return x + self._drop(self.down(F.gelu(self.up(self.feedforward_norm(x)))))
+        x = self._add(x, self.output, attended.transpose(1, 2).flatten(2))
+        return self._add(x, self.down, self.up.gelu(self.feedforward_norm(x)))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+    def _add(self, x: Tensor, linear: Linear, y: Tensor) -> Tensor:
+        return x + F.dropout(linear(y), self.dropout) if self.training and self.dropout else linear.plus(y, x)
 
 
 class Stack(nn.Module):
@@ -93,6 +135,8 @@ class Stack(nn.Module):
         self.config, self.spec, self.stage = config, spec, stage
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        self.packed = False
+        self.heads: dict[tuple[int, int], Tensor] = {}  # packed rows of `ids`, by first id and number
 
     def layers(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))
@@ -107,16 +151,30 @@ class Stack(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * self.config.layers) ** 0.5)
 
     def rotation(self, positions: Tensor) -> Rotation:
-        """Positions `int64 [B, L]` -> cosine and sine `[B, 1, L, head width]` for `rotate`."""
+        """Positions `int64 [B, L]` -> cosine and signed sine `[B, 1, L, head width]` for `rotate`."""
         half = self.config.width // self.config.heads // 2
         angle = positions[..., None].float() * frequencies(half, self.config.rotary_base, positions.device)
-        angle = torch.cat([angle, angle], -1)[:, None]
+        cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
         dtype = torch.get_autocast_dtype(angle.device.type) if self.training else self.ids.weight.dtype
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
 
     def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
         """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
-        return F.linear(hidden, self.ids.weight[low : low + size])
+        if not self.packed:
+            return F.linear(hidden, self.ids.weight[low : low + size])
+        if (low, size) not in self.heads:
+            self.heads[low, size] = packed(self.ids.weight[low : low + size])
+        return product(hidden, self.heads[low, size])
+
+    def pack(self) -> None:
+        """Rearranges the weights of a model that decodes in bfloat16 on a CPU; does nothing where torch cannot."""
+        weight = self.ids.weight
+        able = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and able:
+            self.packed = True
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.pack()
 
 
 class Decoder(Stack, ABC):
@@ -155,22 +213,19 @@ class Decoder(Stack, ABC):
         return self.norm(x[:, -1])
 
     def step(
-        self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, lengths: Tensor, longest: int,
+        self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, where: Any, longest: int,
         bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """One more position for every slot: ids `[B]` or `[B, Q]`, features `[B, width]`, rotation `[B, 1, 1, head
-        width]`, written at `lengths` `[B]` of the cache.
+        width]`; `where` is the index of `[B, kv heads]` places in a layer's cache that its keys and values go to.
 
         `longest` bounds what attention reads; `bias` `[B, 1, 1, longest]` hides what lies behind an item's own end and
         may be None when nothing does. Hidden states `[B, width]`.
         """
         x = self.embed(ids[:, None], features[:, None])
-        slots = torch.arange(len(ids), device=ids.device)
-        for layer, block in enumerate(self.layers()):
+        for block, keys, values in zip(self.layers(), cache.keys, cache.values, strict=True):
             q, k, v = block.project(x, rotation)
-            keys, values = cache.keys[layer], cache.values[layer]
-            keys[slots, :, lengths] = k[:, :, 0]
-            values[slots, :, lengths] = v[:, :, 0]
+            keys[where], values[where] = k[:, :, 0], v[:, :, 0]
             x = block.finish(x, block.attend_cached(q, keys[:, :, :longest], values[:, :, :longest], bias))
         return self.norm(x[:, 0])
 
@@ -200,29 +255,6 @@ class Transformer(Decoder):
         return sample(self.logits(hidden, low, size), uniform, *sampling) + low
 
 
-class PackedLinear(nn.Module):
-    """A bias-free bfloat16 linear layer whose weights lie as oneDNN wants them: half the time for a row or a few, and
-    the same values. Without it they are rearranged at every call."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-
-
-def pack(model: Stack) -> None:
-    """Packs the linear layers of a model that decodes in bfloat16 on a CPU; does nothing where torch cannot."""
-    weight = model.ids.weight
-    able = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not able:
-        return
-    for block in model.blocks:
-        for name in ("qkv", "output", "up", "down"):
-            setattr(block, name, PackedLinear(getattr(block, name)))
-
-
 @functools.cache
 @torch.inference_mode(False)  # whoever asks first, training may be next
 def frequencies(half: int, base: float, device: torch.device) -> Tensor:
@@ -231,7 +263,6 @@ def frequencies(half: int, base: float, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates pairs (i, i + half) of the last dimension of `[B, heads, L, head width]` by cosine and sine."""
+    """Rotates pairs (i, i + half) of the last dimension of `[B, heads, L, head width]` by cosine and signed sine."""
     cosine, sine = rotation
-    left, right = x.chunk(2, -1)
-    return x * cosine + torch.cat([-right, left], -1) * sine
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)

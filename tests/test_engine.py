@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from audiolm_cli.engine import Item
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.sampling import sample, uniforms
 from audiolm_cli.tokens import Sequence, coarse_sequence
-from audiolm_cli.transformer import Block, Decoder, KVCache, PackedLinear, pack
+from audiolm_cli.transformer import Block, Decoder, KVCache
 
 TINY = preset("tiny")
 CONFIG = dataclasses.replace(TINY, coarse=TINY.semantic)
@@ -87,6 +88,7 @@ def slow_frame_logits(model: Decoder, hidden: Tensor, codes: Tensor) -> Tensor:
     return hidden @ w["ids.weight"][q * (SPEC.codebook_size + 2) :][: SPEC.codebook_size].T
 
 
+@torch.inference_mode()
 def slow_generate(model: Decoder, item: Item, temperature: float, top_p: float) -> Tensor:
     """All logits anew for every token."""
     ids, known = item.sequence.ids.clone(), item.sequence.known
@@ -164,8 +166,9 @@ def test_step_logits_equal_the_slow_decoder(model: Decoder) -> None:
             bias = torch.zeros(2, 1, 1, 128)
             bias[:, :, :, n + 1 :] = -math.inf
             both = [x.expand(2, *x.shape) for x in (ids[n], features[0, n])]
-            rotation = cosine[:, :, n : n + 1], sine[:, :, n : n + 1]
-            hidden = model.step(both[0], both[1], rotation, cache, torch.tensor([n, n]), 128, bias)[1]
+            rotation, every = (cosine[:, :, n : n + 1], sine[:, :, n : n + 1]), slice(None)
+            where = (every, every, n) if n % 2 else (torch.arange(2), every, torch.tensor([n, n]))
+            hidden = model.step(both[0], both[1], rotation, cache, where, 128, bias)[1]
             assert (hidden - slow[n]).abs().max() < 1e-4
 
 
@@ -185,6 +188,35 @@ def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -
     together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
     for item, got in zip(items, together, strict=True):
         assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)
+
+
+@pytest.mark.parametrize("layout", ["aligned", "frames"])
+def test_steps_that_run_as_graphs_give_the_same_tokens(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the capture itself, which needs a GPU."""
+    model, items, captured = coarse_model(layout), four_items(layout), []
+
+    def capture(steps: Callable[[], None]) -> Callable[[], None]:
+        captured.append(steps)
+        return steps
+
+    expected = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
+    monkeypatch.setattr(engine, "use_graphs", lambda device: True)
+    monkeypatch.setattr(engine, "_captured", capture)
+    for batch in (items, items[2:], items):  # the second fills half of the slots that the first left behind
+        got = engine.generate(model, batch, 1.0, 0, 0.95, batch_size=4)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected[-len(batch) :], strict=True))
+    assert len(captured) == 1  # all sequences end within one GRAPH_STEP
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("graphs", ["0", "1"])
+@pytest.mark.parametrize("layout", ["aligned", "frames"])
+def test_a_gpu_gives_the_cpus_tokens(layout: Layout, graphs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIOLM_CUDA_GRAPHS", graphs)
+    model, items = coarse_model(layout), four_items(layout)
+    expected = engine.generate(model, items, 0.0, 0, 1.0, batch_size=4)
+    for got, wanted in zip(engine.generate(model.cuda(), items, 0.0, 0, 1.0, batch_size=4), expected, strict=True):
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -213,21 +245,28 @@ def test_a_rows_product_does_not_depend_on_how_many_rows_there_are(name: str) ->
     for stage in stages:
         block = Block(stage, 0.0).bfloat16()
         for linear in (block.qkv, block.output, block.up, block.down):
-            layer = PackedLinear(linear)
+            linear.pack()
             for rows in (2, 4, 8, 16, 64):
                 x = torch.randn(rows, 1, linear.in_features, dtype=torch.bfloat16)
+                other = torch.randn(rows, 1, linear.out_features, dtype=torch.bfloat16)
                 with torch.inference_mode():
-                    together = layer(x)
-                    assert all(torch.equal(layer(x[r : r + 1]), together[r : r + 1]) for r in range(rows))
+                    for way in (linear, linear.gelu):
+                        together = way(x)
+                        assert all(torch.equal(way(x[r : r + 1]), together[r : r + 1]) for r in range(rows))
+                    together = linear.plus(x, other)
+                    for r in range(rows):
+                        assert torch.equal(linear.plus(x[r : r + 1], other[r : r + 1]), together[r : r + 1])
 
 
-def test_packed_linear_layers_give_the_same_values() -> None:
-    plain, packed = (coarse_model("frames", torch.bfloat16) for _ in range(2))
-    pack(packed)
-    items = [coarse_item(n, n, n, "frames") for n in (5, 30)]
-    expected = engine.generate(plain, items, 1.0, 0, 0.95, 2)
-    for got, wanted in zip(engine.generate(packed, items, 1.0, 0, 0.95, 2), expected, strict=True):
-        assert torch.equal(got, wanted)
+@pytest.mark.parametrize("layout", ["aligned", "frames"])
+def test_packed_weights_give_the_same_values(layout: Layout) -> None:
+    exact, packed, item = coarse_model(layout), coarse_model(layout, torch.bfloat16), coarse_item(30, 60, 0, layout)
+    packed.pack()
+    ids, fields = item.sequence.ids[None], item.sequence.fields[None]
+    with torch.inference_mode():
+        hidden = packed(ids, fields)
+        assert (hidden - exact(ids, fields)).abs().mean() < 0.03
+        assert (packed.logits(hidden, 5, 20) - exact.logits(hidden.float(), 5, 20)).abs().mean() < 0.03
 
 
 def test_an_item_stops_at_its_stop() -> None:
