@@ -59,6 +59,9 @@ Seed = Annotated[str | None, typer.Option(metavar="N", help="Same seed, same aud
 Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse, fine.")]
 TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
 TopP = Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")]
+Guidance = Annotated[
+    str | None, typer.Option(metavar="W", help="How strongly stage 2 holds on to the voice; 0: as trained.")
+]
 Plot = Annotated[
     str | None, typer.Option(metavar="FILE", help="PNG of the spectrogram and the tokens; needs matplotlib.")
 ]
@@ -122,6 +125,7 @@ def continue_(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    guidance: Guidance = None,
     plot: Plot = None,
     continuation_only: Annotated[bool, typer.Option("--continuation-only", help="Leave the prompt out.")] = False,
     model: Model = "speech",
@@ -163,6 +167,7 @@ def generate(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    guidance: Guidance = None,
     plot: Plot = None,
     model: Model = "speech",
     device: Device = "auto",
@@ -201,6 +206,7 @@ def resynth(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    guidance: Guidance = None,
     plot: Plot = None,
     model: Model = "speech",
     device: Device = "auto",

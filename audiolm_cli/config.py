@@ -130,11 +130,13 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """A bundle's defaults, for the semantic, coarse and fine stage each; top_k 0 means off."""
+    """A bundle's defaults, for the semantic, coarse and fine stage each; top_k 0 means off. `guidance` of the coarse
+    stage, 0: off."""
 
     temperature: tuple[float, ...] = bounded(0, 10, default=(0.9, 0.9, 0.7))
     top_k: tuple[int, ...] = bounded(0, 65536, default=(0, 0, 0))
     top_p: tuple[float, ...] = bounded(0, 1, default=(0.95, 0.95, 0.95))
+    guidance: float = bounded(0, 10, default=0.0)
 
     def check(self) -> None:
         if {len(self.temperature), len(self.top_k), len(self.top_p)} != {3}:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from audiolm_cli.sampling import StageSampling
 from audiolm_cli.tokens import Sequence
 from audiolm_cli.transformer import Decoder, KVCache
 
@@ -23,29 +24,27 @@ GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each su
 # From this width on bfloat16 products on a CPU give a row the same bits however many rows there are.
 ROWS_AGREE_FROM = 128
 
-Sampling = tuple[float, int, float]  # temperature, top-k, top-p
-
 
 @dataclass(frozen=True)
 class Item:
     """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
     drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
-    an id (within the range) that ends the item early; only where a step is one token."""
+    an id (within the range) that ends the item early; only where a step is one token. `guide` is what guidance leads
+    away from: a sequence with the same unknown tail behind less."""
 
     sequence: Sequence
     low: list[int]
     size: int
     uniform: Tensor  # float32 [unknown] or [unknown, Q]
     stop: int | None = None
+    guide: Sequence | None = None
 
 
 @torch.inference_mode()
 def generate(
     model: Decoder,
     items: list[Item],
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    sampling: StageSampling,
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
@@ -54,28 +53,33 @@ def generate(
     results: list[Tensor] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
-        results += _generate_batch(model, batch, (temperature, top_k, top_p), batch_size, progress)
+        results += _generate_batch(model, batch, sampling, batch_size, progress)
     return results
 
 
 def _generate_batch(
     model: Decoder,
     items: list[Item],
-    sampling: Sampling,
+    sampling: StageSampling,
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     weight = model.ids.weight
     padded = weight.device.type == "cpu" and (weight.dtype == torch.float32 or model.config.width < ROWS_AGREE_FROM)
-    known = [item.sequence.known for item in items]
-    wanted = [len(item.sequence.ids) - k for item, k in zip(items, known, strict=True)]
+    wanted = [len(item.uniform) for item in items]
     low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
-    graphs = use_graphs(weight.device)
-    batch = _workspace(model, batch_size if padded else len(items), max(known) + steps, items[0].uniform, graphs)
-    for slot, item in enumerate(items):
-        batch.fill(slot, item)
+    graphs, half, filled = use_graphs(weight.device), batch_size if padded else len(items), dict(enumerate(items))
+    if any(item.guide for item in items) and sampling.guidance:
+        filled |= {half + n: replace(item, sequence=item.guide or item.sequence) for n, item in enumerate(items)}
+    else:
+        sampling = replace(sampling, guidance=0.0)
+    known = [item.sequence.known for item in filled.values()]
+    slots = 2 * half if sampling.guidance else half
+    batch = _workspace(model, slots, max(known) + steps, items[0].uniform, graphs)
+    for slot, item in filled.items():
+        batch.fill(slot, item, like=next((n for n in filled if n < slot and _same_prefix(filled[n], item)), None))
     per_step = items[0].uniform[0].numel()
     for n, width in _strides(low, graphs):
         if graphs:
@@ -109,13 +113,17 @@ class _Batch:
         self.zero = weight.new_zeros(())
         self.graphs: dict[object, Callable[[], None]] = {}
 
-    def fill(self, slot: int, item: Item) -> None:
-        """Prefills an item; what an earlier one left behind its end is hidden."""
+    def fill(self, slot: int, item: Item, like: int | None) -> None:
+        """Prefills an item, or copies what the slot `like` has; what an earlier one left behind its end is hidden."""
         prefix, device, model = item.sequence.known, self.device, self.model
         ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
         features, rotation = model.features(fields), model.rotation(fields[..., 1])
-        cosine, sine = (part[:, :, :prefix] for part in rotation)
-        self.hidden[slot] = model.prefill(ids, features[:, :prefix], (cosine, sine), self.cache, slot)[0]
+        if like is None:
+            cosine, sine = (part[:, :, :prefix] for part in rotation)
+            self.hidden[slot] = model.prefill(ids, features[:, :prefix], (cosine, sine), self.cache, slot)[0]
+        else:
+            for part in (self.hidden, *self.cache.keys, *self.cache.values):
+                part[slot] = part[like]
         wanted = fields.shape[1] - prefix
         self.features[slot, :wanted] = features[0, prefix:]
         for buffer, part in zip(self.rotation, rotation, strict=True):
@@ -125,7 +133,7 @@ class _Batch:
         self.bias[slot, :prefix] = 0
         self.lengths[slot], self.steps[slot] = prefix, 0
 
-    def draw(self, n: int | None, low: int, size: int, sampling: Sampling) -> Tensor:
+    def draw(self, n: int | None, low: int, size: int, sampling: StageSampling) -> Tensor:
         """The ids of step n; with None each slot's own `steps` count."""
         now = (slice(None), n) if n is not None else (self.rows, self.steps)
         ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling)
@@ -144,7 +152,7 @@ class _Batch:
         self.hidden.copy_(self.model.step(ids, self.features[now], (cosine, sine), self.cache, where, read, bias))
         self.lengths += 1
 
-    def replay(self, longest: int, low: list[int], size: int, sampling: Sampling) -> None:
+    def replay(self, longest: int, low: list[int], size: int, sampling: StageSampling) -> None:
         """As many steps as `low` has, as one CUDA graph. The first ones run without: kernels must have been loaded."""
 
         def steps() -> None:
@@ -161,6 +169,14 @@ class _Batch:
         if key not in self.graphs:
             self.graphs[key] = _captured(steps)
         self.graphs[key]()
+
+
+def _same_prefix(a: Item, b: Item) -> bool:
+    known = a.sequence.known
+    return b.sequence.known == known and all(
+        torch.equal(x[:known], y[:known])
+        for x, y in ((a.sequence.ids, b.sequence.ids), (a.sequence.fields, b.sequence.fields))
+    )
 
 
 def use_graphs(device: torch.device) -> bool:

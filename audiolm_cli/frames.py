@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
-from audiolm_cli.sampling import sample
+from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.tokens import FRAME_OFFSETS, FRAME_SPECIALS
 from audiolm_cli.transformer import Decoder, Linear
 
@@ -63,14 +63,14 @@ class FrameTransformer(Decoder):
         states = [hidden, *(level(hidden, before[..., q, :]) for q, level in enumerate(self.levels))]
         return [self.logits(state, q * self.rows, self.spec.codebook_size) for q, state in enumerate(states)]
 
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: tuple[float, int, float]) -> Tensor:
+    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
         codes: list[Tensor] = []
         state, before = hidden, torch.zeros_like(hidden)
         for q in range(self.spec.coarse):
             if q:
                 before = before + self.ids(codes[-1] + (q - 1) * self.rows)
                 state = self.levels[q - 1](hidden, before)
-            codes.append(sample(self.logits(state, q * self.rows + low, size), uniform[:, q], *sampling) + low)
+            codes.append(draw(self.logits(state, q * self.rows + low, size), uniform[:, q], sampling) + low)
         return torch.stack(codes, -1)
 
     def _embedded(self, ids: Tensor) -> Tensor:

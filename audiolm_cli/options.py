@@ -29,6 +29,7 @@ class Options:
     temperature: Three | None = None
     top_k: Three | None = None
     top_p: Three | None = None
+    guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def whole(least: int, most: int) -> Callable[[str, Any], int]:
         return number
 
     return check
+
+
+def strength(option: str, value: Any) -> float:
+    number = _number(option, value, float)
+    if not 0 <= number <= 10:
+        raise UsageError(f"{option}: must be from 0 to 10, not {number:g}")
+    return number
 
 
 def flag(option: str, value: Any) -> bool:
@@ -117,6 +125,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": for_stages(float, lambda t: 0 <= t < math.inf, "at least 0"),
     "top_k": for_stages(int, lambda k: k >= 0, "at least 0"),
     "top_p": for_stages(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
+    "guidance": strength,
     "num_samples": whole(1, 10000),
     "input": path,
     "output": path,

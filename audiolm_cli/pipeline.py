@@ -24,10 +24,10 @@ from torch import Tensor
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.errors import InputError
+from audiolm_cli.sampling import StageSampling
 from audiolm_cli.stages import (
     REFERENCE_SECONDS,
     Noise,
-    StageSampling,
     continue_coarse,
     continue_fine,
     continue_semantic,
@@ -40,14 +40,16 @@ ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature, top-k (0: off) and top-p for the semantic, coarse and fine stage each."""
+    """Temperature, top-k (0: off) and top-p for the semantic, coarse and fine stage each; guidance."""
 
     temperature: tuple[float, ...]
     top_k: tuple[int, ...]
     top_p: tuple[float, ...]
+    guidance: float = 0.0  # of the coarse stage, as `StageSampling` has it
 
     def stage(self, index: int) -> StageSampling:
-        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index])
+        guidance = self.guidance if index == 1 else 0.0
+        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,23 @@ quantizer), so it depends neither on the batch nor on the order in which tokens 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StageSampling:
+    """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
+    without what came before: classifier-free guidance (Ho and Salimans, 2022), here towards the prompt's voice."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float = 0.0
+
 
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -29,6 +43,18 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
+
+
+def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
+    """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
+
+    With guidance, the second half of the rows are those without what came before; they get the tokens of the first.
+    """
+    if not s.guidance:
+        return sample(logits, uniform, s.temperature, s.top_k, s.top_p)
+    own, without = logits.float().chunk(2)
+    tokens = sample(torch.lerp(without, own, 1 + s.guidance), uniform.chunk(2)[0], s.temperature, s.top_k, s.top_p)
+    return tokens.repeat(2)
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

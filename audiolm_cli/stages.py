@@ -19,7 +19,7 @@ from audiolm_cli.config import TokenSpec
 from audiolm_cli.engine import Item
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.sampling import sample, uniforms
+from audiolm_cli.sampling import StageSampling, draw, uniforms
 from audiolm_cli.tokens import Vocabulary, coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
 from audiolm_cli.transformer import Decoder, Transformer
 
@@ -43,13 +43,6 @@ class Noise:
         frame = np.repeat(np.arange(first_frame, first_frame + frames), quantizers)
         quantizer = np.tile(np.arange(first_quantizer, first_quantizer + quantizers), frames)
         return torch.from_numpy(uniforms(self.seed, self.position, self.sample, stage, frame, quantizer))
-
-
-@dataclass(frozen=True)
-class StageSampling:
-    temperature: float
-    top_k: int
-    top_p: float
 
 
 def continue_semantic(
@@ -85,7 +78,7 @@ def continue_coarse(
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`.
 
     `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own
-    beginning.
+    beginning. Guidance leads away from what the model would make of the semantic tokens alone.
     """
     spec, layout = model.spec, model.config.layout
     per, by_frame = spec.frames_per_semantic, isinstance(model, FrameTransformer)
@@ -106,7 +99,10 @@ def continue_coarse(
             )
             numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
             numbers = numbers.view(-1, spec.coarse) if by_frame else numbers
-            items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
+            guide = None
+            if sampling.guidance and (made > first or reference):
+                guide = coarse_sequence(spec, layout, semantic[i][made // per : -(-end // per)], codes[i][:, made:end])
+            items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guide=guide))
         for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress), strict=True):
             codes[i][:, made:end] = (
                 ids.T if by_frame else unflatten(ids - torch.tensor(lows).repeat(end - made), spec.coarse)
@@ -163,7 +159,7 @@ def _fine_in_parallel(
         for q in range(spec.coarse, spec.quantizers):
             hidden = model(codes[None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
             numbers = noise.numbers(3, made, end - made, q, 1).to(device)
-            codes[q, made:end] = sample(model.code_logits(hidden, q), numbers, s.temperature, s.top_k, s.top_p)
+            codes[q, made:end] = draw(model.code_logits(hidden, q), numbers, s)
             if progress:
                 progress(end - made)
         made = end
@@ -173,7 +169,7 @@ def _fine_in_parallel(
 def _run(
     model: Decoder, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None
 ) -> list[Tensor]:
-    return engine.generate(model, items, s.temperature, s.top_k, s.top_p, batch_size, progress)
+    return engine.generate(model, items, s, batch_size, progress)
 
 
 def _rounds(plans: list[list[Window]]) -> Iterator[list[tuple[int, Window]]]:

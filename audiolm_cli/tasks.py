@@ -91,9 +91,9 @@ class Synthesis(ABC):
         from audiolm_cli.pipeline import Sampling
 
         options, defaults, self._batch = jobs[0].options, self.bundle.config.sampling, len(jobs)
-        names = ("temperature", "top_k", "top_p")
-        sampling = Sampling(**{name: getattr(options, name) or getattr(defaults, name) for name in names})
-        self._sampling = {name: getattr(sampling, name) for name in names}
+        given = {field: getattr(options, field) for field in ("temperature", "top_k", "top_p", "guidance")}
+        self._sampling = {k: getattr(defaults, k) if value is None else value for k, value in given.items()}
+        sampling = Sampling(**self._sampling)
         return self.make(loaded, options, sampling=sampling, batch_size=self.batch_size, progress=progress)
 
     @abstractmethod

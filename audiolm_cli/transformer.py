@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
-from audiolm_cli.sampling import sample
+from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.tokens import StageName, Vocabulary
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
@@ -190,9 +190,9 @@ class Decoder(Stack, ABC):
         """ids `int64 [B, L]` or `[B, L, Q]`, features `[B, L, width]` -> `[B, L, width]`."""
 
     @abstractmethod
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: tuple[float, int, float]) -> Tensor:
+    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
         """What comes next: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
-        [low, low + size); `sampling` is temperature, top-k and top-p."""
+        [low, low + size)."""
 
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
@@ -251,8 +251,8 @@ class Transformer(Decoder):
         embedded: Tensor = self.ids(ids)
         return embedded + features
 
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: tuple[float, int, float]) -> Tensor:
-        return sample(self.logits(hidden, low, size), uniform, *sampling) + low
+    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
+        return draw(self.logits(hidden, low, size), uniform, sampling) + low
 
 
 @functools.cache

@@ -30,12 +30,12 @@ from audiolm_cli.bundle import stage_model
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.frames import FrameTransformer
-from audiolm_cli.sampling import sample
-from audiolm_cli.stages import Noise, StageSampling, continue_coarse, continue_fine, continue_semantic
+from audiolm_cli.sampling import StageSampling, draw
+from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
 from audiolm_cli.transformer import Decoder, KVCache, Linear, Stack
 
 PROMPT_SECONDS = 3.0
-SAMPLING = (0.9, 0, 0.95)  # temperature, top-k, top-p
+SAMPLING = StageSampling(temperature=0.9, top_k=0, top_p=0.95)
 COLUMNS = {
     "prefill_tokens_per_second": 0,
     "tokens_per_second": 0,
@@ -104,16 +104,16 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
     semantic = [torch.randint(spec.semantic_vocabulary, (total,), generator=generator) for _ in range(batch)]
     shape = (spec.quantizers, total * per)
     codes = [torch.randint(spec.codebook_size, shape, generator=generator) for _ in range(batch)]
-    noise, sampling = [Noise(0, n, 0) for n in range(batch)], StageSampling(*SAMPLING)
+    noise = [Noise(0, n, 0) for n in range(batch)]
     prompt = [c[:, : known * per] for c in codes]
     calls: dict[str, Callable[[Any], object]] = {
         "semantic": lambda m: continue_semantic(
-            m, [s[:known] for s in semantic], [total] * batch, noise, sampling, batch
+            m, [s[:known] for s in semantic], [total] * batch, noise, SAMPLING, batch
         ),
         "coarse": lambda m: continue_coarse(
-            m, semantic, [p[: spec.coarse] for p in prompt], noise, sampling, batch
+            m, semantic, [p[: spec.coarse] for p in prompt], noise, SAMPLING, batch
         ),
-        "fine": lambda m: continue_fine(m, [c[: spec.coarse] for c in codes], prompt, noise, sampling, batch),
+        "fine": lambda m: continue_fine(m, [c[: spec.coarse] for c in codes], prompt, noise, SAMPLING, batch),
     }  # fmt: skip
     tokens = {"semantic": 1, "coarse": per * spec.coarse, "fine": per * spec.fine}
     figures = {}
@@ -186,7 +186,7 @@ def split(model: Decoder, length: int, runs: int) -> dict[str, float]:
 
     def sampling() -> None:
         for q in range(quantizers):
-            sample(logits, uniform[..., q] if frames else uniform, *SAMPLING)
+            draw(logits, uniform[..., q] if frames else uniform, SAMPLING)
 
     calls = {"step": whole, "matrix products": products, "attention": attention, "sampling": sampling}
     parts = {name: 1e6 * best(runs, call, 100) for name, call in calls.items()}

@@ -40,7 +40,8 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
 
     from audiolm_cli.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
-    from audiolm_cli.stages import Noise, StageSampling, continue_coarse, continue_fine, continue_semantic
+    from audiolm_cli.sampling import StageSampling
+    from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
 
     width, layers, heads = SIZES[size]
     layouts = ("plain", "plain", "plain") if kind == "token by token" else ("aligned", "frames", "parallel")
@@ -161,8 +162,8 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     from audiolm_cli import engine
     from audiolm_cli.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
-    from audiolm_cli.sampling import uniforms
-    from audiolm_cli.stages import Noise, StageSampling, continue_fine
+    from audiolm_cli.sampling import StageSampling, uniforms
+    from audiolm_cli.stages import Noise, continue_fine
     from audiolm_cli.tokens import coarse_sequence, semantic_sequence
 
     width, layers, heads = BARK
@@ -189,7 +190,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
             words = torch.randint(10048, (unknown.shape[1] // 2,))
             lows = [spec.semantic_vocabulary, spec.semantic_vocabulary + 1024] * (count // 2)
             item = engine.Item(coarse_sequence(spec, "plain", words, unknown), lows, 1024, noise)
-        return timed(lambda: engine.generate(model, [item], 1.0, 50, 1.0, 1))
+        return timed(lambda: engine.generate(model, [item], StageSampling(1.0, 50, 1.0), 1))
 
     codes, nothing = torch.randint(1024, (2, BARK_FRAMES)), torch.zeros(8, 0, dtype=torch.int64)
 

@@ -65,7 +65,9 @@ class FakePipeline:
 
     def load(self, name: str, *, device: str, dtype: str, offline: bool = False) -> types.SimpleNamespace:
         self.loads.append((name, device, dtype))
-        sampling = types.SimpleNamespace(temperature=(0.9, 0.9, 0.7), top_k=(0, 0, 0), top_p=(0.95, 0.95, 0.95))
+        sampling = types.SimpleNamespace(
+            temperature=(0.9, 0.9, 0.7), top_k=(0, 0, 0), top_p=(0.95, 0.95, 0.95), guidance=2.0
+        )
         config = types.SimpleNamespace(name=name, tokens=TokenSpec(), sampling=sampling)
         return types.SimpleNamespace(config=config, identity="0123456789abcdef")
 
@@ -145,7 +147,7 @@ def continue_(bundle, prompts, **options):
                                     stage_seconds={}, stage_tokens={})
 bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
-sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1))
+sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)
 config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling)
 bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0")
 pipeline.continue_ = continue_

@@ -56,12 +56,13 @@ def test_options_reach_the_pipeline(audiolm, prompt, fake):
         assert {prompt.seed for prompt in call["prompts"]} == {7}
         assert call["sampling"].temperature == (0.5, 0.5, 0.5)
         assert call["sampling"].top_k == (10, 0, 3)
-        assert call["sampling"].top_p == (0.95, 0.95, 0.95)  # the bundle's
+        assert call["sampling"].top_p == (0.95, 0.95, 0.95)  # the bundle's, as guidance is
+        assert call["sampling"].guidance == 2
 
 
 def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):
-    audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0")
-    assert fake.calls[0]["sampling"].temperature == (0, 0, 0)
+    audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0", "--guidance", "0")
+    assert (fake.calls[0]["sampling"].temperature, fake.calls[0]["sampling"].guidance) == ((0, 0, 0), 0)
     assert fake.calls[0]["prompts"][0].seed == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from audiolm_cli import engine
 from audiolm_cli.config import Layout, StageConfig, TokenSpec, preset
 from audiolm_cli.engine import Item
 from audiolm_cli.frames import FrameTransformer
-from audiolm_cli.sampling import sample, uniforms
+from audiolm_cli.sampling import StageSampling, sample, uniforms
 from audiolm_cli.tokens import Sequence, coarse_sequence
 from audiolm_cli.transformer import Block, Decoder, KVCache
 
@@ -175,7 +176,7 @@ def test_step_logits_equal_the_slow_decoder(model: Decoder) -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 0.9)])
 def test_ragged_batch_gives_the_slow_decoders_tokens(model: Decoder, temperature: float, top_p: float) -> None:
     items = four_items(model.config.layout)
-    fast = engine.generate(model, items, temperature, 0, top_p, batch_size=4)
+    fast = engine.generate(model, items, StageSampling(temperature, 0, top_p), batch_size=4)
     for item, got in zip(items, fast, strict=True):
         assert torch.equal(got, slow_generate(model, item, temperature, top_p))
 
@@ -185,9 +186,9 @@ def test_ragged_batch_gives_the_slow_decoders_tokens(model: Decoder, temperature
 def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -> None:
     model = coarse_model(layout, dtype)
     items = [coarse_item(n, 2 * n // 3, n, layout) for n in (5, 90, 17, 3)]
-    together = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
+    together = engine.generate(model, items, StageSampling(1.0, 0, 0.95), batch_size=4)
     for item, got in zip(items, together, strict=True):
-        assert torch.equal(engine.generate(model, [item], 1.0, 0, 0.95, batch_size=4)[0], got)
+        assert torch.equal(engine.generate(model, [item], StageSampling(1.0, 0, 0.95), batch_size=4)[0], got)
 
 
 @pytest.mark.parametrize("layout", ["aligned", "frames"])
@@ -199,11 +200,11 @@ def test_steps_that_run_as_graphs_give_the_same_tokens(layout: Layout, monkeypat
         captured.append(steps)
         return steps
 
-    expected = engine.generate(model, items, 1.0, 0, 0.95, batch_size=4)
+    expected = engine.generate(model, items, StageSampling(1.0, 0, 0.95), batch_size=4)
     monkeypatch.setattr(engine, "use_graphs", lambda device: True)
     monkeypatch.setattr(engine, "_captured", capture)
     for batch in (items, items[2:], items):  # the second fills half of the slots that the first left behind
-        got = engine.generate(model, batch, 1.0, 0, 0.95, batch_size=4)
+        got = engine.generate(model, batch, StageSampling(1.0, 0, 0.95), batch_size=4)
         assert all(torch.equal(a, b) for a, b in zip(got, expected[-len(batch) :], strict=True))
     assert len(captured) == 1  # all sequences end within one GRAPH_STEP
 
@@ -214,8 +215,10 @@ def test_steps_that_run_as_graphs_give_the_same_tokens(layout: Layout, monkeypat
 def test_a_gpu_gives_the_cpus_tokens(layout: Layout, graphs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUDIOLM_CUDA_GRAPHS", graphs)
     model, items = coarse_model(layout), four_items(layout)
-    expected = engine.generate(model, items, 0.0, 0, 1.0, batch_size=4)
-    for got, wanted in zip(engine.generate(model.cuda(), items, 0.0, 0, 1.0, batch_size=4), expected, strict=True):
+    expected = engine.generate(model, items, StageSampling(0.0, 0, 1.0), batch_size=4)
+    for got, wanted in zip(
+        engine.generate(model.cuda(), items, StageSampling(0.0, 0, 1.0), batch_size=4), expected, strict=True
+    ):
         assert torch.equal(got, wanted)
 
 
@@ -269,12 +272,79 @@ def test_packed_weights_give_the_same_values(layout: Layout) -> None:
         assert (packed.logits(hidden, 5, 20) - exact.logits(hidden.float(), 5, 20)).abs().mean() < 0.03
 
 
+def test_guidance_leads_away_from_what_the_model_makes_without_the_prompt(model: Decoder) -> None:
+    layout, strength, greedy = model.config.layout, 1.5, StageSampling(0.0, 0, 1.0, guidance=1.5)
+    items = []
+    for number, (semantic, known) in enumerate(((6, 4), (9, 10))):
+        item = coarse_item(semantic, known, number, layout)
+        less = coarse_item(semantic - known // 2, 0, 7 + number, layout)  # as many unknown ids, behind nothing
+        items.append(dataclasses.replace(item, guide=less.sequence))
+    guided = engine.generate(model, items, greedy, batch_size=2)
+    for item, got in zip(items, guided, strict=True):
+        assert item.guide is not None
+        branches, steps = [item.sequence, item.guide], len(item.uniform)
+        ids = [branch.ids.clone() for branch in branches]
+        for n in range(steps):
+            places = [len(i) - steps + n for i in ids]
+            hidden = [
+                slow_hidden(model, i[:p], b.fields[:p])[-1:] for i, p, b in zip(ids, places, branches, strict=True)
+            ]
+            for q in range(SPEC.coarse if layout == "frames" else 1):
+                if layout == "frames":
+                    logits = [
+                        slow_frame_logits(model, h, i[p : p + 1, :q])
+                        for h, i, p in zip(hidden, ids, places, strict=True)
+                    ]
+                else:
+                    rows = weights(model)["ids.weight"][item.low[n] : item.low[n] + item.size]
+                    logits = [h @ rows.T for h in hidden]
+                token = (logits[0] + strength * (logits[0] - logits[1])).argmax() + item.low[n]
+                for i, p in zip(ids, places, strict=True):
+                    i[(p, q) if layout == "frames" else p] = token
+        assert torch.equal(got, ids[0][-steps:])
+    plain = [dataclasses.replace(item, guide=None) for item in items]
+    unguided = engine.generate(model, plain, greedy, batch_size=2)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(unguided, engine.generate(model, plain, StageSampling(0.0, 0, 1.0), 2), strict=True)
+    )
+    assert not torch.equal(unguided[1], guided[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_guided_tokens_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    model, items, sampling = coarse_model("frames", dtype), four_items("frames"), StageSampling(1.0, 0, 0.95, 2.0)
+    items = [
+        dataclasses.replace(item, guide=dataclasses.replace(item.sequence, ids=item.sequence.ids.clone()))
+        for item in items[:3]
+    ]
+    items[1] = dataclasses.replace(items[1], guide=None)  # counts as its own guide
+    together = engine.generate(model, items, sampling, batch_size=4)
+    for item, got in zip(items, together, strict=True):
+        assert torch.equal(engine.generate(model, [item], sampling, batch_size=4)[0], got)
+
+
+def test_samples_of_one_prompt_share_its_prefill(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = model.config.layout
+    items = [coarse_item(20, 13, 3, layout), coarse_item(6, 4, 0, layout), coarse_item(20, 13, 3, layout)]
+    items[2] = dataclasses.replace(items[2], uniform=1 - items[2].uniform)
+    alone = [engine.generate(model, [item], StageSampling(1.0, 0, 0.95), batch_size=3)[0] for item in items]
+    prefill = Mock(side_effect=model.prefill)
+    monkeypatch.setattr(model, "prefill", prefill)
+    for got, wanted in zip(
+        engine.generate(model, items, StageSampling(1.0, 0, 0.95), batch_size=3), alone, strict=True
+    ):
+        assert torch.equal(got, wanted)
+    assert prefill.call_count == 2
+    assert not torch.equal(alone[0], alone[2])
+
+
 def test_an_item_stops_at_its_stop() -> None:
     model, item = coarse_model("aligned"), coarse_item(20, 0, 6)
-    free = engine.generate(model, [item], 1.0, 0, 1.0, 1)[0]
+    free = engine.generate(model, [item], StageSampling(1.0, 0, 1.0), 1)[0]
     stop = int(free[37])
     stopped = Item(item.sequence, item.low, item.size, item.uniform, stop)
-    got = engine.generate(model, [stopped], 1.0, 0, 1.0, 1)[0]
+    got = engine.generate(model, [stopped], StageSampling(1.0, 0, 1.0), 1)[0]
     first = int((free == stop).nonzero()[0])
     assert torch.equal(got, free[:first])
 
@@ -282,7 +352,7 @@ def test_an_item_stops_at_its_stop() -> None:
 def test_progress_counts_every_token(model: Decoder) -> None:
     counts: list[int] = []
     items = four_items(model.config.layout)
-    engine.generate(model, items, 1.0, 0, 1.0, 3, counts.append)
+    engine.generate(model, items, StageSampling(1.0, 0, 1.0), 3, counts.append)
     assert sum(counts) == sum(item.uniform.numel() for item in items)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from audiolm_cli.config import preset
 from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.stages import Noise, StageSampling, continue_fine
+from audiolm_cli.sampling import StageSampling
+from audiolm_cli.stages import Noise, continue_fine
 from audiolm_cli.training.lm import Batch, token_losses, training_loss
 from tests.bundles import modules
 

@@ -63,6 +63,21 @@ def test_same_seed_same_samples_another_seed_other_content(tiny: bundle.Bundle) 
     assert not np.array_equal(first, other)
 
 
+def test_guidance_changes_coarse_codes_where_something_came_before(tiny: bundle.Bundle) -> None:
+    guided = dataclasses.replace(SAMPLING, guidance=2.0)
+    free, held = (run(tiny, [Prompt(noise(1))], sampling=sampling)[0] for sampling in (SAMPLING, guided))
+    assert torch.equal(free.semantic, held.semantic)
+    assert not torch.equal(free.codes[:4], held.codes[:4])
+    common: dict[str, Any] = {"duration": 1.5, "batch_size": 1}
+    free, held = (
+        next(pipeline.generate(tiny, [Prompt(noise(0))], sampling=sampling, **common))
+        for sampling in (SAMPLING, guided)
+    )
+    window = 50  # frames: before them there is nothing to hold on to
+    assert torch.equal(free.codes[:4, :window], held.codes[:4, :window])
+    assert not torch.equal(free.codes[:4, window:], held.codes[:4, window:])
+
+
 def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
     prompts = [Prompt(noise(seconds, n), n) for n, seconds in enumerate((1.0, 0.3, 2.0, 0.7))]
     together = run(tiny, prompts, duration=0.6)  # with up to 0.8 s of prompt more than a window

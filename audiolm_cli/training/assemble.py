@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"))
     parser.add_argument("--name", default="speech")
     parser.add_argument("--out", type=Path, default=Path("weights/speech"))
-    parser.add_argument("--sampling", type=json.loads, help="JSON of temperature, top_k and top_p, three values each")
+    parser.add_argument(
+        "--sampling", type=json.loads, help="JSON of temperature, top_k and top_p, three values each, and guidance"
+    )
     args = parser.parse_args()
     assemble(args.runs / "parts", args.name, args.out, args.sampling)
 

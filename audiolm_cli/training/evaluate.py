@@ -167,7 +167,7 @@ def generated(bundle: Bundle, chosen: Sequence[continuations.Case]) -> list[np.n
 
 def own_sampling(bundle: Bundle) -> pipeline.Sampling:
     defaults = bundle.config.sampling
-    return pipeline.Sampling(defaults.temperature, defaults.top_k, defaults.top_p)
+    return pipeline.Sampling(defaults.temperature, defaults.top_k, defaults.top_p, defaults.guidance)
 
 
 def resynthesis_tables(setting: Setting) -> dict[str, Table]:

@@ -17,6 +17,8 @@ from audiolm_cli.training.assemble import assemble
 
 SHARES = {"codec": 0.3, "decoder": 0.08, "tokenizer": 0.22, "coarse": 0.27, "fine": 0.08, "semantic": 0.05}
 
+DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # where the minutes are enough for several epochs
+
 
 def steps(args: argparse.Namespace) -> list[list[str]]:
     """The command of every step."""
@@ -42,7 +44,7 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
         train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
         train("tokenizer", "tokenizer", *sizes, *(["--clusters", str(args.clusters)] if args.clusters else [])),
         [*together, "audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
-        *(train("lm", stage, *sizes, "--stage", stage) for stage in ("coarse", "fine", "semantic")),
+        *(train("lm", stage, *sizes, "--stage", stage, "--dropout", DROPOUT[stage]) for stage in DROPOUT),
     ]
 
 

@@ -1,0 +1,45 @@
+"""The benchmarks run, on the random bundle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def benchmark(name: str, *arguments: object) -> dict:
+    file = Path(str(arguments[-1]))
+    command = [sys.executable, ROOT / "benchmarks" / name, *arguments]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    return json.loads(file.read_text())
+
+
+def test_decode_counts_tokens_steps_and_bytes(tiny_bundle: Path, tmp_path: Path) -> None:
+    common = ("--batches", "1,2", "--lengths", "0.4,0.8", "--runs", 1, "--split")
+    found = benchmark(
+        "decode.py", "--model", tiny_bundle, *common, "--plot", tmp_path / "length.png", "--json", tmp_path / "d"
+    )
+    assert set(found["runs"]) == {f"{s} s, batch {b}" for s in ("0.4", "0.8") for b in (1, 2)}
+    row = found["runs"]["0.8 s, batch 2"]["coarse"]
+    made = 0.8 * 25 * 8 * 2
+    decoding = made / row["tokens_per_second"]
+    assert row["milliseconds_per_step"] == pytest.approx(
+        1000 * decoding / 39
+    )  # 40 frames; nothing follows the last one
+    assert 0 < row["gigabytes_per_second"] < found["bandwidth"]
+    assert found["split"]["coarse"]["step"] > found["split"]["coarse"]["matrix products"] > 0
+    assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_parts_of_a_cold_start_add_up(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = benchmark("bench.py", "--model", tiny_bundle, "--runs", 1, "--json", tmp_path / "figures.json")
+    parts = dict(found["continue"])
+    assert parts.pop("all") == pytest.approx(sum(parts.values()))
+    assert {"imports", "tokenize", "semantic", "coarse", "fine", "decode", "rest"} == set(parts)
