@@ -126,6 +126,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool 
     Raises ModelError when there is none or it is damaged, UsageError for a device or dtype that cannot be had.
     """
     where = pick_device(device)
+    if where.type == "cuda":  # its attention plans every new length anew, on the host
+        torch.backends.cuda.enable_cudnn_sdp(False)
     folder = find(name, offline)
     check_once(folder)
     return Bundle(folder, read_config(folder), where, pick_dtype(dtype, where))

@@ -164,6 +164,9 @@ class BundleConfig:
             raise ModelError(
                 "config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse"
             )
+        for stage in (s for s in STAGES if getattr(self, s)):
+            if getattr(self, stage).window_seconds * self.tokens.semantic_rate < 2:
+                raise ModelError(f"config.json: {stage}.window_seconds must hold two semantic tokens at least")
         for layout, stage in (("frames", "coarse"), ("parallel", "fine")):
             if any(getattr(self, s) and getattr(self, s).layout == layout for s in STAGES if s != stage):
                 raise ModelError(f"config.json: only the {stage} stage can have the layout {layout}")

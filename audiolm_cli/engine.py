@@ -65,23 +65,23 @@ def _generate_batch(
     progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     weight = model.ids.weight
-    padded = weight.device.type == "cpu" and (weight.dtype == torch.float32 or model.config.width < ROWS_AGREE_FROM)
+    exact = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and model.config.width >= ROWS_AGREE_FROM
     wanted = [len(item.uniform) for item in items]
     low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
-    graphs, half, filled = use_graphs(weight.device), batch_size if padded else len(items), dict(enumerate(items))
-    if any(item.guide for item in items) and sampling.guidance:
+    graphs, half, filled = use_graphs(weight.device), len(items) if exact else batch_size, dict(enumerate(items))
+    if sampling.guidance:
         filled |= {half + n: replace(item, sequence=item.guide or item.sequence) for n, item in enumerate(items)}
-    else:
-        sampling = replace(sampling, guidance=0.0)
     known = [item.sequence.known for item in filled.values()]
     slots = 2 * half if sampling.guidance else half
     batch = _workspace(model, slots, max(known) + steps, items[0].uniform, graphs)
+    prefixes: dict[bytes, int] = {}
     for slot, item in filled.items():
-        batch.fill(slot, item, like=next((n for n in filled if n < slot and _same_prefix(filled[n], item)), None))
+        batch.fill(slot, item, like=prefixes.setdefault(_prefix(item), slot))
     per_step = items[0].uniform[0].numel()
-    for n, width in _strides(low, graphs):
+    width = len(set(low)) if graphs else 1  # steps that run together: with graphs a frame's whole set of quantizers
+    for n in range(0, steps, width):
         if graphs:
             batch.replay(max(known) + n, low[n : n + width], size, sampling)
         else:
@@ -111,19 +111,21 @@ class _Batch:
         self.rows = torch.arange(slots, device=self.device)
         self.steps, self.lengths = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
         self.zero = weight.new_zeros(())
-        self.graphs: dict[object, Callable[[], None]] = {}
+        self.recorded: object = None  # what the graphs were captured for
+        self.graphs: dict[int, Callable[[], None] | None] = {}  # by how much of the cache they read
 
-    def fill(self, slot: int, item: Item, like: int | None) -> None:
-        """Prefills an item, or copies what the slot `like` has; what an earlier one left behind its end is hidden."""
+    def fill(self, slot: int, item: Item, like: int) -> None:
+        """Prefills an item, or copies another slot `like` it; what an earlier one left behind its end is hidden."""
         prefix, device, model = item.sequence.known, self.device, self.model
         ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
         features, rotation = model.features(fields), model.rotation(fields[..., 1])
-        if like is None:
+        if like == slot:
             cosine, sine = (part[:, :, :prefix] for part in rotation)
             self.hidden[slot] = model.prefill(ids, features[:, :prefix], (cosine, sine), self.cache, slot)[0]
         else:
-            for part in (self.hidden, *self.cache.keys, *self.cache.values):
-                part[slot] = part[like]
+            self.hidden[slot] = self.hidden[like]
+            for part in (self.cache.keys, self.cache.values):
+                part[:, slot, :, :prefix] = part[:, like, :, :prefix]
         wanted = fields.shape[1] - prefix
         self.features[slot, :wanted] = features[0, prefix:]
         for buffer, part in zip(self.rotation, rotation, strict=True):
@@ -153,7 +155,8 @@ class _Batch:
         self.lengths += 1
 
     def replay(self, longest: int, low: list[int], size: int, sampling: StageSampling) -> None:
-        """As many steps as `low` has, as one CUDA graph. The first ones run without: kernels must have been loaded."""
+        """As many steps as `low` has, as one CUDA graph, captured when the same are wanted for the second time: kernels
+        must have been loaded by then."""
 
         def steps() -> None:
             for one in low:
@@ -161,22 +164,20 @@ class _Batch:
                 self.steps += 1
 
         read = min(_round_up(longest + len(low), GRAPH_STEP), self.bias.shape[1])
-        key = read, tuple(low), size, sampling
-        if not self.graphs:
-            self.graphs[None] = steps
+        if self.recorded != (low, size, sampling):
+            self.recorded = low, size, sampling
+            self.graphs.clear()
+        if read not in self.graphs:
+            self.graphs[read] = None
             steps()
             return
-        if key not in self.graphs:
-            self.graphs[key] = _captured(steps)
-        self.graphs[key]()
+        graph = self.graphs[read] = self.graphs[read] or _captured(steps, self.device)
+        graph()
 
 
-def _same_prefix(a: Item, b: Item) -> bool:
-    known = a.sequence.known
-    return b.sequence.known == known and all(
-        torch.equal(x[:known], y[:known])
-        for x, y in ((a.sequence.ids, b.sequence.ids), (a.sequence.fields, b.sequence.fields))
-    )
+def _prefix(item: Item) -> bytes:
+    sequence = item.sequence
+    return b"".join(part[: sequence.known].numpy().tobytes() for part in (sequence.ids, sequence.fields))
 
 
 def use_graphs(device: torch.device) -> bool:
@@ -184,33 +185,27 @@ def use_graphs(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get("AUDIOLM_CUDA_GRAPHS", "1") != "0"
 
 
-def _captured(steps: Callable[[], None]) -> Callable[[], None]:
+def _captured(steps: Callable[[], None], device: torch.device) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         steps()
     return graph.replay  # type: ignore[no-any-return]
 
 
 def _workspace(model: Decoder, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
     """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs."""
-    codes = uniform.shape[1:]
+    codes, weight = uniform.shape[1:], model.ids.weight
     if not kept:
-        return _Batch(model, slots, _round_up(length, CACHE_STEP[model.ids.weight.dtype]), codes)
-    length = _round_up(length, GRAPH_STEP)
-    last: _Batch | None = model.__dict__.get("workspace")
-    if last is None or last.bias.shape != (slots, length):
-        last = model.__dict__["workspace"] = _Batch(model, slots, length, codes)
-    last.steps.zero_()
-    last.lengths.zero_()
-    return last
-
-
-def _strides(low: list[int], graphs: bool) -> list[tuple[int, int]]:
-    """Steps `(first, count)` that run together: with graphs as many as the ranges of ids need to come round again."""
-    width = 1
-    while graphs and low != low[:width] * (len(low) // width):
-        width += 1
-    return [(n, width) for n in range(0, len(low), width)]
+        return _Batch(model, slots, _round_up(length, CACHE_STEP[weight.dtype]), codes)
+    key = slots, codes, weight.dtype, weight.device, weight.data_ptr()
+    found, batch = model.__dict__.pop("workspace", (None, None))
+    if found != key or batch.bias.shape[1] < length:
+        batch = None  # before the new one is there
+        batch = _Batch(model, slots, _round_up(length, GRAPH_STEP), codes)
+    model.__dict__["workspace"] = key, batch
+    batch.steps.zero_()
+    batch.lengths.zero_()
+    return batch
 
 
 def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:

@@ -24,6 +24,7 @@ class StageSampling:
     guidance: float = 0.0
 
 
+COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -61,9 +62,9 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
     """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
 
     Temperature 0 takes the likeliest; top_k 0 keeps all; of these, top_p keeps the likeliest tokens up to and with the
-    one that reaches that share, and those that are as likely as it.
+    one that reaches that share. Tokens that are as likely as the last one kept are kept as well.
     """
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(-1)
     share = (logits.float() / temperature).softmax(-1)
     if top_k or top_p < 1:

@@ -19,9 +19,9 @@ from audiolm_cli.config import TokenSpec
 from audiolm_cli.engine import Item
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.sampling import StageSampling, draw, uniforms
+from audiolm_cli.sampling import StageSampling, sample, uniforms
 from audiolm_cli.tokens import Vocabulary, coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
-from audiolm_cli.transformer import Decoder, Transformer
+from audiolm_cli.transformer import Decoder, Stack, Transformer
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
@@ -66,7 +66,9 @@ def continue_semantic(
                     numbers,
                 )
             )
-        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress), strict=True):
+        for (i, (_, made, end)), ids in zip(
+            active, engine.generate(model, items, sampling, batch_size, progress), strict=True
+        ):
             tokens[i][made:end] = ids
     return tokens
 
@@ -103,7 +105,9 @@ def continue_coarse(
             if sampling.guidance and (made > first or reference):
                 guide = coarse_sequence(spec, layout, semantic[i][made // per : -(-end // per)], codes[i][:, made:end])
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guide=guide))
-        for (i, (_, made, end)), ids in zip(active, _run(model, items, sampling, batch_size, progress), strict=True):
+        for (i, (_, made, end)), ids in zip(
+            active, engine.generate(model, items, sampling, batch_size, progress), strict=True
+        ):
             codes[i][:, made:end] = (
                 ids.T if by_frame else unflatten(ids - torch.tensor(lows).repeat(end - made), spec.coarse)
             )
@@ -123,7 +127,7 @@ def continue_fine(
             _fine_in_parallel(model, c, k, n, sampling, progress) for c, k, n in zip(coarse, known, noise, strict=True)
         ]
     spec, layout = model.vocabulary.spec, model.config.layout
-    size, context = (_frames(spec, s) for s in (model.config.window_seconds, FINE_CONTEXT_SECONDS))
+    size, context = _fine_window(model)
     lows = [model.vocabulary.code(q) for q in range(spec.coarse, spec.quantizers)]
     codes, items, places = [], [], []
     for i, (c, k) in enumerate(zip(coarse, known, strict=True)):
@@ -138,7 +142,7 @@ def continue_fine(
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers))
             places.append((i, made, end))
             first = made = end
-    for (i, made, end), ids in zip(places, _run(model, items, sampling, batch_size, progress), strict=True):
+    for (i, made, end), ids in zip(places, engine.generate(model, items, sampling, batch_size, progress), strict=True):
         codes[i][spec.coarse :, made:end] = unflatten(ids - torch.tensor(lows).repeat(end - made), spec.fine)
     return codes
 
@@ -149,8 +153,7 @@ def _fine_in_parallel(
 ) -> Tensor:
     """One item's codes, in windows that each begin with up to 1 s of what is there already."""
     spec, device = model.spec, model.ids.weight.device
-    size = _frames(spec, model.config.window_seconds)
-    context = min(_frames(spec, FINE_CONTEXT_SECONDS), size // 2)
+    size, context = _fine_window(model)
     codes, made = _extended(known, coarse.shape[1]).to(device), known.shape[1]
     codes[: spec.coarse] = coarse
     while made < codes.shape[1]:
@@ -159,17 +162,17 @@ def _fine_in_parallel(
         for q in range(spec.coarse, spec.quantizers):
             hidden = model(codes[None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
             numbers = noise.numbers(3, made, end - made, q, 1).to(device)
-            codes[q, made:end] = draw(model.code_logits(hidden, q), numbers, s)
+            codes[q, made:end] = sample(model.code_logits(hidden, q), numbers, s.temperature, s.top_k, s.top_p)
             if progress:
                 progress(end - made)
         made = end
     return codes.cpu()
 
 
-def _run(
-    model: Decoder, items: list[Item], s: StageSampling, batch_size: int, progress: Progress | None
-) -> list[Tensor]:
-    return engine.generate(model, items, s, batch_size, progress)
+def _fine_window(model: Stack) -> tuple[int, int]:
+    """Frames that stage 3 works on at once, and how many of them are what is there already."""
+    size = _frames(model.spec, model.config.window_seconds)
+    return size, min(_frames(model.spec, FINE_CONTEXT_SECONDS), size // 2)
 
 
 def _rounds(plans: list[list[Window]]) -> Iterator[list[tuple[int, Window]]]:

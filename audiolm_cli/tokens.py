@@ -9,6 +9,7 @@ position n describes what stands at n + 1, which is what position n predicts; in
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +94,7 @@ class Sequence:
     ids: Tensor
     fields: Tensor
 
-    @property
+    @functools.cached_property
     def known(self) -> int:
         """Positions before the first one to be generated."""
         unknown = (self.ids.view(len(self.ids), -1)[:, 0] < 0).nonzero()

@@ -72,6 +72,15 @@ def test_configs_survive_json(name: str) -> None:
         (lambda c: c.update(fine=None), "a fine stage is needed"),
         (lambda c: c.update(format_version=99), "format_version must be between"),
         (lambda c: c["sampling"].update(top_p=[0.5]), "sampling needs three values"),
+        (lambda c: c["sampling"].update(guidance=-1.0), "sampling.guidance must be between 0 and 10"),
+        (lambda c: c["semantic"].update(layout="frames"), "only the coarse stage can have the layout frames"),
+        (
+            lambda c: (
+                c["tokens"].update(samples_per_frame=4000, frames_per_semantic=8)
+                or c["semantic"].update(window_seconds=3.0)
+            ),
+            "semantic.window_seconds must hold two semantic tokens",
+        ),
         (lambda c: c["coarse"].update(layers=96, width=16384, feedforward=65536), "larger than any"),
         (lambda c: c.update(tokens=[]), "tokens must be an object"),
     ],

@@ -16,7 +16,7 @@ from torch import Tensor
 from audiolm_cli import engine
 from audiolm_cli.config import Layout, StageConfig, TokenSpec, preset
 from audiolm_cli.engine import Item
-from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.frames import FrameTransformer, Level
 from audiolm_cli.sampling import StageSampling, sample, uniforms
 from audiolm_cli.tokens import Sequence, coarse_sequence
 from audiolm_cli.transformer import Block, Decoder, KVCache
@@ -194,19 +194,25 @@ def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -
 @pytest.mark.parametrize("layout", ["aligned", "frames"])
 def test_steps_that_run_as_graphs_give_the_same_tokens(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the capture itself, which needs a GPU."""
-    model, items, captured = coarse_model(layout), four_items(layout), []
+    model, captured = coarse_model(layout), []
+    items = [*four_items(layout), coarse_item(270, 440, 5, layout)]  # the last one crosses a multiple of GRAPH_STEP
+    items[0] = dataclasses.replace(items[0], guide=coarse_item(4, 0, 9, layout).sequence)
+    samplings = [StageSampling(1.0, 0, 0.95), StageSampling(0.8, 5, 1.0, guidance=1.0)]
+    expected = [engine.generate(model, items, sampling, batch_size=5) for sampling in samplings]
 
-    def capture(steps: Callable[[], None]) -> Callable[[], None]:
+    def capture(steps: Callable[[], None], device: torch.device) -> Callable[[], None]:
         captured.append(steps)
         return steps
 
-    expected = engine.generate(model, items, StageSampling(1.0, 0, 0.95), batch_size=4)
     monkeypatch.setattr(engine, "use_graphs", lambda device: True)
     monkeypatch.setattr(engine, "_captured", capture)
-    for batch in (items, items[2:], items):  # the second fills half of the slots that the first left behind
-        got = engine.generate(model, batch, StageSampling(1.0, 0, 0.95), batch_size=4)
-        assert all(torch.equal(a, b) for a, b in zip(got, expected[-len(batch) :], strict=True))
-    assert len(captured) == 1  # all sequences end within one GRAPH_STEP
+    for sampling, wanted in zip(samplings, expected, strict=True):
+        for first in (0, 2, 0):  # the second batch fills a part of the slots that the first one left behind
+            got = engine.generate(model, items[first:], sampling, batch_size=5)
+            assert all(torch.equal(a, b) for a, b in zip(got, wanted[first:], strict=True))
+        workspace = model.__dict__["workspace"][1]
+        assert len(workspace.graphs) == len([graph for graph in workspace.graphs.values() if graph]) > 1
+    assert len(captured) == 2 * len(workspace.graphs)  # all of them once for each sampling
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -247,9 +253,10 @@ def test_a_rows_product_does_not_depend_on_how_many_rows_there_are(name: str) ->
     assert min(stage.width for stage in stages) >= engine.ROWS_AGREE_FROM
     for stage in stages:
         block = Block(stage, 0.0).bfloat16()
-        for linear in (block.qkv, block.output, block.up, block.down):
+        level = Level(stage.width).bfloat16()
+        for linear in (block.qkv, block.output, block.up, block.down, level.up, level.down):
             linear.pack()
-            for rows in (2, 4, 8, 16, 64):
+            for rows in (2, 3, 5, 8, 16, 64):
                 x = torch.randn(rows, 1, linear.in_features, dtype=torch.bfloat16)
                 other = torch.randn(rows, 1, linear.out_features, dtype=torch.bfloat16)
                 with torch.inference_mode():
