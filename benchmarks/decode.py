@@ -1,9 +1,10 @@
 """The engine by stages: `python benchmarks/decode.py [--model DIR | --model paper] --json FILE`.
 
-Batches of continuations of a 3 s prompt, tokens in and tokens out: prefill and decode rates, milliseconds a step, bytes
-that a step must read against the memory bandwidth of the machine, and the real-time factor (seconds spent per second of
-new audio, of all outputs together). Every time is the least of several runs. `--model paper` has random weights. With
-`--split` one step at batch 1 by parts, with `--plot FILE` seconds and memory against length.
+Batches of continuations of a 3 s prompt, tokens in and tokens out, drawn as the bundle does by default: prefill and
+decode rates, milliseconds a step, bytes that a step must read against the memory bandwidth of the machine, and the
+real-time factor (seconds spent per second of new audio, of all outputs together). Every time is the least of several
+runs. `--model paper` has random weights. With `--split` one step at batch 1 without guidance by parts, with `--plot
+FILE` seconds and memory against length.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from audiolm_cli.bundle import stage_model
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.pipeline import Sampling
 from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
 from audiolm_cli.transformer import Decoder, KVCache, Linear, Stack
@@ -104,16 +106,16 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
     semantic = [torch.randint(spec.semantic_vocabulary, (total,), generator=generator) for _ in range(batch)]
     shape = (spec.quantizers, total * per)
     codes = [torch.randint(spec.codebook_size, shape, generator=generator) for _ in range(batch)]
-    noise = [Noise(0, n, 0) for n in range(batch)]
-    prompt = [c[:, : known * per] for c in codes]
+    noise, prompt = [Noise(0, n, 0) for n in range(batch)], [c[:, : known * per] for c in codes]
+    stage_sampling = Sampling(**asdict(config.sampling)).stage
     calls: dict[str, Callable[[Any], object]] = {
         "semantic": lambda m: continue_semantic(
-            m, [s[:known] for s in semantic], [total] * batch, noise, SAMPLING, batch
+            m, [s[:known] for s in semantic], [total] * batch, noise, stage_sampling(0), batch
         ),
         "coarse": lambda m: continue_coarse(
-            m, semantic, [p[: spec.coarse] for p in prompt], noise, SAMPLING, batch
+            m, semantic, [p[: spec.coarse] for p in prompt], noise, stage_sampling(1), batch
         ),
-        "fine": lambda m: continue_fine(m, [c[: spec.coarse] for c in codes], prompt, noise, SAMPLING, batch),
+        "fine": lambda m: continue_fine(m, [c[: spec.coarse] for c in codes], prompt, noise, stage_sampling(2), batch),
     }  # fmt: skip
     tokens = {"semantic": 1, "coarse": per * spec.coarse, "fine": per * spec.fine}
     figures = {}
@@ -278,13 +280,14 @@ def main() -> None:
     except AudioLMError as error:
         sys.exit(f"decode: {error}")
     lengths, batches = ([float(x) for x in text.split(",") if x] for text in (args.lengths, args.batches))
-    figures: dict[str, Any] = {"machine": machine(device, dtype), "model": args.model, "bandwidth": bandwidth(device)}
+    figures: dict[str, Any] = {"machine": machine(device, dtype), "model": args.model}
     figures["layouts"] = {stage: asdict(model.config) for stage, model in models.items()}
     print(", ".join(f"{key} {value}" for key, value in figures["machine"].items() if value is not None))
-    print(f"a large copy moves {figures['bandwidth']:.1f} GB/s")
     run(models, config, 1, 0.4)  # warms up
     if args.plot:  # first: peak memory never falls
         figures["length"] = plot(args.plot, models, config, lengths)
+    figures["bandwidth"] = bandwidth(device)
+    print(f"a large copy moves {figures['bandwidth']:.1f} GB/s")
     for seconds in lengths:
         for batch in map(int, batches):
             runs = [run(models, config, batch, seconds) for _ in range(args.runs)]
