@@ -314,7 +314,10 @@ def models_show(
         f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
         f"{tokens.sample_rate} Hz, {tokens.semantic_rate:g} semantic tokens/s of {tokens.semantic_vocabulary}, "
         f"{tokens.quantizers} codes of {tokens.codebook_size} for every {tokens.samples_per_frame} samples",
-        *(f"{name}: {', '.join(map(str, value))}" for name, value in vars(config.sampling).items()),
+        *(
+            f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in vars(config.sampling).items()
+        ),
         *(
             f"{part} trained: {', '.join(f'{key} {value}' for key, value in how.items())}"
             for part, how in config.trained.items()

@@ -50,7 +50,8 @@ def installed(wheel, tmp_path_factory) -> Path:
     subprocess.run(pip, check=True, capture_output=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # its own .pth files do not count
-    (packages / "sitecustomize.py").write_text(NO_NETWORK)
+    (packages / "no_network.py").write_text(NO_NETWORK)
+    (packages / "no_network.pth").write_text("import no_network\n")  # a sitecustomize may be the system's own
     return environment / "bin"
 
 
