@@ -13,6 +13,7 @@ has the same here), GEGLU of two thirds of the width, learned relative positions
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -112,6 +113,18 @@ def audiolm_pytorch(size: str) -> dict[str, float]:
     return run(SECONDS[size])
 
 
+def rates(
+    semantic: Callable[[int], float], coarse: Callable[[int], float], fine: Callable[[], float]
+) -> dict[str, float]:
+    """Tokens a second, from functions that give the seconds of a number of tokens, or of all fine ones."""
+    semantic(8), coarse(8), fine()  # warms up
+    return {
+        "semantic": BARK_TOKENS / semantic(BARK_TOKENS),
+        "coarse": BARK_TOKENS / coarse(BARK_TOKENS),
+        "fine": 6 * BARK_FRAMES / fine(),
+    }
+
+
 def bark(dtype: str) -> dict[str, float]:
     import torch
     from transformers import BarkCoarseConfig, BarkFineConfig, BarkSemanticConfig, GenerationMixin
@@ -142,16 +155,7 @@ def bark(dtype: str) -> dict[str, float]:
             logits = fine(n, codes).logits[..., :1024].float()
             codes[..., n] = torch.multinomial(logits.softmax(-1)[0], 1)[:, 0]
 
-    decoded(semantic, 8)
-    decoded(coarse, 8)
-    filled()
-    tokens = {"semantic": BARK_TOKENS, "coarse": BARK_TOKENS, "fine": 6 * BARK_FRAMES}
-    seconds = {
-        "semantic": decoded(semantic, BARK_TOKENS),
-        "coarse": decoded(coarse, BARK_TOKENS),
-        "fine": timed(filled),
-    }
-    return {stage: tokens[stage] / seconds[stage] for stage in tokens}
+    return rates(functools.partial(decoded, semantic), functools.partial(decoded, coarse), lambda: timed(filled))
 
 
 def ours_as_bark(dtype: str) -> dict[str, float]:
@@ -197,16 +201,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     def filled() -> None:
         continue_fine(fine, [codes], [nothing], [Noise(0, 0, 0)], StageSampling(1.0, 0, 1.0), 1)  # type: ignore[arg-type]
 
-    decoded(semantic, 8)
-    decoded(coarse, 8)
-    filled()
-    tokens = {"semantic": BARK_TOKENS, "coarse": BARK_TOKENS, "fine": 6 * BARK_FRAMES}
-    seconds = {
-        "semantic": decoded(semantic, BARK_TOKENS),
-        "coarse": decoded(coarse, BARK_TOKENS),
-        "fine": timed(filled),
-    }
-    return {stage: tokens[stage] / seconds[stage] for stage in tokens}
+    return rates(functools.partial(decoded, semantic), functools.partial(decoded, coarse), lambda: timed(filled))
 
 
 MEASUREMENTS: dict[str, tuple[bool, Callable[[], dict[str, float]]]] = {  # name: whether it needs the peers' Python
