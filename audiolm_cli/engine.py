@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,9 +86,10 @@ def _generate_batch(
         if graphs:
             batch.replay(max(known) + n, low[n : n + width], size, sampling)
         else:
-            ids = batch.draw(n, low[n], size, sampling)
+            now = slice(None), n
+            ids = batch.draw(now, low[n], size, sampling)
             if n + 1 < steps:
-                batch.step(ids, n, max(known) + n, alike=len(set(known)) == 1)
+                batch.step(ids, now, max(known) + n, alike=len(set(known)) == 1)
         if progress:
             progress(sum(min(width, max(0, w - n)) for w in wanted) * per_step)
         if _all_stopped(items, batch.made, n):
@@ -135,17 +137,15 @@ class _Batch:
         self.bias[slot, :prefix] = 0
         self.lengths[slot], self.steps[slot] = prefix, 0
 
-    def draw(self, n: int | None, low: int, size: int, sampling: StageSampling) -> Tensor:
-        """The ids of step n; with None each slot's own `steps` count."""
-        now = (slice(None), n) if n is not None else (self.rows, self.steps)
+    def draw(self, now: Any, low: int, size: int, sampling: StageSampling) -> Tensor:
+        """The ids of a step; `now` is its index in buffers `[slots, steps]`."""
         ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling)
         self.made[now] = ids
         return ids
 
-    def step(self, ids: Tensor, n: int | None, longest: int, alike: bool = False) -> None:
-        """From step n's ids to the next hidden states. No item is longer than `longest` before it, or all are exactly
+    def step(self, ids: Tensor, now: Any, longest: int, alike: bool = False) -> None:
+        """From a step's ids to the next hidden states. No item is longer than `longest` before it, or all are exactly
         that long: a plain index costs less than a tensor of them."""
-        now = (slice(None), n) if n is not None else (self.rows, self.steps)
         row, place = (slice(None), longest) if alike else (self.rows, self.lengths)
         self.bias[row, place] = self.zero
         read = _round_up(longest + 1, CACHE_STEP[self.hidden.dtype])
@@ -159,8 +159,9 @@ class _Batch:
         must have been loaded by then."""
 
         def steps() -> None:
+            now = self.rows, self.steps
             for one in low:
-                self.step(self.draw(None, one, size, sampling), None, read - 1)
+                self.step(self.draw(now, one, size, sampling), now, read - 1)
                 self.steps += 1
 
         read = min(_round_up(longest + len(low), GRAPH_STEP), self.bias.shape[1])

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from audiolm_cli.bundle import Bundle
-from audiolm_cli.config import TokenSpec
+from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.errors import InputError
 from audiolm_cli.sampling import StageSampling
 from audiolm_cli.stages import (
@@ -39,13 +39,8 @@ ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Temperature, top-k (0: off) and top-p for the semantic, coarse and fine stage each; guidance."""
-
-    temperature: tuple[float, ...]
-    top_k: tuple[int, ...]
-    top_p: tuple[float, ...]
-    guidance: float = 0.0  # of the coarse stage, as `StageSampling` has it
+class Sampling(SamplingConfig):
+    """What a bundle has as defaults, here as it is asked for."""
 
     def stage(self, index: int) -> StageSampling:
         guidance = self.guidance if index == 1 else 0.0

@@ -50,7 +50,7 @@ def continue_semantic(
     batch_size: int, progress: Progress | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`. No `<end>`: the duration is asked for."""
-    spec, layout = model.vocabulary.spec, model.config.layout
+    spec, layout = model.spec, model.config.layout
     size = round(model.config.window_seconds * spec.semantic_rate)
     tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals, strict=True)]
     plans = [windows(total, len(k), size, size // 2) for k, total in zip(known, totals, strict=True)]
@@ -126,7 +126,7 @@ def continue_fine(
         return [
             _fine_in_parallel(model, c, k, n, sampling, progress) for c, k, n in zip(coarse, known, noise, strict=True)
         ]
-    spec, layout = model.vocabulary.spec, model.config.layout
+    spec, layout = model.spec, model.config.layout
     size, context = _fine_window(model)
     lows = [model.vocabulary.code(q) for q in range(spec.coarse, spec.quantizers)]
     codes, items, places = [], [], []

@@ -91,8 +91,8 @@ class Synthesis(ABC):
         from audiolm_cli.pipeline import Sampling
 
         options, defaults, self._batch = jobs[0].options, self.bundle.config.sampling, len(jobs)
-        given = {field: getattr(options, field) for field in ("temperature", "top_k", "top_p", "guidance")}
-        self._sampling = {k: getattr(defaults, k) if value is None else value for k, value in given.items()}
+        given = {name: getattr(options, name) for name in vars(defaults)}
+        self._sampling = vars(defaults) | {name: value for name, value in given.items() if value is not None}
         sampling = Sampling(**self._sampling)
         return self.make(loaded, options, sampling=sampling, batch_size=self.batch_size, progress=progress)
 

@@ -83,17 +83,23 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def choices(model: Decoder) -> int:
+    """Ids that a token is drawn from."""
+    return model.spec.semantic_vocabulary if model.stage == "semantic" else model.spec.codebook_size
+
+
+def step_linears(model: Decoder) -> list[Linear]:
+    """The linear layers of a step; the context of frames is worked out before the steps."""
+    before = model.context if isinstance(model, FrameTransformer) else None
+    return [module for module in model.modules() if isinstance(module, Linear) and module is not before]
+
+
 def step_weights(model: Decoder) -> int:
     """Bytes of weights that one step reads: all but the embeddings, of which it reads the rows that logits need."""
-    rows = {"coarse": model.spec.codebook_size, "fine": model.spec.codebook_size}.get(
-        model.stage, model.spec.semantic_vocabulary
-    )
-    rows *= model.spec.coarse if model.config.layout == "frames" else 1
+    rows = choices(model) * (model.spec.coarse if model.config.layout == "frames" else 1)
     shapes = [p.shape for module in model.modules() if not isinstance(module, torch.nn.Embedding | Linear)
               for p in module.parameters(recurse=False)]  # fmt: skip
-    sizes = sum(shape.numel() for shape in shapes) + sum(
-        m.in_features * m.out_features for m in model.modules() if isinstance(m, Linear)
-    )
+    sizes = sum(shape.numel() for shape in shapes) + sum(m.in_features * m.out_features for m in step_linears(model))
     return (sizes + rows * model.config.width) * model.ids.weight.element_size()
 
 
@@ -107,7 +113,7 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
     shape = (spec.quantizers, total * per)
     codes = [torch.randint(spec.codebook_size, shape, generator=generator) for _ in range(batch)]
     noise, prompt = [Noise(0, n, 0) for n in range(batch)], [c[:, : known * per] for c in codes]
-    stage_sampling = Sampling(**asdict(config.sampling)).stage
+    stage_sampling = Sampling(**vars(config.sampling)).stage
     calls: dict[str, Callable[[Any], object]] = {
         "semantic": lambda m: continue_semantic(
             m, [s[:known] for s in semantic], [total] * batch, noise, stage_sampling(0), batch
@@ -156,7 +162,7 @@ def split(model: Decoder, length: int, runs: int) -> dict[str, float]:
     The parts run in the order of a step, over all layers, so that weights come from where they come from in a step.
     """
     weight, config, frames = model.ids.weight, model.config, model.config.layout == "frames"
-    size = model.spec.semantic_vocabulary if model.stage == "semantic" else model.spec.codebook_size
+    size, linears = choices(model), step_linears(model)
     rows = -(-(length + 1) // 64) * 64
     cache = KVCache.allocate(model, 1, rows)
     quantizers = model.spec.coarse if frames else 1
@@ -165,10 +171,7 @@ def split(model: Decoder, length: int, runs: int) -> dict[str, float]:
     features, rotation = weight.new_zeros(1, config.width), model.rotation(ids.new_full((1, 1), length))
     bias, where = weight.new_zeros(1, 1, 1, rows), (slice(None), slice(None), length)
     hidden = model.step(ids, features, rotation, cache, where, rows, bias)
-    inputs = {n: weight.new_zeros(1, 1, n) for n in {m.in_features for m in model.modules() if isinstance(m, Linear)}}
-    linears = [m for m in model.modules() if isinstance(m, Linear)]
-    if isinstance(model, FrameTransformer):
-        linears.remove(model.context)  # worked out before the steps
+    inputs = {width: weight.new_zeros(1, 1, width) for width in {linear.in_features for linear in linears}}
     query = weight.new_zeros(1, config.heads, 1, config.width // config.heads)
     logits = model.logits(hidden, 0, size)
 

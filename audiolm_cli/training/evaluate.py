@@ -166,8 +166,7 @@ def generated(bundle: Bundle, chosen: Sequence[continuations.Case]) -> list[np.n
 
 
 def own_sampling(bundle: Bundle) -> pipeline.Sampling:
-    defaults = bundle.config.sampling
-    return pipeline.Sampling(defaults.temperature, defaults.top_k, defaults.top_p, defaults.guidance)
+    return pipeline.Sampling(**vars(bundle.config.sampling))
 
 
 def resynthesis_tables(setting: Setting) -> dict[str, Table]:
