@@ -384,6 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
+    _interrupts.clear()
     console = Console()
     try:
         return int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)
@@ -392,9 +395,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if console.debug:
             traceback.print_exc()
+        if _interrupts:  # which compiled code may have turned into an error of its own
+            return 130
         code, message = explain(error)
         console.error(message)
         return code
+
+
+_interrupts: list[int] = []  # Ctrl-C since the program began
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    _interrupts.append(signum)
+    raise KeyboardInterrupt
 
 
 def _terminated(signum: int, frame: Any) -> NoReturn:

@@ -72,6 +72,8 @@ def _generate_batch(
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
     graphs, half, filled = use_graphs(weight.device), len(items) if exact else batch_size, dict(enumerate(items))
+    if all(item.guide is None for item in items):  # there is nothing to lead away from: half the rows will do
+        sampling = replace(sampling, guidance=0.0)
     if sampling.guidance:
         filled |= {half + n: replace(item, sequence=item.guide or item.sequence) for n, item in enumerate(items)}
     known = [item.sequence.known for item in filled.values()]

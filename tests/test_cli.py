@@ -390,6 +390,20 @@ def test_finished_outputs_stay_when_interrupted(audiolm, prompt, fake, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "a.1.wav", "prompt.wav"]
 
 
+def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, fake, monkeypatch):
+    def load(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", load)
+    assert audiolm("continue", prompt, "-o", "out.wav", "--seed", "1") == (130, "", "audiolm: seed 1\n")
+    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", fake.load)
+    fake.fail_at, fake.error = 0, ZeroDivisionError("x")
+    assert audiolm("continue", prompt, "-o", "out.wav")[0] == 1  # another run's interrupt does not count
+
+
 def test_help_and_version(audiolm):
     assert audiolm("--version") == (0, f"audiolm {cli.__version__}\n", "")
     code, out, _ = audiolm("--help")

@@ -1,6 +1,10 @@
 """Puts trained parts together into a bundle, and refuses parts that do not belong together.
 
-python -m audiolm_cli.training.assemble --runs runs/speech --name speech --out weights/speech
+    python -m audiolm_cli.training.assemble --runs runs/speech --name speech --out weights/speech
+    python -m audiolm_cli.training.assemble --unpack --runs runs/more --out weights/speech
+
+The second takes a bundle apart again, into the parts from which training goes on (`--warm-start`) or that stay as they
+are.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, sha256, tensors_identity
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, read_config, sha256, tensors_identity
 from audiolm_cli.config import BundleConfig, SamplingConfig, from_json
 from audiolm_cli.errors import ModelError
 
 MAX_BYTES = 64_000_000
+PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
 CARD_FILES = ("README.md", "LICENSE")  # written by people, kept
 
 
@@ -28,11 +33,7 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
     would be larger than 64 MB. Nothing in `out` changes then.
     """
-    found = [
-        part
-        for part in ("codec", "tokenizer", "semantic", "coarse", "fine")
-        if (parts / f"{part}.safetensors").is_file()
-    ]
+    found = [part for part in PARTS if (parts / f"{part}.safetensors").is_file()]
     if missing := {"codec", "tokenizer", "semantic", "coarse"} - set(found):
         raise ModelError(f"{parts}: no {sorted(missing)[0]}.safetensors")
     tensors = {part: load_file(parts / f"{part}.safetensors") for part in found}
@@ -72,6 +73,26 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
     fresh.replace(out)
 
 
+def unpack(folder: Path, parts: Path) -> None:
+    """Writes a bundle's parts into `parts`, as training leaves them there; parts already there are replaced.
+
+    Raises ModelError when the bundle is not sound.
+    """
+    check_parts(folder)
+    config = json.loads(json.dumps(dataclasses.asdict(read_config(folder))))
+    parts.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        if config[part] is None:
+            continue
+        about = {
+            "config": config[part],
+            "tokens": config["tokens"],
+            "depends": config["depends"][part],
+            "trained": config["trained"][part],
+        }
+        save_file(load_file(folder / f"{part}.safetensors"), parts / f"{part}.safetensors", {"about": json.dumps(about)})
+
+
 def write_sums(folder: Path) -> None:
     """SHA256SUMS over all other files of a bundle, as sha256sum writes it."""
     files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
@@ -87,7 +108,10 @@ def main() -> None:
     parser.add_argument(
         "--sampling", type=json.loads, help="JSON of temperature, top_k and top_p, three values each, and guidance"
     )
+    parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
     args = parser.parse_args()
+    if args.unpack:
+        return unpack(args.out, args.runs / "parts")
     assemble(args.runs / "parts", args.name, args.out, args.sampling)
 
 

@@ -26,7 +26,7 @@ from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
-from audiolm_cli.training.trainer import Trainer, arguments
+from audiolm_cli.training.trainer import Trainer, arguments, warm_start
 from audiolm_cli.transformer import Stack, Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
@@ -287,6 +287,7 @@ def main() -> None:
     train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
     config = getattr(preset(args.preset), stage)
     model = stage_model(config, train[0].spec, stage, args.dropout)
+    warm_start(args, stage, model)
     kind = config.layout if config.layout in SHAPES else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     crops = Crops(train, stage, config.layout, (args.seed, trainer.step, trainer.rank))

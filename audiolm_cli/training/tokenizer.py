@@ -4,10 +4,10 @@
 
 The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
 last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
-`cepstral_points`. Inputs
-are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that tokens
-follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the chosen layer
-and returns the tokenizer that ships.
+`cepstral_points`. With --warm-start the first labels are clusters of what the tokenizer at hand puts out. Inputs are
+perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, normalised over it,
+so that tokens follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the
+last layer and returns the tokenizer that ships.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.soundstream import nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import kmeans
-from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint
+from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint, warm_start
 
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
 CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
+VOICES = 1 / 16  # of the dimensions: 0.511 of the phone's entropy where none, half and twice leave 0.503, 0.508, 0.499
 ROUNDS = (0.6,)  # where further rounds begin, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
 UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
@@ -80,10 +81,7 @@ def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.
         mel = tokenizer.log_mel(audio.to(device))[0]
         parts.append(mel.view(-1, MELS_PER_TOKEN, bins).mean(1) @ basis)
     points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
-    for clip in corpus.clips:
-        own = points[clip.offset // tokenizer.hop : (clip.offset + clip.samples) // tokenizer.hop]
-        own -= own.mean(0)
-        own /= own.std(0, correction=0) + 1e-3
+    normalise_recordings(points, corpus, tokenizer.hop)
     points *= 1 - LIFTER * torch.arange(CEPSTRA, device=device) / CEPSTRA
     wide = F.pad(points.T, (NEIGHBOURS, NEIGHBOURS), mode="replicate").unfold(1, 2 * NEIGHBOURS + 1, 1)
     weights = 1 - DECAY * torch.arange(-NEIGHBOURS, NEIGHBOURS + 1, device=device).abs()
@@ -92,7 +90,8 @@ def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.
 
 @torch.no_grad()
 def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """What the last layer puts out on the clean recordings, `[tokens, width]`."""
+    """What the last layer puts out on the clean recordings, each dimension normalised over its recording,
+    `[tokens, width]`."""
     tokenizer.eval()
     parts = []
     for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
@@ -100,7 +99,18 @@ def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.de
             hidden = tokenizer.hidden(tokenizer.features(audio.to(device)))
         parts.append(hidden[:, 50:].float().flatten(0, 1))
     tokenizer.train()
-    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+    points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+    normalise_recordings(points, corpus, tokenizer.hop)
+    return points
+
+
+def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
+    """Takes each recording's mean off points `[tokens, D]` and divides by its deviation, in place: much of the voice
+    and the microphone is in these."""
+    for clip in corpus.clips:
+        own = points[clip.offset // hop : (clip.offset + clip.samples) // hop]
+        own -= own.mean(0)
+        own /= own.std(0, correction=0) + 1e-3
 
 
 @torch.no_grad()
@@ -171,7 +181,11 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 
 @torch.no_grad()
 def finish(training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int = 0) -> SemanticTokenizer:
-    """The tokenizer that ships: the layers in bfloat16's precision, normalisation and centroids."""
+    """The tokenizer that ships: the layers in bfloat16's precision, normalisation and centroids.
+
+    Of the directions, VOICES are those in which the means of windows of 4 s differ most: they tell voices and
+    microphones apart. All centroids are zero there, so they do not choose the token (nuisance attribute projection).
+    """
     source = training.tokenizer
     tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
     wanted = tokenizer.state_dict().keys() - {"centroids", "mean", "scale"}
@@ -183,12 +197,17 @@ def finish(training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int
     for _ in range(CLUSTERED_BATCHES):
         starts = rng.integers(0, len(corpus.audio) - size, 64)
         audio = np.stack([corpus.audio[s : s + size] for s in starts]).astype(np.float32) / 32768
-        parts.append(tokenizer.represent(torch.from_numpy(audio).to(device)).flatten(0, 1))
-    points = torch.cat(parts)
+        parts.append(tokenizer.represent(torch.from_numpy(audio).to(device)))
+    windows = torch.cat(parts)
+    points = windows.flatten(0, 1)
     tokenizer.mean.copy_(points.mean(0))
     tokenizer.scale.copy_(1 / points.std(0))
     round_to_disk(tokenizer)
-    tokenizer.centroids.copy_(kmeans((points - tokenizer.mean) * tokenizer.scale, clusters, iterations=15, seed=seed))
+    means = (windows.mean(1) - tokenizer.mean) * tokenizer.scale
+    voices = torch.linalg.svd(means, full_matrices=False).Vh[: round(VOICES * points.shape[1])]
+    points = (points - tokenizer.mean) * tokenizer.scale
+    points = points - points @ voices.T @ voices
+    tokenizer.centroids.copy_(kmeans(points, clusters, iterations=15, seed=seed))
     round_to_disk(tokenizer)
     return tokenizer
 
@@ -233,22 +252,25 @@ def main() -> None:
     parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
     args = parser.parse_args()
     chosen = preset(args.preset)
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
     training = TokenizerTraining(chosen.tokenizer, chosen.tokens)
-    trainer = Trainer("tokenizer", args, training, rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
+    warm_start(args, "tokenizer", training.tokenizer)
+    trainer = Trainer("tokenizer", args, training, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
-        set_statistics(tokenizer, corpora["train"])
+        if not args.warm_start:
+            set_statistics(tokenizer, corpora["train"])
         with trainer.first_alone():
             for old in trainer.folder.glob("labels*"):
                 old.unlink(missing_ok=True)
 
     def round_now() -> int:
-        return 1 + sum(trainer.progress > start for start in ROUNDS)
+        return 1 + args.warm_start + sum(trainer.progress > start for start in ROUNDS)
 
     def labels_of(number: int) -> dict[str, np.ndarray]:
         points = cepstral_points if number == 1 else hidden_points

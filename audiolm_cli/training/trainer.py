@@ -27,6 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import torch
 from torch import Tensor, distributed, nn
 
+from audiolm_cli.bundle import read_tensors
+
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
 
@@ -37,10 +39,23 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
     parser.add_argument("--minutes", type=float, default=minutes, help="time to train, of all resumed runs together")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    parser.add_argument(
+        "--warm-start", action="store_true", help="begin with the weights of the part that RUNS has in parts/"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> None:
+    """With --warm-start, gives a module the weights of a part that was trained before; raises ModelError.
+
+    Fits where names and shapes are the same, whatever tokens that part was trained on.
+    """
+    if args.warm_start:
+        tensors = read_tensors(args.runs / "parts" / f"{part}.safetensors", module.state_dict())
+        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
 class Trainer:
