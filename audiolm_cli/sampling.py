@@ -16,7 +16,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class StageSampling:
     """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
-    without what came before: classifier-free guidance (Ho and Salimans, 2022), here towards the prompt's voice."""
+    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the prompt's voice and what is said."""
 
     temperature: float
     top_k: int
@@ -49,7 +49,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
     """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
 
-    With guidance, the second half of the rows are those without what came before; they get the tokens of the first.
+    With guidance, the second half of the rows are those that know less; they get the tokens of the first.
     """
     if not s.guidance:
         return sample(logits, uniform, s.temperature, s.top_k, s.top_p)

@@ -1,8 +1,8 @@
 """What each stage feeds the engine and takes back: tokens in, more tokens out, for many items at once.
 
 Stage 1 continues semantic tokens; stage 2 makes coarse codes for semantic tokens; stage 3 adds the fine codes. Outputs
-longer than a stage's window are made in windows that advance by half of one; stage 2 then keeps the beginning in front
-of every window, behind the gap token, so that the voice does not drift.
+longer than a stage's window are made in windows that overlap; stage 2 then keeps the beginning in front of every
+window, behind the gap token, and little of what it made itself, so that the voice does not drift.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from audiolm_cli.tokens import Vocabulary, coarse_sequence, fine_sequence, seman
 from audiolm_cli.transformer import Decoder, Stack, Transformer
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
+COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
 FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
 
 Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
@@ -53,7 +54,7 @@ def continue_semantic(
     spec, layout = model.spec, model.config.layout
     size = round(model.config.window_seconds * spec.semantic_rate)
     tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals, strict=True)]
-    plans = [windows(total, len(k), size, size // 2) for k, total in zip(known, totals, strict=True)]
+    plans = [windows(total, len(k), size, size // 2, size) for k, total in zip(known, totals, strict=True)]
     for active in _rounds(plans):
         items = []
         for i, (first, made, end) in active:
@@ -80,30 +81,37 @@ def continue_coarse(
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`.
 
     `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own
-    beginning. Guidance leads away from what the model would make of the semantic tokens alone.
+    beginning. Guidance leads away from what the model would make of nothing at all; in the layouts that always had
+    semantic tokens in training, of these alone.
     """
     spec, layout = model.spec, model.config.layout
     per, by_frame = spec.frames_per_semantic, isinstance(model, FrameTransformer)
     size = round(model.config.window_seconds * spec.semantic_rate) * per
     codes = [_extended(k, len(s) * per) for k, s in zip(known, semantic, strict=True)]
-    hop = size // 2 // per * per
-    plans = [windows(len(s) * per, k.shape[1], size, hop) for k, s in zip(known, semantic, strict=True)]
+    front = voice[1].shape[1] if voice else _frames(spec, REFERENCE_SECONDS)
+    window = max(size - front, size // 2) // per * per  # with the reference no longer than what was trained
+    kept = min(_frames(spec, COARSE_KEPT_SECONDS), window // 2) // per * per
+    whole = window if voice else size
+    plans = [windows(len(s) * per, k.shape[1], window, kept, whole) for k, s in zip(known, semantic, strict=True)]
     lows = [0] if by_frame else [Vocabulary("coarse", spec).code(q) for q in range(spec.coarse)]
     for active in _rounds(plans):
         items = []
         for i, (first, made, end) in active:
             reference = voice
             if first and not voice:
-                kept = min(round(REFERENCE_SECONDS * spec.semantic_rate), first // per)
-                reference = semantic[i][:kept], codes[i][:, : kept * per]
+                beginning = min(front, first) // per
+                reference = semantic[i][:beginning], codes[i][:, : beginning * per]
             sequence = coarse_sequence(
                 spec, layout, semantic[i][first // per : -(-end // per)], codes[i][:, first:end], reference
             )
             numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
             numbers = numbers.view(-1, spec.coarse) if by_frame else numbers
             guide = None
-            if sampling.guidance and (made > first or reference):
-                guide = coarse_sequence(spec, layout, semantic[i][made // per : -(-end // per)], codes[i][:, made:end])
+            if sampling.guidance and (by_frame or made > first or reference):
+                said = semantic[i][made // per : -(-end // per)]
+                if by_frame:
+                    said = torch.full_like(said, spec.semantic_vocabulary)  # there is none
+                guide = coarse_sequence(spec, layout, said, codes[i][:, made:end])
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guide=guide))
         for (i, (_, made, end)), ids in zip(
             active, engine.generate(model, items, sampling, batch_size, progress), strict=True

@@ -242,15 +242,16 @@ class _Builder:
         return Sequence(ids, torch.cat([torch.stack([streams, times], 1), context], 1))
 
 
-def windows(total: int, start: int, window: int, hop: int) -> list[tuple[int, int, int]]:
+def windows(total: int, start: int, window: int, kept: int, whole: int) -> list[tuple[int, int, int]]:
     """How an output longer than the window is made: `(first, known_until, end)` in steps of the caller's unit.
 
-    [0, start) is known. The first window covers as much as fits; each next one begins so that half of it is known.
+    [0, start) is known. A window that begins at 0 is `whole` long; a later one begins `kept` steps before what is known
+    by then ends, and is `window` long.
     """
-    result, known, first = [], start, max(0, start - hop)
+    result, known, first = [], start, 0 if start <= whole // 2 else start - kept
     while known < total:
-        end = min(total, first + window)
+        end = min(total, first + (window if first else whole))
         result.append((first, known, end))
         known = end
-        first = max(0, end - hop)
+        first = max(0, end - kept)
     return result

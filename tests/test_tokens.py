@@ -151,11 +151,11 @@ def test_semantic_sequence_begins_with_begin() -> None:
 
 @given(st.integers(0, 2000), st.integers(0, 700), st.integers(2, 300))
 def test_windows_cover_what_is_missing_once_and_never_exceed_the_window(total: int, start: int, window: int) -> None:
-    hop, known = window // 2, min(start, total)
-    for first, made, end in windows(total, known, window, hop):
+    known, kept, whole = min(start, total), window // 3, window + window // 2
+    for first, made, end in windows(total, known, window, kept, whole):
         assert first <= made == known < end <= total
-        assert end - first <= window
-        assert made - first <= max(hop, 0) or first == 0
+        assert end - first <= (window if first else whole)
+        assert made - first == kept or (first == 0 and made <= max(kept, whole // 2))
         known = end
     assert known == total
 

@@ -30,6 +30,7 @@ from audiolm_cli.training.trainer import Trainer, arguments, warm_start
 from audiolm_cli.transformer import Stack, Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
+UNCONDITIONED = 0.1  # share of crops without semantic tokens in the layout `frames`, for guidance to lead away from
 
 Best = tuple[float, dict[str, Tensor]]  # the lowest validation bits and the state that reached them
 
@@ -149,7 +150,10 @@ def training_loss(model: Stack, batch: Batch) -> Tensor:
     if isinstance(model, ParallelTransformer):
         return _parallel_loss(model, batch.ids)
     if isinstance(model, FrameTransformer):
-        batch = dataclasses.replace(batch, targets=batch.ids.shape[1] - 1)  # the reference's codes are as good
+        fields = batch.fields.clone()
+        unconditioned = torch.rand(len(fields), device=fields.device) < UNCONDITIONED
+        fields[unconditioned, :, 2:] = model.spec.semantic_vocabulary
+        batch = Batch(batch.ids, fields, targets=batch.ids.shape[1] - 1)  # the reference's codes are as good as others
         return token_losses(model, batch, REPLACED).sum() / (batch.ids < model.spec.codebook_size).sum()
     losses = token_losses(model, batch, REPLACED)
     return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
@@ -287,9 +291,10 @@ def main() -> None:
     train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
     config = getattr(preset(args.preset), stage)
     model = stage_model(config, train[0].spec, stage, args.dropout)
-    warm_start(args, stage, model)
+    before = warm_start(args, stage, model)
     kind = config.layout if config.layout in SHAPES else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
+    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
     crops = Crops(train, stage, config.layout, (args.seed, trainer.step, trainer.rank))
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
     shares = np.array([shape.share for shape in SHAPES[kind]])
@@ -310,7 +315,8 @@ def main() -> None:
         return
     model.load_state_dict(best[1])
     depends = {source: train[0].sources[source] for source in NEEDS[stage]}
-    trained = {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), "valid_bits": round(best[0], 3)}
+    minutes, bits = round(trainer.seconds / 60, 1), round(best[0], 3)
+    trained = {"steps": trainer.step, "minutes": minutes, "valid_bits": bits, **before}
     about = {
         "config": dataclasses.asdict(config),
         "tokens": dataclasses.asdict(train[0].spec),
