@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from audiolm_cli import bundle, pipeline
@@ -231,6 +232,34 @@ def test_the_best_state_survives_a_resumption(data: Path, copied: Path, monkeypa
         run("audiolm_cli.training.lm", *common, "--resume", "--minutes", minutes)
         about = bundle.read_about(copied / "runs" / "parts" / "semantic.safetensors")
         assert (about["trained"]["steps"], about["trained"]["valid_bits"]) == (minutes, 1.0)
+
+
+def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run("audiolm_cli.training.assemble", "--unpack", "--runs", runs, "--out", trained / "tiny")
+    for part in ("codec", "tokenizer", *STAGES):
+        file = runs / "parts" / f"{part}.safetensors"
+        tensors, wanted = (load_file(folder / file.name) for folder in (file.parent, trained / "tiny"))
+        assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+        assert bundle.read_about(file)["config"] == bundle.read_about(trained / "runs" / "parts" / file.name)["config"]
+    shutil.copytree(trained / "runs" / "tokens", runs / "tokens")
+    common = ("--data", data, "--runs", runs, "--device", "cpu", "--preset", "tiny", "--warm-start", "--resume")
+    lm_options = ("audiolm_cli.training.lm", *common, "--rate", 0, "--stage", "semantic", "--minutes")
+    for minutes in (1, 2):  # a second run goes on from the first one, not from the part that it left
+        run(*lm_options, minutes)
+        about = bundle.read_about(runs / "parts" / "semantic.safetensors")
+        earlier = bundle.read_about(trained / "runs" / "parts" / "semantic.safetensors")["trained"]
+        assert about["trained"]["before"] == earlier
+        assert about["trained"]["steps"] == minutes
+        tensors = load_file(runs / "parts" / "semantic.safetensors")
+        assert all(
+            torch.equal(tensor, tensors[name])
+            for name, tensor in load_file(trained / "tiny/semantic.safetensors").items()
+        )
+    run("audiolm_cli.training.tokenizer", *common, "--minutes", 1)
+    assert log(runs, "tokenizer")[-1]["round"] == 2  # the first labels are the old tokenizer's
+    with pytest.raises(ModelError, match="another tokenizer"):
+        assemble(runs / "parts", "tiny", tmp_path / "tiny")
 
 
 def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ def unpack(folder: Path, parts: Path) -> None:
             "depends": config["depends"][part],
             "trained": config["trained"][part],
         }
-        save_file(load_file(folder / f"{part}.safetensors"), parts / f"{part}.safetensors", {"about": json.dumps(about)})
+        save_file(
+            load_file(folder / f"{part}.safetensors"), parts / f"{part}.safetensors", {"about": json.dumps(about)}
+        )
 
 
 def write_sums(folder: Path) -> None:

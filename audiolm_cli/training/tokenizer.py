@@ -4,10 +4,11 @@
 
 The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
 last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
-`cepstral_points`. With --warm-start the first labels are clusters of what the tokenizer at hand puts out. Inputs are
-perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, normalised over it,
-so that tokens follow what is said rather than who says it and where. The checkpoint holds both; `finish` clusters the
-last layer and returns the tokenizer that ships.
+`cepstral_points`. With --warm-start there is one round more, on clusters of what the tokenizer at hand puts out.
+
+Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, normalised
+over it, so that tokens follow what is said rather than who says it and where. The checkpoint holds both; `finish`
+clusters the last layer and returns the tokenizer that ships.
 """
 
 from __future__ import annotations
@@ -259,8 +260,9 @@ def main() -> None:
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
     training = TokenizerTraining(chosen.tokenizer, chosen.tokens)
-    warm_start(args, "tokenizer", training.tokenizer)
+    before = warm_start(args, "tokenizer", training.tokenizer)
     trainer = Trainer("tokenizer", args, training, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
+    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
         if not args.warm_start:
@@ -270,7 +272,7 @@ def main() -> None:
                 old.unlink(missing_ok=True)
 
     def round_now() -> int:
-        return 1 + args.warm_start + sum(trainer.progress > start for start in ROUNDS)
+        return 2 if args.warm_start else 1 + sum(trainer.progress > start for start in ROUNDS)
 
     def labels_of(number: int) -> dict[str, np.ndarray]:
         points = cepstral_points if number == 1 else hidden_points
@@ -294,14 +296,16 @@ def main() -> None:
         trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
         if trainer.due():
             trainer.log(valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length))
-    trainer.log(valid=True, finished=True, **validate(training, corpora["valid"], labels["valid"], length))
+    trainer.log(
+        valid=True, finished=True, round=number, **validate(training, corpora["valid"], labels["valid"], length)
+    )
     if trainer.rank:
         return
     shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary)
     about = {
         "config": dataclasses.asdict(shipped.config),
         "tokens": dataclasses.asdict(spec),
-        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)},
+        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **before},
     }
     save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about)
 

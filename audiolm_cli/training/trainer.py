@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import torch
 from torch import Tensor, distributed, nn
 
-from audiolm_cli.bundle import read_tensors
+from audiolm_cli.bundle import read_about, read_tensors
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
@@ -48,14 +48,18 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     return parser
 
 
-def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> None:
-    """With --warm-start, gives a module the weights of a part that was trained before; raises ModelError.
+def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> dict[str, Any]:
+    """With --warm-start, gives a module the weights of a part that was trained before, and returns what that part says
+    of its training, as `before`; raises ModelError.
 
     Fits where names and shapes are the same, whatever tokens that part was trained on.
     """
-    if args.warm_start:
-        tensors = read_tensors(args.runs / "parts" / f"{part}.safetensors", module.state_dict())
-        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    if not args.warm_start:
+        return {}
+    file = args.runs / "parts" / f"{part}.safetensors"
+    tensors = read_tensors(file, module.state_dict())
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return {"before": read_about(file)["trained"]}
 
 
 class Trainer:
@@ -88,7 +92,7 @@ class Trainer:
         self.rate, self.warmup, self.validate_seconds = rate, warmup, validate_seconds
         self.optimizers = optimizers(module, rate, betas, weight_decay)
         self.step, self.seconds = 0, 0.0
-        self.extra: dict[str, Any] = {}
+        self.extra: dict[str, Any] = {}  # what a script keeps in its checkpoint
         self._sums: dict[str, float] = {}
         self._logged = self._saved = self._validated = 0.0
         self._logged_step, self._summed = 0, 0
