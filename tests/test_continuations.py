@@ -6,6 +6,7 @@ import pytest
 from audiolm_cli.training import continuations, data
 from audiolm_cli.training.continuations import NEW, PROMPT, RATE, SECOND, Case, Score, Voices
 from audiolm_cli.training.measures import Clip
+from audiolm_cli.training.memorised import Training
 
 
 @pytest.fixture(autouse=True)
@@ -98,14 +99,19 @@ def test_the_speaker_matches_by_the_reference_of_the_case():
     for level, match in ((2.0, 1.0), (0.05, 0.0)):
         new = np.full(NEW, level, np.float32)
         score = continuations.score(case, new, voices, lambda samples: tokens, tokens[:0])
-        assert score == Score(match, 1.0, 3.0, 0.0, 0.0, 0.0)
+        assert score[:-1] == (match, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0)
+        assert np.isnan(score.memorised)
+    learned = continuations.score(case, new, voices, lambda samples: tokens, tokens[:0], Training([tokens]))
+    assert learned.memorised == 1
+    held = np.array([7, 7, 7, 8, 9])
+    assert continuations.score(case, new, voices, lambda samples: held, tokens[:0]).repeats == 0.5
     quiet = np.zeros(NEW, np.float32)
     assert continuations.score(case, quiet, voices, lambda samples: tokens, tokens[:0]).silent == 1
 
 
 def test_summary_has_every_score():
     cases = [Case(name, ramp(3), ramp(7), np.zeros(2)) for name in "ab"]
-    scores = [Score(1.0, 0.8, 3.0, 0.0, 0.0, 0.0), Score(0.0, 0.2, 2.0, 1.0, 0.0, 0.0)]
+    scores = [Score(1.0, 0.8, 3.0, 0.1, 0.0, 0.0, 0.0, 0.0), Score(0.0, 0.2, 2.0, 0.2, 1.0, 0.0, 0.0, 0.0)]
     summary = continuations.summarise([case.speaker for case in cases], scores)
     assert set(summary) == set(Score._fields)
     assert summary["speaker_match"].mean == 0.5

@@ -12,6 +12,7 @@ import torch
 
 from audiolm_cli.bundle import stage_model
 from audiolm_cli.config import preset
+from audiolm_cli.errors import UsageError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training import bits, continuations, evaluate
@@ -82,8 +83,19 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
 def test_generated_continuations_have_the_length_asked_for(bundle, monkeypatch):
     monkeypatch.setattr(continuations, "NEW", 8000)
     case = continuations.Case("a", np.zeros(continuations.PROMPT, np.float32), np.zeros(0), np.zeros(2))
-    (new,) = evaluate.generated(bundle, [case])
-    assert len(new) == 8000
+    own = evaluate.samplings(bundle, [])["AudioLM"]
+    for seconds, samples in ((0.5, 8000), (0.75, 12000)):
+        (new,) = evaluate.generated(bundle, [case], own, seconds)
+        assert len(new) == samples
+
+
+def test_samplings_given_as_text_change_the_bundles_own(bundle):
+    own, text = bundle.config.sampling, '{"guidance": 1.5, "top_p": [1, 1, 1]}'
+    (changed,) = evaluate.samplings(bundle, [text]).values()
+    assert (changed.guidance, changed.top_p, changed.temperature) == (1.5, [1, 1, 1], own.temperature)
+    for wrong in ("{", '{"heat": 1}', "3"):
+        with pytest.raises(UsageError):
+            evaluate.samplings(bundle, [wrong])
 
 
 def test_tables_print_and_become_json(capsys):

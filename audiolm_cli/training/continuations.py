@@ -16,6 +16,7 @@ import numpy as np
 
 from audiolm_cli.training.data import Corpus
 from audiolm_cli.training.measures import RATE, Clip, Figure, dnsmos, figure, speech_fraction, voice
+from audiolm_cli.training.memorised import Training
 
 PROMPT, NEW = 3 * RATE, 7 * RATE  # samples
 REFERENCE_LEAST, REFERENCE_MOST = 3 * RATE, 30 * RATE  # samples of a speaker's reference audio
@@ -49,9 +50,11 @@ class Score(NamedTuple):
     speaker_match: float
     speech: float
     dnsmos: float
+    repeats: float
     silent: float
     loops: float
     copies: float
+    memorised: float
 
 
 def cases(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Case]:
@@ -104,13 +107,20 @@ def pasted(chosen: Sequence[Case], training: Corpus, seed: int = 0) -> list[np.n
 
 
 def score(
-    case: Case, new: np.ndarray, voices: Voices, tokenize: Callable[[np.ndarray], np.ndarray], prompt_tokens: np.ndarray
+    case: Case,
+    new: np.ndarray,
+    voices: Voices,
+    tokenize: Callable[[np.ndarray], np.ndarray],
+    prompt_tokens: np.ndarray,
+    training: Training | None = None,
 ) -> Score:
     """Judges the new stretch `float32 [T]`. Everything is measured on its sound; tokens are taken of it anew.
 
     The speaker matches when, of all speakers, the case's own is nearest by Resemblyzer (its own reference being that
     of the case). `silent`: less than half of it is speech (of real speech 0.6 to 0.95), or none of the last 2 s.
+    `repeats`: the share of tokens that are the one before again, which a held vowel or a pause has more of than speech.
     `loops`: a second of tokens occurs three times or more. `copies`: a second of tokens occurs in the prompt.
+    `memorised`: the share of 2 s stretches that the training tokens have as well; NaN without these.
     """
     own = voices.speakers.index(case.speaker)
     embeddings = voices.embeddings.copy()
@@ -118,8 +128,16 @@ def score(
     heard, speech, tokens = voice(new), speech_fraction(new), np.asarray(tokenize(new))
     matches = bool(heard.any()) and int((embeddings @ heard).argmax()) == own
     silent = speech < 0.5 or speech_fraction(new[-2 * RATE :]) == 0
+    repeats = float((tokens[1:] == tokens[:-1]).mean()) if len(tokens) > 1 else 0.0
     return Score(
-        float(matches), speech, dnsmos(new), float(silent), float(loops(tokens)), float(copies(tokens, prompt_tokens))
+        float(matches),
+        speech,
+        dnsmos(new),
+        repeats,
+        float(silent),
+        float(loops(tokens)),
+        float(copies(tokens, prompt_tokens)),
+        training.share(tokens) if training else float("nan"),
     )
 
 

@@ -10,10 +10,12 @@ are fixed; intervals in parentheses are 95 % by bootstrap over speakers. Needs t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +26,8 @@ import numpy as np
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
-from audiolm_cli.errors import AudioLMError
-from audiolm_cli.training import bits, continuations, phones, resyntheses, speakers
+from audiolm_cli.errors import AudioLMError, UsageError
+from audiolm_cli.training import bits, continuations, phones, recogniser, resyntheses, speakers
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.measures import (
     RATE,
@@ -36,9 +38,12 @@ from audiolm_cli.training.measures import (
     codec_figures,
     opus_rows,
 )
+from audiolm_cli.training.memorised import Training
+from audiolm_cli.training.tokenize import TokenData
 
-SECTIONS = ("codec", "tokenizer", "bits", "continuation", "resynthesis")
+SECTIONS = ("codec", "tokenizer", "bits", "continuation", "long", "resynthesis")
 SEED = 0
+LONG = 60.0  # seconds of a long continuation
 BATCH = 10  # continuations made together
 
 Table = dict[str, dict[str, Any]]  # row -> column -> number or Figure
@@ -53,6 +58,7 @@ class Setting(NamedTuple):
     cache: Path
     quick: bool
     prompts: int
+    samplings: dict[str, pipeline.Sampling]  # of continuations, by the name of their row
 
 
 def say(message: str) -> None:
@@ -110,9 +116,7 @@ def tokenizer_tables(setting: Setting) -> dict[str, Table]:
 
 def bits_tables(setting: Setting) -> dict[str, Table]:
     """Bits per token by stage and quantizer, and what stage 2 owes to its conditioning."""
-    hours, crops = (2.0, 32) if setting.quick else (None, 96)
-    say("tokens of the training recordings, for the bigram")
-    training = bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
+    training, crops = training_tokens(setting), 32 if setting.quick else 96
     validation = bits.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
     rows = bits.stage_bits(setting.bundle, validation, training, crops)
     effects = bits.conditioning_effects(setting.bundle, validation, crops)
@@ -122,6 +126,13 @@ def bits_tables(setting: Setting) -> dict[str, Table]:
     }
 
 
+def training_tokens(setting: Setting) -> TokenData:
+    """The training recordings as tokens of the bundle; two hours of them for quick figures."""
+    say("tokens of the training recordings")
+    hours = 2.0 if setting.quick else None
+    return bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
+
+
 def continuation_tables(setting: Setting) -> dict[str, Table]:
     """Continuations of real prompts by 7 s, beside the trivial answers."""
     bundle = setting.bundle
@@ -129,10 +140,12 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
     chosen = continuations.cases(clips, setting.prompts, SEED)
     voices = continuations.reference_voices(clips)
     tokenize = phones.as_function(bundle.tokenizer)
-    prompts = [tokenize(case.prompt) for case in chosen]
+    prompts, memory = [tokenize(case.prompt) for case in chosen], Training.of(training_tokens(setting))
     through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
     answers: dict[str, Callable[[], Sequence[np.ndarray]]] = {
-        "AudioLM": lambda: generated(bundle, chosen),
+        name: functools.partial(generated, bundle, chosen, sampling) for name, sampling in setting.samplings.items()
+    }
+    answers |= {
         "prompt looped": lambda: [continuations.prompt_looped(case) for case in chosen],
         "training clip pasted": lambda: continuations.pasted(chosen, setting.training, SEED),
         "real continuation": lambda: [case.real for case in chosen],
@@ -144,7 +157,7 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
     for name, make in answers.items():
         say(f"continuations: {name}")
         scores = [
-            continuations.score(case, new, voices, tokenize, tokens)
+            continuations.score(case, new, voices, tokenize, tokens, memory)
             for case, new, tokens in zip(chosen, make(), prompts, strict=True)
         ]
         rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
@@ -152,21 +165,49 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
     return {f"{count} continuations, 3 s + 7 s, of {people} speakers among {len(voices.speakers)}": rows}
 
 
-def generated(bundle: Bundle, chosen: Sequence[continuations.Case]) -> list[np.ndarray]:
-    """What the bundle makes of the prompts with its own sampling defaults: the new 7 s of each."""
+def long_tables(setting: Setting) -> dict[str, Table]:
+    """The last 7 s of continuations of a minute: whether the voice holds, and whether speech goes on."""
+    bundle = setting.bundle
+    clips = of_corpus(setting.validation, "librispeech")
+    chosen = continuations.cases(clips, -(-setting.prompts // 3), SEED)
+    voices, tokenize = continuations.reference_voices(clips), phones.as_function(bundle.tokenizer)
+    rows: Table = {}
+    for name, sampling in setting.samplings.items():
+        made = generated(bundle, chosen, sampling, LONG)
+        scores = [
+            continuations.score(case, new[-continuations.NEW :], voices, tokenize, tokenize(case.prompt))
+            for case, new in zip(chosen, made, strict=True)
+        ]
+        rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
+    return {f"{len(chosen)} continuations of {LONG:g} s, their last 7 s, among {len(voices.speakers)} speakers": rows}
+
+
+def generated(
+    bundle: Bundle,
+    chosen: Sequence[continuations.Case],
+    sampling: pipeline.Sampling,
+    seconds: float = continuations.NEW / RATE,
+) -> list[np.ndarray]:
+    """What the bundle makes of the prompts: the new samples of each."""
     made = pipeline.continue_(
         bundle,
         [pipeline.Prompt(case.prompt, position, seed=SEED) for position, case in enumerate(chosen)],
-        duration=continuations.NEW / RATE,
+        duration=seconds,
         prompt_seconds=continuations.PROMPT / RATE,
-        sampling=own_sampling(bundle),
+        sampling=sampling,
         batch_size=BATCH,
     )
     return [continuation.samples[continuation.prompt_samples :] for continuation in made]
 
 
-def own_sampling(bundle: Bundle) -> pipeline.Sampling:
-    return pipeline.Sampling(**vars(bundle.config.sampling))
+def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, pipeline.Sampling]:
+    """The bundle's own as `AudioLM`, or instead those given as JSON, each under its text; what one leaves out is as the
+    bundle has it. Raises UsageError."""
+    own = pipeline.Sampling(**vars(bundle.config.sampling))
+    try:
+        return {text: replace(own, **json.loads(text)) for text in given} or {"AudioLM": own}
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--sampling: {error}") from error
 
 
 def resynthesis_tables(setting: Setting) -> dict[str, Table]:
@@ -175,26 +216,42 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     groups = resyntheses.pairings(continuations.cases(clips, setting.prompts, SEED), setting.prompts // 2)
     voices, tokenize = continuations.reference_voices(clips), phones.as_function(bundle.tokenizer)
     through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
+    answers: dict[str, Callable[[list[resyntheses.Pairing], int], Sequence[np.ndarray]]] = {
+        name: functools.partial(said_again, bundle, sampling) for name, sampling in setting.samplings.items()
+    }
+    answers |= {
+        "source": lambda group, number: [pairing.source.real for pairing in group],
+        "source, through the codec": lambda group, number: [through(pairing.source.real) for pairing in group],
+    }
     rows: dict[str, list[resyntheses.Score]] = {}
+    hear = recogniser.recogniser()
     for number, group in enumerate(groups):
         say(f"resynthesis: {number + 1} of {len(groups)}")
-        sources = [pairing.source.real for pairing in group]
-        prompts = [pipeline.Prompt(source, number, n, SEED) for n, source in enumerate(sources)]
-        common = {"sampling": own_sampling(bundle), "batch_size": resyntheses.SOURCES}
-        outputs = pipeline.resynth(bundle, prompts, speaker=group[0].reference.prompt, **common)
-        for pairing, output in zip(group, outputs, strict=True):
-            wanted = tokenize(pairing.source.real)
-            for name, made in (
-                ("AudioLM", output.samples),
-                ("source", pairing.source.real),
-                ("source, through the codec", through(pairing.source.real)),
-            ):
-                found = resyntheses.score(pairing, made, voices, wanted, tokenize(made))
+        wanted = [(tokenize(pairing.source.real), hear(pairing.source.real)) for pairing in group]
+        for name, make in answers.items():
+            for pairing, made, (tokens, words) in zip(group, make(group, number), wanted, strict=True):
+                wrong = recogniser.word_error(words, hear(made))
+                found = resyntheses.score(pairing, made, voices, tokens, tokenize(made), wrong)
                 rows.setdefault(name, []).append(found)
     voiced = [group[0].reference.speaker for group in groups for _ in group]
     table: Table = {name: dict(continuations.summarise(voiced, scores)) for name, scores in rows.items()}
+    table["recordings, beside their transcripts"] = {"word_error": recogniser.own_error(setting.validation, hear)}
     count = sum(map(len, groups))
     return {f"{count} resyntheses of 7 s after 3 s of another speaker, among {len(voices.speakers)}": table}
+
+
+def said_again(
+    bundle: Bundle, sampling: pipeline.Sampling, group: list[resyntheses.Pairing], number: int
+) -> list[np.ndarray]:
+    """What the bundle makes of the sources of a group, in the voice of its reference."""
+    made = pipeline.resynth(
+        bundle,
+        [pipeline.Prompt(pairing.source.real, number, n, SEED) for n, pairing in enumerate(group)],
+        speaker=group[0].reference.prompt,
+        sampling=sampling,
+        batch_size=resyntheses.SOURCES,
+    )
+    return [output.samples for output in made]
 
 
 def show(title: str, table: Table) -> None:
@@ -231,6 +288,7 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "tokenizer": tokenizer_tables,
         "bits": bits_tables,
         "continuation": continuation_tables,
+        "long": long_tables,
         "resynthesis": resynthesis_tables,
     }
     tables: dict[str, Table] = {}
@@ -252,17 +310,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer clips and 20 prompts: minutes, wide intervals")
     parser.add_argument("--prompts", type=int, help="continuations to make (default 100, or 20 with --quick)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument(
+        "--sampling",
+        nargs="+",
+        default=[],
+        help='continuations with these instead of the defaults, such as {"guidance": 2}: a row each',
+    )
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     audio = options.runs / "audio"
     try:
+        bundle = bundles.load(options.model, device=options.device, dtype=options.dtype)
         setting = Setting(
-            bundle=bundles.load(options.model, device=options.device, dtype=options.dtype),
+            bundle=bundle,
             training=load_corpus(options.data, "train", RATE, audio),
             validation=load_corpus(options.data, "valid", RATE, audio),
             cache=options.runs / "eval",
             quick=options.quick,
             prompts=options.prompts or (20 if options.quick else 100),
+            samplings=samplings(bundle, options.sampling),
         )
         tables = evaluate(setting, options.sections)
     except AudioLMError as error:
