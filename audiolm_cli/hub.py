@@ -14,7 +14,8 @@ from audiolm_cli.bundle import PARTS, check_once, damaged, read_config
 from audiolm_cli.errors import ModelError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0,127})?")
-FILES = ["config.json", "SHA256SUMS", "README.md", "LICENSE", *(f"{part}.safetensors" for part in PARTS)]
+CARD = ["README.md", "LICENSE", "*.png", "*.ogg"]  # of a bundle: for people, with pictures and examples
+FILES = ["config.json", "SHA256SUMS", *CARD, *(f"{part}.safetensors" for part in PARTS)]
 
 
 def is_id(name: str) -> bool:

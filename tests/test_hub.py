@@ -108,6 +108,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
     card = "---\nlicense: cc-by-4.0\nfigures: none, it is random\n---\n# tiny\nA card \x1b[31mwith colour.\n"
     (folder / "README.md").write_text(card)
     (folder / "LICENSE").write_text("Attribution.\n")
+    (folder / "example.ogg").write_bytes(b"a sound of the card")
     write_sums(folder)
     (folder / "weights.bin").write_bytes(b"what we never ask for")
     server = FakeHub(folder)

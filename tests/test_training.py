@@ -262,6 +262,17 @@ def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Pat
         assemble(runs / "parts", "tiny", tmp_path / "tiny")
 
 
+def test_new_weights_keep_the_model_card(trained: Path, copied: Path) -> None:
+    for name in ("README.md", "example.ogg", "training.png", "notes.txt"):
+        (copied / "tiny" / name).write_text(name)
+    assemble(trained / "runs" / "parts", "tiny", copied / "tiny")
+    assert not (copied / "tiny" / "notes.txt").exists()
+    sums = (copied / "tiny" / "SHA256SUMS").read_text()
+    for name in ("README.md", "example.ogg", "training.png"):
+        assert (copied / "tiny" / name).read_text() == name
+        assert f"  {name}\n" in sums
+
+
 def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
     """Parts and tokens that came from different codecs."""
     write_parts(tmp_path / "other", preset("tiny"), seed=5)

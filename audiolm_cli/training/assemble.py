@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, read_config, sha256, tensors_identity
 from audiolm_cli.config import BundleConfig, SamplingConfig, from_json
 from audiolm_cli.errors import ModelError
+from audiolm_cli.hub import CARD
 
 MAX_BYTES = 64_000_000
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
-CARD_FILES = ("README.md", "LICENSE")  # written by people, kept
 
 
 def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None = None) -> None:
-    """Writes config.json, the parts and SHA256SUMS into `out`; its README.md and LICENSE stay as they are.
+    """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is.
 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
     would be larger than 64 MB. Nothing in `out` changes then.
@@ -62,9 +63,8 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
         save_file(tensors[part], fresh / f"{part}.safetensors")
         (fresh / f"{part}.safetensors").chmod(0o644)  # safetensors leaves them to their owner
     (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    for card in CARD_FILES:
-        if (out / card).is_file():
-            shutil.copy(out / card, fresh / card)
+    for card in itertools.chain.from_iterable(out.glob(pattern) for pattern in CARD):
+        shutil.copy(card, fresh)
     write_sums(fresh)
     check_parts(fresh)
     if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
