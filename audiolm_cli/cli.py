@@ -60,7 +60,7 @@ Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all
 TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
 TopP = Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")]
 Guidance = Annotated[
-    str | None, typer.Option(metavar="W", help="How strongly stage 2 holds on to voice and content; 0: as trained.")
+    str | None, typer.Option(metavar="W", help="How strongly stage 2 holds on to the voice; 0: as trained.")
 ]
 Plot = Annotated[
     str | None, typer.Option(metavar="FILE", help="PNG of the spectrogram and the tokens; needs matplotlib.")

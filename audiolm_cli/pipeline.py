@@ -174,7 +174,8 @@ def resynth(
     reference = encode(bundle, reference_stretch(speaker, bundle.config.tokens)) if speaker is not None else None
     for run in _runs(bundle, prompts, options):
         semantic = [tokens.semantic for tokens in run.encode([p.samples for p in run.prompts])]
-        for output, prompt in zip(run.acoustic(semantic, reference=reference), run.prompts, strict=True):
+        made = run.acoustic(semantic, reference=reference, faithful=True)
+        for output, prompt in zip(made, run.prompts, strict=True):
             yield replace(output, samples=output.samples[: len(prompt.samples)])
 
 
@@ -217,10 +218,15 @@ class Run:
             return continue_semantic(model, known, totals, self.noise, sampling, self.batch_size, tell)
 
     def acoustic(
-        self, semantic: list[Tensor], known: list[Tensor] | None = None, reference: Tokens | None = None
+        self,
+        semantic: list[Tensor],
+        known: list[Tensor] | None = None,
+        reference: Tokens | None = None,
+        faithful: bool = False,
     ) -> list[Output]:
         """Stages 2 and 3 and the decoder: semantic `int64 [S]` and known codes `int64 [Q, F_known]` (of a prompt;
-        default: none) -> `S * samples_per_semantic` samples, in the voice of `reference` where there is one."""
+        default: none) -> `S * samples_per_semantic` samples, in the voice of `reference` where there is one; `faithful`
+        when the semantic tokens are what was asked for."""
         spec = self.bundle.config.tokens
         known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic)
         lengths = [len(s) * spec.frames_per_semantic - k.shape[1] for s, k in zip(semantic, known, strict=True)]
@@ -228,7 +234,7 @@ class Run:
         with self.clock.stage("coarse", sum(lengths) * spec.coarse) as tell:
             prefix, sampling = [k[: spec.coarse] for k in known], self.sampling.stage(1)
             codes = continue_coarse(
-                self.bundle.coarse, semantic, prefix, self.noise, sampling, self.batch_size, tell, before
+                self.bundle.coarse, semantic, prefix, self.noise, sampling, self.batch_size, tell, before, faithful
             )
         if self.bundle.fine is not None:
             with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:

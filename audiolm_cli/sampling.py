@@ -16,7 +16,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class StageSampling:
     """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
-    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the prompt's voice and what is said."""
+    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said."""
 
     temperature: float
     top_k: int

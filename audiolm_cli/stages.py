@@ -77,12 +77,13 @@ def continue_semantic(
 def continue_coarse(
     model: Decoder, semantic: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
     batch_size: int, progress: Progress | None = None, voice: tuple[Tensor, Tensor] | None = None,
+    faithful: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`.
 
     `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own
-    beginning. Guidance leads away from what the model would make of nothing at all; in the layouts that always had
-    semantic tokens in training, of these alone.
+    beginning. Guidance leads away from what the model would make of the semantic tokens alone, and so to the voice; if
+    `faithful`, of nothing at all, and so to the semantic tokens as well: in the layout that can do without them.
     """
     spec, layout = model.spec, model.config.layout
     per, by_frame = spec.frames_per_semantic, isinstance(model, FrameTransformer)
@@ -107,9 +108,10 @@ def continue_coarse(
             numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
             numbers = numbers.view(-1, spec.coarse) if by_frame else numbers
             guide = None
-            if sampling.guidance and (by_frame or made > first or reference):
+            alone = faithful and by_frame
+            if sampling.guidance and (alone or made > first or reference):
                 said = semantic[i][made // per : -(-end // per)]
-                if by_frame:
+                if alone:
                     said = torch.full_like(said, spec.semantic_vocabulary)  # there is none
                 guide = coarse_sequence(spec, layout, said, codes[i][:, made:end])
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guide=guide))
