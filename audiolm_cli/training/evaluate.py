@@ -2,9 +2,10 @@
 
     python -m audiolm_cli.training.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
 
-Five sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside
-unigram and bigram; continuations of 3 s by 7 s beside four trivial answers; resynthesis beside the source itself. Seeds
-are fixed; intervals in parentheses are 95 % by bootstrap over speakers. Needs the extra `eval`.
+Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
+and bigram; words beside pseudo-words; continuations of 3 s by 7 s beside four trivial answers, and the end of long
+ones; resynthesis beside the source itself. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over
+speakers. Needs the extra `eval`, and for all rows Debian's packages opus-tools and flite.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import numpy as np
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
-from audiolm_cli.errors import AudioLMError, UsageError
-from audiolm_cli.training import bits, continuations, phones, recogniser, resyntheses, speakers
+from audiolm_cli.errors import AudioLMError, InputError, UsageError
+from audiolm_cli.training import bits, continuations, phones, recogniser, resyntheses, speakers, words
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.measures import (
     RATE,
@@ -41,7 +42,7 @@ from audiolm_cli.training.measures import (
 from audiolm_cli.training.memorised import Training
 from audiolm_cli.training.tokenize import TokenData
 
-SECTIONS = ("codec", "tokenizer", "bits", "continuation", "long", "resynthesis")
+SECTIONS = ("codec", "tokenizer", "bits", "words", "continuation", "long", "resynthesis")
 SEED = 0
 LONG = 60.0  # seconds of a long continuation
 BATCH = 10  # continuations made together
@@ -124,6 +125,17 @@ def bits_tables(setting: Setting) -> dict[str, Table]:
         "bits per token": rows,
         "stage 2, bits per token: own, and the rise with another speaker's": {"coarse": effects},
     }
+
+
+def word_tables(setting: Setting) -> dict[str, Table]:
+    """Whether stage 1 prefers spoken words to pseudo-words of the same sounds; 0.5 is chance."""
+    count = 40 if setting.quick else 200
+    try:
+        rows = words.word_table(setting.bundle, setting.training, setting.cache, count)
+    except InputError as error:
+        say(str(error))
+        return {}
+    return {"words against pseudo-words of the same sounds, spoken by flite; chance 0.5": rows}
 
 
 def training_tokens(setting: Setting) -> TokenData:
@@ -229,8 +241,8 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
         say(f"resynthesis: {number + 1} of {len(groups)}")
         wanted = [(tokenize(pairing.source.real), hear(pairing.source.real)) for pairing in group]
         for name, make in answers.items():
-            for pairing, made, (tokens, words) in zip(group, make(group, number), wanted, strict=True):
-                wrong = recogniser.word_error(words, hear(made))
+            for pairing, made, (tokens, said) in zip(group, make(group, number), wanted, strict=True):
+                wrong = recogniser.word_error(said, hear(made))
                 found = resyntheses.score(pairing, made, voices, tokens, tokenize(made), wrong)
                 rows.setdefault(name, []).append(found)
     voiced = [group[0].reference.speaker for group in groups for _ in group]
@@ -287,6 +299,7 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "codec": codec_tables,
         "tokenizer": tokenizer_tables,
         "bits": bits_tables,
+        "words": word_tables,
         "continuation": continuation_tables,
         "long": long_tables,
         "resynthesis": resynthesis_tables,

@@ -29,12 +29,12 @@ def recogniser() -> Hear:
     """
     from pocketsphinx import Decoder
 
-    # The second pass over the words of the first takes half as long again and errs no less.
-    decoder = Decoder(loglevel="FATAL", fwdflat=False)
-
     def hear(samples: np.ndarray) -> list[str]:
         if not len(samples):
             return []  # process_raw raises IndexError
+        # A new one each time: what is left of one utterance changes the words of the next, and reinit_feat takes only
+        # most of it away. Without fwdflat, a second pass that takes half as long again and errs no less.
+        decoder = Decoder(loglevel="FATAL", fwdflat=False)
         raw = (np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes()
         decoder.start_utt()
         decoder.process_raw(raw, full_utt=True)
