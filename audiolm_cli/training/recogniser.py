@@ -25,8 +25,8 @@ PRONUNCIATION = re.compile(r"\(\d+\)$")  # "the(2)": the dictionary's second way
 def recogniser() -> Hear:
     """A function from samples to the words heard, lower-case ones of CMU's dictionary; no call depends on another.
 
-    A call takes half a second and a fifth of the recording's length on one core. Raises ImportError without pocketsphinx
-    (extra `eval`).
+    A call takes half a second and a fifth of the recording's length on one core. Raises ImportError without
+    pocketsphinx (extra `eval`).
     """
     from pocketsphinx import Decoder
 
