@@ -118,8 +118,9 @@ def continue_(
     jobs: Jobs = None,
     duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of new audio.")] = "7",
     prompt_seconds: Annotated[
-        str, typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from.")
-    ] = "3",
+        str | None,
+        typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from: speech 3, piano 4."),
+    ] = None,
     num_samples: NumSamples = None,
     seed: Seed = None,
     temperature: Temperature = None,

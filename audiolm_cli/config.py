@@ -83,6 +83,7 @@ class TokenizerConfig:
     """The w2v-BERT-style Conformer up to the layer whose outputs are clustered."""
 
     mel_bins: int = bounded(16, 256, default=80)
+    mel_window: float = bounded(1, 40, default=2.5)  # of a spectrum, in mel frames (a quarter of a token each)
     width: int = bounded(8, 2048, default=256)
     heads: int = bounded(1, 64, default=4)
     feedforward: int = bounded(8, 16384, default=1024)
@@ -155,6 +156,7 @@ class BundleConfig:
     coarse: StageConfig
     fine: StageConfig | None  # None where all quantizers are coarse
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
     format_version: int = bounded(1, FORMAT_VERSION, default=FORMAT_VERSION)
@@ -180,8 +182,11 @@ class BundleConfig:
             raise ModelError("config.json: a semantic token must span a multiple of 4 samples")
 
 
+PRESETS = ("speech", "piano", "tiny", "paper")
+
+
 def preset(name: str) -> BundleConfig:
-    """`tiny` for tests, `speech` as shipped, `paper` with the sizes of AudioLM, section IV-B.
+    """`tiny` for tests, `speech` and `piano` as shipped, `paper` with the sizes of AudioLM, section IV-B.
 
     Raises KeyError for another name.
     """
@@ -202,6 +207,15 @@ def preset(name: str) -> BundleConfig:
             TokenSpec(),
             SpectralConfig(),
             TokenizerConfig(),
+            StageConfig(3),
+            StageConfig(6, layout="frames"),
+            StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
+        ),
+        "piano": BundleConfig(
+            "piano",
+            TokenSpec(semantic_vocabulary=1024),
+            SpectralConfig(),
+            TokenizerConfig(mel_bins=160, mel_window=10.0),  # 100 ms: to tell neighbouring keys apart
             StageConfig(3),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiolm_cli.config import StageConfig
 from audiolm_cli.sampling import StageSampling
 from audiolm_cli.tokens import Sequence
 from audiolm_cli.transformer import Decoder, KVCache
@@ -22,23 +23,24 @@ from audiolm_cli.transformer import Decoder, KVCache
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
 GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
-# From this width on bfloat16 products on a CPU give a row the same bits however many rows there are.
-ROWS_AGREE_FROM = 128
+# From this width on bfloat16 products on a CPU give a row the same bits however many rows there are; without AMX only
+# those of layers with no more inputs than these.
+ROWS_AGREE_FROM, ROWS_AGREE_TO = 128, 1024
 
 
 @dataclass(frozen=True)
 class Item:
     """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
     drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
-    an id (within the range) that ends the item early; only where a step is one token. `guide` is what guidance leads
-    away from: a sequence with the same unknown tail behind less."""
+    an id (within the range) that ends the item early; only where a step is one token. `guides` are what guidance leads
+    away from: sequences with the same unknown tail behind less."""
 
     sequence: Sequence
     low: list[int]
     size: int
     uniform: Tensor  # float32 [unknown] or [unknown, Q]
     stop: int | None = None
-    guide: Sequence | None = None
+    guides: tuple[Sequence, ...] = ()
 
 
 @torch.inference_mode()
@@ -66,18 +68,19 @@ def _generate_batch(
     progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     weight = model.ids.weight
-    exact = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and model.config.width >= ROWS_AGREE_FROM
+    exact = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and rows_agree(model.config)
     wanted = [len(item.uniform) for item in items]
     low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
-    graphs, half, filled = use_graphs(weight.device), len(items) if exact else batch_size, dict(enumerate(items))
-    if all(item.guide is None for item in items):  # there is nothing to lead away from: half the rows will do
-        sampling = replace(sampling, guidance=0.0)
-    if sampling.guidance:
-        filled |= {half + n: replace(item, sequence=item.guide or item.sequence) for n, item in enumerate(items)}
+    graphs, rows, filled = use_graphs(weight.device), len(items) if exact else batch_size, dict(enumerate(items))
+    guides = max(len(item.guides) for item in items) if sampling.guidance else 0
+    sampling = replace(sampling, guidance=sampling.guidance if guides else 0.0, guides=guides)
+    for branch in range(guides):  # where an item has none, its own sequence leads nowhere
+        less = [[*item.guides, *[item.sequence] * guides][branch] for item in items]
+        filled |= {(1 + branch) * rows + n: replace(items[n], sequence=s) for n, s in enumerate(less)}
     known = [item.sequence.known for item in filled.values()]
-    slots = 2 * half if sampling.guidance else half
+    slots = (1 + guides) * rows
     batch = _workspace(model, slots, max(known) + steps, items[0].uniform, graphs)
     prefixes: dict[bytes, int] = {}
     for slot, item in filled.items():
@@ -181,6 +184,12 @@ class _Batch:
 def _prefix(item: Item) -> bytes:
     sequence = item.sequence
     return b"".join(part[: sequence.known].numpy().tobytes() for part in (sequence.ids, sequence.fields))
+
+
+def rows_agree(config: StageConfig) -> bool:
+    """Whether a row's bfloat16 products on this CPU do not depend on how many rows there are."""
+    most = max(2 * config.width, config.feedforward)  # inputs of a layer; a `Level` joins two states
+    return config.width >= ROWS_AGREE_FROM and (most <= ROWS_AGREE_TO or torch.cpu._is_amx_tile_supported())
 
 
 def use_graphs(device: torch.device) -> bool:

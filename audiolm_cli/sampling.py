@@ -16,12 +16,14 @@ from torch import Tensor
 @dataclass(frozen=True)
 class StageSampling:
     """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
-    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said."""
+    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said. Of
+    several `guides`, g is the mean."""
 
     temperature: float
     top_k: int
     top_p: float
     guidance: float = 0.0
+    guides: int = 1
 
 
 COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
@@ -49,13 +51,15 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
     """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
 
-    With guidance, the second half of the rows are those that know less; they get the tokens of the first.
+    With guidance, as many rows as there are first come again for each guide, knowing less; they get the same tokens.
     """
     if not s.guidance:
         return sample(logits, uniform, s.temperature, s.top_k, s.top_p)
-    own, without = logits.float().chunk(2)
-    tokens = sample(torch.lerp(without, own, 1 + s.guidance), uniform.chunk(2)[0], s.temperature, s.top_k, s.top_p)
-    return tokens.repeat(2)
+    branches = 1 + s.guides
+    own, *less = logits.float().chunk(branches)
+    without = torch.stack(less).mean(0)
+    guided = torch.lerp(without, own, 1 + s.guidance)
+    return sample(guided, uniform.chunk(branches)[0], s.temperature, s.top_k, s.top_p).repeat(branches)
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

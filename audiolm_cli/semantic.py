@@ -76,7 +76,7 @@ class SemanticTokenizer(nn.Module):
         super().__init__()
         self.config, self.hop = config, tokens.samples_per_semantic
         self.mel_hop = self.hop // MELS_PER_TOKEN
-        self.rate, self.mel_window = tokens.sample_rate, 5 * self.mel_hop // 2
+        self.rate, self.mel_window = tokens.sample_rate, round(config.mel_window * self.mel_hop)
         self.fft_size = 1 << (self.mel_window - 1).bit_length()
         self.register_buffer("mel_mean", torch.zeros(config.mel_bins))
         self.register_buffer("mel_scale", torch.ones(config.mel_bins))

@@ -20,7 +20,15 @@ from audiolm_cli.engine import Item
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.sampling import StageSampling, sample, uniforms
-from audiolm_cli.tokens import Vocabulary, coarse_sequence, fine_sequence, semantic_sequence, unflatten, windows
+from audiolm_cli.tokens import (
+    Sequence,
+    Vocabulary,
+    coarse_sequence,
+    fine_sequence,
+    semantic_sequence,
+    unflatten,
+    windows,
+)
 from audiolm_cli.transformer import Decoder, Stack, Transformer
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
@@ -83,7 +91,8 @@ def continue_coarse(
 
     `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own
     beginning. Guidance leads away from what the model would make of the semantic tokens alone, and so to the voice; if
-    `faithful`, of nothing at all, and so to the semantic tokens as well: in the layout that can do without them.
+    `faithful`, as far away from what it would make of nothing at all, and so to the semantic tokens as well: in the
+    layout that can do without them.
     """
     spec, layout = model.spec, model.config.layout
     per, by_frame = spec.frames_per_semantic, isinstance(model, FrameTransformer)
@@ -107,14 +116,12 @@ def continue_coarse(
             )
             numbers = noise[i].numbers(2, made, end - made, 0, spec.coarse)
             numbers = numbers.view(-1, spec.coarse) if by_frame else numbers
-            guide = None
-            alone = faithful and by_frame
-            if sampling.guidance and (alone or made > first or reference):
+            guides: tuple[Sequence, ...] = ()
+            if sampling.guidance and (faithful or made > first or reference):
                 said = semantic[i][made // per : -(-end // per)]
-                if alone:
-                    said = torch.full_like(said, spec.semantic_vocabulary)  # there is none
-                guide = coarse_sequence(spec, layout, said, codes[i][:, made:end])
-            items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guide=guide))
+                nothing = [torch.full_like(said, spec.semantic_vocabulary)] * (faithful and by_frame)
+                guides = tuple(coarse_sequence(spec, layout, s, codes[i][:, made:end]) for s in (said, *nothing))
+            items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guides=guides))
         for (i, (_, made, end)), ids in zip(
             active, engine.generate(model, items, sampling, batch_size, progress), strict=True
         ):

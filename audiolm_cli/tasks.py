@@ -7,7 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +87,10 @@ class Synthesis(ABC):
     def seconds(self, job: Job, loaded: Prompt) -> float:
         return job.options.duration or len(loaded.samples) / self.rate
 
+    def complete(self, options: Options) -> Options:
+        """The options with what the bundle says where they say nothing."""
+        return options
+
     def work(self, jobs: list[Job], loaded: list[Prompt], progress: Progress | None) -> Iterator[Output]:
         from audiolm_cli.pipeline import Sampling
 
@@ -94,14 +98,16 @@ class Synthesis(ABC):
         given = {name: getattr(options, name) for name in vars(defaults)}
         self._sampling = vars(defaults) | {name: value for name, value in given.items() if value is not None}
         sampling = Sampling(**self._sampling)
-        return self.make(loaded, options, sampling=sampling, batch_size=self.batch_size, progress=progress)
+        return self.make(
+            loaded, self.complete(options), sampling=sampling, batch_size=self.batch_size, progress=progress
+        )
 
     @abstractmethod
     def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
         """Runs the pipeline."""
 
     def save(self, job: Job, result: Output) -> dict[str, Any]:
-        options = {name: value for name, value in asdict(job.options).items() if value is not None}
+        options = {name: value for name, value in asdict(self.complete(job.options)).items() if value is not None}
         picture = options.pop("plot", None)
         seed = options.pop("seed")
         if "speaker" in options:
@@ -152,6 +158,9 @@ class Synthesis(ABC):
 
 class Continue(Synthesis):
     """`audiolm continue`."""
+
+    def complete(self, options: Options) -> Options:
+        return replace(options, prompt_seconds=options.prompt_seconds or self.bundle.config.prompt_seconds)
 
     def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
         from audiolm_cli import pipeline

@@ -68,7 +68,7 @@ class FakePipeline:
         sampling = types.SimpleNamespace(
             temperature=(0.9, 0.9, 0.7), top_k=(0, 0, 0), top_p=(0.95, 0.95, 0.95), guidance=2.0
         )
-        config = types.SimpleNamespace(name=name, tokens=TokenSpec(), sampling=sampling)
+        config = types.SimpleNamespace(name=name, tokens=TokenSpec(), sampling=sampling, prompt_seconds=3.0)
         return types.SimpleNamespace(config=config, identity="0123456789abcdef")
 
     def continue_(self, bundle, prompts, *, duration=None, progress, **options) -> Iterator[types.SimpleNamespace]:
@@ -148,7 +148,7 @@ def continue_(bundle, prompts, **options):
 bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)
-config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling)
+config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling, prompt_seconds=3)
 bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0")
 pipeline.continue_ = continue_
 pipeline.Prompt = lambda samples, *key: types.SimpleNamespace(samples=samples)

@@ -60,6 +60,12 @@ def test_options_reach_the_pipeline(audiolm, prompt, fake):
         assert call["sampling"].guidance == 2
 
 
+def test_the_bundle_says_how_much_of_a_prompt_counts(audiolm, prompt, fake):
+    audiolm("continue", prompt, "-o", "out.wav")
+    assert fake.calls[0]["prompt_seconds"] == 3
+    assert json.loads(soundfile.SoundFile("out.wav").comment)["options"]["prompt_seconds"] == 3
+
+
 def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):
     audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0", "--guidance", "0")
     assert (fake.calls[0]["sampling"].temperature, fake.calls[0]["sampling"].guidance) == ((0, 0, 0), 0)

@@ -198,7 +198,7 @@ def test_steps_that_run_as_graphs_give_the_same_tokens(layout: Layout, monkeypat
     items = [*four_items(layout), coarse_item(270, 440, 5, layout)]  # the last one crosses a multiple of GRAPH_STEP
     for n, known in ((0, 0), (2, 0), (4, 0)):
         less = coarse_item(len(items[n].uniform.view(-1)) // (2 * SPEC.coarse), known, 9, layout)
-        items[n] = dataclasses.replace(items[n], guide=less.sequence)
+        items[n] = dataclasses.replace(items[n], guides=(less.sequence,))
     samplings = [StageSampling(1.0, 0, 0.95), StageSampling(0.8, 5, 1.0, guidance=1.0)]
     expected = [engine.generate(model, items, sampling, batch_size=5) for sampling in samplings]
 
@@ -252,8 +252,8 @@ def test_attention_does_not_see_how_far_the_cache_reaches(dtype: torch.dtype, kv
 def test_a_rows_product_does_not_depend_on_how_many_rows_there_are(name: str) -> None:
     config = preset(name)
     stages = [stage for stage in (config.semantic, config.coarse, config.fine) if stage]
-    assert min(stage.width for stage in stages) >= engine.ROWS_AGREE_FROM
-    for stage in stages:
+    assert name == "paper" or all(map(engine.rows_agree, stages))
+    for stage in filter(engine.rows_agree, stages):  # without AMX not those of the paper
         block = Block(stage, 0.0).bfloat16()
         level = Level(stage.width).bfloat16()
         for linear in (block.qkv, block.output, block.up, block.down, level.up, level.down):
@@ -281,17 +281,21 @@ def test_packed_weights_give_the_same_values(layout: Layout) -> None:
         assert (packed.logits(hidden, 5, 20) - exact.logits(hidden.float(), 5, 20)).abs().mean() < 0.03
 
 
-def test_guidance_leads_away_from_what_the_model_makes_without_the_prompt(model: Decoder) -> None:
+@pytest.mark.parametrize("guides", [1, 2])
+def test_guidance_leads_away_from_what_the_model_makes_without_the_prompt(model: Decoder, guides: int) -> None:
     layout, strength, greedy = model.config.layout, 1.5, StageSampling(0.0, 0, 1.0, guidance=1.5)
     items = []
     for number, (semantic, known) in enumerate(((6, 4), (9, 10))):
         item = coarse_item(semantic, known, number, layout)
-        less = coarse_item(semantic - known // 2, 0, 7 + number, layout)  # as many unknown ids, behind nothing
-        items.append(dataclasses.replace(item, guide=less.sequence))
+        less = [coarse_item(semantic - known // 2, 0, 7 + number + 2 * n, layout) for n in range(guides)]
+        assert all(
+            torch.equal(one.sequence.ids < 0, less[0].sequence.ids < 0) for one in less
+        )  # as many, behind nothing
+        items.append(dataclasses.replace(item, guides=tuple(one.sequence for one in less)))
     guided = engine.generate(model, items, greedy, batch_size=2)
     for item, got in zip(items, guided, strict=True):
-        assert item.guide is not None
-        branches, steps = [item.sequence, item.guide], len(item.uniform)
+        assert item.guides
+        branches, steps = [item.sequence, *item.guides], len(item.uniform)
         ids = [branch.ids.clone() for branch in branches]
         for n in range(steps):
             places = [len(i) - steps + n for i in ids]
@@ -307,11 +311,12 @@ def test_guidance_leads_away_from_what_the_model_makes_without_the_prompt(model:
                 else:
                     rows = weights(model)["ids.weight"][item.low[n] : item.low[n] + item.size]
                     logits = [h @ rows.T for h in hidden]
-                token = (logits[0] + strength * (logits[0] - logits[1])).argmax() + item.low[n]
+                without = torch.stack(logits[1:]).mean(0)
+                token = (logits[0] + strength * (logits[0] - without)).argmax() + item.low[n]
                 for i, p in zip(ids, places, strict=True):
                     i[(p, q) if layout == "frames" else p] = token
         assert torch.equal(got, ids[0][-steps:])
-    plain = [dataclasses.replace(item, guide=None) for item in items]
+    plain = [dataclasses.replace(item, guides=()) for item in items]
     unguided = engine.generate(model, plain, greedy, batch_size=2)
     assert all(
         torch.equal(a, b)
@@ -324,10 +329,10 @@ def test_guidance_leads_away_from_what_the_model_makes_without_the_prompt(model:
 def test_guided_tokens_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     model, items, sampling = coarse_model("frames", dtype), four_items("frames"), StageSampling(1.0, 0, 0.95, 2.0)
     items = [
-        dataclasses.replace(item, guide=dataclasses.replace(item.sequence, ids=item.sequence.ids.clone()))
+        dataclasses.replace(item, guides=(dataclasses.replace(item.sequence, ids=item.sequence.ids.clone()),))
         for item in items[:3]
     ]
-    items[1] = dataclasses.replace(items[1], guide=None)  # counts as its own guide
+    items[1] = dataclasses.replace(items[1], guides=())  # counts as its own guide
     together = engine.generate(model, items, sampling, batch_size=4)
     for item, got in zip(items, together, strict=True):
         assert torch.equal(engine.generate(model, [item], sampling, batch_size=4)[0], got)

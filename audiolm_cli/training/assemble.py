@@ -20,16 +20,18 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, read_config, sha256, tensors_identity
-from audiolm_cli.config import BundleConfig, SamplingConfig, from_json
+from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.hub import CARD
 
 MAX_BYTES = 64_000_000
+SETTINGS = ("sampling", "prompt_seconds")  # of config.json, besides what the parts say
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
 
 
-def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None = None) -> None:
-    """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is.
+def assemble(parts: Path, name: str, out: Path, given: dict[str, Any] | None = None) -> None:
+    """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is, and so do
+    SETTINGS of its config.json that are not `given`.
 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
     would be larger than 64 MB. Nothing in `out` changes then.
@@ -46,12 +48,14 @@ def assemble(parts: Path, name: str, out: Path, sampling: dict[str, Any] | None 
             if about[part]["depends"].get(source) != identity[source]:
                 raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
             depends.setdefault(part, {})[source] = identity[source]
+    before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
+    settings = {field: before[field] for field in SETTINGS if field in before} | (given or {})
     value = {
         "name": name,
         "tokens": about["coarse"]["tokens"],
         "fine": None,
         **{part: about[part]["config"] for part in found},
-        "sampling": sampling or dataclasses.asdict(SamplingConfig()),
+        **settings,
         "depends": depends,
         "trained": {part: about[part]["trained"] for part in found},
     }
@@ -108,13 +112,13 @@ def main() -> None:
     parser.add_argument("--name", default="speech")
     parser.add_argument("--out", type=Path, default=Path("weights/speech"))
     parser.add_argument(
-        "--sampling", type=json.loads, help="JSON of temperature, top_k and top_p, three values each, and guidance"
+        "--settings", type=json.loads, help=f"JSON of {', '.join(SETTINGS)}; else they stay as they are"
     )
     parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
     args = parser.parse_args()
     if args.unpack:
         return unpack(args.out, args.runs / "parts")
-    assemble(args.runs / "parts", args.name, args.out, args.sampling)
+    assemble(args.runs / "parts", args.name, args.out, args.settings)
 
 
 if __name__ == "__main__":

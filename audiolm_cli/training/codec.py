@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from audiolm_cli._torchaudio import melscale_fbanks
 from audiolm_cli.bundle import read_about, save_part
-from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
+from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
 from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.discriminators import Discriminators
 from audiolm_cli.training.kmeans import kmeans
-from audiolm_cli.training.trainer import Trainer, arguments
+from audiolm_cli.training.trainer import Trainer, arguments, warm_start
 
 KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
 UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
@@ -193,7 +193,7 @@ def _perplexity(codes: Tensor) -> Tensor:
 
 def main() -> None:
     parser = arguments(__doc__ or "", minutes=75)
-    parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
     parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the preset's by default")
     parser.add_argument(
         "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
@@ -219,8 +219,11 @@ def main() -> None:
     if args.decoder_only:
         codec.load_state_dict({name: tensor.float() for name, tensor in load_file(part).items()})
         codec.encoder.requires_grad_(False)
+    else:
+        before = warm_start(args, "codec", codec)
     name = "decoder" if args.decoder_only else "codec"
     trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
+    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
     trainer.extra["config"] = dataclasses.asdict(config)
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
@@ -230,13 +233,14 @@ def main() -> None:
         opponent = Opponent(args.windows, args.rate, device, trainer.extra.get("opponent"))
     collected: list[Tensor] = []
     started = args.decoder_only or trainer.extra.get("quantized", False)
+    unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks begin anew in any case
     for step in trainer:
         audio = crops(train, args.batch, samples, rng).to(device)
         with trainer.autocast(not args.decoder_only):  # a frozen encoder runs as it will: in float32
             latents = codec.encoder(audio, {}).float()
         commitment = latents.new_zeros(())
         wanting = -(-COLLECTED_FRAMES // latents[..., 0].numel()) - len(collected)  # batches; after a resume as well
-        if not started and (step < UNQUANTIZED_STEPS or wanting > 0):
+        if not started and (step < unquantized or wanting > 0):
             collected = [*collected[wanting <= 0 :], latents.detach().flatten(0, 1)]
         else:
             if not started:

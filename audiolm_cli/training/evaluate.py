@@ -1,11 +1,13 @@
 """The figures on quality of a bundle, on the validation split: `make eval`.
 
     python -m audiolm_cli.training.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
+    python -m audiolm_cli.training.evaluate --data runs/piano_corpus --runs runs/piano --model weights/piano --piano
 
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
 and bigram; words beside pseudo-words; continuations of 3 s by 7 s beside four trivial answers, and the end of long
-ones; resynthesis beside the source itself. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over
-speakers. Needs the extra `eval`, and for all rows Debian's packages opus-tools and flite.
+ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and continuations of 4 s by 6 s beside
+trivial answers and what the acoustic stages make alone. Seeds are fixed; intervals in parentheses are 95 % by bootstrap
+over speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools and flite.
 """
 
 from __future__ import annotations
@@ -23,15 +25,18 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
 import numpy as np
+import torch
 
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.errors import AudioLMError, InputError, UsageError
-from audiolm_cli.training import bits, continuations, phones, recogniser, resyntheses, speakers, words
+from audiolm_cli.training import bits, continuations, music, phones, recogniser, resyntheses, speakers, words
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.measures import (
+    MUSIC_MEASURES,
     RATE,
+    SPEECH_MEASURES,
     Clip,
     Figure,
     autoencoder,
@@ -42,7 +47,8 @@ from audiolm_cli.training.measures import (
 from audiolm_cli.training.memorised import Training
 from audiolm_cli.training.tokenize import TokenData
 
-SECTIONS = ("codec", "tokenizer", "bits", "words", "continuation", "long", "resynthesis")
+SPEECH = ("codec", "tokenizer", "bits", "words", "continuation", "long", "resynthesis")  # sections
+PIANO = ("codec", "bits", "music")
 SEED = 0
 LONG = 60.0  # seconds of a long continuation
 BATCH = 10  # continuations made together
@@ -58,6 +64,7 @@ class Setting(NamedTuple):
     validation: Corpus
     cache: Path
     quick: bool
+    piano: bool
     prompts: int
     samplings: dict[str, pipeline.Sampling]  # of continuations, by the name of their row
 
@@ -73,9 +80,13 @@ def of_corpus(corpus: Corpus, name: str) -> list[Clip]:
 
 
 def codec_tables(setting: Setting) -> dict[str, Table]:
-    """PESQ, STOI, DNSMOS and log-mel distance at the full and the coarse rate, by corpus."""
+    """PESQ, STOI, DNSMOS and log-mel distance at the full and the coarse rate, by corpus; of music the latter, and
+    spectral convergence."""
     spec, tables = setting.bundle.config.tokens, {}
-    for corpus in ("librispeech", "commonvoice"):
+    corpora, measures = (
+        (("piano",), MUSIC_MEASURES) if setting.piano else (("librispeech", "commonvoice"), SPEECH_MEASURES)
+    )
+    for corpus in corpora:
         clips = clips_per_speaker(of_corpus(setting.validation, corpus), 1 if setting.quick else 3)
         clips = clips[: 20 if setting.quick else 60]
         if not clips:
@@ -86,8 +97,11 @@ def codec_tables(setting: Setting) -> dict[str, Table]:
             rows[f"codec, {rate:g} kbit/s"] = autoencoder(setting.bundle.codec, count)
         if not (opus := opus_rows()):
             say("opus-tools is not installed: no rows for Opus")
-        title = f"codec on {len(clips)} clips of {len({c.speaker for c in clips})} {corpus} speakers"
-        tables[title] = {name: codec_figures(reconstruct, clips) for name, reconstruct in (rows | opus).items()}
+        whose = f"{corpus} {'pieces' if setting.piano else 'speakers'}"
+        title = f"codec on {len(clips)} clips of {len({c.speaker for c in clips})} {whose}"
+        tables[title] = {
+            name: codec_figures(reconstruct, clips, measures) for name, reconstruct in (rows | opus).items()
+        }
     return tables
 
 
@@ -196,7 +210,7 @@ def long_tables(setting: Setting) -> dict[str, Table]:
 
 def generated(
     bundle: Bundle,
-    chosen: Sequence[continuations.Case],
+    chosen: Sequence[continuations.Case | music.Case],
     sampling: pipeline.Sampling,
     seconds: float = continuations.NEW / RATE,
 ) -> list[np.ndarray]:
@@ -205,7 +219,7 @@ def generated(
         bundle,
         [pipeline.Prompt(case.prompt, position, seed=SEED) for position, case in enumerate(chosen)],
         duration=seconds,
-        prompt_seconds=continuations.PROMPT / RATE,
+        prompt_seconds=len(chosen[0].prompt) / RATE,
         sampling=sampling,
         batch_size=BATCH,
     )
@@ -250,6 +264,58 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     table["recordings, beside their transcripts"] = {"word_error": recogniser.own_error(setting.validation, hear)}
     count = sum(map(len, groups))
     return {f"{count} resyntheses of 7 s after 3 s of another speaker, among {len(voices.speakers)}": table}
+
+
+def music_tables(setting: Setting) -> dict[str, Table]:
+    """Continuations of real piano music, beside trivial answers and what the acoustic stages make alone."""
+    bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED)
+    tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
+    through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
+    prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
+    others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
+    seconds = music.NEW / RATE
+    answers: dict[str, Callable[[], Sequence[np.ndarray]]] = {
+        name: functools.partial(generated, bundle, chosen, sampling, seconds)
+        for name, sampling in setting.samplings.items()
+    }
+    sampling = next(iter(setting.samplings.values()))
+    if bundle.config.coarse.layout == "frames":
+        answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, seconds)
+    half = len(chosen) // 2  # away: another piece
+    answers |= {
+        "prompt looped": lambda: [np.resize(case.prompt, music.NEW) for case in chosen],
+        "another piece": lambda: [chosen[n - half].real for n in range(len(chosen))],
+        "real continuation": lambda: [case.real for case in chosen],
+        "real, through the codec": lambda: [
+            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
+        ],
+    }
+    rows: Table = {}
+    for name, make in answers.items():
+        say(f"music: {name}")
+        scores = [
+            music.score(prompt, real, rest, made, tokenize(made), memory)
+            for prompt, real, rest, made in zip(prompts, reals, others, make(), strict=True)
+        ]
+        rows[name] = dict(continuations.summarise([case.piece for case in chosen], scores))
+    return {f"{len(chosen)} continuations, 4 s + 6 s, of {len({case.piece for case in chosen})} pieces": rows}
+
+
+def without_semantics(
+    bundle: Bundle, chosen: Sequence[music.Case], sampling: pipeline.Sampling, seconds: float
+) -> list[np.ndarray]:
+    """What stages 2 and 3 make of the prompts when no semantic tokens tell them what is to come."""
+    spec, made = bundle.config.tokens, []
+    nothing = torch.full((round(seconds * spec.semantic_rate),), spec.semantic_vocabulary)
+    for start in range(0, len(chosen), BATCH):
+        cases = chosen[start : start + BATCH]
+        prompts = [pipeline.Prompt(case.prompt, start + n, seed=SEED) for n, case in enumerate(cases)]
+        run = pipeline.Run(bundle, prompts, sampling, BATCH)
+        known = run.encode([prompt.samples for prompt in prompts])
+        semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
+        outputs = run.acoustic(semantic, [k.codes for k in known])
+        made += [output.samples[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+    return made
 
 
 def said_again(
@@ -303,6 +369,7 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "continuation": continuation_tables,
         "long": long_tables,
         "resynthesis": resynthesis_tables,
+        "music": music_tables,
     }
     tables: dict[str, Table] = {}
     for section in sections:
@@ -321,8 +388,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quick", action="store_true", help="fewer clips and 20 prompts: minutes, wide intervals")
+    parser.add_argument("--piano", action="store_true", help="the recordings are of piano music")
     parser.add_argument("--prompts", type=int, help="continuations to make (default 100, or 20 with --quick)")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--sections", nargs="+", choices=dict.fromkeys(SPEECH + PIANO), help="default: all that fit")
     parser.add_argument(
         "--sampling",
         nargs="+",
@@ -340,10 +408,11 @@ def main() -> None:
             validation=load_corpus(options.data, "valid", RATE, audio),
             cache=options.runs / "eval",
             quick=options.quick,
+            piano=options.piano,
             prompts=options.prompts or (20 if options.quick else 100),
             samplings=samplings(bundle, options.sampling),
         )
-        tables = evaluate(setting, options.sections)
+        tables = evaluate(setting, options.sections or (PIANO if options.piano else SPEECH))
     except AudioLMError as error:
         sys.exit(f"evaluate: {error}")
     except ImportError as error:

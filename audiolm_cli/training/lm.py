@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiolm_cli.bundle import NEEDS, save_part, stage_model
-from audiolm_cli.config import TokenSpec, preset
+from audiolm_cli.config import PRESETS, TokenSpec, preset
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
@@ -282,7 +282,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
 def main() -> None:
     parser = arguments(__doc__, minutes=25)
     parser.add_argument("--stage", choices=("semantic", "coarse", "fine"), required=True)
-    parser.add_argument("--preset", default="speech", help="sizes: speech, tiny or paper")
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
     parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
     parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")

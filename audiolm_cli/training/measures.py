@@ -106,7 +106,7 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     return float(np.abs(log_mel(reference) - log_mel(degraded)).mean())
 
 
-def _network(package: str, file: str) -> Any:
+def network(package: str, file: str) -> Any:
     """An ONNX network that lies inside an installed package, on one thread: spinning threads slow a busy machine."""
     import onnxruntime
 
@@ -118,9 +118,17 @@ def _network(package: str, file: str) -> Any:
     return onnxruntime.InferenceSession(str(Path(found.origin).parent / file), options)
 
 
+def spectral_convergence(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Norm of the difference of the magnitude spectra (window 1024, hop 256) as a share of the reference's norm."""
+    import librosa
+
+    a, b = (np.abs(librosa.stft(samples, n_fft=1024, hop_length=256)) for samples in (reference, degraded))
+    return float(np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-9))
+
+
 @functools.cache
 def _quality_network() -> Any:
-    return _network("speechmos", "dnsmos_models/sig_bak_ovr.onnx")
+    return network("speechmos", "dnsmos_models/sig_bak_ovr.onnx")
 
 
 def dnsmos(samples: np.ndarray) -> float:
@@ -136,7 +144,7 @@ def dnsmos(samples: np.ndarray) -> float:
 
 @functools.cache
 def _speech_detector() -> Any:
-    return _network("silero_vad", "data/silero_vad.onnx")
+    return network("silero_vad", "data/silero_vad.onnx")
 
 
 def speech_fraction(samples: np.ndarray) -> float:
@@ -175,20 +183,31 @@ def voice(samples: np.ndarray) -> np.ndarray:
     return _voice_encoder().embed_utterance(kept) if len(kept) >= RATE // 4 else np.zeros(256, np.float32)
 
 
-def codec_figures(reconstruct: Callable[[np.ndarray], np.ndarray], clips: Sequence[Clip]) -> dict[str, Figure]:
-    """`pesq`, `stoi`, `dnsmos` and `mel_distance` of what `reconstruct` makes of each clip.
+Measure = Callable[[np.ndarray, np.ndarray], float]  # of a reference and what became of it, equally long
+SPEECH_MEASURES: dict[str, Measure] = {
+    "pesq": pesq,
+    "stoi": stoi,
+    "dnsmos": lambda reference, degraded: dnsmos(degraded),
+    "mel_distance": mel_distance,
+}
+MUSIC_MEASURES: dict[str, Measure] = {"mel_distance": mel_distance, "spectral_convergence": spectral_convergence}
+
+
+def codec_figures(
+    reconstruct: Callable[[np.ndarray], np.ndarray],
+    clips: Sequence[Clip],
+    measures: dict[str, Measure] = SPEECH_MEASURES,
+) -> dict[str, Figure]:
+    """The measures of what `reconstruct` makes of each clip.
 
     Where the lengths differ, both are cut to the shorter one.
     """
-    values: dict[str, list[tuple[str, float]]] = {name: [] for name in ("pesq", "stoi", "dnsmos", "mel_distance")}
+    values: dict[str, list[tuple[str, float]]] = {name: [] for name in measures}
     for speaker, samples in clips:
         got = reconstruct(samples)
         length = min(len(samples), len(got))
-        reference, degraded = samples[:length], got[:length]
-        values["pesq"].append((speaker, pesq(reference, degraded)))
-        values["stoi"].append((speaker, stoi(reference, degraded)))
-        values["mel_distance"].append((speaker, mel_distance(reference, degraded)))
-        values["dnsmos"].append((speaker, dnsmos(degraded)))
+        for name, measure in measures.items():
+            values[name].append((speaker, measure(samples[:length], got[:length])))
     return {name: figure(pairs) for name, pairs in values.items()}
 
 

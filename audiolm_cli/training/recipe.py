@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from audiolm_cli.config import PRESETS
 from audiolm_cli.training.assemble import assemble
 
 SHARES = {"codec": 0.3, "decoder": 0.08, "tokenizer": 0.22, "coarse": 0.27, "fine": 0.08, "semantic": 0.05}
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("weights/speech"), help="the bundle's folder")
     parser.add_argument("--name", help="the bundle's name; its folder's by default")
     parser.add_argument("--minutes", type=float, default=210, help="of training in all")
-    parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
     parser.add_argument("--kind", choices=("spectral", "waveform"), help="of the codec; the preset's by default")
     parser.add_argument("--clusters", type=int, help="semantic tokens; the preset's number by default")
     parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")

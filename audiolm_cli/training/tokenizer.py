@@ -1,6 +1,6 @@
 """Trains the semantic tokenizer by masked prediction, from audio alone.
 
-    python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume] [--preset tiny]
+    python -m audiolm_cli.training.tokenizer --data DATA --minutes 45 [--resume] [--preset tiny] [--material piano]
 
 The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
 last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
@@ -9,6 +9,9 @@ last layer puts out, made anew where a round begins (`ROUNDS`). With little audi
 Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, normalised
 over it, so that tokens follow what is said rather than who says it and where. The checkpoint holds both; `finish`
 clusters the last layer and returns the tokenizer that ships.
+
+In music what a voice is to speech is the content: of a piano the first clusters are those of its sounding keys, nothing
+is normalised over a recording, and no pitch is changed (`MATERIALS`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiolm_cli.autoencoders import hann
 from audiolm_cli.bundle import round_to_disk, save_part
-from audiolm_cli.config import TokenizerConfig, TokenSpec, preset
+from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
 from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.soundstream import nearest
 from audiolm_cli.training.data import Corpus, load_corpus
@@ -34,6 +40,9 @@ from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint, wa
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
 CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
+PITCHES = range(33, 109)  # MIDI numbers of the bands that tell which keys sound: 55 Hz to 4.2 kHz
+PITCH_WINDOW = 4096  # samples at 16 kHz, around a token's middle
+CHROMA, ATTACK = 2.5, 4.0  # weights of pitch classes, and of level and attack, beside the bands: half as much each
 VOICES = 1 / 16  # of the dimensions: 0.511 of the phone's entropy where none, half and twice leave 0.503, 0.508, 0.499
 ROUNDS = (0.6,)  # where further rounds begin, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
@@ -90,9 +99,39 @@ def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.
 
 
 @torch.no_grad()
-def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """What the last layer puts out on the clean recordings, each dimension normalised over its recording,
-    `[tokens, width]`."""
+def pitch_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
+    """What a piano's first labels are clusters of, `[tokens, keys + 12 + 2]`: bands a semitone wide, their sum over
+    octaves, the level and how much of it is new, each normalised over the corpus and weighted."""
+    filters = pitch_bands(device)
+    parts = []
+    for audio in stretches(corpus, tokenizer.hop, 15000):
+        padded = F.pad(audio.to(device), ((PITCH_WINDOW - tokenizer.hop) // 2,) * 2)
+        frames = padded[0].unfold(0, PITCH_WINDOW, tokenizer.hop)
+        power = torch.view_as_real(torch.fft.rfft(frames * hann(PITCH_WINDOW, device))).square().sum(-1)
+        parts.append((power @ filters + 1e-3).log())
+    bands = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+    level = bands.logsumexp(1, keepdim=True)
+    attack = F.pad(bands.diff(dim=0).clamp(min=0).mean(1, keepdim=True), (0, 0, 1, 0))
+    octaves = torch.tensor([[float(pitch % 12 == c) for c in range(12)] for pitch in PITCHES], device=device)
+    chroma = (bands - bands.mean(1, keepdim=True)).clamp(min=0) @ octaves
+    groups = ((bands, 1.0), (chroma, CHROMA), (torch.cat([level, attack], 1), ATTACK))
+    return torch.cat([weight * (group - group.mean(0)) / group.std(0) for group, weight in groups], 1)
+
+
+def pitch_bands(device: torch.device) -> Tensor:
+    """Triangular filters a semitone to either side of each of PITCHES, `float32 [frequencies, keys]`."""
+    frequency = torch.arange(PITCH_WINDOW // 2 + 1, device=device) * 16000 / PITCH_WINDOW
+    place = 69 + 12 * (frequency.clamp(min=1.0) / 440).log2()
+    keys = torch.tensor(PITCHES, device=device)
+    return (1 - (place[:, None] - keys).abs()).clamp(min=0)
+
+
+@torch.no_grad()
+def hidden_points(
+    tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device, by_recording: bool = True
+) -> Tensor:
+    """What the last layer puts out on the clean recordings, `[tokens, width]`, each dimension normalised over its
+    recording or else over the corpus."""
     tokenizer.eval()
     parts = []
     for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
@@ -101,8 +140,10 @@ def hidden_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.de
         parts.append(hidden[:, 50:].float().flatten(0, 1))
     tokenizer.train()
     points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
-    normalise_recordings(points, corpus, tokenizer.hop)
-    return points
+    if by_recording:
+        normalise_recordings(points, corpus, tokenizer.hop)
+        return points
+    return (points - points.mean(0)) / points.std(0)
 
 
 def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
@@ -141,15 +182,17 @@ def set_statistics(tokenizer: SemanticTokenizer, corpus: Corpus) -> None:
     tokenizer.mel_scale.copy_(1 / mel.std(0))
 
 
-def perturb(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """Log-mel `[B, M, bins]` as another voice, microphone, level and room noise would have it."""
+def perturb(mel: Tensor, generator: torch.Generator, voice: bool = True) -> Tensor:
+    """Log-mel `[B, M, bins]` as another voice, unless that is to stay, microphone, level and room noise would have
+    it."""
     batch, _, bins = mel.shape
     uniform = lambda *shape: torch.rand(shape, generator=generator).to(mel.device)  # noqa: E731
-    place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * uniform(batch, 1))  # vocal tract length
-    low = place.floor().clamp(0, bins - 1).long()
-    high, share = (low + 1).clamp(max=bins - 1), (place - low).clamp(0, 1)
-    index = lambda i: i[:, None].expand_as(mel)  # noqa: E731
-    mel = torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
+    if voice:
+        place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * uniform(batch, 1))  # vocal tract length
+        low = place.floor().clamp(0, bins - 1).long()
+        high, share = (low + 1).clamp(max=bins - 1), (place - low).clamp(0, 1)
+        index = lambda i: i[:, None].expand_as(mel)  # noqa: E731
+        mel = torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
     knots = 3 * torch.randn(batch, 1, 5, generator=generator).to(mel.device) * uniform(batch, 1, 1)  # channel, level
     mel = mel + F.interpolate(knots, bins, mode="linear", align_corners=True)
     floor = (
@@ -181,11 +224,13 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def finish(training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int = 0) -> SemanticTokenizer:
+def finish(
+    training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int = 0, voices: float = VOICES
+) -> SemanticTokenizer:
     """The tokenizer that ships: the layers in bfloat16's precision, normalisation and centroids.
 
-    Of the directions, VOICES are those in which the means of windows of 4 s differ most: they tell voices and
-    microphones apart. All centroids are zero there, so they do not choose the token (nuisance attribute projection).
+    Of the directions, the share `voices` are those in which the means of windows of 4 s differ most: they tell voices
+    and microphones apart. Centroids are zero there, so they do not choose the token (nuisance attribute projection).
     """
     source = training.tokenizer
     tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
@@ -205,9 +250,9 @@ def finish(training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int
     tokenizer.scale.copy_(1 / points.std(0))
     round_to_disk(tokenizer)
     means = (windows.mean(1) - tokenizer.mean) * tokenizer.scale
-    voices = torch.linalg.svd(means, full_matrices=False).Vh[: round(VOICES * points.shape[1])]
+    apart = torch.linalg.svd(means, full_matrices=False).Vh[: round(voices * points.shape[1])]
     points = (points - tokenizer.mean) * tokenizer.scale
-    points = points - points @ voices.T @ voices
+    points = points - points @ apart.T @ apart
     tokenizer.centroids.copy_(kmeans(points, clusters, iterations=15, seed=seed))
     round_to_disk(tokenizer)
     return tokenizer
@@ -248,15 +293,30 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
     return dict(zip(FIGURES, means, strict=True)) | {"majority_class": round(float(majority), 4)}
 
 
+@dataclass(frozen=True)
+class Material:
+    """What differs between kinds of sound: the points of the first labels, whether voices are to be told apart as
+    little as can be, by normalising points over recordings and by changing them in inputs, and the share of the
+    directions that centroids leave out."""
+
+    points: Callable[[SemanticTokenizer, Corpus, torch.device], Tensor]
+    voices: bool
+    left_out: float
+
+
+MATERIALS = {"speech": Material(cepstral_points, True, VOICES), "piano": Material(pitch_points, False, 0.0)}
+
+
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
-    parser.add_argument("--preset", choices=("speech", "tiny", "paper"), default="speech", help="sizes")
+    parser.add_argument("--material", choices=MATERIALS, default="speech", help="what the recordings are of")
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
     args = parser.parse_args()
-    chosen = preset(args.preset)
+    chosen, material = preset(args.preset), MATERIALS[args.material]
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
     training = TokenizerTraining(chosen.tokenizer, chosen.tokens)
@@ -275,7 +335,7 @@ def main() -> None:
         return 2 if args.warm_start else 1 + sum(trainer.progress > start for start in ROUNDS)
 
     def labels_of(number: int) -> dict[str, np.ndarray]:
-        points = cepstral_points if number == 1 else hidden_points
+        points = material.points if number == 1 else partial(hidden_points, by_recording=material.voices)
         name = trainer.folder / f"labels{number}"
         with trainer.first_alone():
             return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, name)
@@ -292,7 +352,7 @@ def main() -> None:
             trainer.broadcast()
         first = rng.integers(0, len(labels["train"]) - length, args.batch)
         mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
-        figures = losses(training, perturb(mel, generator), target, generator)
+        figures = losses(training, perturb(mel, generator, material.voices), target, generator)
         trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
         if trainer.due():
             trainer.log(valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length))
@@ -301,7 +361,7 @@ def main() -> None:
     )
     if trainer.rank:
         return
-    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary)
+    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary, voices=material.left_out)
     about = {
         "config": dataclasses.asdict(shipped.config),
         "tokens": dataclasses.asdict(spec),
