@@ -5,12 +5,15 @@ TORCH ?= torch==2.13.0
 # Without a GPU 2 GB can be saved: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 DATA ?= ../shared/data/speech
+# MIDI performances and a recorded piano; what is played from them
+PIANO ?= ../shared/data/piano
+CORPUS := runs/piano_corpus
 # that train together: GPUs, or cores of a CPU
 PROCESSES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-fast lint format eval bench weights-speech clean
+.PHONY: help install demo test test-fast lint format eval eval-speech eval-piano bench weights-speech weights-piano clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -30,7 +33,8 @@ install: .venv/installed  ## the program and what tests need, into .venv
 
 .venv/eval: .venv/installed
 	$(PIP) install -e '.[eval]' -c constraints.txt
-	$(PIP) install --no-deps resemblyzer -c constraints.txt
+	@# without what these ask for and the measures do not use
+	$(PIP) install --no-deps resemblyzer basic-pitch -c constraints.txt
 	touch $@
 
 demo: .venv/installed  ## continue a real recording: examples/prompt.flac becomes demo.wav
@@ -53,8 +57,17 @@ format: .venv/installed  ## put the code and README's help texts into the form t
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m tests.test_readme
 
-eval: .venv/eval  ## the figures on quality, from DATA's validation split
+eval: eval-speech eval-piano  ## the figures on quality, from the validation splits of DATA and PIANO
+
+eval-speech: .venv/eval
 	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA)
+
+eval-piano: .venv/eval $(CORPUS)/manifest.tsv
+	$(BIN)/python -m audiolm_cli.training.evaluate --piano --data $(CORPUS) --runs runs/piano --model weights/piano
+
+# needs Debian's fluidsynth and fluid-soundfont-gm
+$(CORPUS)/manifest.tsv: .venv/installed
+	$(BIN)/python -m audiolm_cli.training.piano --data $(PIANO) --out $(CORPUS) --hours 30 --processes $(PROCESSES)
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py
@@ -62,6 +75,10 @@ bench: .venv/installed  ## the figures on speed
 
 weights-speech: .venv/installed  ## train weights/speech from the recordings in DATA
 	$(BIN)/python -m audiolm_cli.training.recipe --data $(DATA) --out weights/speech --processes $(PROCESSES)
+
+weights-piano: $(CORPUS)/manifest.tsv  ## train weights/piano, its codec from weights/speech, on what is played from PIANO
+	$(BIN)/python -m audiolm_cli.training.recipe --preset piano --material piano --codec weights/speech \
+	  --prompt-seconds 4 --data $(CORPUS) --runs runs/piano --out weights/piano --processes $(PROCESSES)
 
 clean:  ## remove what was built, but not weights and training runs
 	rm -rf .venv build dist demo.wav .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info

@@ -157,6 +157,7 @@ class BundleConfig:
     fine: StageConfig | None  # None where all quantizers are coarse
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
+    familiar_bits: float = bounded(0, 32, default=0.0)  # `likelihood.surprise` of 99 % of its recordings; 0: not known
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
     format_version: int = bounded(1, FORMAT_VERSION, default=FORMAT_VERSION)

@@ -24,6 +24,7 @@ from torch import Tensor
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.errors import InputError
+from audiolm_cli.likelihood import surprise
 from audiolm_cli.sampling import StageSampling
 from audiolm_cli.stages import (
     REFERENCE_SECONDS,
@@ -34,6 +35,7 @@ from audiolm_cli.stages import (
 )
 
 CROSSFADE_SECONDS = 0.02
+SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
 
 ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
 
@@ -59,8 +61,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Output:
-    """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made; and its
-    tokens, semantic `int64 [S]` and codes `int64 [Q, F]`, from sample `tokens_start` on."""
+    """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made; its
+    tokens, semantic `int64 [S]` and codes `int64 [Q, F]`, from sample `tokens_start` on; and how strange its prompt or
+    source is to the bundle (`likelihood.surprise`, bits), where the bundle says what is strange."""
 
     samples: np.ndarray
     semantic: Tensor
@@ -69,6 +72,7 @@ class Output:
     tokens_start: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     stage_tokens: dict[str, int] = field(default_factory=dict)  # frames in `decode`
+    surprise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,7 @@ class Run:
     def __post_init__(self) -> None:
         self.noise = [Noise(prompt.seed, prompt.position, prompt.sample) for prompt in self.prompts]
         self.clock = _Clock(self.progress)
+        self.surprises: dict[int, float] = {}  # of the prompts' samples, by their id
 
     def encode(self, recordings: list[np.ndarray]) -> list[Tokens]:
         """Tokens of recordings; several samples of one prompt share theirs."""
@@ -207,8 +212,10 @@ class Run:
         per = self.bundle.config.tokens.samples_per_semantic
         with self.clock.stage("tokenize", sum(-(-len(r) // per) for r in distinct.values())) as tell:
             for key, recording in distinct.items():
-                made[key] = encode(self.bundle, recording)
-                tell(len(made[key].semantic))
+                made[key] = tokens = encode(self.bundle, recording)
+                if self.bundle.config.familiar_bits:
+                    self.surprises[key] = surprise(self.bundle.coarse, tokens.semantic[:SURPRISING], tokens.codes)
+                tell(len(tokens.semantic))
         return [made[id(p.samples)] for p in self.prompts]
 
     def semantic(self, known: list[Tensor], totals: list[int]) -> list[Tensor]:
@@ -246,8 +253,9 @@ class Run:
                 audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device))[0].cpu().numpy())
                 tell(code.shape[1])
         seconds, tokens = self.clock.seconds, self.clock.tokens
-        made = zip(audio, semantic, codes, strict=True)
-        return [Output(a, s, c, stage_seconds=seconds, stage_tokens=tokens) for a, s, c in made]
+        strange = [self.surprises.get(id(prompt.samples)) for prompt in self.prompts]
+        made = zip(audio, semantic, codes, strange, strict=True)
+        return [Output(a, s, c, stage_seconds=seconds, stage_tokens=tokens, surprise=x) for a, s, c, x in made]
 
 
 def _length(duration: float, spec: TokenSpec) -> tuple[int, int]:

@@ -122,11 +122,17 @@ class Synthesis(ABC):
             "sample": job.sample,
             **self.settings,
         }
+        config = self.bundle.config
+        if strange := (result.surprise or 0) > config.familiar_bits:
+            self.console.note(
+                f"{display(str(job.source))}: unlike what the bundle {config.name} was trained on "
+                f"({result.surprise:.1f} bits per code, mostly under {config.familiar_bits:.1f}); expect little of it"
+            )
         tags = _tags(self.bundle, seed=seed, prompt_samples=kept, options=made_with)
         clipped = audio.write(job.target, samples, self.rate, tags, self.force)
         if picture:
-            title = f"{_output(job.target)}, {self.bundle.config.name}, seed {seed}"
-            audio.write_bytes(picture, plot.png(result, self.bundle.config.tokens, title), self.force)
+            title = f"{_output(job.target)}, {config.name}, seed {seed}"
+            audio.write_bytes(picture, plot.png(result, config.tokens, title), self.force)
         new = len(result.samples) - result.prompt_samples
         factor = sum(result.stage_seconds.values()) * self.rate / (new * self._batch)  # the seconds are the batch's
         self.console.note(f"{_output(job.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
@@ -153,6 +159,8 @@ class Synthesis(ABC):
             "real_time_factor": factor,
             "peak": _peak(samples),
             "clipped": clipped,
+            "surprise": result.surprise,
+            "unfamiliar": strange,
         }
 
 

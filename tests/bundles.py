@@ -12,7 +12,7 @@ from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_mo
 from audiolm_cli.config import BundleConfig, preset
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training.assemble import assemble
+from audiolm_cli.training.assemble import SETTINGS, assemble
 
 
 def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
@@ -66,5 +66,5 @@ def write_bundle(folder: Path, config: BundleConfig | None = None, seed: int = 0
     config = config or preset("tiny")
     parts = folder.with_name(folder.name + ".parts")
     write_parts(parts, config, seed)
-    assemble(parts, config.name, folder)
+    assemble(parts, config.name, folder, {field: dataclasses.asdict(config)[field] for field in SETTINGS})
     return folder

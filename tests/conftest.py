@@ -58,6 +58,7 @@ class FakePipeline:
     """Stands in for bundle.py and pipeline.py: the new audio is a constant that says how it was asked for."""
 
     level: float = 0.25
+    surprise: float | None = None
     loads: list[tuple[str, str, str]] = field(default_factory=list)
     calls: list[dict] = field(default_factory=list)
     fail_at: int | None = None  # the call of continue_ that raises, counted from 0
@@ -68,7 +69,9 @@ class FakePipeline:
         sampling = types.SimpleNamespace(
             temperature=(0.9, 0.9, 0.7), top_k=(0, 0, 0), top_p=(0.95, 0.95, 0.95), guidance=2.0
         )
-        config = types.SimpleNamespace(name=name, tokens=TokenSpec(), sampling=sampling, prompt_seconds=3.0)
+        config = types.SimpleNamespace(
+            name=name, tokens=TokenSpec(), sampling=sampling, prompt_seconds=3.0, familiar_bits=8.0
+        )
         return types.SimpleNamespace(config=config, identity="0123456789abcdef")
 
     def continue_(self, bundle, prompts, *, duration=None, progress, **options) -> Iterator[types.SimpleNamespace]:
@@ -89,6 +92,7 @@ class FakePipeline:
                 codes=empty,
                 stage_seconds={"semantic": 0.5, "decode": 0.1},
                 stage_tokens={"semantic": 25, "decode": 50},
+                surprise=self.surprise,
             )
 
 
@@ -144,11 +148,12 @@ def continue_(bundle, prompts, **options):
     for prompt in prompts:
         new = np.zeros(16000, np.float32)
         yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
-                                    stage_seconds={}, stage_tokens={})
+                                    stage_seconds={}, stage_tokens={}, surprise=None)
 bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)
-config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling, prompt_seconds=3)
+config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling, prompt_seconds=3,
+                               familiar_bits=0)
 bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0")
 pipeline.continue_ = continue_
 pipeline.Prompt = lambda samples, *key: types.SimpleNamespace(samples=samples)

@@ -66,6 +66,17 @@ def test_the_bundle_says_how_much_of_a_prompt_counts(audiolm, prompt, fake):
     assert json.loads(soundfile.SoundFile("out.wav").comment)["options"]["prompt_seconds"] == 3
 
 
+@pytest.mark.parametrize(("surprise", "said"), [(8.1, True), (7.9, False), (None, False)])
+def test_a_prompt_that_the_bundle_does_not_know_is_said(audiolm, prompt, fake, surprise, said):
+    fake.surprise = surprise
+    code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--json")
+    assert code == 0
+    assert ("unlike what the bundle speech was trained on (8.1 bits" in err) == said
+    record = json.loads(out)
+    assert (record["surprise"], record["unfamiliar"]) == (surprise, said)
+    assert "unlike" not in audiolm("continue", prompt, "-o", "out.wav", "-f", "-q")[2]
+
+
 def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):
     audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0", "--guidance", "0")
     assert (fake.calls[0]["sampling"].temperature, fake.calls[0]["sampling"].guidance) == ((0, 0, 0), 0)
@@ -129,6 +140,8 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "real_time_factor": pytest.approx(0.6 / 7 / 2),
         "peak": pytest.approx(0.3, abs=0.05),
         "clipped": 0,
+        "surprise": None,
+        "unfamiliar": False,
     }
 
 

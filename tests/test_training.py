@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from audiolm_cli import bundle, pipeline
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
 from audiolm_cli.training import codec, lm, recipe, tokenizer, trainer
-from audiolm_cli.training.assemble import assemble
+from audiolm_cli.training.assemble import assemble, unpack
 from audiolm_cli.training.tokenize import load_tokens
 from tests.bundles import write_parts
 
@@ -158,6 +159,35 @@ def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in second if "loss" in line] == [6, 7, 8]
     about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
     assert about["config"]["kind"] == "waveform"
+
+
+def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_path: Path) -> None:
+    unpack(trained / "tiny", tmp_path / "parts")
+    before = load_file(tmp_path / "parts" / "codec.safetensors")
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--rate", 1e-9)
+    run("audiolm_cli.training.codec", *common, "--minutes", 3, "--warm-start", "--resume")
+    after = load_file(tmp_path / "parts" / "codec.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("encoder.", "decoder.")))
+    about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
+    assert {"codec", "decoder"} <= about["trained"]["before"].keys()
+    assert about["trained"]["codec"]["steps"] == 3
+
+
+def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny")
+    run("audiolm_cli.training.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
+    assemble(copied / "runs" / "parts", "six", copied / "six", {"prompt_seconds": 4.0}, quantizers=6)
+    whole, six = (bundle.load(str(f), device="cpu", dtype="float32") for f in (trained / "tiny", copied / "six"))
+    assert (six.config.tokens.quantizers, six.config.tokens.coarse, six.config.prompt_seconds) == (6, 6, 4.0)
+    assert six.fine is None
+    sound = voice(2, 9, 1.0)
+    assert torch.equal(pipeline.encode(six, sound).codes, pipeline.encode(whole, sound).codes[:6])
+    sampling = pipeline.Sampling((1.0, 1.0, 1.0), (0, 0, 0), (1.0, 1.0, 1.0))
+    options: dict[str, Any] = {"duration": 0.2, "prompt_seconds": 1.0, "sampling": sampling, "batch_size": 1}
+    (result,) = pipeline.continue_(six, [pipeline.Prompt(sound)], **options)
+    assert result.codes.shape == (6, 60)
+    assemble(copied / "runs" / "parts", "six", copied / "six", quantizers=6)
+    assert bundle.read_config(copied / "six").prompt_seconds == 4.0  # what is not given stays
 
 
 def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Path, data: Path, copied: Path) -> None:

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,23 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.hub import CARD
 
 MAX_BYTES = 64_000_000
-SETTINGS = ("sampling", "prompt_seconds")  # of config.json, besides what the parts say
+SETTINGS = ("sampling", "prompt_seconds", "familiar_bits")  # of config.json, besides what the parts say
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
 
 
-def assemble(parts: Path, name: str, out: Path, given: dict[str, Any] | None = None) -> None:
+def assemble(
+    parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, quantizers: int | None = None
+) -> None:
     """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is, and so do
-    SETTINGS of its config.json that are not `given`.
+    SETTINGS of its config.json that are not `given`. With as many `quantizers` as stage 2 has, there is no stage 3 and
+    the codec has no more of them: the codes are those of its first ones.
 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
     would be larger than 64 MB. Nothing in `out` changes then.
     """
-    found = [part for part in PARTS if (parts / f"{part}.safetensors").is_file()]
+    found = [
+        part for part in PARTS if (parts / f"{part}.safetensors").is_file() and not (quantizers and part == "fine")
+    ]
     if missing := {"codec", "tokenizer", "semantic", "coarse"} - set(found):
         raise ModelError(f"{parts}: no {sorted(missing)[0]}.safetensors")
     tensors = {part: load_file(parts / f"{part}.safetensors") for part in found}
@@ -48,11 +54,17 @@ def assemble(parts: Path, name: str, out: Path, given: dict[str, Any] | None = N
             if about[part]["depends"].get(source) != identity[source]:
                 raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
             depends.setdefault(part, {})[source] = identity[source]
+    tokens = about["coarse"]["tokens"]
+    if quantizers:
+        tokens = {**tokens, "quantizers": quantizers}
+        tensors["codec"]["quantizer.codebooks"] = tensors["codec"]["quantizer.codebooks"][:quantizers].clone()
+        own = tensors_identity(tensors["codec"], TOKEN_SOURCES["codec"])
+        depends = {part: {s: own if v == identity["codec"] else v for s, v in d.items()} for part, d in depends.items()}
     before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
     settings = {field: before[field] for field in SETTINGS if field in before} | (given or {})
     value = {
         "name": name,
-        "tokens": about["coarse"]["tokens"],
+        "tokens": tokens,
         "fine": None,
         **{part: about[part]["config"] for part in found},
         **settings,
@@ -77,15 +89,16 @@ def assemble(parts: Path, name: str, out: Path, given: dict[str, Any] | None = N
     fresh.replace(out)
 
 
-def unpack(folder: Path, parts: Path) -> None:
-    """Writes a bundle's parts into `parts`, as training leaves them there; parts already there are replaced.
+def unpack(folder: Path, parts: Path, only: Sequence[str] = PARTS) -> None:
+    """Writes a bundle's parts, or `only` some, into `parts`, as training leaves them there; those already there are
+    replaced.
 
     Raises ModelError when the bundle is not sound.
     """
     check_parts(folder)
     config = json.loads(json.dumps(dataclasses.asdict(read_config(folder))))
     parts.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
+    for part in only:
         if config[part] is None:
             continue
         about = {
@@ -114,11 +127,12 @@ def main() -> None:
     parser.add_argument(
         "--settings", type=json.loads, help=f"JSON of {', '.join(SETTINGS)}; else they stay as they are"
     )
+    parser.add_argument("--quantizers", type=int, help="leave out stage 3 and the codec's quantizers behind so many")
     parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
     args = parser.parse_args()
     if args.unpack:
         return unpack(args.out, args.runs / "parts")
-    assemble(args.runs / "parts", args.name, args.out, args.settings)
+    assemble(args.runs / "parts", args.name, args.out, args.settings, args.quantizers)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from audiolm_cli.bundle import Bundle
+from audiolm_cli.likelihood import token_losses
 from audiolm_cli.tokens import StageName
 from audiolm_cli.training.data import Corpus
-from audiolm_cli.training.lm import Crops, Shape, token_losses
+from audiolm_cli.training.lm import Crops, Shape
 from audiolm_cli.training.measures import Figure, figure
 from audiolm_cli.training.ngrams import ngram_bits
 from audiolm_cli.training.tokenize import TokenData, groups, joined, read_tokens, write_tokens

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiolm_cli.bundle import NEEDS, save_part, stage_model
-from audiolm_cli.config import PRESETS, TokenSpec, preset
+from audiolm_cli.config import PRESETS, preset
 from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.likelihood import Batch, stack, token_losses
 from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
+from audiolm_cli.tokens import StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.trainer import Trainer, arguments, warm_start
 from audiolm_cli.transformer import Stack, Transformer
@@ -53,19 +54,6 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
 }
 # of audio in a batch
 BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0, "frames": 90.0}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """ids `int64 [B, N]`, fields `int64 [B, N, 2 + C]`; the last `targets` positions count. In the layout `frames` ids
-    are `[B, N, Q]`; in `parallel` they are codes `[B, Q, F]` without fields."""
-
-    ids: Tensor
-    fields: Tensor
-    targets: int
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids.to(device), self.fields.to(device), self.targets)
 
 
 class Crops:
@@ -132,30 +120,20 @@ class Crops:
         return round(seconds * self.spec.semantic_rate)
 
 
-def stack(sequences: list[Sequence], stage: StageName, spec: TokenSpec, crop: int, ends: list[bool]) -> Batch:
-    """Sequences of one length as a batch. In stage 1 every one gets one more target: `<end>`, or -1 (no target)."""
-    ids, fields = torch.stack([s.ids for s in sequences]), torch.stack([s.fields for s in sequences])
-    if stage == "semantic":
-        end = Vocabulary(stage, spec).end
-        last = torch.tensor([[end if e else -1] for e in ends])
-        return Batch(torch.cat([ids, last], 1), torch.cat([fields, fields[:, -1:]], 1), crop + 1)
-    if ids.ndim == 3:
-        return Batch(ids, fields, crop * spec.frames_per_semantic)
-    per_token = spec.frames_per_semantic * (spec.coarse if stage == "coarse" else spec.fine)
-    return Batch(ids, fields, crop * per_token)
-
-
 def training_loss(model: Stack, batch: Batch) -> Tensor:
     """Mean cross entropy in nats of the targets, behind inputs of which some are replaced."""
     if isinstance(model, ParallelTransformer):
         return _parallel_loss(model, batch.ids)
     if isinstance(model, FrameTransformer):
-        fields = batch.fields.clone()
+        ids, fields, size = batch.ids, batch.fields.clone(), model.spec.codebook_size
         unconditioned = torch.rand(len(fields), device=fields.device) < UNCONDITIONED
         fields[unconditioned, :, 2:] = model.spec.semantic_vocabulary
-        batch = Batch(batch.ids, fields, targets=batch.ids.shape[1] - 1)  # the reference's codes are as good as others
-        return token_losses(model, batch, REPLACED).sum() / (batch.ids < model.spec.codebook_size).sum()
-    losses = token_losses(model, batch, REPLACED)
+        wrong = (torch.rand(ids.shape, device=ids.device) < REPLACED) & (ids < size)
+        inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
+        batch = Batch(ids, fields, targets=ids.shape[1] - 1)  # the reference's codes are as good as others
+        return token_losses(model, batch, inputs).sum() / (ids < size).sum()
+    assert isinstance(model, Transformer)
+    losses = token_losses(model, batch, _replace(batch, model.vocabulary, REPLACED))
     return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
 
 
@@ -177,69 +155,17 @@ def _parallel_loss(model: ParallelTransformer, codes: Tensor) -> Tensor:
     return torch.stack(losses).sum() / (frames - whole).sum()
 
 
-def token_losses(model: Stack, batch: Batch, replaced: float = 0.0) -> Tensor:
-    """Cross entropy in nats of every target token: `float32 [B, steps, quantizers]`, in stage 1 `[B, targets]`.
-
-    In stage 1, tokens that are no targets have loss 0.
-    """
-    if isinstance(model, ParallelTransformer):
-        levels = torch.arange(model.spec.quantizers, device=batch.ids.device)[:, None]
-        losses = []
-        for q in range(model.spec.coarse, model.spec.quantizers):
-            hidden = model(
-                batch.ids.masked_fill(levels >= q, -1), torch.full((len(batch.ids),), q, device=levels.device)
-            )
-            logits = model.code_logits(hidden, q).float().transpose(1, 2)
-            losses.append(F.cross_entropy(logits, batch.ids[:, q], reduction="none"))
-        return torch.stack(losses, -1)
-    if isinstance(model, FrameTransformer):
-        return _frame_losses(model, batch, replaced)
-    assert isinstance(model, Transformer)
-    vocabulary, spec = model.vocabulary, model.spec
-    ids, fields = batch.ids[:, :-1], batch.fields[:, :-1]
-    targets = batch.ids[:, -batch.targets :]
-    if replaced:
-        ids = _replace(ids, batch.targets - 1, vocabulary, replaced)
-    hidden = model(ids, fields)[:, -batch.targets :]
-    if vocabulary.stage == "semantic":
-        logits = model.logits(hidden, 0, vocabulary.end + 1).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none").view_as(
-            targets
-        )
-    first, last = (0, spec.coarse) if vocabulary.stage == "coarse" else (spec.coarse, spec.quantizers)
-    count = last - first
-    losses = []
-    for n in range(count):
-        low = vocabulary.code(first + n)
-        logits = model.logits(hidden[:, n::count], low, spec.codebook_size).float()
-        wanted = targets[:, n::count] - low
-        losses.append(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted))
-    return torch.stack(losses, -1)
-
-
-def _frame_losses(model: FrameTransformer, batch: Batch, replaced: float) -> Tensor:
-    """`float32 [B, targets, quantizers]`, 0 where the target is a special."""
-    size, ids = model.spec.codebook_size, batch.ids
-    wrong = (torch.rand(ids.shape, device=ids.device) < replaced) & (ids < size)
-    inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
-    hidden = model(inputs[:, :-1], batch.fields[:, :-1])[:, -batch.targets :]
-    targets = ids[:, -batch.targets :].masked_fill(ids[:, -batch.targets :] >= size, -1)
-    logits = model.code_logits(hidden, inputs[:, -batch.targets :])
-    losses = [
-        F.cross_entropy(one.float().transpose(1, 2), targets[..., q], ignore_index=-1, reduction="none")
-        for q, one in enumerate(logits)
-    ]
-    return torch.stack(losses, -1)
-
-
-def _replace(ids: Tensor, tail: int, vocabulary: Vocabulary, share: float) -> Tensor:
-    """Replaces a share of the codes (in stage 1, tokens) among the last `tail` inputs by others of the same kind."""
-    size = vocabulary.spec.semantic_vocabulary if vocabulary.stage == "semantic" else vocabulary.spec.codebook_size
-    part = ids[:, -tail:]
-    base = part - (part - vocabulary.code(0)) % size if vocabulary.stage != "semantic" else torch.zeros_like(part)
-    other = base + torch.randint(size, part.shape, device=ids.device)
-    chosen = (torch.rand(part.shape, device=ids.device) < share) & (part < vocabulary.begin)
-    return torch.cat([ids[:, :-tail], torch.where(chosen, other, part)], 1)
+def _replace(batch: Batch, vocabulary: Vocabulary, share: float) -> Tensor:
+    """The ids of a batch, a share of the codes (in stage 1, tokens) among its targets by others of the same kind."""
+    size, targets = vocabulary.spec.semantic_vocabulary, batch.ids[:, -batch.targets :]
+    if vocabulary.stage != "semantic":
+        size = vocabulary.spec.codebook_size
+    base = (
+        targets - (targets - vocabulary.code(0)) % size if vocabulary.stage != "semantic" else torch.zeros_like(targets)
+    )
+    other = base + torch.randint(size, targets.shape, device=targets.device)
+    chosen = (torch.rand(targets.shape, device=targets.device) < share) & (targets < vocabulary.begin)
+    return torch.cat([batch.ids[:, : -batch.targets], torch.where(chosen, other, targets)], 1)
 
 
 @torch.no_grad()
@@ -286,9 +212,10 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
     parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--coarse", type=int, help="quantizers of stage 2; as many as the tokens have by default")
     args = parser.parse_args()
     stage: StageName = args.stage
-    train, valid = load_tokens(args.runs, "train"), load_tokens(args.runs, "valid")
+    train, valid = ([split_at(data, args.coarse) for data in load_tokens(args.runs, s)] for s in ("train", "valid"))
     config = getattr(preset(args.preset), stage)
     model = stage_model(config, train[0].spec, stage, args.dropout)
     before = warm_start(args, stage, model)
@@ -324,6 +251,11 @@ def main() -> None:
         "trained": trained,
     }
     save_part(args.runs / "parts" / f"{stage}.safetensors", model, about)
+
+
+def split_at(data: TokenData, coarse: int | None) -> TokenData:
+    """The same tokens with other quantizers for stage 2, the rest for stage 3."""
+    return dataclasses.replace(data, spec=dataclasses.replace(data.spec, coarse=coarse or data.spec.coarse))
 
 
 def _validated(trainer: Trainer, figures: dict[str, object], best: Best | None, finished: bool = False) -> Best:

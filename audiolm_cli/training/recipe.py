@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from audiolm_cli.config import PRESETS
-from audiolm_cli.training.assemble import assemble
+from audiolm_cli.training.assemble import assemble, unpack
 
 SHARES = {"codec": 0.3, "decoder": 0.08, "tokenizer": 0.22, "coarse": 0.27, "fine": 0.08, "semantic": 0.05}
 
@@ -40,12 +40,20 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
         launcher = together if module != "codec" else []
         return [*launcher, f"audiolm_cli.training.{module}", *common, "--minutes", minutes, *more]
 
+    def given(option: str, value: object) -> list[str]:
+        return [option, str(value)] if value else []
+
+    stages = [stage for stage in DROPOUT if stage != "fine" or not args.quantizers]
+    coarse = {"coarse": given("--coarse", args.quantizers)}
     return [
-        train("codec", "codec", *sizes, *(["--kind", args.kind] if args.kind else [])),
+        train("codec", "codec", *sizes, *given("--kind", args.kind), *(["--warm-start"] if args.codec else [])),
         train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
-        train("tokenizer", "tokenizer", *sizes, *(["--clusters", str(args.clusters)] if args.clusters else [])),
+        train("tokenizer", "tokenizer", *sizes, *given("--clusters", args.clusters), "--material", args.material),
         [*together, "audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
-        *(train("lm", stage, *sizes, "--stage", stage, "--dropout", DROPOUT[stage]) for stage in DROPOUT),
+        *(
+            train("lm", stage, *sizes, "--stage", stage, "--dropout", DROPOUT[stage], *coarse.get(stage, []))
+            for stage in stages
+        ),
     ]
 
 
@@ -59,14 +67,22 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
     parser.add_argument("--kind", choices=("spectral", "waveform"), help="of the codec; the preset's by default")
     parser.add_argument("--clusters", type=int, help="semantic tokens; the preset's number by default")
+    parser.add_argument("--material", choices=("speech", "piano"), default="speech", help="what the recordings are of")
+    parser.add_argument("--codec", type=Path, help="bundle from whose codec training goes on")
+    parser.add_argument("--quantizers", type=int, help="of stage 2, without a stage 3 behind it")
+    parser.add_argument("--prompt-seconds", type=float, help="of a prompt that count by default")
     parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")
     parser.add_argument("--processes", type=int, default=1, help="that train together: GPUs, or cores of a CPU")
     parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
     args = parser.parse_args()
+    parts = args.runs / "parts"
+    if args.codec and not (parts / "codec.safetensors").is_file():
+        unpack(args.codec, parts, only=("codec",))
     for step in steps(args):
         print(">", " ".join(step), flush=True)
         subprocess.run([sys.executable, "-m", *step], check=True)
-    assemble(args.runs / "parts", args.name or args.out.name, args.out)
+    settings = {"prompt_seconds": args.prompt_seconds} if args.prompt_seconds else None
+    assemble(parts, args.name or args.out.name, args.out, settings, args.quantizers)
 
 
 if __name__ == "__main__":

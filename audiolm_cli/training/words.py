@@ -28,9 +28,9 @@ from torch import Tensor
 from audiolm_cli import audio
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.errors import InputError
+from audiolm_cli.likelihood import stack, token_losses
 from audiolm_cli.tokens import semantic_sequence
 from audiolm_cli.training.data import Corpus
-from audiolm_cli.training.lm import stack, token_losses
 from audiolm_cli.training.measures import RATE, figure
 
 VOICES = ("slt", "awb", "rms")  # flite's statistical voices: a US woman, a Scottish and a US man
