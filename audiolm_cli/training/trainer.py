@@ -25,9 +25,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
-from audiolm_cli.bundle import read_about, read_tensors
+from audiolm_cli.bundle import read_about
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
@@ -52,14 +53,17 @@ def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> dict[s
     """With --warm-start, gives a module the weights of a part that was trained before, and returns what that part says
     of its training, as `before`; raises ModelError.
 
-    Fits where names and shapes are the same, whatever tokens that part was trained on.
+    They may come from other tokens, even another material: tensors of other names or shapes, such as embeddings of
+    another vocabulary, begin anew, and `anew` says which.
     """
     if not args.warm_start:
         return {}
     file = args.runs / "parts" / f"{part}.safetensors"
-    tensors = read_tensors(file, module.state_dict())
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return {"before": read_about(file)["trained"]}
+    before, wanted = read_about(file)["trained"], module.state_dict()
+    found = load_file(file)
+    fit = {name: found[name].float() for name in wanted if name in found and found[name].shape == wanted[name].shape}
+    module.load_state_dict(fit, strict=False)
+    return {"before": before, **({"anew": sorted(wanted.keys() - fit.keys())} if len(fit) < len(wanted) else {})}
 
 
 class Trainer:

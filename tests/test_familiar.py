@@ -1,0 +1,45 @@
+"""The script that says from how many bits on a recording is strange to a bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_cli.training import familiar
+from audiolm_cli.training.data import Clip, Corpus
+
+
+def corpus(folder: Path, sound: np.ndarray) -> Path:
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", sound, 16000)
+    (folder / "manifest.tsv").write_text("path\tsplit\tspeaker\na.wav\tvalid\ta\n")
+    return folder
+
+
+def test_prompts_come_from_within_recordings_that_are_long_enough() -> None:
+    clips = [Clip("a", "a", "", "", 0, 100), Clip("b", "b", "", "", 100, 5)]
+    found = list(familiar.prompts(Corpus(np.arange(105).astype(np.int16), clips), 10, 50))
+    assert len(found) == 50
+    starts = [round(float(prompt[0]) * 32768) for prompt in found]
+    assert all(0 <= start <= 90 for start in starts)
+    assert len(set(starts)) > 10
+
+
+def test_it_prints_the_limit_and_what_is_above_it(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    own, other = (corpus(tmp_path / name, rng.uniform(-s, s, 80000)) for name, s in (("own", 0.1), ("other", 0.9)))
+    arguments = ["--model", tiny_bundle, "--data", own, "--runs", tmp_path / "1", "--prompts", 20]
+    arguments += ["--other", other, "--other-runs", tmp_path / "2"]
+    monkeypatch.setattr(sys, "argv", ["familiar", *map(str, arguments)])
+    familiar.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["median"] <= found["familiar_bits"]
+    assert 0 <= found["other_above"] <= 1
+    assert found["other_median"] != found["median"]
