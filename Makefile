@@ -78,7 +78,7 @@ weights-speech: .venv/installed  ## train weights/speech from the recordings in 
 
 weights-piano: $(CORPUS)/manifest.tsv  ## train weights/piano, its codec from weights/speech, on what is played from PIANO
 	$(BIN)/python -m audiolm_cli.training.recipe --preset piano --material piano --codec weights/speech \
-	  --prompt-seconds 4 --data $(CORPUS) --runs runs/piano --out weights/piano --processes $(PROCESSES)
+	  --quantizers 6 --prompt-seconds 4 --data $(CORPUS) --runs runs/piano --out weights/piano --processes $(PROCESSES)
 
 clean:  ## remove what was built, but not weights and training runs
 	rm -rf .venv build dist demo.wav .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info

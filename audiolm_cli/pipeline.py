@@ -214,7 +214,8 @@ class Run:
             for key, recording in distinct.items():
                 made[key] = tokens = encode(self.bundle, recording)
                 if self.bundle.config.familiar_bits:
-                    self.surprises[key] = surprise(self.bundle.coarse, tokens.semantic[:SURPRISING], tokens.codes)
+                    models = self.bundle.semantic, self.bundle.coarse
+                    self.surprises[key] = surprise(*models, tokens.semantic[:SURPRISING], tokens.codes)
                 tell(len(tokens.semantic))
         return [made[id(p.samples)] for p in self.prompts]
 

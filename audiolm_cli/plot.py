@@ -30,27 +30,28 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
 
     rate, seconds = spec.sample_rate, len(output.samples) / spec.sample_rate
     figure = Figure(figsize=(min(30, 4 + seconds), 7), layout="constrained")
-    sound, semantic, coarse, fine = figure.subplots(4, 1, sharex=True, height_ratios=(6, 1, 1, 2))
+    heights = (6, 1, 1, 2)[: 4 if spec.fine else 3]  # a bundle may have no stage 3
+    sound, *panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     extent = (0, seconds, 0, rate / 2000)
     sound.imshow(_spectrogram(output.samples), origin="lower", aspect="auto", extent=extent, cmap="magma")
     sound.set(title=title, ylabel="kHz")
     start, codes = output.tokens_start / rate, np.asarray(output.codes)
     streams = (  # tokens [rows, columns], their number of values, samples for each column
-        (semantic, np.asarray(output.semantic)[None], spec.semantic_vocabulary, spec.samples_per_semantic, "semantic"),
-        (coarse, codes[: spec.coarse], spec.codebook_size, spec.samples_per_frame, "coarse"),
-        (fine, codes[spec.coarse :], spec.codebook_size, spec.samples_per_frame, "fine"),
+        (np.asarray(output.semantic)[None], spec.semantic_vocabulary, spec.samples_per_semantic, "semantic"),
+        (codes[: spec.coarse], spec.codebook_size, spec.samples_per_frame, "coarse"),
+        (codes[spec.coarse :], spec.codebook_size, spec.samples_per_frame, "fine"),
     )
     look = {"aspect": "auto", "cmap": "twilight", "vmin": 0, "interpolation": "nearest"}
-    for axes, tokens, size, per, name in streams:
+    for axes, (tokens, size, per, name) in zip(panels, streams, strict=False):
         axes.set(ylabel=name, yticks=[])
         if tokens.size:
             place = (start, start + tokens.shape[1] * per / rate, len(tokens), 0)
             axes.imshow(tokens, extent=place, vmax=size, **look)
-    for axes in (sound, semantic, coarse, fine):
+    for axes in (sound, *panels):
         axes.set_xlim(0, seconds)
         if output.prompt_samples:
             axes.axvline(output.prompt_samples / rate, color="cyan", linewidth=1)
-    fine.set(xlabel="seconds")
+    panels[-1].set(xlabel="seconds")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()

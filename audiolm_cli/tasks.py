@@ -126,7 +126,7 @@ class Synthesis(ABC):
         if strange := (result.surprise or 0) > config.familiar_bits:
             self.console.note(
                 f"{display(str(job.source))}: unlike what the bundle {config.name} was trained on "
-                f"({result.surprise:.1f} bits per code, mostly under {config.familiar_bits:.1f}); expect little of it"
+                f"({result.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}); expect little of it"
             )
         tags = _tags(self.bundle, seed=seed, prompt_samples=kept, options=made_with)
         clipped = audio.write(job.target, samples, self.rate, tags, self.force)

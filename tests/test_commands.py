@@ -179,3 +179,22 @@ def test_odd_recordings(tiny_bundle, tmp_path, monkeypatch, capfd):
     assert lengths == [pytest.approx(seconds + 0.2) for seconds in (600, 2, 0.5, 0.5)]
     assert "audiolm: error: short.wav: shorter than one token, 40 ms" in err.splitlines()
     assert all(line.startswith("audiolm: ") for line in err.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "weights/piano/config.json").is_file(), reason="there are no weights/piano")
+@pytest.mark.parametrize("model", ["speech", "piano"])
+def test_embedded_bundles_know_their_own_kind(audiolm, model):
+    for source, name in (("prompt", "speech"), ("piano", "piano")):
+        recording = EXAMPLE.with_name(f"{source}.flac")
+        code, out, err = audiolm(
+            *("continue", recording, "-o", f"{name}.wav", "--duration", "0.4", "--seed", "1", "-m", model, "--json")
+        )
+        assert code == 0, err
+        record = json.loads(out)
+        assert record["unfamiliar"] == (name != model)
+        assert (f"unlike what the bundle {model} was trained on" in err) == (name != model)
+        with soundfile.SoundFile(f"{name}.wav") as file:
+            options = json.loads(file.comment)["options"]
+        assert options["prompt_seconds"] == {"speech": 3.0, "piano": 4.0}[model]
+        assert record["prompt_seconds"] == soundfile.info(recording).duration  # all of it is kept

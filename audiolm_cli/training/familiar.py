@@ -3,7 +3,7 @@
     python -m audiolm_cli.training.familiar --model weights/speech --data DATA --runs RUNS \\
         [--other runs/piano_corpus --other-runs runs/piano]
 
-Prints the bits per code (`likelihood.surprise`) that 99 % of the prompts from DATA's validation split stay below, and
+Prints the bits (`likelihood.surprise`) that 99 % of the prompts from DATA's validation split stay below, and
 the share of the prompts from OTHER's, recordings of another kind, that are above them.
 """
 
@@ -38,11 +38,11 @@ def prompts(corpus: Corpus, samples: int, count: int, seed: int = 0) -> Iterator
 
 
 def surprises(bundle: Bundle, corpus: Corpus, count: int = PROMPTS) -> np.ndarray:
-    """Bits per code of prompts that are as long as the bundle asks for, `[count]`."""
+    """Bits of prompts that are as long as the bundle asks for, `[count]`."""
     tokens = bundle.config.tokens
     samples = round(bundle.config.prompt_seconds * tokens.semantic_rate) * tokens.samples_per_semantic
     encoded = (pipeline.encode(bundle, prompt) for prompt in prompts(corpus, samples, count))
-    return np.array([surprise(bundle.coarse, prompt.semantic, prompt.codes) for prompt in encoded])
+    return np.array([surprise(bundle.semantic, bundle.coarse, prompt.semantic, prompt.codes) for prompt in encoded])
 
 
 def main() -> None:
