@@ -15,7 +15,7 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training import bits, continuations, evaluate
+from audiolm_cli.training import bits, continuations, evaluate, music
 from audiolm_cli.training.data import Clip, Corpus
 from audiolm_cli.training.measures import Figure
 
@@ -87,6 +87,48 @@ def test_generated_continuations_have_the_length_asked_for(bundle, monkeypatch):
     for seconds, samples in ((0.5, 8000), (0.75, 12000)):
         (new,) = evaluate.generated(bundle, [case], own, seconds)
         assert len(new) == samples
+
+
+def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
+    """What is heard of a recording is here its level in three keys."""
+
+    def hear(samples: np.ndarray) -> music.Heard:
+        pitches = np.repeat(
+            [60, 64, 67], (1 + (1000 * np.abs(samples[: len(samples) // 3 * 3].reshape(3, -1)).mean(1)).astype(int))
+        )
+        onsets, classes = np.linspace(0, len(samples) / RATE, len(pitches)), np.bincount(pitches % 12, minlength=12)
+        return music.Heard(onsets, pitches, classes, float(20 * np.log10(samples.std() + 1e-9)), len(samples) / RATE)
+
+    monkeypatch.setattr(music, "hear", hear)
+    monkeypatch.setattr(music, "NEW", RATE * 3 // 2)
+    setting = evaluate.Setting(
+        bundle=bundle,
+        training=corpus,
+        validation=corpus,
+        cache=tmp_path,
+        quick=False,
+        piano=True,
+        prompts=4,
+        samplings=evaluate.samplings(bundle, []),
+    )
+    ((title, table),) = evaluate.music_tables(setting).items()
+    assert title == "4 continuations, 4 s + 6 s, of 4 pieces"
+    assert list(table)[:2] == ["AudioLM", "acoustic stages alone"]
+    assert (table["real continuation"]["intervals"].mean, table["prompt looped"]["loops"].mean) == (1, 1)
+    assert all(np.isfinite(table[name]["level"].mean) for name in table)
+
+
+def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypatch):
+    case = music.Case("a", np.random.default_rng(0).uniform(-0.3, 0.3, music.PROMPT).astype(np.float32), np.zeros(0))
+    own = evaluate.samplings(bundle, [])["AudioLM"]
+    (made,) = evaluate.without_semantics(bundle, [case], own, 0.4)
+    assert len(made) == 6400
+    with monkeypatch.context() as other:
+        other.setattr(
+            bundle.tokenizer, "tokenize", lambda audio: torch.zeros(1, audio.shape[-1] // 640, dtype=torch.int64)
+        )
+        (again,) = evaluate.without_semantics(bundle, [case], own, 0.4)
+    assert np.array_equal(made, again)
 
 
 def test_samplings_given_as_text_change_the_bundles_own(bundle):
