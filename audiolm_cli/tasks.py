@@ -123,7 +123,8 @@ class Synthesis(ABC):
             **self.settings,
         }
         config = self.bundle.config
-        if strange := (result.surprise or 0) > config.familiar_bits:
+        strange = (result.surprise or 0) > config.familiar_bits
+        if strange and not job.sample:  # once for all samples of a prompt
             self.console.note(
                 f"{display(str(job.source))}: unlike what the bundle {config.name} was trained on "
                 f"({result.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}); expect little of it"

@@ -75,6 +75,7 @@ def test_a_prompt_that_the_bundle_does_not_know_is_said(audiolm, prompt, fake, s
     record = json.loads(out)
     assert (record["surprise"], record["unfamiliar"]) == (surprise, said)
     assert "unlike" not in audiolm("continue", prompt, "-o", "out.wav", "-f", "-q")[2]
+    assert audiolm("continue", prompt, "-o", "a.wav", "-n", "3")[2].count("unlike") == said  # once for all samples
 
 
 def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):

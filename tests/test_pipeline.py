@@ -88,6 +88,21 @@ def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tm
     assert torch.equal(free.codes[:4], held.codes[:4]) == (layout == "aligned")
 
 
+def test_a_bundle_as_the_paper_has_it_for_piano(tmp_path: Path) -> None:
+    """AudioLM, section IV-E: three quantizers of 2^14 codes each, all of them the coarse stage's; no fine stage."""
+    config = preset("tiny")
+    tokens = dataclasses.replace(config.tokens, quantizers=3, coarse=3, codebook_size=1 << 14)
+    for layout in ("frames", "aligned", "plain"):
+        coarse = dataclasses.replace(config.coarse, layout=layout)
+        paper = dataclasses.replace(config, tokens=tokens, coarse=coarse, fine=None)
+        loaded = bundle.load(str(write_bundle(tmp_path / layout, paper)), device="cpu", dtype="float32")
+        assert loaded.fine is None
+        (output,) = run(loaded, [Prompt(noise(1))])
+        assert output.codes.shape == (3, 60)
+        assert output.codes.max() > 1024
+        assert len(output.samples) == round(1.4 * 16000)
+
+
 def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
     prompts = [Prompt(noise(seconds, n), n) for n, seconds in enumerate((1.0, 0.3, 2.0, 0.7))]
     together = run(tiny, prompts, duration=0.6)  # with up to 0.8 s of prompt more than a window
