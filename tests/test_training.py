@@ -16,6 +16,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -118,6 +119,25 @@ def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:
     (result,) = pipeline.continue_(loaded, [pipeline.Prompt(voice(2, 9, 1.0))], **options)  # type: ignore[arg-type]
     assert len(result.samples) == 16000 + 3200
     assert np.isfinite(result.samples).all()
+
+
+def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(recipe, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command)))
+    assembled = Mock()
+    monkeypatch.setattr(recipe, "assemble", assembled)
+    common = ("--data", data, "--runs", tmp_path / "runs", "--out", tmp_path / "piano", "--preset", "tiny")
+    own = ("--material", "piano", "--codec", trained / "tiny", "--quantizers", 6, "--prompt-seconds", 4)
+    run("audiolm_cli.training.recipe", *common, *own)
+    assert [path.name for path in (tmp_path / "runs" / "parts").iterdir()] == ["codec.safetensors"]
+    codec_step, _, tokenizer_step, _, coarse_step, semantic_step = ran
+    assert "--warm-start" in codec_step
+    assert tokenizer_step[-2:] == ["--material", "piano"]
+    assert coarse_step[-2:] == ["--coarse", "6"]
+    assert "semantic" in semantic_step
+    assembled.assert_called_once_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", {"prompt_seconds": 4.0}, 6)
 
 
 def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
