@@ -12,7 +12,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, gcd
 from pathlib import Path
 from typing import IO
@@ -33,11 +33,13 @@ _stderr_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Recording:
-    """Mono audio, `samples` float32 [T] in [-1, 1] at `rate` Hz; `notes` say what was done to the file to get it."""
+    """Mono audio, `samples` float32 [T] in [-1, 1] at `rate` Hz; `notes` say what was done to the file to get it;
+    `tags` are those of libsndfile's (title, artist, comment, software, ...) that it has."""
 
     samples: np.ndarray
     rate: int
     notes: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 def check(source: str | os.PathLike[str]) -> None:
@@ -77,7 +79,13 @@ def read(source: str | os.PathLike[str], rate: int) -> Recording:
                 notes.append(f"{blocks.clipped} samples beyond full scale clipped")
             if blocks.truncated:
                 notes.append(f"the file is truncated: {blocks.frames / sound.samplerate:.2f} s of it are used")
-    return Recording(np.concatenate(pieces), rate, tuple(notes))
+            tags = sound.copy_metadata()
+    return Recording(np.concatenate(pieces), rate, tuple(notes), tags)
+
+
+def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Sound `float32 [T]` at `old` Hz as one at `new` Hz, as `read` does it."""
+    return np.concatenate(list(_resampled([samples], old, new)))
 
 
 def read_bytes(source: str | os.PathLike[str]) -> bytes:

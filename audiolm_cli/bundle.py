@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
+from audiolm_cli.detector import Detector
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
@@ -38,7 +39,12 @@ SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
 EMBEDDED = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")  # in a wheel, in a checkout
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
 TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
-NEEDS = {"semantic": ("tokenizer",), "coarse": ("codec", "tokenizer"), "fine": ("codec",)}
+NEEDS = {
+    "semantic": ("tokenizer",),
+    "coarse": ("codec", "tokenizer"),
+    "fine": ("codec",),
+    "detector": ("codec", "tokenizer"),
+}
 
 
 def stage_model(config: StageConfig, tokens: TokenSpec, name: StageName, dropout: float = 0.0) -> Stack:
@@ -93,6 +99,14 @@ class Bundle:
     @cached_property
     def fine(self) -> Transformer | ParallelTransformer | None:
         return self._stage("fine", self.config.fine) if self.config.fine else None
+
+    @cached_property
+    def detector(self) -> Detector | None:
+        if self.config.detector is None:
+            return None
+        with torch.device("meta"), _Uninitialized():
+            detector = Detector(self.config.detector, self.config.tokens)
+        return self._fill("detector", detector, torch.float32)
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
         with torch.device("meta"), _Uninitialized():
@@ -178,7 +192,7 @@ def check_sums(folder: Path) -> None:
 def check_parts(folder: Path) -> None:
     """Reads all parts; raises ModelError when one does not fit the config or the others."""
     bundle = Bundle(folder, read_config(folder), torch.device("cpu"), torch.float32)
-    for part in PARTS[:5]:
+    for part in PARTS:
         getattr(bundle, part)
 
 

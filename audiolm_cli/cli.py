@@ -13,9 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from audiolm_cli import __version__
-from audiolm_cli.command import Command, RayCommand, console_of
+from audiolm_cli.command import Command, RayCommand, check_device, console_of
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, UsageError, explain
+from audiolm_cli.errors import AudioLMError, InputError, UsageError, display, explain
 
 app = typer.Typer(
     name="audiolm",
@@ -65,6 +65,7 @@ Guidance = Annotated[
 Plot = Annotated[
     str | None, typer.Option(metavar="FILE", help="PNG of the spectrogram and the tokens; needs matplotlib.")
 ]
+NoWatermark = Annotated[bool, typer.Option("--no-watermark", help="Leave out the mark that `detect` finds.")]
 Model = Annotated[
     str,
     typer.Option(
@@ -129,6 +130,7 @@ def continue_(
     guidance: Guidance = None,
     plot: Plot = None,
     continuation_only: Annotated[bool, typer.Option("--continuation-only", help="Leave the prompt out.")] = False,
+    no_watermark: NoWatermark = False,
     model: Model = "speech",
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -170,6 +172,7 @@ def generate(
     top_p: TopP = None,
     guidance: Guidance = None,
     plot: Plot = None,
+    no_watermark: NoWatermark = False,
     model: Model = "speech",
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -209,6 +212,7 @@ def resynth(
     top_p: TopP = None,
     guidance: Guidance = None,
     plot: Plot = None,
+    no_watermark: NoWatermark = False,
     model: Model = "speech",
     device: Device = "auto",
     dtype: Precision = DType.auto,
@@ -285,6 +289,56 @@ def decode(
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio."""
     Command(ctx, AUDIO).run("Decode", tokens or [])
+
+
+@app.command()
+def detect(
+    ctx: typer.Context,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Recordings, or - for stdin.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            envvar="AUDIOLM_MODEL",
+            help="Bundle that may have made it; that of its watermark, or speech, by default.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    fail_fast: FailFast = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tell whether recordings, or stretches of them, were made by audiolm.
+
+    A line each on standard output: the watermark, and where; how likely the sound was made by the bundle, by its
+    classifier, and where; what the metadata says. Silence proves nothing: handling can remove all three.
+    """
+    console = console_of(ctx)
+    check_device(device)
+    if not files:
+        raise UsageError("name the inputs: FILE...")
+    from audiolm_cli import provenance
+
+    examiner, failed = provenance.Examiner(model, device, offline, threads), False
+    for file in files:
+        try:
+            found = examiner.examine(file)
+        except InputError as error:
+            console.error(error)
+            failed = True
+            if fail_fast:
+                break
+            continue
+        for note in found.pop("notes"):
+            console.note(f"{display(file)}: {note}")
+        console.data(found, provenance.described(found))
+    if failed:
+        raise typer.Exit(1)
 
 
 @models.command("list")

@@ -51,7 +51,7 @@ class Command:
 
     def __init__(self, ctx: typer.Context, suffixes: tuple[str, ...]):
         self.console, self.suffixes, self.params = console_of(ctx), suffixes, ctx.params
-        _check_device(self.params["device"])
+        check_device(self.params["device"])
         if self.params["ray"] and not RAY_ADDRESS.fullmatch(self.params["ray"]):
             raise UsageError(
                 f"--ray: an address is host:port, ray://host:port, auto or local, not {self.params['ray']!r}"
@@ -102,6 +102,8 @@ class Command:
             from audiolm_cli import plot
 
             plot.check()
+        if bare := sum(request.samples for request in requests if request.options.no_watermark):
+            self.console.say(f"--no-watermark: {bare} outputs will not be known again by `audiolm detect`")
         reads = any("-" in (request.source, request.options.speaker) for request in requests)
         if self.params["jobs"] == "-" and reads:
             raise UsageError("standard input cannot be both the job list and an input")
@@ -137,6 +139,7 @@ class Command:
         return [options.request({**defaults, "input": source, "output": self.output}) for source in sources]
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises UsageError for what is no device's name."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
         raise UsageError(f"--device: must be auto, cpu, cuda, cuda:N or mps, not {device!r}")

@@ -130,6 +130,14 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class DetectorConfig:
+    """The classifier that tells what a bundle made from recordings."""
+
+    mel_bins: int = bounded(8, 256, default=64)
+    channels: tuple[int, ...] = bounded(1, 512, default=(16, 32, 48, 64))  # of convolutions that halve time and bins
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """A bundle's defaults, for the semantic, coarse and fine stage each; top_k 0 means off. `guidance` of the coarse
     stage, 0: off."""
@@ -155,6 +163,7 @@ class BundleConfig:
     semantic: StageConfig
     coarse: StageConfig
     fine: StageConfig | None  # None where all quantizers are coarse
+    detector: DetectorConfig | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
     familiar_bits: float = bounded(0, 32, default=0.0)  # `likelihood.surprise` of 99 % of its recordings; 0: not known
@@ -202,6 +211,7 @@ def preset(name: str) -> BundleConfig:
             tiny,
             dataclasses.replace(tiny, layout="frames"),
             dataclasses.replace(tiny, layout="parallel"),
+            DetectorConfig(16, (4, 8)),
         ),
         "speech": BundleConfig(
             "speech",

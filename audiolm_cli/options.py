@@ -30,6 +30,7 @@ class Options:
     top_k: Three | None = None
     top_p: Three | None = None
     guidance: float | None = None
+    no_watermark: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": for_stages(int, lambda k: k >= 0, "at least 0"),
     "top_p": for_stages(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
     "guidance": strength,
+    "no_watermark": flag,
     "num_samples": whole(1, 10000),
     "input": path,
     "output": path,

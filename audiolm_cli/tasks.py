@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiolm_cli import __version__, audio, plot
+from audiolm_cli import audio, plot, provenance, watermark
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import InputError, UsageError, display
 from audiolm_cli.jobs import Job, Task
@@ -21,8 +20,6 @@ from audiolm_cli.options import Options
 if TYPE_CHECKING:
     from audiolm_cli.bundle import Bundle
     from audiolm_cli.pipeline import Output, Prompt, Tokens
-
-GENERATED = "trainedAlgorithmicMedia"  # IPTC digital source type: made by a model trained on media
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ class Synthesis(ABC):
         # read once for all samples of a recording, and beside it the reference that many share
         self._read = functools.lru_cache(2)(lambda path: _read(path, self.bundle, self.console))
         self._batch = 1  # outputs made together
+        self._mark = watermark.bundle_id(self.bundle.config.name)
 
     def check(self, options: Options) -> None:
         for option, seconds in (("--duration", options.duration), ("--prompt-seconds", options.prompt_seconds)):
@@ -113,7 +111,11 @@ class Synthesis(ABC):
         if "speaker" in options:
             options["speaker"] = os.path.basename(options["speaker"])[-80:]  # a comment has room for 2,000 characters
         kept = 0 if options.pop("continuation_only", False) else result.prompt_samples
-        samples = result.samples[result.prompt_samples - kept :]
+        samples, bits = result.samples, None
+        if not options.pop("no_watermark", False):
+            samples = watermark.embed(samples, self.rate, self._mark, result.prompt_samples)
+            bits = watermark.bits(self._mark)
+        samples = samples[result.prompt_samples - kept :]
         made_with = {
             **options,
             **self._sampling,
@@ -129,7 +131,7 @@ class Synthesis(ABC):
                 f"{display(str(job.source))}: unlike what the bundle {config.name} was trained on "
                 f"({result.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}); expect little of it"
             )
-        tags = _tags(self.bundle, seed=seed, prompt_samples=kept, options=made_with)
+        tags = provenance.tags(self.bundle, seed=seed, prompt_samples=kept, watermark=bits or False, options=made_with)
         clipped = audio.write(job.target, samples, self.rate, tags, self.force)
         if picture:
             title = f"{_output(job.target)}, {config.name}, seed {seed}"
@@ -144,6 +146,7 @@ class Synthesis(ABC):
             "seed": seed,
             "position": job.position,
             "sample": job.sample,
+            "watermark_bits": bits,
             "prompt_seconds": kept / self.rate,
             "new_seconds": new / self.rate,
             "seconds": len(samples) / self.rate,
@@ -270,7 +273,7 @@ class Decode:
     def save(self, job: Job, result: np.ndarray) -> dict[str, Any]:
         rate = self.bundle.config.tokens.sample_rate
         quantizers = job.options.quantizers or self.bundle.config.tokens.quantizers
-        tags = _tags(self.bundle, options={"quantizers": quantizers})
+        tags = provenance.tags(self.bundle, options={"quantizers": quantizers})
         clipped = audio.write(job.target, result, rate, tags, self.force)
         if clipped:
             self.console.note(f"{_output(job.target)}: {clipped} samples beyond full scale clipped")
@@ -293,15 +296,6 @@ def _read(path: str, bundle: Bundle, console: Console) -> np.ndarray:
         milliseconds = 1000 * tokens.samples_per_semantic / tokens.sample_rate
         raise InputError(f"{display(path)}: shorter than one token, {milliseconds:g} ms")
     return recording.samples
-
-
-def _tags(bundle: Bundle, **made_with: Any) -> dict[str, str]:
-    """Metadata that says what made an audio file; the comment is ASCII JSON, well under 1 kB."""
-    comment = {"bundle": bundle.config.name[:64], "identity": bundle.identity, **made_with}
-    return {
-        "software": f"audiolm {__version__}",
-        "comment": json.dumps({**comment, "digitalSourceType": GENERATED}, separators=(",", ":")),
-    }
 
 
 def _record(job: Job, bundle: Bundle) -> dict[str, Any]:

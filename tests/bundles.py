@@ -9,7 +9,8 @@ from typing import cast
 import torch
 
 from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
-from audiolm_cli.config import BundleConfig, preset
+from audiolm_cli.config import STAGES, BundleConfig, preset
+from audiolm_cli.detector import Detector
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training.assemble import SETTINGS, assemble
@@ -27,6 +28,8 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     }
     if config.fine:
         parts["fine"] = stage_model(config.fine, spec, "fine")
+    if config.detector:
+        parts["detector"] = Detector(config.detector, spec)
     generator, tokenizer = torch.Generator().manual_seed(seed), cast("SemanticTokenizer", parts["tokenizer"])
     hidden = tokenizer.eval().represent(torch.randn(1, 64000, generator=generator))[0]
     tokenizer.mean.copy_(hidden.mean(0))
@@ -57,7 +60,7 @@ def in_memory(config: BundleConfig, parts: dict[str, torch.nn.Module], dtype: to
     identity = {part: {"self": ""} for part in TOKEN_SOURCES}
     bundle = Bundle(Path(), dataclasses.replace(config, depends=identity), torch.device("cpu"), dtype)
     for name, module in parts.items():
-        setattr(bundle, name, module.eval().requires_grad_(False).to(None if name in TOKEN_SOURCES else dtype))
+        setattr(bundle, name, module.eval().requires_grad_(False).to(dtype if name in STAGES else None))
     return bundle
 
 

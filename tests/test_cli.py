@@ -31,7 +31,7 @@ def audiolm(fake, tmp_path, monkeypatch, capfd):
 
 
 def test_continue_writes_prompt_and_new_audio(audiolm, prompt, fake):
-    code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--duration", "2", "--seed", "5")
+    code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--duration", "2", "--seed", "5", "--no-watermark")
     assert (code, out) == (0, "out.wav\n")
     assert "audiolm: seed 5\n" in err
     samples, rate = soundfile.read("out.wav")
@@ -130,6 +130,7 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "seed": 1,
         "position": 0,
         "sample": 1,
+        "watermark_bits": "01000001",
         "prompt_seconds": 1.0,
         "new_seconds": 7.0,
         "seconds": 8.0,
@@ -148,14 +149,14 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
 
 def test_clipping_is_reported(audiolm, prompt, fake):
     fake.level = 1.5
-    _, out, err = audiolm("continue", prompt, "-o", "a.wav", "--json", "--duration", "1")
+    _, out, err = audiolm("continue", prompt, "-o", "a.wav", "--json", "--duration", "1", "--no-watermark")
     assert json.loads(out)["clipped"] == 16000
     assert json.loads(out)["peak"] == 1.5
     assert "16000 samples beyond full scale clipped" in err
 
 
 def test_continuation_only(audiolm, prompt):
-    audiolm("continue", prompt, "-o", "a.wav", "--continuation-only", "--duration", "1")
+    audiolm("continue", prompt, "-o", "a.wav", "--continuation-only", "--duration", "1", "--no-watermark")
     with soundfile.SoundFile("a.wav") as file:
         assert json.loads(file.comment)["prompt_samples"] == 0
         assert (file.read() == 0.25).all()

@@ -20,14 +20,22 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, read_config, sha256, tensors_identity
+from audiolm_cli.bundle import (
+    NEEDS,
+    PARTS,
+    TOKEN_SOURCES,
+    check_parts,
+    read_about,
+    read_config,
+    sha256,
+    tensors_identity,
+)
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.hub import CARD
 
 MAX_BYTES = 64_000_000
 SETTINGS = ("sampling", "prompt_seconds", "familiar_bits")  # of config.json, besides what the parts say
-PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
 
 
 def assemble(
@@ -48,18 +56,18 @@ def assemble(
     tensors = {part: load_file(parts / f"{part}.safetensors") for part in found}
     about = {part: read_about(parts / f"{part}.safetensors") for part in found}
     identity = {part: tensors_identity(tensors[part], prefixes) for part, prefixes in TOKEN_SOURCES.items()}
-    depends: dict[str, dict[str, str]] = {part: {"self": value} for part, value in identity.items()}
-    for part in found:
-        for source in NEEDS.get(part, ()):
-            if about[part]["depends"].get(source) != identity[source]:
-                raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
-            depends.setdefault(part, {})[source] = identity[source]
-    tokens = about["coarse"]["tokens"]
+    tokens, final = about["coarse"]["tokens"], dict(identity)
     if quantizers:
         tokens = {**tokens, "quantizers": quantizers}
         tensors["codec"]["quantizer.codebooks"] = tensors["codec"]["quantizer.codebooks"][:quantizers].clone()
-        own = tensors_identity(tensors["codec"], TOKEN_SOURCES["codec"])
-        depends = {part: {s: own if v == identity["codec"] else v for s, v in d.items()} for part, d in depends.items()}
+        final["codec"] = tensors_identity(tensors["codec"], TOKEN_SOURCES["codec"])
+    depends: dict[str, dict[str, str]] = {part: {"self": value} for part, value in final.items()}
+    for part in found:
+        for source in NEEDS.get(part, ()):
+            known = final if part == "detector" else identity  # it hears the bundle's codec, as it became
+            if about[part]["depends"].get(source) != known[source]:
+                raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
+            depends.setdefault(part, {})[source] = final[source]
     before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
     settings = {field: before[field] for field in SETTINGS if field in before} | (given or {})
     value = {

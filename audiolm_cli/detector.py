@@ -1,0 +1,121 @@
+"""A small convolutional classifier: did this bundle make the sound, or was it recorded?
+
+AudioLM, section IV-F: both kinds are heard through the codec, else the codec's own traces give the made one away, and
+with them every recording that somebody has only compressed. So every recording is encoded and decoded before it is
+judged, at one level, in windows of two seconds. Audio is `float32 [B, T]` at the bundle's rate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audiolm_cli.autoencoders import hann
+from audiolm_cli.config import DetectorConfig, TokenSpec
+from audiolm_cli.semantic import mel_banks
+from audiolm_cli.soundstream import SoundStream
+
+WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5  # of what is judged at a time
+LEVEL = 0.05  # root mean square of what is judged
+STRETCH = 5  # windows: a recording is as suspicious as the most suspicious four seconds of it
+FAINT = 0.01  # windows with less than this share of the loudest one's energy tell nothing
+FLOOR = 1e-4  # of mel energies
+
+
+class Judgement(NamedTuple):
+    """Probabilities that the windows, which begin at `starts` (s), were generated: NaN where nothing is to be heard.
+    `probability` is that of the recording; `segments` are the stretches (s) that are more likely generated than not."""
+
+    probability: float
+    segments: list[tuple[float, float]]
+    starts: np.ndarray
+    windows: np.ndarray
+
+
+class Detector(nn.Module):
+    """Log-mel spectra -> strided convolutions -> one logit for every 160 ms, of which a window has the mean."""
+
+    def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
+        super().__init__()
+        self.bins, self.rate = config.mel_bins, tokens.sample_rate
+        self.hop = round(0.01 * self.rate)
+        self.size = 1 << (2 * self.hop).bit_length()
+        layers: list[nn.Module] = []
+        for before, after in zip((1, *config.channels), config.channels, strict=False):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(1, after), nn.GELU()]
+        self.layers = nn.Sequential(*layers)
+        bins = -(-self.bins // 2 ** len(config.channels))
+        self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1] * bins, 1))
+
+    def mel(self, audio: Tensor) -> Tensor:
+        """Audio `[B, T]` -> log-mel spectra `float32 [B, T // hop, bins]`, 100 a second."""
+        padded = nn.functional.pad(audio, (self.size - self.hop, 0))
+        frames = padded.unfold(-1, self.size, self.hop) * hann(self.size, audio.device)
+        power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1)
+        return (power @ mel_banks(self.size // 2 + 1, self.bins, self.rate, audio.device)).add(FLOOR).log()
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Log-mel spectra `[B, frames, bins]` of windows -> logits `[B]`, above 0 where generated is more likely."""
+        x = self.layers((mel / 4)[:, None])  # [B, C, steps, bins]
+        return self.output(x.permute(0, 2, 1, 3).flatten(2))[..., 0].mean(1)
+
+
+def heard(codec: SoundStream | None, samples: np.ndarray) -> Tensor:
+    """What the detector listens to, `float32 [1, T]`: the samples `[T]` at its level, through the codec if there is
+    one."""
+    level = float(np.sqrt(np.mean(np.square(samples), dtype=float))) + 1e-9
+    audio = torch.from_numpy(samples * np.float32(LEVEL / level))[None]
+    if codec is None:
+        return audio
+    audio = audio.to(codec.quantizer.codebooks.device)
+    short = -audio.shape[1] % codec.hop
+    return codec.decode(codec.encode(nn.functional.pad(audio, (0, short))))[:, : samples.size]
+
+
+@torch.inference_mode()
+def judge(detector: Detector, codec: SoundStream, samples: np.ndarray) -> Judgement:
+    """Judges a recording `float32 [T]` at the detector's rate, as a whole and in windows."""
+    audio = heard(codec, samples)
+    mel = detector.mel(audio)
+    per = detector.rate // detector.hop
+    size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
+    starts = np.arange(0, max(0, mel.shape[1] - size) + 1, hop)
+    energy = audio[0].square().cumsum(0, dtype=torch.float64).cpu().numpy()
+    ends = np.minimum((starts + size) * detector.hop, len(energy)) - 1
+    energy = energy[ends] - np.where(starts > 0, energy[np.maximum(starts * detector.hop - 1, 0)], 0)
+    logits = np.concatenate(
+        [
+            detector(torch.cat([mel[:, s : s + size] for s in part])).float().cpu().numpy()
+            for part in np.array_split(starts, len(starts) // 64 + 1)
+        ]
+    )
+    logits[energy < FAINT * energy.max()] = np.nan
+    stretch = min(STRETCH, len(logits))
+    averages = np.convolve(np.nan_to_num(logits, nan=-5.0), np.ones(stretch) / stretch, "valid")
+    seconds = starts / per
+    return Judgement(
+        float(_probability(averages.max())),
+        _segments(logits > 0, seconds, len(samples) / detector.rate),
+        seconds,
+        _probability(logits),
+    )
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def _segments(suspicious: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[float, float]]:
+    """Stretches of windows that follow each other; one begins where the first is half in it."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], suspicious.astype(int), [0]])))
+    half = WINDOW_SECONDS / 2
+    return [
+        (
+            0.0 if first == 0 else float(starts[first] + half),
+            end if last == len(starts) else float(starts[last - 1] + half),
+        )
+        for first, last in edges.reshape(-1, 2)
+    ]

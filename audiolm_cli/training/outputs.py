@@ -1,0 +1,114 @@
+"""Outputs of a bundle in all its ways, with many seeds and settings: what its detector learns to tell from recordings.
+
+    python -m audiolm_cli.training.outputs --model weights/speech --data DATA --runs RUNS --batches 30
+
+Each batch is made in one way (continued prompts, from nothing, recordings said again in another's voice) of recordings
+of the split, with sampling settings of its own; every third has the bundle's. Batches that are there already are kept,
+so the same line with more of them goes on. They carry no watermark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from audiolm_cli import bundle as bundles
+from audiolm_cli import pipeline
+from audiolm_cli.bundle import Bundle
+from audiolm_cli.errors import AudioLMError, ModelError
+from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.familiar import prompts
+
+SECONDS = 6.0  # of an output
+BATCH = 16
+WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is made."""
+
+    way: str
+    sampling: pipeline.Sampling
+
+
+def plan(bundle: Bundle, number: int) -> Plan:
+    """The same for the same number, whichever batches were made before."""
+    own, rng = pipeline.Sampling(**vars(bundle.config.sampling)), np.random.default_rng([7, number])
+    way = WAYS[number % len(WAYS)]
+    if number % 3 == 0:
+        return Plan(way, own)
+    temperature = [float(t * factor) for t, factor in zip(own.temperature, rng.uniform(0.8, 1.25, 3), strict=True)]
+    top_p = [float(p) for p in rng.uniform(0.85, 1.0, 3)]
+    changed: dict[str, Any] = {"temperature": tuple(temperature), "top_p": tuple(top_p)}
+    return Plan(way, pipeline.Sampling(**vars(own) | changed | {"guidance": float(rng.uniform(0, own.guidance + 1))}))
+
+
+def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
+    """The new stretches of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
+    how, rate = plan(bundle, number), bundle.config.tokens.sample_rate
+    length = round(SECONDS * rate)
+    common: dict[str, Any] = {"sampling": how.sampling, "batch_size": BATCH}
+    seconds = bundle.config.prompt_seconds if how.way == "continue" else SECONDS
+    given = list(prompts(corpus, round(seconds * rate), BATCH + 1, seed=number))
+    asked = [pipeline.Prompt(samples, place, seed=number) for place, samples in enumerate(given[:BATCH])]
+    if how.way == "continue":
+        made = pipeline.continue_(bundle, asked, duration=SECONDS, prompt_seconds=seconds, **common)
+    elif how.way == "generate":
+        made = pipeline.generate(bundle, asked, duration=SECONDS, **common)
+    else:
+        made = pipeline.resynth(bundle, asked, speaker=given[BATCH], **common)
+    return np.stack([output.samples[output.prompt_samples :][:length] for output in made])
+
+
+def load_outputs(runs: Path, split: str, identity: str) -> list[np.ndarray]:
+    """All outputs of a split that the bundle of that identity has made, `float32 [T]` each; raises ModelError."""
+    files = sorted((runs / "outputs").glob(f"{split}-{identity[:12]}-*.safetensors"))
+    if not files:
+        raise ModelError(f"{runs}/outputs: none of the split {split!r}; run audiolm_cli.training.outputs")
+    return [row.numpy().astype(np.float32) / 32768 for file in files for row in load_file(file)["audio"]]
+
+
+def missing(folder: Path, split: str, identity: str, batches: int) -> Iterator[tuple[int, Path]]:
+    for number in range(batches):
+        file = folder / f"{split}-{identity[:12]}-{number:04d}.safetensors"
+        if not file.is_file():
+            yield number, file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and outputs")
+    parser.add_argument("--batches", type=int, default=30, help=f"of {BATCH} outputs, from the split `train`")
+    parser.add_argument("--valid-batches", type=int, default=10, help="the same from `valid`")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        bundle = bundles.load(options.model, device=options.device)
+        for split, count in (("valid", options.valid_batches), ("train", options.batches)):
+            corpus = load_corpus(options.data, split, bundle.config.tokens.sample_rate, options.runs / "audio")
+            for number, file in missing(options.runs / "outputs", split, bundle.identity, count):
+                audio = np.clip(make(bundle, corpus, number), -1, 1 - 2**-15) * 32768
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_file({"audio": torch.from_numpy(audio.round().astype(np.int16))}, file.with_suffix(".tmp"))
+                file.with_suffix(".tmp").replace(file)
+                print(json.dumps({"written": file.name, "way": plan(bundle, number).way}), flush=True)
+    except AudioLMError as error:
+        sys.exit(f"outputs: {error}")
+
+
+if __name__ == "__main__":
+    main()

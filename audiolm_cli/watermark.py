@@ -1,0 +1,199 @@
+"""An inaudible mark on generated sound: spread-spectrum modulation of its spectrum, found again without the original.
+
+Time and frequency are divided into tiles of 16 ms and 125 Hz. A pseudo-random pattern of signs, one for every tile,
+which repeats every 1.5 s, says which tiles are made a little louder and which a little quieter; so the mark rises and
+falls with the sound and stays 20 dB below it in every band. Tiles that are quieter than their band mostly is change by
+more: these carry what little energy the mark may have farthest. There is one pattern for each bundle, of 64, and the
+patterns together say that this program made the sound.
+
+To find it, every tile is compared with those around it (`_relief`), and the comparison is correlated with all patterns
+at all offsets. Of sound without a mark the correlation is distributed about as a standard normal, whatever the sound,
+since the signs are random: `THRESHOLD` is what it does not reach by chance. After Cox et al., "Secure Spread Spectrum
+Watermarking for Multimedia" (1997), and the patchwork methods that followed it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+RATE = 16000  # Hz, at which marks are searched for
+HOP_SECONDS = 0.004  # between spectra, whose windows are four times as long
+FRAMES, BINS = 4, 2  # of a tile: 16 ms, 125 Hz
+FIRST, BANDS = 7, 58  # tiles cover the bins of 62.5 Hz from FIRST on: 410 to 7,660 Hz
+PERIOD = 96  # tiles
+PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
+STRENGTH = 0.105  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
+QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
+MOST = 0.6  # by which a tile's amplitude changes at most
+WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
+THRESHOLD = 7.0  # standard deviations
+BLOCK = 4096  # frames dealt with at a time: memory hardly grows with length
+
+
+class Mark(NamedTuple):
+    """A stretch from `start` to `end` (s) with the mark of the bundle of that id; `confidence` is how far the best two
+    seconds of it lie above chance, in standard deviations."""
+
+    start: float
+    end: float
+    bundle: int
+    confidence: float
+
+
+def bundle_id(name: str) -> int:
+    """The id that stands for bundles of this name: the first bits of its SHA-256."""
+    return hashlib.sha256(name.encode()).digest()[0] >> (8 - BUNDLE_BITS)
+
+
+def bits(bundle: int) -> str:
+    """What a mark says, as `0` and `1`: the program's id and the bundle's."""
+    return f"{PROGRAM:0{PROGRAM_BITS}b}{bundle:0{BUNDLE_BITS}b}"
+
+
+@functools.cache
+def patterns() -> np.ndarray:
+    """The signs, `float32 [bundles, PERIOD, BANDS]`: bits of SHAKE-128 of the program's name and the two ids."""
+    rows = [
+        hashlib.shake_128(f"audiolm {PROGRAM} {n}".encode()).digest(PERIOD * BANDS // 8)
+        for n in range(1 << BUNDLE_BITS)
+    ]
+    bits = np.unpackbits(np.frombuffer(b"".join(rows), np.uint8))
+    return bits.reshape(-1, PERIOD, BANDS).astype(np.float32) * 2 - 1
+
+
+def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
+    """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent."""
+    hop = round(rate * HOP_SECONDS)
+    window = _window(hop)
+    bands = min(BANDS, (2 * hop + 1 - FIRST) // BINS)
+    inner = slice(FIRST, FIRST + bands * BINS)
+    made, before = samples[begin:], samples[max(0, begin - 4 * hop) : begin]
+    count = -(-(len(made) // hop + 5) // FRAMES) * FRAMES  # frames that touch it, in whole tiles
+    padded = np.pad(samples[begin - len(before) :], (4 * hop - len(before), count * hop - len(made)))
+    mark = np.zeros((count + 4, hop), np.float32)  # in pieces of a hop
+    for first in range(0, count, BLOCK):
+        frames = min(BLOCK, count - first)
+        spectra = np.fft.rfft(_frames(padded, hop, first, frames) * window)
+        energy = np.square(np.abs(spectra[:, inner])).reshape(-1, FRAMES, bands, BINS).mean((1, 3))
+        signs = patterns()[bundle, (first // FRAMES + np.arange(len(energy))) % PERIOD, :bands]
+        change = np.zeros(spectra.shape, np.float32)
+        change[:, inner] = (_amounts(energy) * signs).repeat(FRAMES, 0).repeat(BINS, 1)
+        added = np.fft.irfft(spectra * change, 4 * hop) * window / 1.5  # the sum of squares of overlapping windows
+        for part in range(4):
+            mark[first + part : first + part + frames] += added[:, part * hop : (part + 1) * hop]
+    return np.concatenate([samples[:begin], made + mark.reshape(-1)[4 * hop : 4 * hop + len(made)]], dtype=np.float32)
+
+
+def _window(hop: int) -> np.ndarray:
+    return np.hanning(4 * hop + 1)[:-1].astype(np.float32)
+
+
+def _frames(samples: np.ndarray, hop: int, first: int, count: int) -> np.ndarray:
+    """Frames `[count, 4 * hop]` from number `first` on."""
+    return sliding_window_view(samples[first * hop : (first + count + 3) * hop], 4 * hop)[::hop]
+
+
+def _amounts(energy: np.ndarray) -> np.ndarray:
+    """By how much of its amplitude each tile `[tiles, bands]` of that energy changes."""
+    energy = energy + 1e-12
+    amounts = np.minimum((energy.mean(0) / energy) ** (QUIETER / 2), MOST / STRENGTH)
+    share = np.sqrt((amounts**2 * energy).sum(0) / energy.sum(0))  # 1: the band's mark has STRENGTH
+    return np.minimum(amounts * (STRENGTH / share), MOST)
+
+
+def find(samples: np.ndarray) -> list[Mark]:
+    """The marked stretches of sound `float32 [T]` at 16 kHz, in order. Less than 2 s are searched as a whole."""
+    levels = _levels(samples)
+    reliefs = [_relief(levels[offset::FRAMES]) for offset in range(FRAMES)]  # for all places where tiles may begin
+    found = [_windows(relief) for relief in reliefs]
+    scores = np.stack([scores for scores, _ in found])  # [offsets, windows]
+    marks: list[Mark] = []
+    while scores.size and scores.max() >= THRESHOLD:
+        offset, window = np.unravel_index(scores.argmax(), scores.shape)
+        bundle, phase = divmod(int(found[offset][1][window]), PERIOD)
+        first, last = _extent(reliefs[offset], bundle, phase, int(window) * STEP_TILES)
+        seconds = FRAMES * HOP_SECONDS
+        start, end = (offset * HOP_SECONDS + tile * seconds for tile in (first, last + 1))
+        marks.append(Mark(max(0.0, float(start)), min(float(end), len(samples) / RATE), bundle, float(scores.max())))
+        begins = np.arange(scores.shape[1]) * STEP_TILES
+        scores[:, (begins <= last) & (begins + WINDOW_TILES > first)] = 0
+    return sorted(marks)
+
+
+def score(samples: np.ndarray) -> float:
+    """The highest correlation that sound `float32 [T]` has anywhere with any pattern, standard deviations."""
+    levels = _levels(samples)
+    return max((float(_windows(_relief(levels[o::FRAMES]))[0].max(initial=0)) for o in range(FRAMES)), default=0.0)
+
+
+def _levels(samples: np.ndarray) -> np.ndarray:
+    """Log energy of tiles `[n * FRAMES, BANDS]`, one beginning with every frame."""
+    hop = round(RATE * HOP_SECONDS)
+    count = max(0, len(samples) // hop - 3)
+    bands = np.zeros((count, BANDS), np.float32)
+    for first in range(0, count, BLOCK):
+        spectra = np.fft.rfft(_frames(samples, hop, first, min(BLOCK, count - first)) * _window(hop))
+        energy = np.square(np.abs(spectra[:, FIRST : FIRST + BANDS * BINS]))
+        bands[first : first + len(energy)] = energy.reshape(len(energy), BANDS, BINS).sum(2)
+    if count < FRAMES:
+        return bands[:0]
+    tiles = sliding_window_view(bands, FRAMES, 0).sum(-1)
+    tiles = tiles[: len(tiles) // FRAMES * FRAMES]
+    return np.log(tiles + 1e-7 * bands.mean() + 1e-12)
+
+
+def _relief(levels: np.ndarray) -> np.ndarray:
+    """Tiles `[tiles, BANDS]` beside the mean of the 15 around them: three in time, five in frequency."""
+    if not len(levels):
+        return levels
+    padded = np.pad(levels, ((1, 1), (2, 2)), mode="edge")
+    return np.clip(levels - sliding_window_view(padded, (3, 5)).mean((2, 3)), -1, 1)
+
+
+@functools.cache
+def _reliefs_of_patterns() -> np.ndarray:
+    """What `_relief` makes of the patterns, `float32 [bundles, PERIOD, BANDS]`, with a mean square of 1."""
+    periodic = np.pad(patterns(), ((0, 0), (1, 1), (0, 0)), mode="wrap")
+    padded = np.pad(periodic, ((0, 0), (0, 0), (2, 2)), mode="edge")
+    relief = patterns() - sliding_window_view(padded, (3, 5), (1, 2)).mean((3, 4))
+    return relief / np.sqrt(np.square(relief).mean())
+
+
+@functools.cache
+def _spectra_of_patterns() -> np.ndarray:
+    """`complex64 [PERIOD / 2 + 1, BANDS, bundles]`."""
+    return np.fft.rfft(_reliefs_of_patterns(), axis=1).transpose(1, 2, 0).astype(np.complex64)
+
+
+def _windows(relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each window of a relief `[tiles, BANDS]` the highest correlation with a pattern, and which pattern at which
+    phase that is, as bundle * PERIOD + phase."""
+    starts = range(0, max(len(relief) - WINDOW_TILES, 0) + 1, STEP_TILES) if len(relief) else ()
+    scores, places = np.zeros(len(starts), np.float32), np.zeros(len(starts), np.int64)
+    for n, start in enumerate(starts):
+        window = relief[start : start + WINDOW_TILES]
+        folded = np.zeros((PERIOD, BANDS), np.float32)
+        np.add.at(folded, (start + np.arange(len(window))) % PERIOD, window)
+        spectrum = np.fft.rfft(folded, axis=0).astype(np.complex64)
+        products = (spectrum.conj()[:, None] @ _spectra_of_patterns())[:, 0]  # [PERIOD / 2 + 1, bundles]
+        correlations = np.fft.irfft(products, PERIOD, axis=0).T / np.sqrt(np.square(window).sum() + 1e-9)
+        places[n] = correlations.argmax()
+        scores[n] = correlations.reshape(-1)[places[n]]
+    return scores, places
+
+
+def _extent(relief: np.ndarray, bundle: int, phase: int, start: int) -> tuple[int, int]:
+    """First and last tile of the marked stretch around the window that starts at tile `start`: the ends between which
+    the correlation exceeds half of the window's by most."""
+    tiles = np.arange(len(relief))
+    signal = (relief * _reliefs_of_patterns()[bundle, (tiles + phase) % PERIOD]).sum(1)
+    end = min(start + WINDOW_TILES, len(relief))
+    total = np.concatenate([[0.0], np.cumsum(signal - signal[start:end].mean() / 2)])
+    middle = (start + end) // 2
+    first = int(total[: middle + 1].argmin())
+    return first, middle + int(total[middle + 1 :].argmax())
