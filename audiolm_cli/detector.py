@@ -78,14 +78,13 @@ def heard(codec: SoundStream | None, samples: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def judge(detector: Detector, codec: SoundStream, samples: np.ndarray) -> Judgement:
     """Judges a recording `float32 [T]` at the detector's rate, as a whole and in windows."""
-    audio = heard(codec, samples)
-    mel = detector.mel(audio)
+    mel = detector.mel(heard(codec, samples))
     per = detector.rate // detector.hop
     size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
     starts = np.arange(0, max(0, mel.shape[1] - size) + 1, hop)
-    energy = audio[0].square().cumsum(0, dtype=torch.float64).cpu().numpy()
-    ends = np.minimum((starts + size) * detector.hop, len(energy)) - 1
-    energy = energy[ends] - np.where(starts > 0, energy[np.maximum(starts * detector.hop - 1, 0)], 0)
+    begins = starts * detector.hop
+    total = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    energy = total[np.minimum(begins + size * detector.hop, len(samples))] - total[begins]
     logits = np.concatenate(
         [
             detector(torch.cat([mel[:, s : s + size] for s in part])).float().cpu().numpy()

@@ -110,7 +110,10 @@ def test_outputs_tell_where_they_are_from(audiolm, tiny_bundle, suffix):
     assert made_with["watermark"] == found["watermark_bits"] == watermark.bits(watermark.bundle_id("tiny"))
     (segment,) = [s for s in found["segments"] if s["by"] == "watermark"]
     assert segment["start"] == pytest.approx(3.52, abs=0.15)
-    assert f"metadata: {found['metadata']['software']}, bundle tiny, seed 5" in audiolm("detect", out, "-m", tiny_bundle)[1]
+    assert (
+        f"metadata: {found['metadata']['software']}, bundle tiny, seed 5"
+        in audiolm("detect", out, "-m", tiny_bundle)[1]
+    )
 
 
 def test_without_a_watermark_it_is_said_and_recorded(audiolm, tiny_bundle):

@@ -204,7 +204,7 @@ def main() -> None:
     try:
         bundle = bundles.load(options.model, device="cpu")
         corpora = [load_corpus(options.data, split, RATE, options.runs / "audio") for split in ("valid", "train")]
-        outputs = load_outputs(options.runs, "valid", bundle.identity)
+        outputs = load_outputs(options.runs, "valid", bundle)
     except AudioLMError as error:
         sys.exit(f"marks: {error}")
     real, changes = recordings(corpora, options.recorded), handlings(bundle.codec)

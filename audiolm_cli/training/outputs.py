@@ -10,9 +10,9 @@ so the same line with more of them goes on. They carry no watermark.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
-from audiolm_cli.bundle import Bundle
+from audiolm_cli.bundle import Bundle, sha256
 from audiolm_cli.errors import AudioLMError, ModelError
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.familiar import prompts
@@ -70,19 +70,21 @@ def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
     return np.stack([output.samples[output.prompt_samples :][:length] for output in made])
 
 
-def load_outputs(runs: Path, split: str, identity: str) -> list[np.ndarray]:
-    """All outputs of a split that the bundle of that identity has made, `float32 [T]` each; raises ModelError."""
-    files = sorted((runs / "outputs").glob(f"{split}-{identity[:12]}-*.safetensors"))
+def outputs_of(bundle: Bundle) -> str:
+    """What the names of files with outputs of a bundle have in common: they belong to its stages and its codec."""
+    digest = hashlib.sha256()
+    for part in ("codec", "semantic", "coarse", "fine"):
+        if (file := bundle.folder / f"{part}.safetensors").is_file():
+            digest.update(sha256(file).encode())
+    return digest.hexdigest()[:12]
+
+
+def load_outputs(runs: Path, split: str, bundle: Bundle) -> list[np.ndarray]:
+    """All outputs of a split that the bundle has made, `float32 [T]` each; raises ModelError where there are none."""
+    files = sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle)}-*.safetensors"))
     if not files:
         raise ModelError(f"{runs}/outputs: none of the split {split!r}; run audiolm_cli.training.outputs")
     return [row.numpy().astype(np.float32) / 32768 for file in files for row in load_file(file)["audio"]]
-
-
-def missing(folder: Path, split: str, identity: str, batches: int) -> Iterator[tuple[int, Path]]:
-    for number in range(batches):
-        file = folder / f"{split}-{identity[:12]}-{number:04d}.safetensors"
-        if not file.is_file():
-            yield number, file
 
 
 def main() -> None:
@@ -100,7 +102,10 @@ def main() -> None:
         bundle = bundles.load(options.model, device=options.device)
         for split, count in (("valid", options.valid_batches), ("train", options.batches)):
             corpus = load_corpus(options.data, split, bundle.config.tokens.sample_rate, options.runs / "audio")
-            for number, file in missing(options.runs / "outputs", split, bundle.identity, count):
+            for number in range(count):
+                file = options.runs / "outputs" / f"{split}-{outputs_of(bundle)}-{number:04d}.safetensors"
+                if file.is_file():
+                    continue
                 audio = np.clip(make(bundle, corpus, number), -1, 1 - 2**-15) * 32768
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save_file({"audio": torch.from_numpy(audio.round().astype(np.int16))}, file.with_suffix(".tmp"))
