@@ -36,13 +36,13 @@ class Judgement(NamedTuple):
 
 
 class Detector(nn.Module):
-    """Log-mel spectra -> strided convolutions -> one logit for every 160 ms, of which a window has the mean."""
+    """Log-mel spectra -> strided convolutions -> one logit for every 320 ms, of which a window has the mean."""
 
     def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
         self.bins, self.rate = config.mel_bins, tokens.sample_rate
-        self.hop = round(0.01 * self.rate)
-        self.size = 1 << (2 * self.hop).bit_length()
+        self.hop = round(0.02 * self.rate)
+        self.size = 1 << self.hop.bit_length()
         layers: list[nn.Module] = []
         for before, after in zip((1, *config.channels), config.channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(1, after), nn.GELU()]
@@ -51,7 +51,7 @@ class Detector(nn.Module):
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1] * bins, 1))
 
     def mel(self, audio: Tensor) -> Tensor:
-        """Audio `[B, T]` -> log-mel spectra `float32 [B, T // hop, bins]`, 100 a second."""
+        """Audio `[B, T]` -> log-mel spectra `float32 [B, T // hop, bins]`, 50 a second."""
         padded = nn.functional.pad(audio, (self.size - self.hop, 0))
         frames = padded.unfold(-1, self.size, self.hop) * hann(self.size, audio.device)
         power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1)

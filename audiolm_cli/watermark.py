@@ -27,7 +27,7 @@ FRAMES, BINS = 4, 2  # of a tile: 16 ms, 125 Hz
 FIRST, BANDS = 7, 58  # tiles cover the bins of 62.5 Hz from FIRST on: 410 to 7,660 Hz
 PERIOD = 96  # tiles
 PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
-STRENGTH = 0.105  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
+STRENGTH = 0.098  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
 QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
 MOST = 0.6  # by which a tile's amplitude changes at most
 WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
@@ -68,34 +68,35 @@ def patterns() -> np.ndarray:
 
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
     """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent."""
-    hop = round(rate * HOP_SECONDS)
-    window = _window(hop)
-    bands = min(BANDS, (2 * hop + 1 - FIRST) // BINS)
-    inner = slice(FIRST, FIRST + bands * BINS)
-    made, before = samples[begin:], samples[max(0, begin - 4 * hop) : begin]
-    count = -(-(len(made) // hop + 5) // FRAMES) * FRAMES  # frames that touch it, in whole tiles
-    padded = np.pad(samples[begin - len(before) :], (4 * hop - len(before), count * hop - len(made)))
-    mark = np.zeros((count + 4, hop), np.float32)  # in pieces of a hop
+    hop = 2 * round(rate * HOP_SECONDS)
+    window = np.sqrt(_window(2 * hop))  # of analysis and synthesis: overlapping by half, their squares add up to 1
+    bands = min(BANDS, (hop + 1 - FIRST) // BINS)
+    inner, frames_per_tile = slice(FIRST, FIRST + bands * BINS), FRAMES // 2
+    made, before = samples[begin:], samples[max(0, begin - hop) : begin]
+    count = -(-(len(made) // hop + 2) // frames_per_tile) * frames_per_tile  # frames that touch it, in whole tiles
+    padded = np.pad(samples[begin - len(before) :], (hop - len(before), count * hop - len(made)))
+    mark = np.zeros((count + 1, hop), np.float32)  # in pieces of a hop
     for first in range(0, count, BLOCK):
         frames = min(BLOCK, count - first)
-        spectra = np.fft.rfft(_frames(padded, hop, first, frames) * window)
-        energy = np.square(np.abs(spectra[:, inner])).reshape(-1, FRAMES, bands, BINS).mean((1, 3))
-        signs = patterns()[bundle, (first // FRAMES + np.arange(len(energy))) % PERIOD, :bands]
-        change = np.zeros(spectra.shape, np.float32)
-        change[:, inner] = (_amounts(energy) * signs).repeat(FRAMES, 0).repeat(BINS, 1)
-        added = np.fft.irfft(spectra * change, 4 * hop) * window / 1.5  # the sum of squares of overlapping windows
-        for part in range(4):
-            mark[first + part : first + part + frames] += added[:, part * hop : (part + 1) * hop]
-    return np.concatenate([samples[:begin], made + mark.reshape(-1)[4 * hop : 4 * hop + len(made)]], dtype=np.float32)
+        spectra = np.fft.rfft(_frames(padded, 2 * hop, hop, first, frames) * window)[:, inner]
+        energy = (spectra.real**2 + spectra.imag**2).reshape(-1, frames_per_tile, bands * BINS).sum(1)
+        energy = energy.reshape(-1, bands, BINS).sum(2)
+        signs = patterns()[bundle, (first // frames_per_tile + np.arange(len(energy))) % PERIOD, :bands]
+        change = np.zeros((frames, hop + 1), np.complex64)
+        change[:, inner] = spectra * (_amounts(energy) * signs).repeat(frames_per_tile, 0).repeat(BINS, 1)
+        added = np.fft.irfft(change, 2 * hop) * window
+        mark[first : first + frames] += added[:, :hop]
+        mark[first + 1 : first + 1 + frames] += added[:, hop:]
+    return np.concatenate([samples[:begin], made + mark.reshape(-1)[hop : hop + len(made)]], dtype=np.float32)
 
 
-def _window(hop: int) -> np.ndarray:
-    return np.hanning(4 * hop + 1)[:-1].astype(np.float32)
+def _window(size: int) -> np.ndarray:
+    return np.hanning(size + 1)[:-1].astype(np.float32)
 
 
-def _frames(samples: np.ndarray, hop: int, first: int, count: int) -> np.ndarray:
-    """Frames `[count, 4 * hop]` from number `first` on."""
-    return sliding_window_view(samples[first * hop : (first + count + 3) * hop], 4 * hop)[::hop]
+def _frames(samples: np.ndarray, size: int, hop: int, first: int, count: int) -> np.ndarray:
+    """Frames `[count, size]` from number `first` on."""
+    return sliding_window_view(samples[first * hop : (first + count - 1) * hop + size], size)[::hop]
 
 
 def _amounts(energy: np.ndarray) -> np.ndarray:
@@ -137,8 +138,10 @@ def _levels(samples: np.ndarray) -> np.ndarray:
     count = max(0, len(samples) // hop - 3)
     bands = np.zeros((count, BANDS), np.float32)
     for first in range(0, count, BLOCK):
-        spectra = np.fft.rfft(_frames(samples, hop, first, min(BLOCK, count - first)) * _window(hop))
-        energy = np.square(np.abs(spectra[:, FIRST : FIRST + BANDS * BINS]))
+        frames = _frames(samples, 4 * hop, hop, first, min(BLOCK, count - first))
+        spectra = np.fft.rfft(frames * _window(4 * hop))
+        spectra = spectra[:, FIRST : FIRST + BANDS * BINS]
+        energy = spectra.real**2 + spectra.imag**2
         bands[first : first + len(energy)] = energy.reshape(len(energy), BANDS, BINS).sum(2)
     if count < FRAMES:
         return bands[:0]

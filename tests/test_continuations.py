@@ -81,11 +81,8 @@ def test_copies_of_the_prompt_are_found_but_pauses_do_not_count():
     assert not continuations.copies(np.zeros(175, int), np.zeros(75, int))
 
 
-def test_trivial_answers_are_as_long_as_a_continuation():
+def test_pasted_clips_are_as_long_as_a_continuation():
     case = Case("a", ramp(3), ramp(7), np.zeros(2))
-    looped = continuations.prompt_looped(case)
-    assert len(looped) == NEW
-    assert looped[PROMPT] == case.prompt[0]
     corpus = data.Corpus(
         np.ones(9 * RATE, np.int16), [data.Clip("x", "b", "", "", 0, 9 * RATE), data.Clip("y", "b", "", "", 0, 5)]
     )

@@ -28,7 +28,7 @@ def bundle(tiny_bundle):
 def test_a_window_has_one_logit():
     model = Detector(DetectorConfig(), TokenSpec())
     mel = model.mel(torch.randn(3, 2 * RATE))
-    assert mel.shape == (3, 200, 64)
+    assert mel.shape == (3, 100, 64)
     assert model(mel).shape == (3,)
     assert sum(p.numel() for p in model.parameters()) * 2 < 4e6  # bytes in bfloat16
 
@@ -99,7 +99,7 @@ def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypat
     made = sorted(file.name for file in (tmp_path / "outputs").iterdir())
     assert len(made) == 7
     outputs.main()  # nothing is made again
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().err.splitlines()) == 7
     found = outputs.load_outputs(tmp_path, "train", bundles.load(str(tiny_bundle), device="cpu"))
     assert [sound.shape for sound in found] == [(6 * RATE,)] * 10
     monkeypatch.setattr(sys, "argv", ["detector", *runs, "--minutes", "0.1", "--device", "cpu", "--report"])

@@ -15,7 +15,7 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training import bits, continuations, evaluate, music
+from audiolm_cli.training import bits, continuations, evaluate, music, tables
 from audiolm_cli.training.data import Clip, Corpus
 from audiolm_cli.training.measures import Figure
 
@@ -113,7 +113,8 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
     )
     ((title, table),) = evaluate.music_tables(setting).items()
     assert title == "4 continuations, 4 s + 6 s, of 4 pieces"
-    assert list(table)[:2] == ["AudioLM", "acoustic stages alone"]
+    assert list(table)[0] == "AudioLM"
+    assert "acoustic stages alone" in table
     assert table["real continuation"]["intervals"].mean == 1
     assert all(np.isfinite(table[name]["level"].mean) for name in table)
 
@@ -145,11 +146,11 @@ def test_tables_print_and_become_json(capsys):
         "row": {"figure": Figure(0.5, 0.25, 0.75), "codes": 12, "share": 0.125},
         "other": {"share": float("nan")},
     }
-    evaluate.show("title", table)
+    tables.show("title", table)
     printed = capsys.readouterr().out
     assert "0.500 (0.250-0.750)" in printed
     assert "0.125" in printed
-    plain = json.loads(json.dumps(evaluate._plain(table)))
+    plain = json.loads(json.dumps(tables.plain(table)))
     assert plain["row"]["figure"] == {"mean": 0.5, "low": 0.25, "high": 0.75}
     assert plain["other"]["share"] is None
 

@@ -95,11 +95,6 @@ def _speaker_cases(speaker: str, recordings: list[np.ndarray]) -> list[Case]:
     return found
 
 
-def prompt_looped(case: Case) -> np.ndarray:
-    """The prompt again and again, as long as a continuation."""
-    return np.resize(case.prompt, NEW)
-
-
 def pasted(chosen: Sequence[Case], training: Corpus, seed: int = 0) -> list[np.ndarray]:
     """For each case the first 7 s of a random training clip that is long enough."""
     random, long = np.random.default_rng(seed), [clip for clip in training.clips if clip.samples >= NEW]

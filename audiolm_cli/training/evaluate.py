@@ -6,8 +6,9 @@
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
 and bigram; words beside pseudo-words; continuations of 3 s by 7 s beside four trivial answers, and the end of long
 ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and continuations of 4 s by 6 s beside
-trivial answers and what the acoustic stages make alone. Seeds are fixed; intervals in parentheses are 95 % by bootstrap
-over speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools and flite.
+trivial answers and what the acoustic stages make alone. Of both: how the watermark survives, and how often the
+classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the
+extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
@@ -31,7 +32,19 @@ from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.errors import AudioLMError, InputError, UsageError
-from audiolm_cli.training import bits, continuations, music, phones, recogniser, resyntheses, speakers, words
+from audiolm_cli.training import (
+    bits,
+    continuations,
+    marks,
+    music,
+    outputs,
+    phones,
+    recogniser,
+    resyntheses,
+    speakers,
+    words,
+)
+from audiolm_cli.training import detector as detectors
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.measures import (
     MUSIC_MEASURES,
@@ -45,15 +58,14 @@ from audiolm_cli.training.measures import (
     opus_rows,
 )
 from audiolm_cli.training.memorised import Training
+from audiolm_cli.training.tables import Table, plain, show
 from audiolm_cli.training.tokenize import TokenData
 
-SPEECH = ("codec", "tokenizer", "bits", "words", "continuation", "long", "resynthesis")  # sections
-PIANO = ("codec", "bits", "music")
+SPEECH = ("codec", "tokenizer", "bits", "words", "continuation", "long", "resynthesis", "marks", "detector")  # sections
+PIANO = ("codec", "bits", "music", "marks", "detector")
 SEED = 0
 LONG = 60.0  # seconds of a long continuation
 BATCH = 10  # continuations made together
-
-Table = dict[str, dict[str, Any]]  # row -> column -> number or Figure
 
 
 class Setting(NamedTuple):
@@ -167,18 +179,8 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
     voices = continuations.reference_voices(clips)
     tokenize = phones.as_function(bundle.tokenizer)
     prompts, memory = [tokenize(case.prompt) for case in chosen], Training.of(training_tokens(setting))
-    through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
-    answers: dict[str, Callable[[], Sequence[np.ndarray]]] = {
-        name: functools.partial(generated, bundle, chosen, sampling) for name, sampling in setting.samplings.items()
-    }
-    answers |= {
-        "prompt looped": lambda: [continuations.prompt_looped(case) for case in chosen],
-        "training clip pasted": lambda: continuations.pasted(chosen, setting.training, SEED),
-        "real continuation": lambda: [case.real for case in chosen],
-        "real, through the codec": lambda: [
-            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
-        ],
-    }
+    answers = usual_answers(setting, chosen)
+    answers["training clip pasted"] = lambda: continuations.pasted(chosen, setting.training, SEED)
     rows: Table = {}
     for name, make in answers.items():
         say(f"continuations: {name}")
@@ -208,11 +210,30 @@ def long_tables(setting: Setting) -> dict[str, Table]:
     return {f"{len(chosen)} continuations of {LONG:g} s, their last 7 s, among {len(voices.speakers)} speakers": rows}
 
 
+def usual_answers(
+    setting: Setting, chosen: Sequence[continuations.Case | music.Case]
+) -> dict[str, Callable[[], Sequence[np.ndarray]]]:
+    """What is judged beside each other: the bundle's continuations by each sampling, and answers that need no model."""
+    bundle, through = setting.bundle, autoencoder(setting.bundle.codec, setting.bundle.config.tokens.quantizers)
+    seconds = len(chosen[0].real) / RATE
+    made: dict[str, Callable[[], Sequence[np.ndarray]]] = {
+        name: functools.partial(generated, bundle, chosen, sampling, seconds)
+        for name, sampling in setting.samplings.items()
+    }
+    return made | {
+        "prompt looped": lambda: [np.resize(case.prompt, len(case.real)) for case in chosen],
+        "real continuation": lambda: [case.real for case in chosen],
+        "real, through the codec": lambda: [
+            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
+        ],
+    }
+
+
 def generated(
     bundle: Bundle,
     chosen: Sequence[continuations.Case | music.Case],
     sampling: pipeline.Sampling,
-    seconds: float = continuations.NEW / RATE,
+    seconds: float,
 ) -> list[np.ndarray]:
     """What the bundle makes of the prompts: the new samples of each."""
     made = pipeline.continue_(
@@ -270,26 +291,14 @@ def music_tables(setting: Setting) -> dict[str, Table]:
     """Continuations of real piano music, beside trivial answers and what the acoustic stages make alone."""
     bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED)
     tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
-    through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
     prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
     others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
-    seconds = music.NEW / RATE
-    answers: dict[str, Callable[[], Sequence[np.ndarray]]] = {
-        name: functools.partial(generated, bundle, chosen, sampling, seconds)
-        for name, sampling in setting.samplings.items()
-    }
-    sampling = next(iter(setting.samplings.values()))
+    answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
     if bundle.config.coarse.layout == "frames":
+        seconds = music.NEW / RATE
         answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, seconds)
     half = len(chosen) // 2  # away: another piece
-    answers |= {
-        "prompt looped": lambda: [np.resize(case.prompt, music.NEW) for case in chosen],
-        "another piece": lambda: [chosen[n - half].real for n in range(len(chosen))],
-        "real continuation": lambda: [case.real for case in chosen],
-        "real, through the codec": lambda: [
-            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
-        ],
-    }
+    answers["another piece"] = lambda: [chosen[n - half].real for n in range(len(chosen))]
     rows: Table = {}
     for name, make in answers.items():
         say(f"music: {name}")
@@ -299,6 +308,36 @@ def music_tables(setting: Setting) -> dict[str, Table]:
         ]
         rows[name] = dict(continuations.summarise([case.piece for case in chosen], scores))
     return {f"{len(chosen)} continuations, 4 s + 6 s, of {len({case.piece for case in chosen})} pieces": rows}
+
+
+def known_outputs(setting: Setting) -> list[np.ndarray]:
+    """Outputs in all ways and with many settings; two batches of them for quick figures."""
+    bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else outputs.VALID_BATCHES
+    say("outputs of the bundle")
+    outputs.complete(bundle, setting.validation, runs, "valid", batches)
+    return outputs.load_outputs(runs, "valid", bundle)
+
+
+def mark_tables(setting: Setting) -> dict[str, Table]:
+    """What the watermark costs, and how it survives what may happen to a file."""
+    made, marker = known_outputs(setting), marks.Ours(setting.bundle.config.name)
+    real = marks.recordings([setting.validation, setting.training], 300 if setting.quick else marks.RECORDED)
+    rows = marks.survival(marker, made, real, marks.handlings(setting.bundle.codec))
+    return {
+        f"watermark of {len(made)} outputs": {marker.name: marks.cost(marker, made)},
+        f"watermark in 2 s, found from {marker.threshold} on": dict(rows),
+    }
+
+
+def detector_tables(setting: Setting) -> dict[str, Table]:
+    """How often the classifier is right about outputs and recordings, through the codec."""
+    bundle, made = setting.bundle, known_outputs(setting)
+    if bundle.detector is None:
+        return {}
+    held = detectors.items(bundle, bundle.detector, setting.validation, made, SEED, 0.0, raw=False)
+    return {
+        f"classifier: share called generated, of {len(held)} stretches": dict(detectors.figures(bundle.detector, held))
+    }
 
 
 def without_semantics(
@@ -332,33 +371,6 @@ def said_again(
     return [output.samples for output in made]
 
 
-def show(title: str, table: Table) -> None:
-    """Prints a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    rich = RichTable("", *columns, title=title, title_justify="left")
-    for name, row in table.items():
-        rich.add_row(name, *(_cell(row.get(column)) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 200).print(rich)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Figure):
-        return f"{value.mean:.3f} ({value.low:.3f}-{value.high:.3f})"
-    return "" if value is None else str(value) if isinstance(value, (int, str)) else f"{value:.3f}"
-
-
-def _plain(value: Any) -> Any:
-    """Figures as objects with names, for JSON; NaN becomes null."""
-    if isinstance(value, Figure):
-        return _plain(value._asdict())
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
 def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
     """Runs the sections, printing each table as soon as it is there."""
     makers = {
@@ -370,6 +382,8 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "long": long_tables,
         "resynthesis": resynthesis_tables,
         "music": music_tables,
+        "marks": mark_tables,
+        "detector": detector_tables,
     }
     tables: dict[str, Table] = {}
     for section in sections:
@@ -421,7 +435,7 @@ def main() -> None:
         sys.exit(f"evaluate: {error}; `make eval` installs what is needed")
     if options.json:
         report = {"bundle": setting.bundle.config.name, "identity": setting.bundle.identity, "seed": SEED}
-        options.json.write_text(json.dumps({**report, "tables": _plain(tables)}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**report, "tables": plain(tables)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from audiolm_cli.training.outputs import load_outputs
 
 WINDOW = 2 * RATE  # samples
 PIECE = 60  # s of recordings that are handled together
+RECORDED = 3300  # windows of recordings: fewer cannot show one false alarm in a thousand
 FALSE_ALARMS = 0.001  # the threshold of a mark that has none of its own
 
 Handling = Callable[[np.ndarray], np.ndarray]
@@ -99,6 +101,22 @@ def recordings(corpora: Sequence[Corpus], count: int) -> list[np.ndarray]:
     return pieces
 
 
+class Marker(Protocol):
+    """A kind of watermark."""
+
+    name: str
+    threshold: float | None  # of scores, from which on there is a mark; None: see FALSE_ALARMS
+
+    def embed(self, samples: np.ndarray) -> np.ndarray:
+        """Sound `float32 [T]` at 16 kHz with the mark."""
+
+    def score(self, samples: np.ndarray) -> float:
+        """How likely there is one."""
+
+    def right(self, samples: np.ndarray) -> bool:
+        """Whether the mark says what it should."""
+
+
 class Ours:
     """The program's own mark."""
 
@@ -115,7 +133,6 @@ class Ours:
         return watermark.score(samples)
 
     def right(self, samples: np.ndarray) -> bool:
-        """Whether the mark says what it should."""
         return any(mark.bundle == self.id for mark in watermark.find(samples))
 
 
@@ -140,7 +157,7 @@ class Perth:
         return True
 
 
-def cost(marker: Ours | Perth, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+def cost(marker: Marker, outputs: Sequence[np.ndarray]) -> dict[str, float]:
     """What marking does to outputs and how long it takes: PESQ against the unmarked, its 5th percentile; how far the
     mark lies below the sound in the third of an octave where it comes nearest, dB, mean and least; seconds a second."""
     begun = time.perf_counter()
@@ -167,12 +184,12 @@ def bands_below(samples: np.ndarray, marked: np.ndarray) -> float:
 
 
 def survival(
-    marker: Ours | Perth, outputs: Sequence[np.ndarray], real: Sequence[np.ndarray], changes: dict[str, Handling]
-) -> dict[str, dict[str, float]]:
+    marker: Marker, outputs: Sequence[np.ndarray], real: Sequence[np.ndarray], changes: dict[str, Handling]
+) -> Iterator[tuple[str, dict[str, float]]]:
     """For each handling the share of windows where the mark is found, and says what it should; the share of windows of
     recordings where one is found, how many these are, and the highest score among them."""
     marked = [marker.embed(output) for output in outputs]
-    threshold, rows = marker.threshold, {}
+    threshold = marker.threshold
     for name, change in changes.items():
         unmarked = [marker.score(w) for n, piece in enumerate(real) for w in windows(change(piece), n)]
         if threshold is None:
@@ -180,16 +197,17 @@ def survival(
         found = [w for n, output in enumerate(marked) for w in windows(change(output), n)]
         hits = [marker.score(window) >= threshold for window in found]
         right = [hit and marker.right(window) for hit, window in zip(hits, found, strict=True)]
-        rows[name] = {
-            "found": float(np.mean(hits)),
-            "right": float(np.mean(right)),
-            "windows": len(found),
-            "false alarms": float(np.mean(np.array(unmarked) >= threshold)),
-            "recorded": len(unmarked),
-            "highest": max(unmarked),
-        }
-        print(json.dumps({"mark": marker.name, "handling": name, **rows[name]}), flush=True)
-    return rows
+        yield (
+            name,
+            {
+                "found": float(np.mean(hits)),
+                "and right": float(np.mean(right)),
+                "windows": len(found),
+                "false alarms": float(np.mean(np.array(unmarked) >= threshold)),
+                "recorded": len(unmarked),
+                "highest": max(unmarked),
+            },
+        )
 
 
 def main() -> None:
@@ -197,7 +215,7 @@ def main() -> None:
     parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and outputs")
-    parser.add_argument("--recorded", type=int, default=3300, help="windows of recordings")
+    parser.add_argument("--recorded", type=int, default=RECORDED, help="windows of recordings")
     parser.add_argument("--perth", action="store_true", help="measure resemble-perth as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -208,10 +226,11 @@ def main() -> None:
     except AudioLMError as error:
         sys.exit(f"marks: {error}")
     real, changes = recordings(corpora, options.recorded), handlings(bundle.codec)
-    markers: list[Ours | Perth] = [Ours(bundle.config.name), *([Perth()] if options.perth else [])]
+    markers: list[Marker] = [Ours(bundle.config.name), *([Perth()] if options.perth else [])]
     for marker in markers:
         print(json.dumps({"mark": marker.name, **cost(marker, outputs)}), flush=True)
-        survival(marker, outputs, real, changes)
+        for name, row in survival(marker, outputs, real, changes):
+            print(json.dumps({"mark": marker.name, "handling": name, **row}), flush=True)
 
 
 if __name__ == "__main__":

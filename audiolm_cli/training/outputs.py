@@ -29,7 +29,7 @@ from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.familiar import prompts
 
 SECONDS = 6.0  # of an output
-BATCH = 16
+BATCH, VALID_BATCHES = 16, 10
 WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
 
 
@@ -87,13 +87,26 @@ def load_outputs(runs: Path, split: str, bundle: Bundle) -> list[np.ndarray]:
     return [row.numpy().astype(np.float32) / 32768 for file in files for row in load_file(file)["audio"]]
 
 
+def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
+    """Makes those of the first `batches` of a split that are not there yet."""
+    for number in range(batches):
+        file = runs / "outputs" / f"{split}-{outputs_of(bundle)}-{number:04d}.safetensors"
+        if file.is_file():
+            continue
+        audio = np.clip(make(bundle, corpus, number), -1, 1 - 2**-15) * 32768
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"audio": torch.from_numpy(audio.round().astype(np.int16))}, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+        print(json.dumps({"written": file.name, "way": plan(bundle, number).way}), file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and outputs")
     parser.add_argument("--batches", type=int, default=30, help=f"of {BATCH} outputs, from the split `train`")
-    parser.add_argument("--valid-batches", type=int, default=10, help="the same from `valid`")
+    parser.add_argument("--valid-batches", type=int, default=VALID_BATCHES, help="the same from `valid`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -102,15 +115,7 @@ def main() -> None:
         bundle = bundles.load(options.model, device=options.device)
         for split, count in (("valid", options.valid_batches), ("train", options.batches)):
             corpus = load_corpus(options.data, split, bundle.config.tokens.sample_rate, options.runs / "audio")
-            for number in range(count):
-                file = options.runs / "outputs" / f"{split}-{outputs_of(bundle)}-{number:04d}.safetensors"
-                if file.is_file():
-                    continue
-                audio = np.clip(make(bundle, corpus, number), -1, 1 - 2**-15) * 32768
-                file.parent.mkdir(parents=True, exist_ok=True)
-                save_file({"audio": torch.from_numpy(audio.round().astype(np.int16))}, file.with_suffix(".tmp"))
-                file.with_suffix(".tmp").replace(file)
-                print(json.dumps({"written": file.name, "way": plan(bundle, number).way}), flush=True)
+            complete(bundle, corpus, options.runs, split, count)
     except AudioLMError as error:
         sys.exit(f"outputs: {error}")
 
