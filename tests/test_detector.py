@@ -127,7 +127,7 @@ def test_it_learns_what_is_made(tmp_path):
     args = argparse.Namespace(
         runs=tmp_path, minutes=0.15, resume=False, device="cpu", threads=1, seed=0, warm_start=False
     )
-    trained = training.train(args, "detector", model, items(40))
+    trained = training.train(args, "detector", model, items(40), items(4))
     assert training.figures(trained, items(20))["right"]["windows"] > 0.95
 
 

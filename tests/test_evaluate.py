@@ -113,7 +113,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
     )
     ((title, table),) = evaluate.music_tables(setting).items()
     assert title == "4 continuations, 4 s + 6 s, of 4 pieces"
-    assert list(table)[0] == "AudioLM"
+    assert next(iter(table)) == "AudioLM"
     assert "acoustic stages alone" in table
     assert table["real continuation"]["intervals"].mean == 1
     assert all(np.isfinite(table[name]["level"].mean) for name in table)

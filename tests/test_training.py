@@ -28,7 +28,7 @@ from torch import nn
 from audiolm_cli import bundle, pipeline
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
-from audiolm_cli.training import codec, lm, recipe, tokenizer, trainer
+from audiolm_cli.training import codec, lm, outputs, recipe, tokenizer, trainer
 from audiolm_cli.training.assemble import assemble, unpack
 from audiolm_cli.training.tokenize import load_tokens
 from tests.bundles import write_parts
@@ -50,6 +50,8 @@ def _small() -> Iterator[None]:
         patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
         patch.setattr(tokenizer, "CLUSTERED_BATCHES", 1)
         patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
+        for name, value in {"SECONDS": 2.0, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
+            patch.setattr(outputs, name, value)
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
 
@@ -119,6 +121,7 @@ def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:
     (result,) = pipeline.continue_(loaded, [pipeline.Prompt(voice(2, 9, 1.0))], **options)  # type: ignore[arg-type]
     assert len(result.samples) == 16000 + 3200
     assert np.isfinite(result.samples).all()
+    assert loaded.detector is not None
 
 
 def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
@@ -132,12 +135,14 @@ def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
     own = ("--material", "piano", "--codec", trained / "tiny", "--quantizers", 6, "--prompt-seconds", 4)
     run("audiolm_cli.training.recipe", *common, *own)
     assert [path.name for path in (tmp_path / "runs" / "parts").iterdir()] == ["codec.safetensors"]
-    codec_step, _, tokenizer_step, _, coarse_step, semantic_step = ran
+    codec_step, _, tokenizer_step, _, coarse_step, semantic_step, outputs_step, detector_step = ran
     assert "--warm-start" in codec_step
     assert tokenizer_step[-2:] == ["--material", "piano"]
     assert coarse_step[-2:] == ["--coarse", "6"]
     assert "semantic" in semantic_step
-    assembled.assert_called_once_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", {"prompt_seconds": 4.0}, 6)
+    assert outputs_step[-2:] == detector_step[-2:] == ["--model", str(tmp_path / "piano")]
+    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", {"prompt_seconds": 4.0}, 6)
+    assert assembled.call_count == 2  # the detector hears what the rest has made
 
 
 def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
@@ -160,7 +165,7 @@ def test_the_recipe_does_not_do_again_what_is_finished(trained: Path, data: Path
     assert tokens.stat().st_mtime_ns == before
     for name in recipe.SHARES:
         assert steps(copied / "runs", name) == steps(trained / "runs", name), name
-    for part in ("codec", "tokenizer", *STAGES):
+    for part in ("codec", "tokenizer", *STAGES, "detector"):
         contents = [(folder / "tiny" / f"{part}.safetensors").read_bytes() for folder in (trained, copied)]
         assert contents[0] == contents[1], part
 
@@ -196,7 +201,11 @@ def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_pat
 def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny")
     run("audiolm_cli.training.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
-    assemble(copied / "runs" / "parts", "six", copied / "six", {"prompt_seconds": 4.0}, quantizers=6)
+    parts = copied / "runs" / "parts"
+    with pytest.raises(ModelError, match="detector.safetensors was trained on the tokens of another codec"):
+        assemble(parts, "six", copied / "six", quantizers=6)
+    (parts / "detector.safetensors").unlink()
+    assemble(parts, "six", copied / "six", {"prompt_seconds": 4.0}, quantizers=6)
     whole, six = (bundle.load(str(f), device="cpu", dtype="float32") for f in (trained / "tiny", copied / "six"))
     assert (six.config.tokens.quantizers, six.config.tokens.coarse, six.config.prompt_seconds) == (6, 6, 4.0)
     assert six.fine is None
@@ -206,7 +215,7 @@ def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) 
     options: dict[str, Any] = {"duration": 0.2, "prompt_seconds": 1.0, "sampling": sampling, "batch_size": 1}
     (result,) = pipeline.continue_(six, [pipeline.Prompt(sound)], **options)
     assert result.codes.shape == (6, 60)
-    assemble(copied / "runs" / "parts", "six", copied / "six", quantizers=6)
+    assemble(parts, "six", copied / "six", quantizers=6)
     assert bundle.read_config(copied / "six").prompt_seconds == 4.0  # what is not given stays
 
 

@@ -136,11 +136,13 @@ def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tupl
     return mels, torch.tensor([float(item.made) for item in chosen])
 
 
-def train(args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Item]) -> Detector:
-    """Trains a detector on items, as many of both kinds in a batch."""
+def train(
+    args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Item], held: Sequence[Item]
+) -> Detector:
+    """Trains a detector on items, as many of both kinds in a batch; logs its figures on those `held` out."""
     size = round(WINDOW_SECONDS * detector.rate / detector.hop)
     kinds = [[item for item in training if item.made is made] for made in (True, False)]
-    trainer = Trainer(name, args, detector, rate=2e-3, weight_decay=0.02)
+    trainer = Trainer(name, args, detector, rate=2e-3, weight_decay=0.02, validate_seconds=60)
     for step in trainer:
         rng = np.random.default_rng([args.seed, step])
         chosen = [kind[n] for kind in kinds for n in rng.integers(len(kind), size=BATCH // 2)]
@@ -153,19 +155,32 @@ def train(args: argparse.Namespace, name: str, detector: Detector, training: Seq
         weights = torch.where(made > 0, 1.0, REAL_WEIGHT)
         loss = F.binary_cross_entropy_with_logits(logits, made * 0.98 + 0.01, weights)
         trainer.update(loss, {"right": ((logits > 0) == (made > 0)).float().mean()})
+        if trainer.due():
+            trainer.log(valid=True, finished=False, **summary(detector, held, trainer.device))
     round_to_disk(detector)
+    trainer.log(valid=True, finished=True, **summary(detector, held, trainer.device))
     return detector.cpu().eval()
 
 
+def summary(detector: Detector, held: Sequence[Item], device: torch.device) -> dict[str, float]:
+    """How much of each source is called made, in windows of two seconds, and how often that is right."""
+    detector.eval()
+    found = {source: round(row["windows"], 4) for source, row in figures(detector, held, device).items()}
+    detector.train()
+    return found
+
+
 @torch.inference_mode()
-def figures(detector: Detector, held: Sequence[Item]) -> dict[str, dict[str, float]]:
+def figures(
+    detector: Detector, held: Sequence[Item], device: torch.device | str = "cpu"
+) -> dict[str, dict[str, float]]:
     """By source, the share that is called made: of windows of two seconds, and of whole stretches; of all, how often
     that is right, both kinds counting the same."""
     size = round(WINDOW_SECONDS * detector.rate / detector.hop)
     called: dict[str, list[tuple[float, float]]] = {}
     for item in held:
         parts = torch.stack([item.mel[start : start + size] for start in range(0, len(item.mel) - size + 1, size)])
-        logits = detector(parts)
+        logits = detector(parts.to(device))
         found = float((logits > 0).float().mean()), float(logits.mean() > 0)
         called.setdefault(item.source, []).append(found)
     rows = {
@@ -206,7 +221,7 @@ def main() -> None:
         return found[0], found[1]
 
     training, held = material(raw=False)
-    detector = train(args, "detector", fresh(), training)
+    detector = train(args, "detector", fresh(), training, held)
     report = {"through the codec": figures(detector, held)}
     about = {
         "config": to_json(config),
@@ -222,11 +237,11 @@ def main() -> None:
     if args.report:
         for corpus in sorted({item.source for item in training} - {"made"}):
             others = [item for item in training if item.source != corpus]
-            alone = train(args, f"detector-without-{corpus}", fresh(), others)
             unheard = [item for item in (*training, *held) if item.source == corpus]
+            alone = train(args, f"detector-without-{corpus}", fresh(), others, unheard)
             report[f"never heard {corpus}"] = figures(alone, unheard)
         training, held = material(raw=True)
-        report["raw"] = figures(train(args, "detector-raw", fresh(), training), held)
+        report["raw"] = figures(train(args, "detector-raw", fresh(), training, held), held)
     print(json.dumps(report, indent=2))
 
 

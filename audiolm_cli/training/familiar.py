@@ -21,7 +21,7 @@ import torch
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
-from audiolm_cli.errors import AudioLMError
+from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.likelihood import surprise
 from audiolm_cli.training.data import Corpus, load_corpus
 
@@ -30,8 +30,11 @@ PROMPTS = 600
 
 
 def prompts(corpus: Corpus, samples: int, count: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Stretches `float32 [samples]` from anywhere in random recordings that are long enough, `count` in all."""
+    """Stretches `float32 [samples]` from anywhere in random recordings that are long enough, `count` in all; raises
+    InputError where none is."""
     rng, long = np.random.default_rng(seed), [clip for clip in corpus.clips if clip.samples >= samples]
+    if not long:
+        raise InputError(f"no recording is as long as {samples} samples")
     for n in rng.integers(len(long), size=count):
         start = rng.integers(long[n].samples - samples + 1)
         yield corpus.samples(long[n])[start : start + samples]

@@ -29,7 +29,8 @@ from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.familiar import prompts
 
 SECONDS = 6.0  # of an output
-BATCH, VALID_BATCHES = 16, 10
+BATCH = 16
+BATCHES, VALID_BATCHES = 65, 10
 WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
 
 
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and outputs")
-    parser.add_argument("--batches", type=int, default=30, help=f"of {BATCH} outputs, from the split `train`")
+    parser.add_argument("--batches", type=int, default=BATCHES, help=f"of {BATCH} outputs, from the split `train`")
     parser.add_argument("--valid-batches", type=int, default=VALID_BATCHES, help="the same from `valid`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)

@@ -3,7 +3,8 @@
     python -m audiolm_cli.training.recipe --data DATA --out weights/speech [--minutes 210]
 
 Runs every step as its own process, in order, and resumes: what is finished is not done again, what was broken off goes
-on. The minutes are shared out among the trainings; tokenizing the corpus comes on top.
+on. The minutes are shared out among the trainings; tokenizing the corpus and making outputs for the detector come on
+top.
 """
 
 from __future__ import annotations
@@ -16,44 +17,50 @@ from pathlib import Path
 from audiolm_cli.config import PRESETS
 from audiolm_cli.training.assemble import assemble, unpack
 
-SHARES = {"codec": 0.3, "decoder": 0.08, "tokenizer": 0.22, "coarse": 0.27, "fine": 0.08, "semantic": 0.05}
+SHARES = {
+    "codec": 0.29,
+    "decoder": 0.08,
+    "tokenizer": 0.21,
+    "coarse": 0.26,
+    "fine": 0.08,
+    "semantic": 0.05,
+    "detector": 0.03,
+}
 
 DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # where the minutes are enough for several epochs
 
 
-def steps(args: argparse.Namespace) -> list[list[str]]:
-    """The command of every step."""
-    common = [
-        "--data",
-        str(args.data),
-        "--runs",
-        str(args.runs),
-        "--resume",
-        *(["--device", args.device] if args.device else []),
-    ]
+def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
+    """The command of every step, before there is a bundle and behind it."""
+    common = ["--data", str(args.data), "--runs", str(args.runs)]
+    device = ["--device", args.device] if args.device else []
     sizes, together = ["--preset", args.preset], []
     if args.processes > 1:
         together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes), "-m"]
 
     def train(module: str, part: str, *more: str) -> list[str]:
         minutes = f"{args.minutes * SHARES[part]:.3f}"
-        launcher = together if module != "codec" else []
-        return [*launcher, f"audiolm_cli.training.{module}", *common, "--minutes", minutes, *more]
+        launcher = together if module not in ("codec", "detector") else []
+        return [*launcher, f"audiolm_cli.training.{module}", *common, "--resume", *device, "--minutes", minutes, *more]
 
     def given(option: str, value: object) -> list[str]:
         return [option, str(value)] if value else []
 
     stages = [stage for stage in DROPOUT if stage != "fine" or not args.quantizers]
-    coarse = {"coarse": given("--coarse", args.quantizers)}
-    return [
+    coarse, model = {"coarse": given("--coarse", args.quantizers)}, ["--model", str(args.out)]
+    parts = [
         train("codec", "codec", *sizes, *given("--kind", args.kind), *(["--warm-start"] if args.codec else [])),
         train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
         train("tokenizer", "tokenizer", *sizes, *given("--clusters", args.clusters), "--material", args.material),
-        [*together, "audiolm_cli.training.tokenize", *common, "--passes", str(args.passes)],
+        [*together, "audiolm_cli.training.tokenize", *common, "--resume", *device, "--passes", str(args.passes)],
         *(
             train("lm", stage, *sizes, "--stage", stage, "--dropout", DROPOUT[stage], *coarse.get(stage, []))
             for stage in stages
         ),
+    ]
+    return parts, [
+        ["audiolm_cli.training.outputs", *common, *device, *model],
+        train("detector", "detector", *model),
     ]
 
 
@@ -78,11 +85,12 @@ def main() -> None:
     parts = args.runs / "parts"
     if args.codec and not (parts / "codec.safetensors").is_file():
         unpack(args.codec, parts, only=("codec",))
-    for step in steps(args):
-        print(">", " ".join(step), flush=True)
-        subprocess.run([sys.executable, "-m", *step], check=True)
     settings = {"prompt_seconds": args.prompt_seconds} if args.prompt_seconds else None
-    assemble(parts, args.name or args.out.name, args.out, settings, args.quantizers)
+    for group in steps(args):
+        for step in group:
+            print(">", " ".join(step), flush=True)
+            subprocess.run([sys.executable, "-m", *step], check=True)
+        assemble(parts, args.name or args.out.name, args.out, settings, args.quantizers)
 
 
 if __name__ == "__main__":
