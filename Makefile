@@ -13,7 +13,7 @@ PROCESSES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-fast lint format eval eval-speech eval-piano bench weights-speech weights-piano clean
+.PHONY: help install demo test test-fast lint format eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -68,6 +68,11 @@ eval-piano: .venv/eval $(CORPUS)/manifest.tsv
 # needs Debian's fluidsynth and fluid-soundfont-gm
 $(CORPUS)/manifest.tsv: .venv/installed
 	$(BIN)/python -m audiolm_cli.training.piano --data $(PIANO) --out $(CORPUS) --hours 30 --processes $(PROCESSES)
+
+# needs Debian's ffmpeg and opus-tools; trains the classifier anew, and others to compare it with, into RUNS
+eval-detector: .venv/eval  ## false alarms of the classifier on corpora that it never heard
+	$(BIN)/python -m audiolm_cli.training.outputs --data $(DATA)
+	$(BIN)/python -m audiolm_cli.training.detector --data $(DATA) --minutes 7 --report
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py

@@ -22,12 +22,13 @@ WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5  # of what is judged at a time
 LEVEL = 0.05  # root mean square of what is judged
 STRETCH = 5  # windows: a recording is as suspicious as the most suspicious four seconds of it
 FAINT = 0.01  # windows with less than this share of the loudest one's energy tell nothing
+SUSPICIOUS = 4.0  # sum of a segment's logits: one clear window, or several
 FLOOR = 1e-4  # of mel energies
 
 
 class Judgement(NamedTuple):
     """Probabilities that the windows, which begin at `starts` (s), were generated: NaN where nothing is to be heard.
-    `probability` is that of the recording; `segments` are the stretches (s) that are more likely generated than not."""
+    `probability` is that of the recording; `segments` are the stretches (s) that speak most for it."""
 
     probability: float
     segments: list[tuple[float, float]]
@@ -97,7 +98,7 @@ def judge(detector: Detector, codec: SoundStream, samples: np.ndarray) -> Judgem
     seconds = starts / per
     return Judgement(
         float(_probability(averages.max())),
-        _segments(logits > 0, seconds, len(samples) / detector.rate),
+        _segments(np.nan_to_num(logits, nan=0.0), seconds, len(samples) / detector.rate),
         seconds,
         _probability(logits),
     )
@@ -107,14 +108,18 @@ def _probability(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
 
 
-def _segments(suspicious: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[float, float]]:
-    """Stretches of windows that follow each other; one begins where the first is half in it."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], suspicious.astype(int), [0]])))
-    half = WINDOW_SECONDS / 2
-    return [
-        (
-            0.0 if first == 0 else float(starts[first] + half),
-            end if last == len(starts) else float(starts[last - 1] + half),
-        )
-        for first, last in edges.reshape(-1, 2)
-    ]
+def _segments(logits: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[float, float]]:
+    """The stretches of windows whose sums of logits are highest, as long as they reach SUSPICIOUS. One begins in the
+    middle of its first window, or of the recording, and ends in the middle of its last."""
+    left, half = logits.copy(), WINDOW_SECONDS / 2
+    found: list[tuple[float, float]] = []
+    while True:
+        total = np.concatenate([[0.0], np.cumsum(left)])
+        lowest = np.minimum.accumulate(total)
+        last = int((total - lowest).argmax())
+        if total[last] - lowest[last] < SUSPICIOUS:
+            return sorted(found)
+        first = int(total[: last + 1].argmin())
+        begin = 0.0 if first == 0 else float(starts[first] + half)
+        found.append((begin, end if last == len(starts) else float(starts[last - 1] + half)))
+        left[first:last] = -1e9

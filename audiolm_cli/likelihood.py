@@ -16,6 +16,8 @@ from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import Sequence, StageName, Vocabulary, coarse_sequence, semantic_sequence
 from audiolm_cli.transformer import Decoder, Stack, Transformer
 
+# of speech, the piano bundle finds 0.93 strange, and of piano music, the speech bundle 0.91; with 1/4 0.89 and 0.925,
+# with 1/2 0.94 and 0.88
 SEMANTIC_SHARE = 1 / 3
 
 

@@ -82,7 +82,7 @@ def test_json_of_a_real_run(audiolm, prompt):
 COMMON = {"path", "source", "model", "identity", "seconds"}
 SOUND = {"peak", "clipped"}
 SAMPLED = {"seed", "position", "sample", "prompt_seconds", "new_seconds", "batch", "real_time_factor", "stages"}
-SAMPLED |= {"surprise", "unfamiliar"}
+SAMPLED |= {"surprise", "unfamiliar", "watermark_bits"}
 
 
 @pytest.mark.parametrize(

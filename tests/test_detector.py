@@ -56,10 +56,11 @@ def test_windows_without_sound_tell_nothing(bundle):
 
 def test_segments_begin_where_a_window_is_half_in_them():
     starts = np.arange(9) * 0.5
-    suspicious = np.array([0, 0, 1, 1, 1, 1, 0, 1, 1], bool)
-    assert detector._segments(suspicious, starts, 6.0) == [(2.0, 3.5), (4.5, 6.0)]
-    assert detector._segments(np.ones(9, bool), starts, 6.0) == [(0.0, 6.0)]
-    assert detector._segments(np.zeros(9, bool), starts, 6.0) == []
+    logits = np.array([-9, -9, 2, 2, -1, 2, -9, 4, 2.0])  # a doubtful window does not end one
+    assert detector._segments(logits, starts, 6.0) == [(2.0, 3.5), (4.5, 6.0)]
+    assert detector._segments(np.ones(9), starts, 6.0) == [(0.0, 6.0)]
+    assert detector._segments(np.full(9, -1.0), starts, 6.0) == []
+    assert detector._segments(np.array([-1, 2, -1.0]), starts[:3], 3.0) == []  # hardly more likely than not
 
 
 def test_one_lone_window_does_not_make_a_recording_suspicious(bundle, monkeypatch):

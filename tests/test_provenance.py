@@ -1,5 +1,6 @@
 """What `audiolm detect` finds and says, and what outputs say of themselves."""
 
+import io
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import soundfile
 
 from audiolm_cli import audio, cli, watermark
-from tests.conftest import EXAMPLE, tone
+from tests.conftest import EXAMPLE, ROOT, tone
 
 RATE = watermark.RATE
 
@@ -80,6 +81,32 @@ def test_a_line_each_and_what_cannot_be_read_is_said(audiolm, marked, tiny_bundl
     assert "no watermark" in first
     assert "watermark of the bundle speech at 3.5-7.0 s" in second
     assert "nowhere.wav: no such file" in err
+
+
+def test_json_has_the_documented_keys(audiolm, marked, tiny_bundle):
+    _, (found,), _ = detect(audiolm, marked, "-m", tiny_bundle)
+    documented = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Known again")[2].partition("\n###")[0]
+    assert len(found) > 5
+    assert [key for key in found if f"`{key}`" not in documented] == []
+
+
+def test_what_others_wrote_into_a_file_is_printed_safely(audiolm, tmp_path, tiny_bundle):
+    comment = json.dumps(
+        {"bundle": "\x1b[31mred\n", "digitalSourceType": "trainedAlgorithmicMedia"}, ensure_ascii=False
+    )
+    audio.write(tmp_path / "a.flac", tone(1.0), RATE, {"comment": comment})
+    audio.write(tmp_path / "b.flac", tone(1.0), RATE, {"comment": "[" * 5000})
+    code, out, _ = audiolm("detect", "a.flac", "b.flac", "-m", tiny_bundle)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert "\x1b" not in out
+
+
+def test_standard_input(audiolm, marked, tiny_bundle, monkeypatch):
+    with marked.open("rb") as file:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+        code, (found,), _ = detect(audiolm, "-", "-m", tiny_bundle)
+    assert (code, found["path"], found["watermark"]) == (0, "-", True)
 
 
 def test_fail_fast_stops(audiolm, marked, tiny_bundle):

@@ -1,10 +1,10 @@
 """How well the watermark survives: found and falsely found in two seconds of sound, after what may happen to a file.
 
-    python -m audiolm_cli.training.marks --model weights/speech --data DATA --runs RUNS [--perth]
+    python -m audiolm_cli.training.marks --model weights/speech --data DATA --runs RUNS [--mark perth]
 
 Outputs come from audiolm_cli.training.outputs and are marked here; recordings of the training and the validation split
-show false alarms. Needs the extra `eval`, Debian's opus-tools and ffmpeg. --perth measures resemble-perth beside it, at
-the threshold that one in a thousand of the recordings untouched exceeds.
+show false alarms. Needs the extra `eval`, Debian's opus-tools and ffmpeg. --mark perth measures resemble-perth instead,
+at the threshold that one in a thousand of the recordings untouched exceeds.
 """
 
 from __future__ import annotations
@@ -216,21 +216,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and outputs")
     parser.add_argument("--recorded", type=int, default=RECORDED, help="windows of recordings")
-    parser.add_argument("--perth", action="store_true", help="measure resemble-perth as well")
+    parser.add_argument("--outputs", type=int, help="so many outputs at most")
+    parser.add_argument("--mark", choices=("audiolm", "perth"), default="audiolm")
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:
         bundle = bundles.load(options.model, device="cpu")
         corpora = [load_corpus(options.data, split, RATE, options.runs / "audio") for split in ("valid", "train")]
-        outputs = load_outputs(options.runs, "valid", bundle)
+        outputs = load_outputs(options.runs, "valid", bundle)[: options.outputs]
     except AudioLMError as error:
         sys.exit(f"marks: {error}")
     real, changes = recordings(corpora, options.recorded), handlings(bundle.codec)
-    markers: list[Marker] = [Ours(bundle.config.name), *([Perth()] if options.perth else [])]
-    for marker in markers:
-        print(json.dumps({"mark": marker.name, **cost(marker, outputs)}), flush=True)
-        for name, row in survival(marker, outputs, real, changes):
-            print(json.dumps({"mark": marker.name, "handling": name, **row}), flush=True)
+    marker: Marker = Ours(bundle.config.name) if options.mark == "audiolm" else Perth()
+    print(json.dumps({"mark": marker.name, **cost(marker, outputs)}), flush=True)
+    for name, row in survival(marker, outputs, real, changes):
+        print(json.dumps({"mark": marker.name, "handling": name, **row}), flush=True)
 
 
 if __name__ == "__main__":
