@@ -15,6 +15,7 @@ from audiolm_cli.config import DetectorConfig, TokenSpec
 from audiolm_cli.detector import Detector
 from audiolm_cli.training import detector as training
 from audiolm_cli.training import outputs
+from audiolm_cli.training.data import load_corpus
 from tests.conftest import tone
 
 RATE = 16000
@@ -101,8 +102,10 @@ def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypat
     assert len(made) == 7
     outputs.main()  # nothing is made again
     assert len(capsys.readouterr().err.splitlines()) == 7
-    found = outputs.load_outputs(tmp_path, "train", bundles.load(str(tiny_bundle), device="cpu"))
-    assert [sound.shape for sound in found] == [(6 * RATE,)] * 10
+    corpus = load_corpus(data, "train", RATE, tmp_path / "audio")
+    found = outputs.load_outputs(tmp_path, "train", bundles.load(str(tiny_bundle), device="cpu"), corpus)
+    assert [sound.shape for _, sound in found] == [(6 * RATE,)] * 10
+    assert {source for source, _ in found} == {"a", "b", ""}
     monkeypatch.setattr(sys, "argv", ["detector", *runs, "--minutes", "0.1", "--device", "cpu", "--report"])
     training.main()
     out = capsys.readouterr().out
@@ -122,7 +125,7 @@ def test_it_learns_what_is_made(tmp_path):
         for n in range(count):
             noise = rng.standard_normal(4 * RATE)
             sound = np.convolve(noise, [1, -0.5] if n % 2 else [1, 0.5], "same").astype(np.float32)
-            found.append(training.Item(model.mel(torch.from_numpy(sound)[None])[0], "made" if n % 2 else "a"))
+            found.append(training.Item(model.mel(torch.from_numpy(sound)[None])[0], n % 2 == 1, "a"))
         return found
 
     args = argparse.Namespace(
@@ -140,9 +143,9 @@ def test_altered_sound_keeps_its_length():
 
 
 def test_items_are_made_once(tmp_path):
-    made = [training.Item(torch.ones(10, 4), "made"), training.Item(torch.zeros(7, 4), "a")]
+    made = [training.Item(torch.ones(10, 4), True, ""), training.Item(torch.zeros(7, 4), False, "a")]
     first = training.cached(tmp_path / "items.safetensors", lambda: made)
     second = training.cached(tmp_path / "items.safetensors", lambda: pytest.fail("made again"))
     for found in (first, second):
-        assert [item.source for item in found] == ["made", "a"]
+        assert [(item.made, item.corpus) for item in found] == [(True, ""), (False, "a")]
         assert torch.equal(found[1].mel, made[1].mel)

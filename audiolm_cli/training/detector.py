@@ -16,6 +16,7 @@ import functools
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,14 +46,12 @@ REAL_WEIGHT = 2.0  # a false alarm counts as much as so many outputs missed
 
 
 class Item(NamedTuple):
-    """Log-mel spectra `float32 [frames, bins]` of a stretch, and its source: a corpus, or "made"."""
+    """Log-mel spectra `float32 [frames, bins]` of a stretch, whether it was made, and the corpus that it, or its voice,
+    is from ("" from none)."""
 
     mel: Tensor
-    source: str
-
-    @property
-    def made(self) -> bool:
-        return self.source == "made"
+    made: bool
+    corpus: str
 
 
 def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -96,7 +95,7 @@ def items(
     bundle: Bundle,
     detector: Detector,
     corpus: Corpus,
-    outputs: Sequence[np.ndarray],
+    outputs: Sequence[tuple[str, np.ndarray]],
     seed: int,
     share: float,
     raw: bool,
@@ -107,12 +106,13 @@ def items(
     codec: SoundStream | None = None if raw else bundle.codec
     real = recordings(corpus, round(SECONDS * rate), 2 * len(outputs), seed)
     result = []
-    for source, samples in [*(("made", output) for output in outputs), *real]:
-        if source != "made" and rng.random() < 1 / 3:
+    for number, (source, samples) in enumerate([*outputs, *real]):
+        made = number < len(outputs)
+        if not made and rng.random() < 1 / 3:
             samples = heard(bundle.codec, samples)[0].numpy()
         if rng.random() < share:
             samples = altered(samples, rate, rng)
-        result.append(Item(detector.mel(heard(codec, samples))[0], source))
+        result.append(Item(detector.mel(heard(codec, samples))[0], made, source))
     return result
 
 
@@ -122,11 +122,12 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
         made = make()
         file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{n:06d}": item.mel.half() for n, item in enumerate(made)}
-        save_file(tensors, file.with_suffix(".tmp"), {"sources": json.dumps([item.source for item in made])})
+        sources = json.dumps([(item.made, item.corpus) for item in made])
+        save_file(tensors, file.with_suffix(".tmp"), {"sources": sources})
         file.with_suffix(".tmp").replace(file)
     with safe_open(file, framework="pt") as handle:
         sources = json.loads(handle.metadata()["sources"])
-        return [Item(handle.get_tensor(f"{n:06d}").float(), source) for n, source in enumerate(sources)]
+        return [Item(handle.get_tensor(f"{n:06d}").float(), *source) for n, source in enumerate(sources)]
 
 
 def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -139,13 +140,17 @@ def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tupl
 def train(
     args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Item], held: Sequence[Item]
 ) -> Detector:
-    """Trains a detector on items, as many of both kinds in a batch; logs its figures on those `held` out."""
+    """Trains a detector on items, as many of both kinds in a batch, and of each corpus the same share of both, so that
+    rooms and microphones tell nothing. Logs its figures on those `held` out."""
     size = round(WINDOW_SECONDS * detector.rate / detector.hop)
-    kinds = [[item for item in training if item.made is made] for made in (True, False)]
+    made_items, real = ([item for item in training if item.made is made] for made in (True, False))
+    voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
+    weights_real = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     trainer = Trainer(name, args, detector, rate=2e-3, weight_decay=0.02, validate_seconds=60)
     for step in trainer:
         rng = np.random.default_rng([args.seed, step])
-        chosen = [kind[n] for kind in kinds for n in rng.integers(len(kind), size=BATCH // 2)]
+        chosen = [made_items[n] for n in rng.integers(len(made_items), size=BATCH // 2)]
+        chosen += [real[n] for n in rng.choice(len(real), BATCH // 2, p=weights_real / weights_real.sum())]
         mels, made = windows(chosen, size, rng)
         # at another level, so that it does not decide, and without some bands, so that several do
         mels = mels + torch.from_numpy(rng.normal(0, 0.3, (BATCH, 1, 1))).float()
@@ -182,7 +187,7 @@ def figures(
         parts = torch.stack([item.mel[start : start + size] for start in range(0, len(item.mel) - size + 1, size)])
         logits = detector(parts.to(device))
         found = float((logits > 0).float().mean()), float(logits.mean() > 0)
-        called.setdefault(item.source, []).append(found)
+        called.setdefault("made" if item.made else item.corpus, []).append(found)
     rows = {
         source: dict(zip(("windows", "stretches"), np.mean(f, 0).tolist(), strict=True)) for source, f in called.items()
     }
@@ -213,8 +218,8 @@ def main() -> None:
     def material(raw: bool) -> tuple[list[Item], list[Item]]:
         found = []
         for split, seed, share in (("train", 1, ALTERED), ("valid", 2, 0.0)):
-            outputs = load_outputs(args.runs, split, bundle)
             corpus = load_corpus(args.data, split, tokens.sample_rate, args.runs / "audio")
+            outputs = load_outputs(args.runs, split, bundle, corpus)
             make = functools.partial(items, bundle, fresh(), corpus, outputs, seed, share, raw)
             name = f"{split}-{'raw' if raw else 'codec'}-{len(outputs)}-{outputs_of(bundle)}.safetensors"
             found.append(cached(args.runs / "heard" / name, make))
@@ -235,9 +240,9 @@ def main() -> None:
     }
     save_part(args.runs / "parts" / "detector.safetensors", detector, about)
     if args.report:
-        for corpus in sorted({item.source for item in training} - {"made"}):
-            others = [item for item in training if item.source != corpus]
-            unheard = [item for item in (*training, *held) if item.source == corpus]
+        for corpus in sorted({item.corpus for item in training} - {""}):
+            others = [item for item in training if item.corpus != corpus]
+            unheard = [item for item in (*training, *held) if item.corpus == corpus]
             alone = train(args, f"detector-without-{corpus}", fresh(), others, unheard)
             report[f"never heard {corpus}"] = figures(alone, unheard)
         training, held = material(raw=True)

@@ -310,17 +310,17 @@ def music_tables(setting: Setting) -> dict[str, Table]:
     return {f"{len(chosen)} continuations, 4 s + 6 s, of {len({case.piece for case in chosen})} pieces": rows}
 
 
-def known_outputs(setting: Setting) -> list[np.ndarray]:
-    """Outputs in all ways and with many settings; two batches of them for quick figures."""
+def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
+    """Outputs in all ways and with many settings, each with the corpus of its voice; few of them for quick figures."""
     bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else outputs.VALID_BATCHES
     say("outputs of the bundle")
     outputs.complete(bundle, setting.validation, runs, "valid", batches)
-    return outputs.load_outputs(runs, "valid", bundle)
+    return outputs.load_outputs(runs, "valid", bundle, setting.validation)
 
 
 def mark_tables(setting: Setting) -> dict[str, Table]:
     """What the watermark costs, and how it survives what may happen to a file."""
-    made, marker = known_outputs(setting), marks.Ours(setting.bundle.config.name)
+    made, marker = [output for _, output in known_outputs(setting)], marks.Ours(setting.bundle.config.name)
     real = marks.recordings([setting.validation, setting.training], 300 if setting.quick else marks.RECORDED)
     rows = marks.survival(marker, made, real, marks.handlings(setting.bundle.codec))
     return {

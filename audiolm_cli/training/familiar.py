@@ -23,21 +23,26 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.likelihood import surprise
-from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.data import Clip, Corpus, load_corpus
 
 SHARE = 0.99
 PROMPTS = 600
 
 
-def prompts(corpus: Corpus, samples: int, count: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Stretches `float32 [samples]` from anywhere in random recordings that are long enough, `count` in all; raises
+def stretches(corpus: Corpus, samples: int, count: int, seed: int = 0) -> list[tuple[Clip, int]]:
+    """`count` random recordings that are long enough, each with the first of so many `samples` somewhere in it; raises
     InputError where none is."""
     rng, long = np.random.default_rng(seed), [clip for clip in corpus.clips if clip.samples >= samples]
     if not long:
         raise InputError(f"no recording is as long as {samples} samples")
-    for n in rng.integers(len(long), size=count):
-        start = rng.integers(long[n].samples - samples + 1)
-        yield corpus.samples(long[n])[start : start + samples]
+    chosen = [long[n] for n in rng.integers(len(long), size=count)]
+    return [(clip, int(rng.integers(clip.samples - samples + 1))) for clip in chosen]
+
+
+def prompts(corpus: Corpus, samples: int, count: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """The same as `float32 [samples]` each."""
+    for clip, start in stretches(corpus, samples, count, seed):
+        yield corpus.samples(clip)[start : start + samples]
 
 
 def surprises(bundle: Bundle, corpus: Corpus, count: int = PROMPTS) -> np.ndarray:

@@ -223,7 +223,7 @@ def main() -> None:
     try:
         bundle = bundles.load(options.model, device="cpu")
         corpora = [load_corpus(options.data, split, RATE, options.runs / "audio") for split in ("valid", "train")]
-        outputs = load_outputs(options.runs, "valid", bundle)[: options.outputs]
+        outputs = [made for _, made in load_outputs(options.runs, "valid", bundle, corpora[0])][: options.outputs]
     except AudioLMError as error:
         sys.exit(f"marks: {error}")
     real, changes = recordings(corpora, options.recorded), handlings(bundle.codec)

@@ -26,7 +26,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle, sha256
 from audiolm_cli.errors import AudioLMError, ModelError
 from audiolm_cli.training.data import Corpus, load_corpus
-from audiolm_cli.training.familiar import prompts
+from audiolm_cli.training.familiar import prompts, stretches
 
 SECONDS = 6.0  # of an output
 BATCH = 16
@@ -54,12 +54,16 @@ def plan(bundle: Bundle, number: int) -> Plan:
     return Plan(way, pipeline.Sampling(**vars(own) | changed | {"guidance": float(rng.uniform(0, own.guidance + 1))}))
 
 
+def needed(bundle: Bundle, number: int) -> float:
+    """Seconds of each recording that a batch begins with."""
+    return bundle.config.prompt_seconds if plan(bundle, number).way == "continue" else SECONDS
+
+
 def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
     """The new stretches of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
-    how, rate = plan(bundle, number), bundle.config.tokens.sample_rate
+    how, rate, seconds = plan(bundle, number), bundle.config.tokens.sample_rate, needed(bundle, number)
     length = round(SECONDS * rate)
     common: dict[str, Any] = {"sampling": how.sampling, "batch_size": BATCH}
-    seconds = bundle.config.prompt_seconds if how.way == "continue" else SECONDS
     given = list(prompts(corpus, round(seconds * rate), BATCH + 1, seed=number))
     asked = [pipeline.Prompt(samples, place, seed=number) for place, samples in enumerate(given[:BATCH])]
     if how.way == "continue":
@@ -71,6 +75,14 @@ def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
     return np.stack([output.samples[output.prompt_samples :][:length] for output in made])
 
 
+def voices(bundle: Bundle, corpus: Corpus, number: int) -> list[str]:
+    """Which corpus the voice and room of each of a batch's outputs are from; "" where they come from nothing."""
+    samples = round(needed(bundle, number) * bundle.config.tokens.sample_rate)
+    found = [clip.corpus for clip, _ in stretches(corpus, samples, BATCH + 1, seed=number)]
+    way = plan(bundle, number).way
+    return found[:BATCH] if way == "continue" else [found[BATCH] if way == "resynth" else ""] * BATCH
+
+
 def outputs_of(bundle: Bundle) -> str:
     """What the names of files with outputs of a bundle have in common: they belong to its stages and its codec."""
     digest = hashlib.sha256()
@@ -80,12 +92,16 @@ def outputs_of(bundle: Bundle) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_outputs(runs: Path, split: str, bundle: Bundle) -> list[np.ndarray]:
-    """All outputs of a split that the bundle has made, `float32 [T]` each; raises ModelError where there are none."""
-    files = sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle)}-*.safetensors"))
-    if not files:
+def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list[tuple[str, np.ndarray]]:
+    """All outputs of a split that the bundle has made, each with the name of its voice's corpus and as `float32 [T]`;
+    raises ModelError where there are none."""
+    found: list[tuple[str, np.ndarray]] = []
+    for file in sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle)}-*.safetensors")):
+        rows = load_file(file)["audio"].numpy().astype(np.float32) / 32768
+        found += zip(voices(bundle, corpus, int(file.stem[-4:])), rows, strict=True)
+    if not found:
         raise ModelError(f"{runs}/outputs: none of the split {split!r}; run audiolm_cli.training.outputs")
-    return [row.numpy().astype(np.float32) / 32768 for file in files for row in load_file(file)["audio"]]
+    return found
 
 
 def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
