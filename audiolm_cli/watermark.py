@@ -30,6 +30,9 @@ PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
 STRENGTH = 0.098  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
 QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
 MOST = 0.6  # by which a tile's amplitude changes at most
+LEAK = (
+    2.0  # a band's mark is heard in the bands beside it: it counts as if it had at most so much more energy than they
+)
 WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
 BLOCK = 4096  # frames dealt with at a time: memory hardly grows with length
@@ -103,7 +106,9 @@ def _amounts(energy: np.ndarray) -> np.ndarray:
     """By how much of its amplitude each tile `[tiles, bands]` of that energy changes."""
     energy = energy + 1e-12
     amounts = np.minimum((energy.mean(0) / energy) ** (QUIETER / 2), MOST / STRENGTH)
-    share = np.sqrt((amounts**2 * energy).sum(0) / energy.sum(0))  # 1: the band's mark has STRENGTH
+    sums = np.pad(energy.sum(0), 1, mode="edge")
+    room = np.minimum(sums[1:-1], LEAK * np.minimum(sums[:-2], sums[2:]))
+    share = np.sqrt((amounts**2 * energy).sum(0) / room)  # 1: the band's mark has STRENGTH
     return np.minimum(amounts * (STRENGTH / share), MOST)
 
 
