@@ -42,7 +42,7 @@ from audiolm_cli.training.trainer import Trainer, arguments
 BATCH = 64
 SECONDS = 4.0  # of a recording: Common Voice has hardly any that are longer than 6
 ALTERED = 0.5  # share of training material that was changed
-REAL_WEIGHT = 2.0  # a false alarm counts as much as so many outputs missed
+REAL_WEIGHT = 10.0  # a false alarm counts as much as so many outputs missed
 
 
 class Item(NamedTuple):
