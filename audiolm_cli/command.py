@@ -102,8 +102,8 @@ class Command:
             from audiolm_cli import plot
 
             plot.check()
-        if bare := sum(request.samples for request in requests if request.options.no_watermark):
-            self.console.say(f"--no-watermark: {bare} outputs will not be known again by `audiolm detect`")
+        if any(request.options.no_watermark for request in requests):
+            self.console.say("--no-watermark: `audiolm detect` will not know the outputs again by a mark")
         reads = any("-" in (request.source, request.options.speaker) for request in requests)
         if self.params["jobs"] == "-" and reads:
             raise UsageError("standard input cannot be both the job list and an input")

@@ -21,7 +21,7 @@ from audiolm_cli.soundstream import SoundStream
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5  # of what is judged at a time
 LEVEL = 0.05  # root mean square of what is judged
 STRETCH = 5  # windows: a recording is as suspicious as the most suspicious four seconds of it
-FAINT = 0.01  # windows with less than this share of the loudest one's energy tell nothing
+FAINT, SILENT = 0.01, 1e-8  # windows with this share of the loudest one's energy, or mean square, tell nothing
 SUSPICIOUS = 4.0  # sum of a segment's logits: one clear window, or several
 FLOOR = 1e-4  # of mel energies
 
@@ -79,6 +79,8 @@ def heard(codec: SoundStream | None, samples: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def judge(detector: Detector, codec: SoundStream, samples: np.ndarray) -> Judgement:
     """Judges a recording `float32 [T]` at the detector's rate, as a whole and in windows."""
+    length = len(samples)
+    samples = np.pad(samples, (0, max(0, detector.hop - length)))
     mel = detector.mel(heard(codec, samples))
     per = detector.rate // detector.hop
     size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
@@ -92,13 +94,13 @@ def judge(detector: Detector, codec: SoundStream, samples: np.ndarray) -> Judgem
             for part in np.array_split(starts, len(starts) // 64 + 1)
         ]
     )
-    logits[energy < FAINT * energy.max()] = np.nan
+    logits[energy <= max(FAINT * energy.max(), SILENT * size * detector.hop)] = np.nan
     stretch = min(STRETCH, len(logits))
     averages = np.convolve(np.nan_to_num(logits, nan=-5.0), np.ones(stretch) / stretch, "valid")
     seconds = starts / per
     return Judgement(
         float(_probability(averages.max())),
-        _segments(np.nan_to_num(logits, nan=0.0), seconds, len(samples) / detector.rate),
+        _segments(np.nan_to_num(logits, nan=0.0), seconds, length / detector.rate),
         seconds,
         _probability(logits),
     )

@@ -34,7 +34,7 @@ def test_a_window_has_one_logit():
     assert sum(p.numel() for p in model.parameters()) * 2 < 4e6  # bytes in bfloat16
 
 
-@pytest.mark.parametrize("seconds", [0.05, 1.0, 2.0, 7.3])
+@pytest.mark.parametrize("seconds", [0.001, 0.019, 0.05, 1.0, 2.0, 7.3])
 def test_any_length_is_judged(bundle, seconds):
     found = detector.judge(bundle.detector, bundle.codec, tone(seconds))
     assert 0 <= found.probability <= 1
@@ -53,6 +53,13 @@ def test_windows_without_sound_tell_nothing(bundle):
     found = detector.judge(bundle.detector, bundle.codec, np.concatenate([tone(4.0), np.zeros(4 * RATE, np.float32)]))
     assert np.isnan(found.windows[-1])
     assert not np.isnan(found.windows[0])
+
+
+def test_silence_is_nobodys(bundle):
+    found = detector.judge(bundle.detector, bundle.codec, np.zeros(3 * RATE, np.float32))
+    assert found.probability < 0.1
+    assert np.isnan(found.windows).all()
+    assert found.segments == []
 
 
 def test_segments_begin_where_a_window_is_half_in_them():

@@ -146,7 +146,7 @@ def test_outputs_tell_where_they_are_from(audiolm, tiny_bundle, suffix):
 def test_without_a_watermark_it_is_said_and_recorded(audiolm, tiny_bundle):
     common = ("continue", EXAMPLE, "-m", tiny_bundle, "--duration", "2", "--seed", "5", "-q")
     _, _, err = audiolm(*common, "-o", "bare.wav", "--no-watermark")
-    assert "--no-watermark: 1 outputs will not be known again" in err
+    assert "--no-watermark: `audiolm detect` will not know" in err
     _, _, err = audiolm(*common, "-o", "marked.wav")
     assert "watermark" not in err
     _, (bare, marked), _ = detect(audiolm, "bare.wav", "marked.wav", "-m", tiny_bundle)
