@@ -128,7 +128,18 @@ def find(samples: np.ndarray) -> list[Mark]:
         marks.append(Mark(max(0.0, float(start)), min(float(end), len(samples) / RATE), bundle, float(scores.max())))
         begins = np.arange(scores.shape[1]) * STEP_TILES
         scores[:, (begins <= last) & (begins + WINDOW_TILES > first)] = 0
-    return sorted(marks)
+    return _merged(sorted(marks))
+
+
+def _merged(marks: list[Mark]) -> list[Mark]:
+    """Marks in order, those of one bundle that overlap as one: where a mark is faint, its ends are found too early."""
+    result: list[Mark] = []
+    for mark in marks:
+        if result and mark.bundle == result[-1].bundle and mark.start <= result[-1].end:
+            before = result.pop()
+            mark = Mark(before.start, max(before.end, mark.end), mark.bundle, max(before.confidence, mark.confidence))
+        result.append(mark)
+    return result
 
 
 def score(samples: np.ndarray) -> float:

@@ -74,6 +74,11 @@ def test_marks_of_several_bundles_in_one_file_are_told_apart(speech):
     assert found[1].start == pytest.approx(2 * len(speech) / RATE, abs=0.2)
 
 
+def test_overlapping_marks_of_one_bundle_are_one():
+    marks = [watermark.Mark(*mark) for mark in ((0, 3, 1, 8), (2, 5, 1, 9), (4, 6, 2, 8), (7, 9, 1, 8))]
+    assert watermark._merged(marks) == [(0, 5, 1, 9), (4, 6, 2, 8), (7, 9, 1, 8)]
+
+
 def test_long_sound_is_marked_block_by_block_without_seams(speech, monkeypatch):
     monkeypatch.setattr(watermark, "BLOCK", 200)
     (mark,) = watermark.find(watermark.embed(speech, RATE, 1))
