@@ -8,11 +8,12 @@ ModelError of one line. Tensors are bfloat16 on disk; encoding and tokenizing ru
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,12 @@ class Bundle:
 
     @cached_property
     def codec(self) -> SoundStream:
-        with torch.device("meta"), _Uninitialized():
-            codec = SoundStream(self.config.codec, self.config.tokens)
-        return self._fill("codec", codec, torch.float32)
+        return self._part("codec", functools.partial(SoundStream, self.config.codec, self.config.tokens), torch.float32)
 
     @cached_property
     def tokenizer(self) -> SemanticTokenizer:
-        with torch.device("meta"), _Uninitialized():
-            tokenizer = SemanticTokenizer(self.config.tokenizer, self.config.tokens)
-        return self._fill("tokenizer", tokenizer, torch.float32)
+        make = functools.partial(SemanticTokenizer, self.config.tokenizer, self.config.tokens)
+        return self._part("tokenizer", make, torch.float32)
 
     @cached_property
     def semantic(self) -> Transformer:
@@ -104,16 +102,20 @@ class Bundle:
     def detector(self) -> Detector | None:
         if self.config.detector is None:
             return None
-        with torch.device("meta"), _Uninitialized():
-            detector = Detector(self.config.detector, self.config.tokens)
-        return self._fill("detector", detector, torch.float32)
+        return self._part(
+            "detector", functools.partial(Detector, self.config.detector, self.config.tokens), torch.float32
+        )
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
-        with torch.device("meta"), _Uninitialized():
-            model = stage_model(config, self.config.tokens, name)
-        self._fill(name, model, self.dtype)
+        model = self._part(name, functools.partial(stage_model, config, self.config.tokens, name), self.dtype)
         model.pack()
         return model
+
+    def _part(self, part: str, make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+        """What `make` builds, with the weights of that part's file."""
+        with torch.device("meta"), _Uninitialized():
+            module = make()
+        return self._fill(part, module, dtype)
 
     def _fill(self, part: str, module: Any, dtype: torch.dtype) -> Any:
         file = self.folder / f"{part}.safetensors"
@@ -316,9 +318,14 @@ def save_part(file: Path, module: nn.Module, about: dict[str, Any]) -> None:
     """Writes a part with `about` (config, depends, trained) as metadata, in bfloat16."""
     tensors = {k: v.detach().cpu() for k, v in module.state_dict().items()}
     on_disk = {k: (v.bfloat16() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
+    write_tensors(file, on_disk, {"about": json.dumps(about)})
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file, and its folder if need be; it is whole or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    save_file(on_disk, temporary, {"about": json.dumps(about)})
+    save_file(tensors, temporary, metadata)
     temporary.replace(file)
 
 

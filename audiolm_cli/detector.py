@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audiolm_cli.autoencoders import hann
 from audiolm_cli.config import DetectorConfig, TokenSpec
-from audiolm_cli.semantic import mel_banks
+from audiolm_cli.semantic import log_mel
 from audiolm_cli.soundstream import SoundStream
 
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5  # of what is judged at a time
@@ -53,10 +52,7 @@ class Detector(nn.Module):
 
     def mel(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> log-mel spectra `float32 [B, T // hop, bins]`, 50 a second."""
-        padded = nn.functional.pad(audio, (self.size - self.hop, 0))
-        frames = padded.unfold(-1, self.size, self.hop) * hann(self.size, audio.device)
-        power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1)
-        return (power @ mel_banks(self.size // 2 + 1, self.bins, self.rate, audio.device)).add(FLOOR).log()
+        return log_mel(audio, self.size, self.hop, self.bins, self.rate, FLOOR)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Log-mel spectra `[B, frames, bins]` of windows -> logits `[B]`, above 0 where generated is more likely."""

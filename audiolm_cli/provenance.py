@@ -45,7 +45,7 @@ class Examiner:
         from audiolm_cli import detector
 
         recording = audio.read(path, watermark.RATE)
-        marks = watermark.find(recording.samples)
+        marks, confidence = watermark.search(recording.samples)
         clearest = max(marks, key=lambda mark: mark.confidence, default=None)
         maker = self.names.get(clearest.bundle) if clearest else None
         bundle = self.load(self.model or maker or "speech")
@@ -59,7 +59,7 @@ class Examiner:
             "watermark": clearest is not None,
             "watermark_bits": watermark.bits(clearest.bundle) if clearest else None,
             "watermark_bundle": maker,
-            "watermark_confidence": clearest.confidence if clearest else watermark.score(recording.samples),
+            "watermark_confidence": confidence,
             "generated_probability": judgement.probability if judgement else None,
             "classifier": bundle.config.name if judgement else None,
             "segments": [

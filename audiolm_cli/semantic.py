@@ -30,6 +30,15 @@ def mel_banks(frequencies: int, bins: int, rate: int, device: torch.device) -> T
     return melscale_fbanks(frequencies, 0.0, rate / 2, bins, rate).to(device)
 
 
+def log_mel(audio: Tensor, window: int, hop: int, bins: int, rate: int, floor: float) -> Tensor:
+    """Audio `[B, T]` -> log mel energies above `floor`, `float32 [B, T // hop, bins]`. Windows, of `window`
+    samples, end where frames end."""
+    frames = F.pad(audio, (window - hop, 0)).unfold(-1, window, hop) * hann(window, audio.device)
+    size = 1 << (window - 1).bit_length()
+    power = torch.view_as_real(torch.fft.rfft(frames, size)).square().sum(-1)
+    return (power @ mel_banks(size // 2 + 1, bins, rate, audio.device)).add(floor).log()
+
+
 class BandedAttention(nn.Module):
     """Self-attention within a band, with a learned bias per head and distance; stands in for MultiheadAttention."""
 
@@ -77,7 +86,6 @@ class SemanticTokenizer(nn.Module):
         self.config, self.hop = config, tokens.samples_per_semantic
         self.mel_hop = self.hop // MELS_PER_TOKEN
         self.rate, self.mel_window = tokens.sample_rate, round(config.mel_window * self.mel_hop)
-        self.fft_size = 1 << (self.mel_window - 1).bit_length()
         self.register_buffer("mel_mean", torch.zeros(config.mel_bins))
         self.register_buffer("mel_scale", torch.ones(config.mel_bins))
         self.input = nn.Linear(MELS_PER_TOKEN * config.mel_bins, config.width)
@@ -95,11 +103,7 @@ class SemanticTokenizer(nn.Module):
 
     def log_mel(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> `float32 [B, T // mel_hop, bins]`; a frame's window ends where the frame ends."""
-        audio = F.pad(audio, (self.mel_window - self.mel_hop, 0))
-        frames = audio.unfold(-1, self.mel_window, self.mel_hop) * hann(self.mel_window, audio.device)
-        power = torch.view_as_real(torch.fft.rfft(frames, self.fft_size)).square().sum(-1)
-        banks = mel_banks(self.fft_size // 2 + 1, self.config.mel_bins, self.rate, audio.device)
-        return (power @ banks).add(1e-5).log()
+        return log_mel(audio, self.mel_window, self.mel_hop, self.config.mel_bins, self.rate, 1e-5)
 
     def features(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> normalised log-mel frames stacked per token, `[B, S, 4 * bins]`."""

@@ -30,9 +30,7 @@ PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
 STRENGTH = 0.098  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
 QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
 MOST = 0.6  # by which a tile's amplitude changes at most
-LEAK = (
-    2.0  # a band's mark is heard in the bands beside it: it counts as if it had at most so much more energy than they
-)
+LEAK = 2.0  # a band's mark is heard in those beside it: it has room for so many times their energy at most
 WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
 BLOCK = 4096  # frames dealt with at a time: memory hardly grows with length
@@ -114,11 +112,21 @@ def _amounts(energy: np.ndarray) -> np.ndarray:
 
 def find(samples: np.ndarray) -> list[Mark]:
     """The marked stretches of sound `float32 [T]` at 16 kHz, in order. Less than 2 s are searched as a whole."""
+    return search(samples)[0]
+
+
+def score(samples: np.ndarray) -> float:
+    """The highest correlation that sound `float32 [T]` has anywhere with any pattern, standard deviations."""
+    return search(samples)[1]
+
+
+def search(samples: np.ndarray) -> tuple[list[Mark], float]:
+    """What `find` and `score` say of sound."""
     levels = _levels(samples)
     reliefs = [_relief(levels[offset::FRAMES]) for offset in range(FRAMES)]  # for all places where tiles may begin
     found = [_windows(relief) for relief in reliefs]
     scores = np.stack([scores for scores, _ in found])  # [offsets, windows]
-    marks: list[Mark] = []
+    highest, marks = float(scores.max(initial=0)), []
     while scores.size and scores.max() >= THRESHOLD:
         offset, window = np.unravel_index(scores.argmax(), scores.shape)
         bundle, phase = divmod(int(found[offset][1][window]), PERIOD)
@@ -128,7 +136,7 @@ def find(samples: np.ndarray) -> list[Mark]:
         marks.append(Mark(max(0.0, float(start)), min(float(end), len(samples) / RATE), bundle, float(scores.max())))
         begins = np.arange(scores.shape[1]) * STEP_TILES
         scores[:, (begins <= last) & (begins + WINDOW_TILES > first)] = 0
-    return _merged(sorted(marks))
+    return _merged(sorted(marks)), highest
 
 
 def _merged(marks: list[Mark]) -> list[Mark]:
@@ -142,21 +150,14 @@ def _merged(marks: list[Mark]) -> list[Mark]:
     return result
 
 
-def score(samples: np.ndarray) -> float:
-    """The highest correlation that sound `float32 [T]` has anywhere with any pattern, standard deviations."""
-    levels = _levels(samples)
-    return max((float(_windows(_relief(levels[o::FRAMES]))[0].max(initial=0)) for o in range(FRAMES)), default=0.0)
-
-
 def _levels(samples: np.ndarray) -> np.ndarray:
     """Log energy of tiles `[n * FRAMES, BANDS]`, one beginning with every frame."""
     hop = round(RATE * HOP_SECONDS)
     count = max(0, len(samples) // hop - 3)
-    bands = np.zeros((count, BANDS), np.float32)
+    bands, window = np.zeros((count, BANDS), np.float32), _window(4 * hop)
     for first in range(0, count, BLOCK):
         frames = _frames(samples, 4 * hop, hop, first, min(BLOCK, count - first))
-        spectra = np.fft.rfft(frames * _window(4 * hop))
-        spectra = spectra[:, FIRST : FIRST + BANDS * BINS]
+        spectra = np.fft.rfft(frames * window)[:, FIRST : FIRST + BANDS * BINS]
         energy = spectra.real**2 + spectra.imag**2
         bands[first : first + len(energy)] = energy.reshape(len(energy), BANDS, BINS).sum(2)
     if count < FRAMES:
@@ -170,16 +171,19 @@ def _relief(levels: np.ndarray) -> np.ndarray:
     """Tiles `[tiles, BANDS]` beside the mean of the 15 around them: three in time, five in frequency."""
     if not len(levels):
         return levels
-    padded = np.pad(levels, ((1, 1), (2, 2)), mode="edge")
-    return np.clip(levels - sliding_window_view(padded, (3, 5)).mean((2, 3)), -1, 1)
+    return np.clip(levels - _means(np.pad(levels, ((1, 1), (0, 0)), mode="edge")), -1, 1)
+
+
+def _means(levels: np.ndarray) -> np.ndarray:
+    """The mean of the 15 tiles around each, `[..., tiles, BANDS]` of `[..., tiles + 2, BANDS]`."""
+    padded = np.pad(levels, [(0, 0)] * (levels.ndim - 1) + [(2, 2)], mode="edge")
+    return sliding_window_view(padded, (3, 5), (-2, -1)).mean((-2, -1))
 
 
 @functools.cache
 def _reliefs_of_patterns() -> np.ndarray:
     """What `_relief` makes of the patterns, `float32 [bundles, PERIOD, BANDS]`, with a mean square of 1."""
-    periodic = np.pad(patterns(), ((0, 0), (1, 1), (0, 0)), mode="wrap")
-    padded = np.pad(periodic, ((0, 0), (0, 0), (2, 2)), mode="edge")
-    relief = patterns() - sliding_window_view(padded, (3, 5), (1, 2)).mean((3, 4))
+    relief = patterns() - _means(np.pad(patterns(), ((0, 0), (1, 1), (0, 0)), mode="wrap"))
     return relief / np.sqrt(np.square(relief).mean())
 
 

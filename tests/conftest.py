@@ -45,6 +45,21 @@ def prompt(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def audiolm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line in an empty folder: -> exit code, stdout, stderr."""
+    from audiolm_cli import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle of random weights, small enough to run in a test."""

@@ -18,16 +18,9 @@ from tests.conftest import ROOT, spawn, tone
 
 
 @pytest.fixture
-def audiolm(fake, tmp_path, monkeypatch, capfd):
-    """Runs a command line in an empty folder: -> exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+def audiolm(fake, audiolm):
+    """The command line without the models."""
+    return audiolm
 
 
 def test_continue_writes_prompt_and_new_audio(audiolm, prompt, fake):

@@ -15,17 +15,10 @@ from tests.conftest import EXAMPLE, ROOT, tone
 
 
 @pytest.fixture
-def audiolm(tiny_bundle, tmp_path, monkeypatch, capfd):
-    """Runs a command line with the tiny bundle in an empty folder: -> exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
+def audiolm(tiny_bundle, audiolm, monkeypatch):
+    """The command line with the tiny bundle."""
     monkeypatch.setenv("AUDIOLM_MODEL", str(tiny_bundle))
-
-    def run(*arguments):
-        code = cli.main([*map(str, arguments), "--device", "cpu", "--threads", "1"])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return lambda *arguments: audiolm(*arguments, "--device", "cpu", "--threads", "1")
 
 
 def test_the_prompt_is_kept_and_the_duration_is_to_the_sample(audiolm):

@@ -7,23 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import audio, cli, watermark
+from audiolm_cli import audio, watermark
 from tests.conftest import EXAMPLE, ROOT, tone
 
 RATE = watermark.RATE
-
-
-@pytest.fixture
-def audiolm(tmp_path, monkeypatch, capfd):
-    """Runs a command line in an empty folder: -> exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

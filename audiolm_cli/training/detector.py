@@ -26,17 +26,17 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolm_cli import bundle as bundles
-from audiolm_cli.bundle import NEEDS, Bundle, round_to_disk, save_part
+from audiolm_cli.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
 from audiolm_cli.config import DetectorConfig, to_json
 from audiolm_cli.detector import WINDOW_SECONDS, Detector, heard
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.outputs import load_outputs, outputs_of
+from audiolm_cli.training.tokenize import equaliser
 from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64
@@ -57,7 +57,7 @@ class Item(NamedTuple):
 def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     """The same `float32 [T]` as it may come from elsewhere: another tone colour, less band, noise, lossy formats."""
     bins = len(samples) // 2 + 1
-    gains = np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, 3, 6))  # dB
+    gains = equaliser(bins, rng, 3)
     if rng.random() < 0.25:
         gains[int(rng.uniform(0.4, 0.9) * bins) :] = -60
     changed = np.fft.irfft(np.fft.rfft(samples) * 10 ** (gains / 20), len(samples))
@@ -120,11 +120,9 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
     """The items of a file, made and written where it is not there yet."""
     if not file.is_file():
         made = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{n:06d}": item.mel.half() for n, item in enumerate(made)}
         sources = json.dumps([(item.made, item.corpus) for item in made])
-        save_file(tensors, file.with_suffix(".tmp"), {"sources": sources})
-        file.with_suffix(".tmp").replace(file)
+        write_tensors(file, tensors, {"sources": sources})
     with safe_open(file, framework="pt") as handle:
         sources = json.loads(handle.metadata()["sources"])
         return [Item(handle.get_tensor(f"{n:06d}").float(), *source) for n, source in enumerate(sources)]
@@ -145,12 +143,13 @@ def train(
     size = round(WINDOW_SECONDS * detector.rate / detector.hop)
     made_items, real = ([item for item in training if item.made is made] for made in (True, False))
     voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
-    weights_real = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
+    shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
+    shares /= shares.sum()
     trainer = Trainer(name, args, detector, rate=2e-3, weight_decay=0.02, validate_seconds=60)
     for step in trainer:
         rng = np.random.default_rng([args.seed, step])
         chosen = [made_items[n] for n in rng.integers(len(made_items), size=BATCH // 2)]
-        chosen += [real[n] for n in rng.choice(len(real), BATCH // 2, p=weights_real / weights_real.sum())]
+        chosen += [real[n] for n in rng.choice(len(real), BATCH // 2, p=shares)]
         mels, made = windows(chosen, size, rng)
         # at another level, so that it does not decide, and without some bands, so that several do
         mels = mels + torch.from_numpy(rng.normal(0, 0.3, (BATCH, 1, 1))).float()

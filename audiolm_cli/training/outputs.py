@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
-from audiolm_cli.bundle import Bundle, sha256
+from audiolm_cli.bundle import Bundle, sha256, write_tensors
 from audiolm_cli.errors import AudioLMError, ModelError
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.familiar import prompts, stretches
@@ -106,14 +106,13 @@ def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list
 
 def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
     """Makes those of the first `batches` of a split that are not there yet."""
+    common = f"{split}-{outputs_of(bundle)}"
     for number in range(batches):
-        file = runs / "outputs" / f"{split}-{outputs_of(bundle)}-{number:04d}.safetensors"
+        file = runs / "outputs" / f"{common}-{number:04d}.safetensors"
         if file.is_file():
             continue
         audio = np.clip(make(bundle, corpus, number), -1, 1 - 2**-15) * 32768
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"audio": torch.from_numpy(audio.round().astype(np.int16))}, file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").replace(file)
+        write_tensors(file, {"audio": torch.from_numpy(audio.round().astype(np.int16))})
         print(json.dumps({"written": file.name, "way": plan(bundle, number).way}), file=sys.stderr, flush=True)
 
 

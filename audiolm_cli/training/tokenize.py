@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from audiolm_cli.autoencoders import State
-from audiolm_cli.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity
+from audiolm_cli.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity, write_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.semantic import SemanticTokenizer
@@ -109,10 +108,14 @@ def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = int(len(samples) / factor) // 2 * 2
     bins = size // 2 + 1
     spectrum = np.pad(spectrum, (0, max(0, bins - len(spectrum))))[:bins]
-    knots = rng.normal(0, 2.5, 6)  # dB, along the frequency axis
-    gain = 10 ** (np.interp(np.linspace(0, 5, bins), np.arange(6), knots) / 20)
+    gain = 10 ** (equaliser(bins, rng, 2.5) / 20)
     out = np.fft.irfft(spectrum * gain, size) * (size / len(samples)) * 10 ** (rng.uniform(-6, 6) / 20)
     return np.clip(out, -1, 1).astype(np.float32)
+
+
+def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:
+    """Gains in dB of that standard deviation, `[bins]`, between six random ones along the frequency axis."""
+    return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))
 
 
 def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, share: tuple[int, int] = (0, 1)) -> None:
@@ -157,10 +160,7 @@ def write_tokens(
         tracks.append(asdict(Track(speaker, offset, length)))
         offset += length
     metadata = {"tokens": json.dumps(asdict(spec)), "tracks": json.dumps(tracks), "sources": json.dumps(sources)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1).contiguous()}
-    save_file(tensors, file.with_suffix(".tmp"), metadata)
-    file.with_suffix(".tmp").replace(file)
+    write_tensors(file, {"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1).contiguous()}, metadata)
 
 
 def read_tokens(file: Path) -> TokenData:
