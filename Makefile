@@ -69,10 +69,10 @@ eval-piano: .venv/eval $(CORPUS)/manifest.tsv
 $(CORPUS)/manifest.tsv: .venv/installed
 	$(BIN)/python -m audiolm_cli.training.piano --data $(PIANO) --out $(CORPUS) --hours 30 --processes $(PROCESSES)
 
-# needs Debian's ffmpeg and opus-tools; trains the classifier anew, and others to compare it with, into RUNS
-eval-detector: .venv/eval  ## false alarms of the classifier on corpora that it never heard
-	$(BIN)/python -m audiolm_cli.training.outputs --data $(DATA)
-	$(BIN)/python -m audiolm_cli.training.detector --data $(DATA) --minutes 7 --report
+# makes outputs, and trains the classifier anew and others to compare it with, into runs/
+eval-detector: .venv/installed $(CORPUS)/manifest.tsv  ## false alarms of the classifiers on corpora that they never heard
+	for bundle in "speech $(DATA)" "piano $(CORPUS)"; do set -- $$bundle; for step in outputs "detector --report --preset $$1"; do \
+	  $(BIN)/python -m audiolm_cli.training.$$step --model weights/$$1 --data $$2 --runs runs/$$1 || exit 1; done; done
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py

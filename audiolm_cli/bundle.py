@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
-from audiolm_cli.detector import Detector
+from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
@@ -98,13 +99,25 @@ class Bundle:
     def fine(self) -> Transformer | ParallelTransformer | None:
         return self._stage("fine", self.config.fine) if self.config.fine else None
 
+    @property
+    def stages(self) -> dict[StageName, Stack]:
+        """The language models, in order."""
+        found: dict[StageName, Stack] = {"semantic": self.semantic, "coarse": self.coarse}
+        return found if self.fine is None else {**found, "fine": self.fine}
+
+    def tokenize(self, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; what
+        is left of the last semantic token's length is padded with silence."""
+        audio = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.config.tokens.samples_per_semantic)))
+        audio = audio.to(self.device)[None]
+        return self.tokenizer.tokenize(audio)[0].cpu(), self.codec.encode(audio)[0].cpu()
+
     @cached_property
     def detector(self) -> Detector | None:
         if self.config.detector is None:
             return None
-        return self._part(
-            "detector", functools.partial(Detector, self.config.detector, self.config.tokens), torch.float32
-        )
+        make = functools.partial(make_detector, self.config.detector, self.config.tokens)
+        return self._part("detector", make, torch.float32)
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
         model = self._part(name, functools.partial(stage_model, config, self.config.tokens, name), self.dtype)

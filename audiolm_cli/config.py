@@ -131,10 +131,12 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """The classifier that tells what a bundle made from recordings."""
+    """The classifier that tells what a bundle made from recordings. It `hears` how likely the bundle's stages find each
+    token, or log-mel spectra of what its codec makes of the sound; `channels` are those of convolutions that halve time
+    (and bins)."""
 
-    mel_bins: int = bounded(8, 256, default=64)
-    channels: tuple[int, ...] = bounded(1, 512, default=(16, 32, 48, 64))  # of convolutions that halve time and bins
+    hears: Literal["traces", "spectra"] = "traces"
+    channels: tuple[int, ...] = bounded(1, 512, default=(32, 32, 32))
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def preset(name: str) -> BundleConfig:
             tiny,
             dataclasses.replace(tiny, layout="frames"),
             dataclasses.replace(tiny, layout="parallel"),
-            DetectorConfig(16, (4, 8)),
+            DetectorConfig(channels=(4, 8)),
         ),
         "speech": BundleConfig(
             "speech",
@@ -221,6 +223,7 @@ def preset(name: str) -> BundleConfig:
             StageConfig(3),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
+            DetectorConfig(),
         ),
         "piano": BundleConfig(
             "piano",
@@ -230,6 +233,7 @@ def preset(name: str) -> BundleConfig:
             StageConfig(3),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
+            DetectorConfig("spectra", (16, 32, 48, 64)),
         ),
         "paper": BundleConfig(
             "paper",

@@ -1,28 +1,38 @@
 """A small convolutional classifier: did this bundle make the sound, or was it recorded?
 
 AudioLM, section IV-F: both kinds are heard through the codec, else the codec's own traces give the made one away, and
-with them every recording that somebody has only compressed. So every recording is encoded and decoded before it is
-judged, at one level, in windows of two seconds. Audio is `float32 [B, T]` at the bundle's rate.
+with them every recording that somebody has only compressed. There are two ways to listen. A `TraceDetector` hears
+nothing but the tokens, and of these only how likely the bundle's own stages find each: what was sampled at low
+temperatures is likelier than what was recorded, whichever room or microphone that is from. A `SpectralDetector` hears
+spectra; of speech it learns the corpora by heart, and calls half of the recordings of an unknown one generated. Where a
+bundle samples as freely as that of the piano, it hears more. Audio is `float32 [T]` at the bundle's rate.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audiolm_cli.config import DetectorConfig, TokenSpec
+from audiolm_cli.likelihood import EVIDENCE, traces
 from audiolm_cli.semantic import log_mel
 from audiolm_cli.soundstream import SoundStream
 
+if TYPE_CHECKING:
+    from audiolm_cli.bundle import Bundle
+
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5  # of what is judged at a time
-LEVEL = 0.05  # root mean square of what is judged
+PIECE_SECONDS = 6.0  # that the stages read at a time
+BINS, FLOOR = 64, 1e-4  # of mel energies
+LEVEL = 0.05  # root mean square of what a SpectralDetector hears
 STRETCH = 5  # windows: a recording is as suspicious as the most suspicious four seconds of it
 FAINT, SILENT = 0.01, 1e-8  # windows with this share of the loudest one's energy, or mean square, tell nothing
 SUSPICIOUS = 4.0  # sum of a segment's logits: one clear window, or several
-FLOOR = 1e-4  # of mel energies
+DOUBT = 2.0  # a false alarm costs so much in training: windows of which half was generated have this logit, negative
 
 
 class Judgement(NamedTuple):
@@ -35,68 +45,98 @@ class Judgement(NamedTuple):
     windows: np.ndarray
 
 
-class Detector(nn.Module):
-    """Log-mel spectra -> strided convolutions -> one logit for every 320 ms, of which a window has the mean."""
+class TraceDetector(nn.Module):
+    """Traces of frames -> strided convolutions -> one logit for every few frames, of which a window has the mean."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
-        self.bins, self.rate = config.mel_bins, tokens.sample_rate
-        self.hop = round(0.02 * self.rate)
-        self.size = 1 << self.hop.bit_length()
+        inputs = EVIDENCE * (1 + tokens.quantizers)
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
         layers: list[nn.Module] = []
-        for before, after in zip((1, *config.channels), config.channels, strict=False):
+        for before, after in itertools.pairwise((inputs, *config.channels)):
+            layers += [nn.Conv1d(before, after, 5, 2, 2), nn.GELU()]
+        self.layers = nn.Sequential(*layers)
+        self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1], 1))
+
+    def hear(self, bundle: Bundle, samples: np.ndarray) -> Tensor:
+        """A recording `[T]` -> `likelihood.traces`, `float32 [F, K]` for each frame of the codec."""
+        seconds = min(PIECE_SECONDS, *(model.config.window_seconds for model in bundle.stages.values()))
+        return traces(bundle.stages, *bundle.tokenize(samples), round(seconds * bundle.config.tokens.semantic_rate))
+
+    def forward(self, heard: Tensor) -> Tensor:
+        """Traces `[B, F, K]` of windows -> logits `[B]`, above 0 where generated is more likely."""
+        normal = (heard - self.mean) * self.scale
+        return self.output(self.layers(normal.transpose(1, 2)).transpose(1, 2)).mean((1, 2))
+
+
+class SpectralDetector(nn.Module):
+    """Log-mel spectra -> strided convolutions -> one logit for every few frames, of which a window has the mean."""
+
+    def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
+        super().__init__()
+        self.rate, self.hop = tokens.sample_rate, tokens.samples_per_frame
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((1, *config.channels)):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(1, after), nn.GELU()]
         self.layers = nn.Sequential(*layers)
-        bins = -(-self.bins // 2 ** len(config.channels))
+        bins = -(-BINS // 2 ** len(config.channels))
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1] * bins, 1))
 
-    def mel(self, audio: Tensor) -> Tensor:
-        """Audio `[B, T]` -> log-mel spectra `float32 [B, T // hop, bins]`, 50 a second."""
-        return log_mel(audio, self.size, self.hop, self.bins, self.rate, FLOOR)
+    def hear(self, bundle: Bundle, samples: np.ndarray) -> Tensor:
+        """A recording `[T]` -> log-mel spectra of what the codec makes of it, `float32 [F, BINS]`."""
+        return self.spectra(samples, bundle.codec)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """Log-mel spectra `[B, frames, bins]` of windows -> logits `[B]`, above 0 where generated is more likely."""
-        x = self.layers((mel / 4)[:, None])  # [B, C, steps, bins]
-        return self.output(x.permute(0, 2, 1, 3).flatten(2))[..., 0].mean(1)
+    def spectra(self, samples: np.ndarray, codec: SoundStream | None = None) -> Tensor:
+        """The same, or without a codec of the recording itself; always at one level."""
+        level = float(np.sqrt(np.mean(np.square(samples), dtype=float))) + 1e-9
+        audio = torch.from_numpy(np.pad(samples * np.float32(LEVEL / level), (0, -len(samples) % self.hop)))[None]
+        if codec is not None:
+            audio = codec.decode(codec.encode(audio.to(codec.quantizer.codebooks.device)))
+        return log_mel(audio, 1 << self.hop.bit_length(), self.hop, BINS, self.rate, FLOOR)[0].cpu()
+
+    def forward(self, heard: Tensor) -> Tensor:
+        """Log-mel spectra `[B, F, BINS]` of windows -> logits `[B]`."""
+        x = self.layers((heard / 4)[:, None])  # [B, C, steps, bins]
+        return self.output(x.permute(0, 2, 1, 3).flatten(2)).mean((1, 2))
 
 
-def heard(codec: SoundStream | None, samples: np.ndarray) -> Tensor:
-    """What the detector listens to, `float32 [1, T]`: the samples `[T]` at its level, through the codec if there is
-    one."""
-    level = float(np.sqrt(np.mean(np.square(samples), dtype=float))) + 1e-9
-    audio = torch.from_numpy(samples * np.float32(LEVEL / level))[None]
-    if codec is None:
-        return audio
-    audio = audio.to(codec.quantizer.codebooks.device)
-    short = -audio.shape[1] % codec.hop
-    return codec.decode(codec.encode(nn.functional.pad(audio, (0, short))))[:, : samples.size]
+Detector = TraceDetector | SpectralDetector
+
+
+def make_detector(config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0) -> Detector:
+    """The detector that the config wants, with random weights."""
+    return (TraceDetector if config.hears == "traces" else SpectralDetector)(config, tokens, dropout)
 
 
 @torch.inference_mode()
-def judge(detector: Detector, codec: SoundStream, samples: np.ndarray) -> Judgement:
-    """Judges a recording `float32 [T]` at the detector's rate, as a whole and in windows."""
-    length = len(samples)
-    samples = np.pad(samples, (0, max(0, detector.hop - length)))
-    mel = detector.mel(heard(codec, samples))
-    per = detector.rate // detector.hop
+def judge(bundle: Bundle, samples: np.ndarray) -> Judgement:
+    """Judges a recording `float32 [T]`, not empty, by the bundle's detector, as a whole and in windows."""
+    tokens, detector = bundle.config.tokens, bundle.detector
+    assert detector is not None
+    found, length = detector.hear(bundle, samples).to(bundle.device), len(samples)
+    per = tokens.sample_rate / tokens.samples_per_frame
     size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
-    starts = np.arange(0, max(0, mel.shape[1] - size) + 1, hop)
-    begins = starts * detector.hop
+    starts = np.arange(0, max(0, length // tokens.samples_per_frame - size) + 1, hop)
+    begins, ends = (np.minimum(at * tokens.samples_per_frame, length) for at in (starts, starts + size))
     total = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
-    energy = total[np.minimum(begins + size * detector.hop, len(samples))] - total[begins]
+    energy = total[ends] - total[begins]
     logits = np.concatenate(
         [
-            detector(torch.cat([mel[:, s : s + size] for s in part])).float().cpu().numpy()
+            detector(torch.stack([found[s : s + size] for s in part])).float().cpu().numpy()
             for part in np.array_split(starts, len(starts) // 64 + 1)
         ]
     )
-    logits[energy <= max(FAINT * energy.max(), SILENT * size * detector.hop)] = np.nan
+    logits[energy <= max(FAINT * energy.max(), SILENT * size * tokens.samples_per_frame)] = np.nan
     stretch = min(STRETCH, len(logits))
     averages = np.convolve(np.nan_to_num(logits, nan=-5.0), np.ones(stretch) / stretch, "valid")
     seconds = starts / per
     return Judgement(
         float(_probability(averages.max())),
-        _segments(np.nan_to_num(logits, nan=0.0), seconds, length / detector.rate),
+        _segments(logits, seconds, length / tokens.sample_rate),
         seconds,
         _probability(logits),
     )
@@ -107,9 +147,10 @@ def _probability(logits: np.ndarray) -> np.ndarray:
 
 
 def _segments(logits: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[float, float]]:
-    """The stretches of windows whose sums of logits are highest, as long as they reach SUSPICIOUS. One begins in the
-    middle of its first window, or of the recording, and ends in the middle of its last."""
-    left, half = logits.copy(), WINDOW_SECONDS / 2
+    """The stretches of windows whose sums of logits are highest, as long as they reach SUSPICIOUS, with what is about
+    half generated on either side. One begins in the middle of its first window, or of the recording, and ends in the
+    middle of its last."""
+    left, half = np.nan_to_num(logits, nan=0.0), WINDOW_SECONDS / 2
     found: list[tuple[float, float]] = []
     while True:
         total = np.concatenate([[0.0], np.cumsum(left)])
@@ -117,7 +158,11 @@ def _segments(logits: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[
         last = int((total - lowest).argmax())
         if total[last] - lowest[last] < SUSPICIOUS:
             return sorted(found)
-        first = int(total[: last + 1].argmin())
+        first = last - int(total[last::-1].argmin())
+        while first > 0 and left[first - 1] > -DOUBT and not np.isnan(logits[first - 1]):
+            first -= 1
+        while last < len(left) and left[last] > -DOUBT and not np.isnan(logits[last]):
+            last += 1
         begin = 0.0 if first == 0 else float(starts[first] + half)
         found.append((begin, end if last == len(starts) else float(starts[last - 1] + half)))
         left[first:last] = -1e9

@@ -113,8 +113,6 @@ class Tokens:
 def encode(bundle: Bundle, samples: np.ndarray) -> Tokens:
     """Audio -> tokens; what is left of the last semantic token's length is padded with silence."""
     spec = bundle.config.tokens
-    count = -(-len(samples) // spec.samples_per_semantic) * spec.samples_per_semantic
-    audio = torch.from_numpy(np.pad(samples, (0, count - len(samples)))).to(bundle.device)[None]
     metadata = {
         "format": "audiolm-tokens",
         "bundle": bundle.config.name,
@@ -125,7 +123,7 @@ def encode(bundle: Bundle, samples: np.ndarray) -> Tokens:
         "frame_rate": f"{spec.sample_rate / spec.samples_per_frame:g}",
         "semantic_rate": f"{spec.semantic_rate:g}",
     }
-    return Tokens(bundle.tokenizer.tokenize(audio)[0].cpu(), bundle.codec.encode(audio)[0].cpu(), metadata)
+    return Tokens(*bundle.tokenize(samples), metadata)
 
 
 def decode(bundle: Bundle, tokens: Tokens, quantizers: int | None = None) -> np.ndarray:

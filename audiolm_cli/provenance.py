@@ -52,7 +52,7 @@ class Examiner:
         judgement = None
         if bundle.detector is not None:
             samples = audio.resampled(recording.samples, recording.rate, bundle.config.tokens.sample_rate)
-            judgement = detector.judge(bundle.detector, bundle.codec, samples)
+            judgement = detector.judge(bundle, samples)
         return {
             "path": path,
             "seconds": len(recording.samples) / recording.rate,

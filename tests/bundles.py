@@ -10,7 +10,7 @@ import torch
 
 from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
 from audiolm_cli.config import STAGES, BundleConfig, preset
-from audiolm_cli.detector import Detector
+from audiolm_cli.detector import make_detector
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training.assemble import SETTINGS, assemble
@@ -29,7 +29,7 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     if config.fine:
         parts["fine"] = stage_model(config.fine, spec, "fine")
     if config.detector:
-        parts["detector"] = Detector(config.detector, spec)
+        parts["detector"] = make_detector(config.detector, spec)
     generator, tokenizer = torch.Generator().manual_seed(seed), cast("SemanticTokenizer", parts["tokenizer"])
     hidden = tokenizer.eval().represent(torch.randn(1, 64000, generator=generator))[0]
     tokenizer.mean.copy_(hidden.mean(0))

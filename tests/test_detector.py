@@ -11,14 +11,16 @@ import torch
 
 from audiolm_cli import bundle as bundles
 from audiolm_cli import detector
-from audiolm_cli.config import DetectorConfig, TokenSpec
-from audiolm_cli.detector import Detector
+from audiolm_cli.config import DetectorConfig
+from audiolm_cli.detector import SpectralDetector, make_detector
+from audiolm_cli.likelihood import traces
 from audiolm_cli.training import detector as training
 from audiolm_cli.training import outputs
 from audiolm_cli.training.data import load_corpus
 from tests.conftest import tone
 
 RATE = 16000
+SPECTRAL = DetectorConfig("spectra", (8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -26,37 +28,40 @@ def bundle(tiny_bundle):
     return bundles.load(str(tiny_bundle), device="cpu", dtype="float32")
 
 
-def test_a_window_has_one_logit():
-    model = Detector(DetectorConfig(), TokenSpec())
-    mel = model.mel(torch.randn(3, 2 * RATE))
-    assert mel.shape == (3, 100, 64)
-    assert model(mel).shape == (3,)
+@pytest.mark.parametrize(("config", "frames", "size"), [(DetectorConfig(), 102, 4 * 13), (SPECTRAL, 101, 64)])
+def test_a_window_has_one_logit(bundle, config, frames, size):
+    model = make_detector(config, bundle.config.tokens)
+    found = model.hear(bundle, tone(2.01))
+    assert found.shape == (frames, size)  # traces: of whole semantic tokens
+    assert model(torch.stack([found, found])).shape == (2,)
     assert sum(p.numel() for p in model.parameters()) * 2 < 4e6  # bytes in bfloat16
+
+
+def test_pieces_are_heard_each_for_itself(bundle):
+    sound = np.concatenate([tone(5.0), 0.1 * tone(9.0)])
+    whole, second = bundle.detector.hear(bundle, sound), bundle.tokenize(sound)
+    piece = second[0][150:300], second[1][:, 300:600]
+    assert torch.equal(whole[300:600], traces(bundle.stages, *piece, 150))
+    assert len(whole) == 700
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.019, 0.05, 1.0, 2.0, 7.3])
 def test_any_length_is_judged(bundle, seconds):
-    found = detector.judge(bundle.detector, bundle.codec, tone(seconds))
+    found = detector.judge(bundle, tone(seconds))
     assert 0 <= found.probability <= 1
     assert len(found.starts) == len(found.windows) == max(0, int((seconds - 2) / 0.5 + 1e-9)) + 1
     for start, end in found.segments:
         assert 0 <= start < end <= seconds
 
 
-def test_level_does_not_count(bundle):
-    samples = tone(4.0)
-    loud, quiet = (detector.judge(bundle.detector, bundle.codec, samples * gain) for gain in (1.0, 0.01))
-    assert quiet.windows == pytest.approx(loud.windows, abs=0.02)
-
-
 def test_windows_without_sound_tell_nothing(bundle):
-    found = detector.judge(bundle.detector, bundle.codec, np.concatenate([tone(4.0), np.zeros(4 * RATE, np.float32)]))
+    found = detector.judge(bundle, np.concatenate([tone(4.0), np.zeros(4 * RATE, np.float32)]))
     assert np.isnan(found.windows[-1])
     assert not np.isnan(found.windows[0])
 
 
 def test_silence_is_nobodys(bundle):
-    found = detector.judge(bundle.detector, bundle.codec, np.zeros(3 * RATE, np.float32))
+    found = detector.judge(bundle, np.zeros(3 * RATE, np.float32))
     assert found.probability < 0.1
     assert np.isnan(found.windows).all()
     assert found.segments == []
@@ -69,12 +74,14 @@ def test_segments_begin_where_a_window_is_half_in_them():
     assert detector._segments(np.ones(9), starts, 6.0) == [(0.0, 6.0)]
     assert detector._segments(np.full(9, -1.0), starts, 6.0) == []
     assert detector._segments(np.array([-1, 2, -1.0]), starts[:3], 3.0) == []  # hardly more likely than not
+    assert detector._segments(np.array([-9, -1, 5, 3, -1, -9.0]), starts[:6], 5.0) == [(1.5, 3.0)]  # the half ones too
+    assert detector._segments(np.array([-9, np.nan, 5, 3, np.nan, -9.0]), starts[:6], 5.0) == [(2.0, 2.5)]
 
 
 def test_one_lone_window_does_not_make_a_recording_suspicious(bundle, monkeypatch):
     logits = iter([5.0] + [-5.0] * 20)
     monkeypatch.setattr(bundle.detector, "forward", lambda mel: torch.tensor([next(logits) for _ in mel]))
-    assert detector.judge(bundle.detector, bundle.codec, tone(8.0)).probability < 0.5
+    assert detector.judge(bundle, tone(8.0)).probability < 0.5
 
 
 def test_plans_differ_and_stay(bundle):
@@ -117,29 +124,50 @@ def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypat
     training.main()
     out = capsys.readouterr().out
     report = json.loads(out[out.index("{\n") :])
-    assert report.keys() == {"through the codec", "never heard a", "never heard b", "raw"}
+    assert report.keys() == {"traces", "never heard a", "never heard b", "raw"}
+    assert {"a", "a, as it is"} < report["never heard a"].keys()
+    assert {"made", "b", "right"} < report["raw"].keys()
     assert (tmp_path / "parts" / "detector.safetensors").stat().st_size < 4e6
 
 
 @pytest.mark.slow
-def test_it_learns_what_is_made(tmp_path):
+@pytest.mark.parametrize("raw", [False, True])
+def test_it_learns_what_is_made(bundle, tmp_path, raw):
     rng = np.random.default_rng(0)
-    model = Detector(DetectorConfig(16, (8, 8)), TokenSpec(), dropout=0.1)
+    spectral, traced = (make_detector(c, bundle.config.tokens) for c in (SPECTRAL, DetectorConfig(channels=(8, 8))))
+    assert isinstance(spectral, SpectralDetector)
 
     def items(count):
         """Recordings are dark noise, outputs bright."""
         found = []
         for n in range(count):
-            noise = rng.standard_normal(4 * RATE)
+            noise = 0.1 * rng.standard_normal(4 * RATE)
             sound = np.convolve(noise, [1, -0.5] if n % 2 else [1, 0.5], "same").astype(np.float32)
-            found.append(training.Item(model.mel(torch.from_numpy(sound)[None])[0], n % 2 == 1, "a"))
+            heard = spectral.spectra(sound) if raw else traced.hear(bundle, sound)
+            found.append(training.Item(heard, n % 2 == 1, "a"))
         return found
 
     args = argparse.Namespace(
         runs=tmp_path, minutes=0.15, resume=False, device="cpu", threads=1, seed=0, warm_start=False
     )
-    trained = training.train(args, "detector", model, items(40), items(4))
+    trained = training.train(args, "detector", spectral if raw else traced, items(40), items(4))
     assert training.figures(trained, items(20))["right"]["windows"] > 0.95
+
+
+def test_figures_are_told_apart_by_how_recordings_were_handled():
+    def called(level):
+        return torch.full((200, 1), float(level))
+
+    items = [
+        training.Item(called(1), True, "a"),
+        training.Item(called(-1), True, "a"),
+        training.Item(called(-1), False, "a"),
+        training.Item(called(1), False, "a", "changed"),
+    ]
+    found = training.figures(lambda windows: windows.mean((1, 2)), items)  # type: ignore[arg-type]
+    assert found["made"] == {"windows": 0.5, "stretches": 0.5, "of": 2}
+    assert (found["a"]["stretches"], found["a, as it is"]["stretches"], found["a, changed"]["stretches"]) == (0.5, 0, 1)
+    assert found["right"] == {"windows": 0.5, "stretches": 0.5}
 
 
 def test_altered_sound_keeps_its_length():
@@ -150,9 +178,9 @@ def test_altered_sound_keeps_its_length():
 
 
 def test_items_are_made_once(tmp_path):
-    made = [training.Item(torch.ones(10, 4), True, ""), training.Item(torch.zeros(7, 4), False, "a")]
+    made = [training.Item(torch.ones(10, 4), True, ""), training.Item(torch.zeros(7, 4), False, "a", "changed")]
     first = training.cached(tmp_path / "items.safetensors", lambda: made)
     second = training.cached(tmp_path / "items.safetensors", lambda: pytest.fail("made again"))
     for found in (first, second):
-        assert [(item.made, item.corpus) for item in found] == [(True, ""), (False, "a")]
-        assert torch.equal(found[1].mel, made[1].mel)
+        assert [item[1:] for item in found] == [(True, "", ""), (False, "a", "changed")]
+        assert torch.equal(found[1].heard, made[1].heard)

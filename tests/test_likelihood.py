@@ -1,4 +1,4 @@
-"""How strange a recording is to a bundle."""
+"""How strange a recording is to a bundle, and how likely to be its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import torch
 
 from audiolm_cli import bundle, pipeline
 from audiolm_cli.config import Layout, preset
-from audiolm_cli.likelihood import SEMANTIC_SHARE, stack, surprise, token_losses
+from audiolm_cli.likelihood import (
+    EVIDENCE,
+    SEMANTIC_SHARE,
+    batch_of,
+    cross_entropy,
+    evidence,
+    surprise,
+    token_losses,
+    traces,
+)
 from audiolm_cli.pipeline import Prompt, Sampling
-from audiolm_cli.tokens import semantic_sequence
 from tests.bundles import write_bundle
 
 SOUND = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
@@ -42,9 +50,8 @@ def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: b
 
 def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
     """Per semantic token, of pieces of one length."""
-    spec, length = tiny.config.tokens, len(pieces[0])
-    sequences = [semantic_sequence(spec, tiny.config.semantic.layout, piece) for piece in pieces]
-    losses = token_losses(tiny.semantic, stack(sequences, "semantic", spec, length, [False] * len(pieces)))
+    alone = [(piece, piece[:0]) for piece in pieces]
+    losses = token_losses(tiny.semantic, batch_of("semantic", "aligned", tiny.config.tokens, alone))
     return float(losses[:, :-1].mean()) / np.log(2)
 
 
@@ -68,3 +75,31 @@ def test_a_bundle_that_does_not_say_is_not_asked(tiny: bundle.Bundle) -> None:
     sampling = Sampling((1.0,) * 3, (0,) * 3, (1.0,) * 3)
     (output,) = pipeline.resynth(loaded, [Prompt(SOUND)], sampling=sampling, batch_size=1)
     assert output.surprise is None
+
+
+def test_evidence_tells_at_which_temperature_tokens_were_drawn() -> None:
+    logits = torch.randn(2, 4000, 20, generator=torch.Generator().manual_seed(0)) * 2
+    means = {}
+    for temperature in (0.6, 1.0, 1.5):
+        drawn = torch.distributions.Categorical(logits=logits / temperature).sample()
+        found = evidence(logits, drawn)
+        assert found.shape == (2, 4000, EVIDENCE)
+        assert torch.allclose(found[..., 0] + found[..., 1], cross_entropy(logits, drawn), atol=1e-5)
+        likelier = (logits.softmax(-1) * (logits > logits.gather(-1, drawn[..., None]))).sum(-1)
+        assert torch.allclose(found[..., 2], likelier, atol=1e-6)
+        means[temperature] = found.mean((0, 1))
+    assert abs(means[1.0][0]) < 0.03
+    assert abs(means[0.6][3]) < 0.03
+    assert means[0.6][0] < -0.2 < 0.2 < means[1.5][0]
+
+
+def test_traces_are_the_evidence_of_all_stages_frame_by_frame(tiny: bundle.Bundle) -> None:
+    tokens, quantizers = pipeline.encode(tiny, SOUND), tiny.config.tokens.quantizers
+    found = traces(tiny.stages, tokens.semantic, tokens.codes, size=5)
+    assert found.shape == (tokens.codes.shape[1], EVIDENCE * (1 + quantizers))
+    assert torch.isfinite(found).all()
+    assert torch.equal(found[0::2, :EVIDENCE], found[1::2, :EVIDENCE])  # a semantic token spans two frames
+    config, piece = tiny.config, (tokens.semantic[:5], tokens.codes[:, :10])
+    losses = token_losses(tiny.coarse, batch_of("coarse", config.coarse.layout, config.tokens, [piece]))[0]
+    coarse = found[:10, EVIDENCE : 5 * EVIDENCE].view(10, EVIDENCE, 4)
+    assert torch.allclose(coarse[:, :2].sum(1), losses, atol=1e-4)

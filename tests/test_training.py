@@ -50,7 +50,7 @@ def _small() -> Iterator[None]:
         patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
         patch.setattr(tokenizer, "CLUSTERED_BATCHES", 1)
         patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
-        for name, value in {"SECONDS": 2.0, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
+        for name, value in {"SECONDS": 2.2, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
             patch.setattr(outputs, name, value)
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
@@ -75,11 +75,11 @@ def voice(speaker: int, clip: int, seconds: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four speakers with three recordings of 4 s each; two of them for validation."""
+    """Four speakers with three recordings of 4.2 s each; two of them for validation."""
     folder = tmp_path_factory.mktemp("data")
     lines = ["path\tsplit\tspeaker"]
     for speaker, clip in itertools.product(range(4), range(3)):
-        soundfile.write(folder / f"{speaker}-{clip}.wav", voice(speaker, clip, 4.0), 16000)
+        soundfile.write(folder / f"{speaker}-{clip}.wav", voice(speaker, clip, 4.2), 16000)
         lines.append(f"{speaker}-{clip}.wav\t{'train' if speaker < 2 else 'valid'}\ts{speaker}")
     (folder / "manifest.tsv").write_text("\n".join(lines) + "\n")
     return folder

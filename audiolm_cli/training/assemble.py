@@ -33,6 +33,7 @@ from audiolm_cli.bundle import (
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.hub import CARD
+from audiolm_cli.training.outputs import outputs_of
 
 MAX_BYTES = 64_000_000
 SETTINGS = ("sampling", "prompt_seconds", "familiar_bits")  # of config.json, besides what the parts say
@@ -91,6 +92,8 @@ def assemble(
         shutil.copy(card, fresh)
     write_sums(fresh)
     check_parts(fresh)
+    if "detector" in found and about["detector"]["trained"].get("bundle", outputs_of(fresh)) != outputs_of(fresh):
+        raise ModelError(f"{parts}/detector.safetensors was trained on the outputs of other weights")
     if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
         raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
     shutil.rmtree(out, ignore_errors=True)

@@ -1,12 +1,14 @@
-"""Trains the detector of a bundle: its own outputs against recordings, both through its codec.
+"""Trains the detector of a bundle: its own outputs against recordings, both as tokens of its codec and tokenizer.
 
-    python -m audiolm_cli.training.detector --model weights/speech --data DATA --runs RUNS --minutes 4
+    python -m audiolm_cli.training.detector --model weights/speech --data DATA --runs RUNS
 
-Needs what audiolm_cli.training.outputs made, of both splits. Recordings and outputs are changed alike before the codec:
-level, equaliser, band, noise, MP3 and Ogg. Of the recordings a third has been through the codec once before, as every
-output has; otherwise its traces would tell, and whatever somebody kept as tokens would count as generated. Writes
+Needs what audiolm_cli.training.outputs made, of both splits. Half of recordings and outputs is changed before: level,
+equaliser, band, noise, MP3 and Ogg; and all are cut somewhere, so that frames do not begin where the bundle began them.
+Of the recordings a third has been through the codec once before, as every output has; otherwise its traces would tell,
+and whatever somebody kept as tokens would count as generated. Outputs carry no watermark, which tells for itself and
+makes them less likely to the stages: with half of them marked, the rest would be missed more often. Writes
 parts/detector.safetensors, and with --report figures on speakers and pieces of `valid`: accuracy beside a detector that
-hears raw audio, and false alarms on each corpus by a detector that never heard it.
+hears spectra of the raw audio, and false alarms on each corpus by detectors that never heard it.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from audiolm_cli import bundle as bundles
+from audiolm_cli import pipeline
 from audiolm_cli.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
-from audiolm_cli.config import DetectorConfig, to_json
-from audiolm_cli.detector import WINDOW_SECONDS, Detector, heard
+from audiolm_cli.config import PRESETS, DetectorConfig, preset, to_json
+from audiolm_cli.detector import WINDOW_SECONDS, Detector, SpectralDetector, TraceDetector, make_detector
 from audiolm_cli.errors import AudioLMError
-from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.outputs import load_outputs, outputs_of
 from audiolm_cli.training.tokenize import equaliser
@@ -41,17 +43,20 @@ from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64
 SECONDS = 4.0  # of a recording: Common Voice has hardly any that are longer than 6
-ALTERED = 0.5  # share of training material that was changed
-REAL_WEIGHT = 10.0  # a false alarm counts as much as so many outputs missed
+ALTERED, THROUGH_CODEC = 0.5, 1 / 3  # shares of training material, and of recordings
+WINDOW = round(WINDOW_SECONDS * 50)  # frames
+MINUTES = {"traces": 0.2, "spectra": 4.0}  # longer, on a core, the former learns its recordings by heart
+REAL_WEIGHT = 8.0  # a false alarm counts as much as so many outputs missed
 
 
 class Item(NamedTuple):
-    """Log-mel spectra `float32 [frames, bins]` of a stretch, whether it was made, and the corpus that it, or its voice,
-    is from ("" from none)."""
+    """What a detector hears of a stretch, `float32 [frames, K]`, whether it was made, the corpus that it, or its voice,
+    is from ("" from none), and how it had been handled before ("" not at all)."""
 
-    mel: Tensor
+    heard: Tensor
     made: bool
     corpus: str
+    handling: str = ""
 
 
 def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -93,26 +98,27 @@ def recordings(corpus: Corpus, samples: int, count: int, seed: int) -> list[tupl
 @torch.inference_mode()
 def items(
     bundle: Bundle,
-    detector: Detector,
+    listen: Callable[[np.ndarray], Tensor],
     corpus: Corpus,
     outputs: Sequence[tuple[str, np.ndarray]],
     seed: int,
     share: float,
-    raw: bool,
 ) -> list[Item]:
-    """Outputs, and twice as many recordings, as the detector hears them: `raw`, or through the codec. A `share` of them
-    is altered before."""
-    rng, rate = np.random.default_rng(seed), bundle.config.tokens.sample_rate
-    codec: SoundStream | None = None if raw else bundle.codec
-    real = recordings(corpus, round(SECONDS * rate), 2 * len(outputs), seed)
+    """Outputs, and twice as many recordings, as a detector hears them who `listen`s. A `share` of them is altered
+    before."""
+    rng, tokens = np.random.default_rng(seed), bundle.config.tokens
+    cut = tokens.samples_per_semantic
+    real = recordings(corpus, round(SECONDS * tokens.sample_rate) + cut, 2 * len(outputs), seed)
     result = []
     for number, (source, samples) in enumerate([*outputs, *real]):
-        made = number < len(outputs)
-        if not made and rng.random() < 1 / 3:
-            samples = heard(bundle.codec, samples)[0].numpy()
+        made, handling = number < len(outputs), []
+        if not made and rng.random() < THROUGH_CODEC:
+            samples = pipeline.decode(bundle, pipeline.encode(bundle, samples))
+            handling.append("through the codec")
         if rng.random() < share:
-            samples = altered(samples, rate, rng)
-        result.append(Item(detector.mel(heard(codec, samples))[0], made, source))
+            samples = altered(samples, tokens.sample_rate, rng)
+            handling.append("changed")
+        result.append(Item(listen(samples[rng.integers(cut) :]), made, source, ", ".join(handling)))
     return result
 
 
@@ -120,8 +126,8 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
     """The items of a file, made and written where it is not there yet."""
     if not file.is_file():
         made = make()
-        tensors = {f"{n:06d}": item.mel.half() for n, item in enumerate(made)}
-        sources = json.dumps([(item.made, item.corpus) for item in made])
+        tensors = {f"{n:06d}": item.heard.half() for n, item in enumerate(made)}
+        sources = json.dumps([item[1:] for item in made])
         write_tensors(file, tensors, {"sources": sources})
     with safe_open(file, framework="pt") as handle:
         sources = json.loads(handle.metadata()["sources"])
@@ -129,10 +135,20 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
 
 
 def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One stretch of `size` frames of each item, `float32 [B, size, bins]`, and whether it was made, `float32 [B]`."""
-    starts = [int(rng.integers(len(item.mel) - size + 1)) for item in chosen]
-    mels = torch.stack([item.mel[start : start + size] for item, start in zip(chosen, starts, strict=True)])
-    return mels, torch.tensor([float(item.made) for item in chosen])
+    """One stretch of `size` frames of each item, `float32 [B, size, K]`, and whether it was made, `float32 [B]`."""
+    starts = [int(rng.integers(len(item.heard) - size + 1)) for item in chosen]
+    stretches = torch.stack([item.heard[start : start + size] for item, start in zip(chosen, starts, strict=True)])
+    return stretches, torch.tensor([float(item.made) for item in chosen])
+
+
+def blurred(spectra: Tensor, rng: np.random.Generator) -> Tensor:
+    """Log-mel spectra `[B, F, bins]` at other levels, so that these do not decide, and all without the same few bands,
+    so that several do."""
+    count, _, bins = spectra.shape
+    spectra = spectra + torch.from_numpy(rng.normal(0, 0.3, (count, 1, 1))).float()
+    first, width = rng.integers(bins), rng.integers(bins // 5)
+    spectra[:, :, first : first + width] = spectra.mean()
+    return spectra
 
 
 def train(
@@ -140,22 +156,25 @@ def train(
 ) -> Detector:
     """Trains a detector on items, as many of both kinds in a batch, and of each corpus the same share of both, so that
     rooms and microphones tell nothing. Logs its figures on those `held` out."""
-    size = round(WINDOW_SECONDS * detector.rate / detector.hop)
     made_items, real = ([item for item in training if item.made is made] for made in (True, False))
     voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     shares /= shares.sum()
-    trainer = Trainer(name, args, detector, rate=2e-3, weight_decay=0.02, validate_seconds=60)
+    hears = "traces" if isinstance(detector, TraceDetector) else "spectra"
+    if isinstance(detector, TraceDetector):
+        everything = torch.cat([item.heard for item in training])
+        detector.mean.copy_(everything.mean(0))
+        detector.scale.copy_(1 / (everything.std(0) + 1e-3))
+    own = argparse.Namespace(**{**vars(args), "minutes": args.minutes or MINUTES[hears]})
+    trainer = Trainer(name, own, detector, rate=2e-3, weight_decay=0.3, warmup=50, validate_seconds=60)
     for step in trainer:
         rng = np.random.default_rng([args.seed, step])
         chosen = [made_items[n] for n in rng.integers(len(made_items), size=BATCH // 2)]
         chosen += [real[n] for n in rng.choice(len(real), BATCH // 2, p=shares)]
-        mels, made = windows(chosen, size, rng)
-        # at another level, so that it does not decide, and without some bands, so that several do
-        mels = mels + torch.from_numpy(rng.normal(0, 0.3, (BATCH, 1, 1))).float()
-        first, width = rng.integers(detector.bins), rng.integers(detector.bins // 5)
-        mels[:, :, first : first + width] = mels.mean()
-        logits = detector(mels.to(trainer.device)).cpu()
+        stretches, made = windows(chosen, WINDOW, rng)
+        if isinstance(detector, SpectralDetector):
+            stretches = blurred(stretches, rng)
+        logits = detector(stretches.to(trainer.device)).cpu()
         weights = torch.where(made > 0, 1.0, REAL_WEIGHT)
         loss = F.binary_cross_entropy_with_logits(logits, made * 0.98 + 0.01, weights)
         trainer.update(loss, {"right": ((logits > 0) == (made > 0)).float().mean()})
@@ -178,63 +197,69 @@ def summary(detector: Detector, held: Sequence[Item], device: torch.device) -> d
 def figures(
     detector: Detector, held: Sequence[Item], device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, float]]:
-    """By source, the share that is called made: of windows of two seconds, and of whole stretches; of all, how often
-    that is right, both kinds counting the same."""
-    size = round(WINDOW_SECONDS * detector.rate / detector.hop)
+    """By source, outputs or a corpus, and by how it had been handled, the share that is called made: of windows of two
+    seconds, and of whole stretches. Of all, how often that is right, both kinds counting the same."""
     called: dict[str, list[tuple[float, float]]] = {}
+    alarms = []
     for item in held:
-        parts = torch.stack([item.mel[start : start + size] for start in range(0, len(item.mel) - size + 1, size)])
-        logits = detector(parts.to(device))
+        starts = range(0, len(item.heard) - WINDOW + 1, WINDOW // 2)
+        logits = detector(torch.stack([item.heard[start : start + WINDOW] for start in starts]).to(device))
         found = float((logits > 0).float().mean()), float(logits.mean() > 0)
-        called.setdefault("made" if item.made else item.corpus, []).append(found)
+        if not item.made:
+            alarms.append(found)
+        source = "made" if item.made else item.corpus
+        for group in (source, f"{source}, {item.handling or 'as it is'}"):
+            called.setdefault(group, []).append(found)
     rows = {
-        source: dict(zip(("windows", "stretches"), np.mean(f, 0).tolist(), strict=True)) for source, f in called.items()
+        source: dict(zip(("windows", "stretches", "of"), (*np.mean(f, 0).tolist(), len(f)), strict=True))
+        for source, f in sorted(called.items())
     }
-    real = [found for source, values in called.items() if source != "made" for found in values]
-    if "made" in rows and real:
-        alarms = np.mean(real, 0).tolist()
-        rows["right"] = {k: (rows["made"][k] + 1 - a) / 2 for k, a in zip(rows["made"], alarms, strict=True)}
+    if "made" in rows and alarms:
+        wrong = dict(zip(("windows", "stretches"), np.mean(alarms, 0).tolist(), strict=True))
+        rows["right"] = {kind: (rows["made"][kind] + 1 - share) / 2 for kind, share in wrong.items()}
     return rows
 
 
 def main() -> None:
-    parser = arguments(__doc__, minutes=4)
+    parser = arguments(__doc__, minutes=0)
     parser.add_argument("--model", default="weights/speech", help="name or folder of the bundle")
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="what it hears, and sizes")
     parser.add_argument("--report", action="store_true", help="also train what the figures compare it with")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        bundle = bundles.load(args.model, device="cpu")
+        bundle = bundles.load(args.model, device="cpu", dtype="float32")
     except AudioLMError as error:
         sys.exit(f"detector: {error}")
-    tokens, config = bundle.config.tokens, bundle.config.detector or DetectorConfig()
+    tokens, config = bundle.config.tokens, preset(args.preset).detector or DetectorConfig()
 
     def fresh() -> Detector:
         torch.manual_seed(args.seed)
-        return Detector(config, tokens, dropout=0.2)
+        return make_detector(config, tokens, dropout=0.2)
 
-    def material(raw: bool) -> tuple[list[Item], list[Item]]:
+    def material(kind: str, listen: Callable[[np.ndarray], Tensor]) -> tuple[list[Item], list[Item]]:
         found = []
         for split, seed, share in (("train", 1, ALTERED), ("valid", 2, 0.0)):
             corpus = load_corpus(args.data, split, tokens.sample_rate, args.runs / "audio")
             outputs = load_outputs(args.runs, split, bundle, corpus)
-            make = functools.partial(items, bundle, fresh(), corpus, outputs, seed, share, raw)
-            name = f"{split}-{'raw' if raw else 'codec'}-{len(outputs)}-{outputs_of(bundle)}.safetensors"
+            make = functools.partial(items, bundle, listen, corpus, outputs, seed, share)
+            name = f"{split}-{kind}-{len(outputs)}-{outputs_of(bundle.folder)}.safetensors"
             found.append(cached(args.runs / "heard" / name, make))
         return found[0], found[1]
 
-    training, held = material(raw=False)
+    training, held = material(config.hears, functools.partial(fresh().hear, bundle))
     detector = train(args, "detector", fresh(), training, held)
-    report = {"through the codec": figures(detector, held)}
+    report: dict[str, dict[str, dict[str, float]]] = {config.hears: figures(detector, held)}
     about = {
         "config": to_json(config),
         "tokens": to_json(tokens),
         "depends": {source: bundle.config.depends[source]["self"] for source in NEEDS["detector"]},
         "trained": {
-            "minutes": args.minutes,
+            "minutes": args.minutes or MINUTES[config.hears],
+            "bundle": outputs_of(bundle.folder),
             "outputs": sum(item.made for item in training),
-            "right": round(report["through the codec"]["right"]["windows"], 3),
+            "right": round(report[config.hears]["right"]["windows"], 3),
         },
     }
     save_part(args.runs / "parts" / "detector.safetensors", detector, about)
@@ -244,8 +269,9 @@ def main() -> None:
             unheard = [item for item in (*training, *held) if item.corpus == corpus]
             alone = train(args, f"detector-without-{corpus}", fresh(), others, unheard)
             report[f"never heard {corpus}"] = figures(alone, unheard)
-        training, held = material(raw=True)
-        report["raw"] = figures(train(args, "detector-raw", fresh(), training, held), held)
+        raw = SpectralDetector(DetectorConfig("spectra", (16, 32, 48, 64)), tokens, dropout=0.2)
+        training, held = material("raw", raw.spectra)
+        report["raw"] = figures(train(args, "detector-raw", raw, training, held), held)
     print(json.dumps(report, indent=2))
 
 

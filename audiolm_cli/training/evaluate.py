@@ -330,11 +330,12 @@ def mark_tables(setting: Setting) -> dict[str, Table]:
 
 
 def detector_tables(setting: Setting) -> dict[str, Table]:
-    """How often the classifier is right about outputs and recordings, through the codec."""
+    """How often the classifier is right about outputs and recordings."""
     bundle, made = setting.bundle, known_outputs(setting)
     if bundle.detector is None:
         return {}
-    held = detectors.items(bundle, bundle.detector, setting.validation, made, SEED, 0.0, raw=False)
+    listen = functools.partial(bundle.detector.hear, bundle)
+    held = detectors.items(bundle, listen, setting.validation, made, SEED, 0.0)
     return {
         f"classifier: share called generated, of {len(held)} stretches": dict(detectors.figures(bundle.detector, held))
     }

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiolm_cli.bundle import NEEDS, save_part, stage_model
-from audiolm_cli.config import PRESETS, preset
+from audiolm_cli.config import PRESETS, Layout, preset
 from audiolm_cli.frames import FrameTransformer
-from audiolm_cli.likelihood import Batch, stack, token_losses
+from audiolm_cli.likelihood import Batch, batch_of, token_losses
 from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.tokens import StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
+from audiolm_cli.tokens import StageName, Vocabulary
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.trainer import Trainer, arguments, warm_start
 from audiolm_cli.transformer import Stack, Transformer
@@ -59,7 +59,7 @@ BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.
 class Crops:
     """Draws crops of one stage from token data."""
 
-    def __init__(self, data: list[TokenData], stage: StageName, layout: str, seed: int | tuple[int, ...]):
+    def __init__(self, data: list[TokenData], stage: StageName, layout: Layout, seed: int | tuple[int, ...]):
         self.data, self.stage, self.layout, self.spec = data, stage, layout, data[0].spec
         self.rng = np.random.default_rng(seed)
         self.tracks = [(source, track) for source in data for track in source.tracks]
@@ -94,27 +94,14 @@ class Crops:
         reference of another one (both for validation)."""
         crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
         pieces = [data.cut(track, first, crop) for data, track, first, _ in drawn]
-        if self.layout == "parallel":
-            codes = torch.stack([codes for _, codes in pieces])
-            return Batch(codes, codes[:, :0], codes.shape[-1])
-        references = [data.cut(track, first, reference) for data, track, _, first in drawn]
-        semantic = [s for s, _ in pieces]
+        references = [data.cut(track, first, reference) for data, track, _, first in drawn] if reference else []
         if shuffled:
-            semantic = semantic[1:] + semantic[:1]
+            semantic, codes = zip(*pieces, strict=True)
+            pieces = list(zip(semantic[1:] + semantic[:1], codes, strict=True))
         if others:
             references = references[1:] + references[:1]
-        sequences = []
-        for n, (_, codes) in enumerate(pieces):
-            if self.stage == "semantic":
-                sequences.append(semantic_sequence(self.spec, self.layout, semantic[n]))  # type: ignore[arg-type]
-            elif self.stage == "coarse":
-                coarse = self.spec.coarse
-                before = (references[n][0], references[n][1][:coarse]) if reference else None
-                sequences.append(coarse_sequence(self.spec, self.layout, semantic[n], codes[:coarse], before))  # type: ignore[arg-type]
-            else:
-                sequences.append(fine_sequence(self.spec, self.layout, codes))  # type: ignore[arg-type]
         ends = [track.length == first + crop for _, track, first, _ in drawn]
-        return stack(sequences, self.stage, self.spec, crop, ends)
+        return batch_of(self.stage, self.layout, self.spec, pieces, references, ends)
 
     def _tokens(self, seconds: float) -> int:
         return round(seconds * self.spec.semantic_rate)

@@ -83,11 +83,11 @@ def voices(bundle: Bundle, corpus: Corpus, number: int) -> list[str]:
     return found[:BATCH] if way == "continue" else [found[BATCH] if way == "resynth" else ""] * BATCH
 
 
-def outputs_of(bundle: Bundle) -> str:
-    """What the names of files with outputs of a bundle have in common: they belong to its stages and its codec."""
+def outputs_of(folder: Path) -> str:
+    """Names outputs of the bundle in a folder: they belong to its stages and its codec."""
     digest = hashlib.sha256()
     for part in ("codec", "semantic", "coarse", "fine"):
-        if (file := bundle.folder / f"{part}.safetensors").is_file():
+        if (file := folder / f"{part}.safetensors").is_file():
             digest.update(sha256(file).encode())
     return digest.hexdigest()[:12]
 
@@ -96,7 +96,7 @@ def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list
     """All outputs of a split that the bundle has made, each with the name of its voice's corpus and as `float32 [T]`;
     raises ModelError where there are none."""
     found: list[tuple[str, np.ndarray]] = []
-    for file in sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle)}-*.safetensors")):
+    for file in sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle.folder)}-*.safetensors")):
         rows = load_file(file)["audio"].numpy().astype(np.float32) / 32768
         found += zip(voices(bundle, corpus, int(file.stem[-4:])), rows, strict=True)
     if not found:
@@ -106,7 +106,7 @@ def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list
 
 def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
     """Makes those of the first `batches` of a split that are not there yet."""
-    common = f"{split}-{outputs_of(bundle)}"
+    common = f"{split}-{outputs_of(bundle.folder)}"
     for number in range(batches):
         file = runs / "outputs" / f"{common}-{number:04d}.safetensors"
         if file.is_file():

@@ -3,8 +3,8 @@
     python -m audiolm_cli.training.recipe --data DATA --out weights/speech [--minutes 210]
 
 Runs every step as its own process, in order, and resumes: what is finished is not done again, what was broken off goes
-on. The minutes are shared out among the trainings; tokenizing the corpus and making outputs for the detector come on
-top.
+on. The minutes are shared out among the trainings; tokenizing the corpus and making outputs for the detector and
+training it on them come on top.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ SHARES = {
     "codec": 0.29,
     "decoder": 0.08,
     "tokenizer": 0.21,
-    "coarse": 0.26,
+    "coarse": 0.29,
     "fine": 0.08,
     "semantic": 0.05,
-    "detector": 0.03,
 }
 
 DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # where the minutes are enough for several epochs
@@ -40,7 +39,7 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
 
     def train(module: str, part: str, *more: str) -> list[str]:
         minutes = f"{args.minutes * SHARES[part]:.3f}"
-        launcher = together if module not in ("codec", "detector") else []
+        launcher = together if module != "codec" else []
         return [*launcher, f"audiolm_cli.training.{module}", *common, "--resume", *device, "--minutes", minutes, *more]
 
     def given(option: str, value: object) -> list[str]:
@@ -60,7 +59,7 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
     ]
     return parts, [
         ["audiolm_cli.training.outputs", *common, *device, *model],
-        train("detector", "detector", *model),
+        ["audiolm_cli.training.detector", *common, *device, *sizes, *model],
     ]
 
 
@@ -85,6 +84,7 @@ def main() -> None:
     parts = args.runs / "parts"
     if args.codec and not (parts / "codec.safetensors").is_file():
         unpack(args.codec, parts, only=("codec",))
+    (parts / "detector.safetensors").unlink(missing_ok=True)  # trained on what the stages made before
     settings = {"prompt_seconds": args.prompt_seconds} if args.prompt_seconds else None
     for group in steps(args):
         for step in group:

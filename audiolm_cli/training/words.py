@@ -28,8 +28,7 @@ from torch import Tensor
 from audiolm_cli import audio
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.errors import InputError
-from audiolm_cli.likelihood import stack, token_losses
-from audiolm_cli.tokens import semantic_sequence
+from audiolm_cli.likelihood import batch_of, token_losses
 from audiolm_cli.training.data import Corpus
 from audiolm_cli.training.measures import RATE, figure
 
@@ -125,11 +124,11 @@ def token_bits(bundle: Bundle, tokens: Sequence[Tensor]) -> list[np.ndarray]:
     model, spec = bundle.semantic, bundle.config.tokens
     bits: list[np.ndarray] = [np.empty(0)] * len(tokens)
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))  # a batch has one length
-    for length, alike in itertools.groupby(order, key=lambda n: len(tokens[n])):
+    for _, alike in itertools.groupby(order, key=lambda n: len(tokens[n])):
         while part := list(itertools.islice(alike, BATCH)):
-            sequences = [semantic_sequence(spec, model.config.layout, tokens[n].cpu()) for n in part]
-            batch = stack(sequences, "semantic", spec, length, [False] * len(part)).to(bundle.device)
-            losses = token_losses(model, batch)[:, :-1] / np.log(2)  # without the place of <end>
+            pieces = [(tokens[n].cpu(), tokens[n][:0]) for n in part]
+            batch = batch_of("semantic", model.config.layout, spec, pieces)
+            losses = token_losses(model, batch.to(bundle.device))[:, :-1] / np.log(2)  # without the place of <end>
             for n, row in zip(part, losses.float().cpu().numpy(), strict=True):
                 bits[n] = row
     return bits
