@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli.bundle import stage_model
+from audiolm_cli.bundle import Bundle, stage_model
 from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.semantic import SemanticTokenizer
@@ -33,7 +34,10 @@ def bundle() -> Any:
     tokenizer = SemanticTokenizer(config.tokenizer, config.tokens).eval()
     torch.nn.init.normal_(tokenizer.get_buffer("centroids"))
     codec = SoundStream(config.codec, config.tokens).eval()
-    return types.SimpleNamespace(config=config, device=torch.device("cpu"), codec=codec, tokenizer=tokenizer, **stages)
+    device = torch.device("cpu")
+    found: Any = types.SimpleNamespace(config=config, device=device, codec=codec, tokenizer=tokenizer, **stages)
+    found.tokenize = functools.partial(Bundle.tokenize, found)
+    return found
 
 
 @pytest.fixture(scope="module")

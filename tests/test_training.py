@@ -199,6 +199,18 @@ def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_pat
     assert about["trained"]["codec"]["steps"] == 3
 
 
+def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:
+    file = copied / "runs" / "parts" / "codec.safetensors"
+    about, tensors = bundle.read_about(file), load_file(file)
+    for name in tensors:
+        if name.startswith("decoder."):
+            tensors[name] *= 2  # codes stay valid, but not what is made of them
+    bundle.write_tensors(file, tensors, {"about": json.dumps(about)})
+    with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the outputs of other weights"):
+        assemble(file.parent, "tiny", copied / "tiny")
+    assert bundle.damaged(copied / "tiny") == []
+
+
 def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny")
     run("audiolm_cli.training.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
