@@ -21,7 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -31,12 +31,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from audiolm_cli import bundle as bundles
-from audiolm_cli import pipeline
+from audiolm_cli import pipeline, watermark
 from audiolm_cli.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
 from audiolm_cli.config import PRESETS, DetectorConfig, preset, to_json
-from audiolm_cli.detector import WINDOW_SECONDS, Detector, SpectralDetector, TraceDetector, make_detector
+from audiolm_cli.detector import WINDOW_SECONDS, Detector, SpectralDetector, TraceDetector, judge, make_detector
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.familiar import prompts
+from audiolm_cli.training.outputs import BATCH as OUTPUT_BATCH
+from audiolm_cli.training.outputs import SECONDS as OUTPUT_SECONDS
 from audiolm_cli.training.outputs import load_outputs, outputs_of
 from audiolm_cli.training.tokenize import equaliser
 from audiolm_cli.training.trainer import Trainer, arguments
@@ -218,6 +221,31 @@ def figures(
         wrong = dict(zip(("windows", "stretches"), np.mean(alarms, 0).tolist(), strict=True))
         rows["right"] = {kind: (rows["made"][kind] + 1 - share) / 2 for kind, share in wrong.items()}
     return rows
+
+
+def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
+    """What the bundle's detector says of `count` recordings of 6 s and of their continuations by 6 s with the bundle's
+    defaults: the shares that it calls generated (`marked`: with the watermark), and by how many seconds, in the median,
+    what it points at begins beside the join."""
+    rate, sampling = bundle.config.tokens.sample_rate, pipeline.Sampling(**vars(bundle.config.sampling))
+    given = list(prompts(corpus, round(OUTPUT_SECONDS * rate), count, seed=5))
+    asked = [pipeline.Prompt(samples, place, seed=place) for place, samples in enumerate(given)]
+    options: dict[str, Any] = {"prompt_seconds": bundle.config.prompt_seconds, "batch_size": OUTPUT_BATCH}
+    made = list(pipeline.continue_(bundle, asked, duration=OUTPUT_SECONDS, sampling=sampling, **options))
+    mark = watermark.bundle_id(bundle.config.name)
+    kinds = {
+        "recordings": given,
+        "continued": [output.samples for output in made],
+        "marked": [watermark.embed(output.samples, rate, mark, output.prompt_samples) for output in made],
+    }
+    judged = {kind: [judge(bundle, samples) for samples in sounds] for kind, sounds in kinds.items()}
+    off = [
+        abs(judgement.segments[-1][0] - output.prompt_samples / rate)
+        for judgement, output in zip(judged["continued"], made, strict=True)
+        if judgement.segments
+    ]
+    shares = {kind: float(np.mean([j.probability > 0.5 for j in found])) for kind, found in judged.items()}
+    return {**shares, "s from the join": float(np.median(off)) if off else float("nan")}
 
 
 def main() -> None:
