@@ -8,6 +8,7 @@ DATA ?= ../shared/data/speech
 # MIDI performances and a recorded piano; what is played from them
 PIANO ?= ../shared/data/piano
 CORPUS := runs/piano_corpus
+OF_PIANO := --data $(CORPUS) --runs runs/piano --model weights/piano
 # that train together: GPUs, or cores of a CPU
 PROCESSES ?= 1
 BIN := .venv/bin
@@ -63,7 +64,7 @@ eval-speech: .venv/eval
 	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA)
 
 eval-piano: .venv/eval $(CORPUS)/manifest.tsv
-	$(BIN)/python -m audiolm_cli.training.evaluate --piano --data $(CORPUS) --runs runs/piano --model weights/piano
+	$(BIN)/python -m audiolm_cli.training.evaluate --piano $(OF_PIANO)
 
 # needs Debian's fluidsynth and fluid-soundfont-gm
 $(CORPUS)/manifest.tsv: .venv/installed
@@ -71,8 +72,10 @@ $(CORPUS)/manifest.tsv: .venv/installed
 
 # makes outputs, and trains the classifier anew and others to compare it with, into runs/
 eval-detector: .venv/installed $(CORPUS)/manifest.tsv  ## false alarms of the classifiers on corpora that they never heard
-	for bundle in "speech $(DATA)" "piano $(CORPUS)"; do set -- $$bundle; for step in outputs "detector --report --preset $$1"; do \
-	  $(BIN)/python -m audiolm_cli.training.$$step --model weights/$$1 --data $$2 --runs runs/$$1 || exit 1; done; done
+	$(BIN)/python -m audiolm_cli.training.outputs --data $(DATA)
+	$(BIN)/python -m audiolm_cli.training.detector --data $(DATA) --report
+	$(BIN)/python -m audiolm_cli.training.outputs $(OF_PIANO)
+	$(BIN)/python -m audiolm_cli.training.detector $(OF_PIANO) --report --preset piano
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py

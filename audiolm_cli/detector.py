@@ -159,9 +159,10 @@ def _segments(logits: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[
         if total[last] - lowest[last] < SUSPICIOUS:
             return sorted(found)
         first = last - int(total[last::-1].argmin())
-        while first > 0 and left[first - 1] > -DOUBT and not np.isnan(logits[first - 1]):
+        half_made = (left > -DOUBT) & ~np.isnan(logits)
+        while first > 0 and half_made[first - 1]:
             first -= 1
-        while last < len(left) and left[last] > -DOUBT and not np.isnan(logits[last]):
+        while last < len(left) and half_made[last]:
             last += 1
         begin = 0.0 if first == 0 else float(starts[first] + half)
         found.append((begin, end if last == len(starts) else float(starts[last - 1] + half)))

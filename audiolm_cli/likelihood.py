@@ -86,13 +86,17 @@ def evidence(logits: Tensor, wanted: Tensor) -> Tensor:
     kind more, and what was drawn at a low temperature less (compare Fast-DetectGPT, Bao et al., 2024)."""
     drawn = wanted.clamp(min=0)[..., None]
 
-    def excess(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def known(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logs = logits.log_softmax(-1)
         shares = logs.exp()
-        entropy, own = -(shares * logs).sum(-1), logs.gather(-1, drawn)
-        return -own[..., 0] - entropy, entropy, (shares * (logs > own)).sum(-1)
+        return logs, shares, -(shares * logs).sum(-1)
 
-    return torch.stack([*excess(logits.float()), excess(logits.float() / COLDER)[0]], -1)
+    logs, shares, entropy = known(logits.float())
+    colder, _, colder_entropy = known(logits.float() / COLDER)
+    own = logs.gather(-1, drawn)
+    likelier = (shares * (logs > own)).sum(-1)
+    excess, colder_excess = -own[..., 0] - entropy, -colder.gather(-1, drawn)[..., 0] - colder_entropy
+    return torch.stack([excess, entropy, likelier, colder_excess], -1)
 
 
 def token_losses(model: Stack, batch: Batch, inputs: Tensor | None = None, measure: Measure = cross_entropy) -> Tensor:

@@ -41,7 +41,7 @@ def test_pieces_are_heard_each_for_itself(bundle):
     sound = np.concatenate([tone(5.0), 0.1 * tone(9.0)])
     whole, second = bundle.detector.hear(bundle, sound), bundle.tokenize(sound)
     piece = second[0][150:300], second[1][:, 300:600]
-    assert torch.allclose(whole[300:600], traces(bundle.stages, *piece, 150), atol=1e-3)
+    assert torch.equal(whole[300:600], traces(bundle.stages, *piece, 150))
     assert len(whole) == 700
 
 
@@ -52,6 +52,12 @@ def test_any_length_is_judged(bundle, seconds):
     assert len(found.starts) == len(found.windows) == max(0, int((seconds - 2) / 0.5 + 1e-9)) + 1
     for start, end in found.segments:
         assert 0 <= start < end <= seconds
+
+
+def test_level_does_not_count_in_spectra(bundle):
+    model, samples = make_detector(SPECTRAL, bundle.config.tokens), tone(4.0)
+    loud, quiet = (model.eval()(model.hear(bundle, samples * gain)[None]) for gain in (1.0, 0.01))
+    assert quiet.sigmoid().item() == pytest.approx(loud.sigmoid().item(), abs=0.02)
 
 
 def test_windows_without_sound_tell_nothing(bundle):

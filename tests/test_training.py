@@ -189,11 +189,10 @@ def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
 def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_path: Path) -> None:
     unpack(trained / "tiny", tmp_path / "parts")
     before = load_file(tmp_path / "parts" / "codec.safetensors")
-    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--rate", 1e-9)
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--rate", 0)
     run("audiolm_cli.training.codec", *common, "--minutes", 3, "--warm-start", "--resume")
     after = load_file(tmp_path / "parts" / "codec.safetensors")
-    kept = [name for name in before if name.startswith(("encoder.", "decoder."))]
-    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in kept)  # the tiniest weights move
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("encoder.", "decoder.")))
     about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
     assert {"codec", "decoder"} <= about["trained"]["before"].keys()
     assert about["trained"]["codec"]["steps"] == 3

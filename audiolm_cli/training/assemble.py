@@ -92,7 +92,8 @@ def assemble(
         shutil.copy(card, fresh)
     write_sums(fresh)
     check_parts(fresh)
-    if "detector" in found and about["detector"]["trained"].get("bundle", outputs_of(fresh)) != outputs_of(fresh):
+    heard = about["detector"]["trained"].get("bundle") if "detector" in found else None
+    if heard and heard != outputs_of(fresh):
         raise ModelError(f"{parts}/detector.safetensors was trained on the outputs of other weights")
     if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
         raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")

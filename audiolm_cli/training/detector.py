@@ -154,6 +154,12 @@ def blurred(spectra: Tensor, rng: np.random.Generator) -> Tensor:
     return spectra
 
 
+def lasting(args: argparse.Namespace, detector: Detector) -> argparse.Namespace:
+    """The arguments with as many minutes as its kind of detector takes, unless they say how many."""
+    usual = MINUTES["traces" if isinstance(detector, TraceDetector) else "spectra"]
+    return argparse.Namespace(**{**vars(args), "minutes": args.minutes or usual})
+
+
 def train(
     args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Item], held: Sequence[Item]
 ) -> Detector:
@@ -163,13 +169,13 @@ def train(
     voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     shares /= shares.sum()
-    hears = "traces" if isinstance(detector, TraceDetector) else "spectra"
     if isinstance(detector, TraceDetector):
         everything = torch.cat([item.heard for item in training])
         detector.mean.copy_(everything.mean(0))
         detector.scale.copy_(1 / (everything.std(0) + 1e-3))
-    own = argparse.Namespace(**{**vars(args), "minutes": args.minutes or MINUTES[hears]})
-    trainer = Trainer(name, own, detector, rate=2e-3, weight_decay=0.3, warmup=50, validate_seconds=60)
+    trainer = Trainer(
+        name, lasting(args, detector), detector, rate=2e-3, weight_decay=0.3, warmup=50, validate_seconds=60
+    )
     for step in trainer:
         rng = np.random.default_rng([args.seed, step])
         chosen = [made_items[n] for n in rng.integers(len(made_items), size=BATCH // 2)]
@@ -284,7 +290,7 @@ def main() -> None:
         "tokens": to_json(tokens),
         "depends": {source: bundle.config.depends[source]["self"] for source in NEEDS["detector"]},
         "trained": {
-            "minutes": args.minutes or MINUTES[config.hears],
+            "minutes": lasting(args, detector).minutes,
             "bundle": outputs_of(bundle.folder),
             "outputs": sum(item.made for item in training),
             "right": round(report[config.hears]["right"]["windows"], 3),
