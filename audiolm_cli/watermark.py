@@ -24,16 +24,21 @@ from numpy.lib.stride_tricks import sliding_window_view
 RATE = 16000  # Hz, at which marks are searched for
 HOP_SECONDS = 0.004  # between spectra, whose windows are four times as long
 FRAMES, BINS = 4, 2  # of a tile: 16 ms, 125 Hz
-FIRST, BANDS = 7, 58  # tiles cover the bins of 62.5 Hz from FIRST on: 410 to 7,660 Hz
+BIN = 62.5  # Hz
+FIRST, BANDS = 7, 58  # tiles cover the bins from FIRST on: 410 to 7,660 Hz
 PERIOD = 96  # tiles
 PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
 STRENGTH = 0.098  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
 QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
 MOST = 0.6  # by which a tile's amplitude changes at most
+THIRDS = 100 * 2 ** (np.arange(20) / 3)  # Hz: edges of thirds of an octave, up to 8 kHz
+LOUDEST = 0.1  # amplitude of the mark in each, of the sound's
+REACH = 2 * BIN  # as far beside its band a mark is heard
+ROUNDS = 4  # of making what is too loud quieter
 LEAK = 2.0  # a band's mark is heard in those beside it: it has room for so many times their energy at most
 WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
-BLOCK = 4096  # frames dealt with at a time: memory hardly grows with length
+BLOCK, CHUNK = 4096, 1 << 20  # frames and samples dealt with at a time: memory hardly grows with length
 
 
 class Mark(NamedTuple):
@@ -69,6 +74,18 @@ def patterns() -> np.ndarray:
 
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
     """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent."""
+    made, gains = samples[begin:], np.ones(BANDS)
+    for _ in range(ROUNDS):
+        mark = _mark(samples, rate, bundle, begin, gains)
+        excess = _excess(made, mark, rate)
+        if excess.max() <= 1:
+            break
+        gains /= np.maximum(excess, 1)
+    return np.concatenate([samples[:begin], made + mark], dtype=np.float32)
+
+
+def _mark(samples: np.ndarray, rate: int, bundle: int, begin: int, gains: np.ndarray) -> np.ndarray:
+    """The mark alone, of the samples from `begin` on; `gains [BANDS]` are of its amplitude."""
     hop = 2 * round(rate * HOP_SECONDS)
     window = np.sqrt(_window(2 * hop))  # of analysis and synthesis: overlapping by half, their squares add up to 1
     bands = min(BANDS, (hop + 1 - FIRST) // BINS)
@@ -83,12 +100,28 @@ def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.nda
         energy = (spectra.real**2 + spectra.imag**2).reshape(-1, frames_per_tile, bands * BINS).sum(1)
         energy = energy.reshape(-1, bands, BINS).sum(2)
         signs = patterns()[bundle, (first // frames_per_tile + np.arange(len(energy))) % PERIOD, :bands]
+        amounts = _amounts(energy) * gains[:bands] * signs
         change = np.zeros((frames, hop + 1), np.complex64)
-        change[:, inner] = spectra * (_amounts(energy) * signs).repeat(frames_per_tile, 0).repeat(BINS, 1)
+        change[:, inner] = spectra * amounts.repeat(frames_per_tile, 0).repeat(BINS, 1)
         added = np.fft.irfft(change, 2 * hop) * window
         mark[first : first + frames] += added[:, :hop]
         mark[first + 1 : first + 1 + frames] += added[:, hop:]
-    return np.concatenate([samples[:begin], made + mark.reshape(-1)[hop : hop + len(made)]], dtype=np.float32)
+    return mark.reshape(-1)[hop : hop + len(made)]
+
+
+def _excess(made: np.ndarray, mark: np.ndarray, rate: int) -> np.ndarray:
+    """How loud the mark is beside what it may be, in the third of an octave where most so of those that a band of it is
+    heard in, `[BANDS]`: sound that is silent beside what is loud would be changed by what leaks into it."""
+    energies = np.zeros((2, len(THIRDS) + 1))
+    for first in range(0, len(made), CHUNK):
+        for energy, sound in zip(energies, (made, mark), strict=True):
+            spectrum = np.fft.rfft(sound[first : first + CHUNK])
+            third = np.digitize(np.arange(len(spectrum)) * rate / len(sound[first : first + CHUNK]), THIRDS)
+            energy += np.bincount(third, spectrum.real**2 + spectrum.imag**2, len(energy))
+    below, above = THIRDS[:-1] - REACH, THIRDS[1:] + REACH
+    shares = np.sqrt(energies[1] / (energies[0] + 1e-12))[1:-1] / LOUDEST
+    middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN
+    return np.where((below < middles) & (middles < above), shares, 0).max(1)
 
 
 def _window(size: int) -> np.ndarray:

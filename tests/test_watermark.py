@@ -58,6 +58,13 @@ def test_the_mark_lies_20_dB_below_the_sound_in_every_band(speech):
     assert bands_below(speech, watermark.embed(speech, RATE, 1)) >= 20
 
 
+def test_nor_where_the_sound_is_silent_beside_what_is_loud():
+    time = np.arange(4 * RATE) / RATE
+    fading = 0.3 * np.exp(-4 * (time % 0.5)) * np.sin(2 * np.pi * 520 * time)  # the third below ends at 504 Hz
+    sound = (fading + 1e-4 * np.random.default_rng(0).standard_normal(len(time))).astype(np.float32)
+    assert bands_below(sound, watermark.embed(sound, RATE, 1)) > 19.9
+
+
 def test_what_comes_before_is_untouched_and_the_mark_points_at_the_join(speech):
     begin = round(1.5 * RATE) + 7
     marked = watermark.embed(speech, RATE, 1, begin)
