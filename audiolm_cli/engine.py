@@ -33,7 +33,7 @@ class Item:
     """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
     drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
     an id (within the range) that ends the item early; only where a step is one token. `guides` are what guidance leads
-    away from: sequences with the same unknown tail behind less."""
+    away from: sequences with the same unknown tail behind less, no more of them than the sampling has shares."""
 
     sequence: Sequence
     low: list[int]
@@ -74,8 +74,9 @@ def _generate_batch(
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
     graphs, rows, filled = use_graphs(weight.device), len(items) if exact else batch_size, dict(enumerate(items))
-    guides = max(len(item.guides) for item in items) if sampling.guidance else 0
-    sampling = replace(sampling, guidance=sampling.guidance if guides else 0.0, guides=guides)
+    if not any(item.guides for item in items):
+        sampling = replace(sampling, guidance=0.0)
+    guides = len(sampling.shares) if sampling.guidance else 0
     for branch in range(guides):  # where an item has none, its own sequence leads nowhere
         less = [[*item.guides, *[item.sequence] * guides][branch] for item in items]
         filled |= {(1 + branch) * rows + n: replace(items[n], sequence=s) for n, s in enumerate(less)}

@@ -17,13 +17,13 @@ from torch import Tensor
 class StageSampling:
     """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
     knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said. Of
-    several `guides`, g is the mean."""
+    several guides, g is the mean, weighted by their `shares`."""
 
     temperature: float
     top_k: int
     top_p: float
     guidance: float = 0.0
-    guides: int = 1
+    shares: tuple[float, ...] = (1.0,)
 
 
 COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
@@ -55,9 +55,9 @@ def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
     """
     if not s.guidance:
         return sample(logits, uniform, s.temperature, s.top_k, s.top_p)
-    branches = 1 + s.guides
+    branches = 1 + len(s.shares)
     own, *less = logits.float().chunk(branches)
-    without = torch.stack(less).mean(0)
+    without = torch.stack([share * part for share, part in zip(s.shares, less, strict=True)]).sum(0)
     guided = torch.lerp(without, own, 1 + s.guidance)
     return sample(guided, uniform.chunk(branches)[0], s.temperature, s.top_k, s.top_p).repeat(branches)
 

@@ -8,7 +8,7 @@ window, behind the gap token, and little of what it made itself, so that the voi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from audiolm_cli.transformer import Decoder, Stack, Transformer
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
+# Of what guidance leads away from in a resynthesis, the shares of what the model makes of the semantic tokens alone and
+# of nothing: with even ones the reference's voice is nearest in 0.48 of 80 outputs instead of 0.57.
+SHARES, SHARES_WITHOUT_VOICE = (0.8, 0.2), (0.5, 0.5)
 FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
 
 Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
@@ -96,6 +99,9 @@ def continue_coarse(
     """
     spec, layout = model.spec, model.config.layout
     per, by_frame = spec.frames_per_semantic, isinstance(model, FrameTransformer)
+    faithful = faithful and by_frame
+    if faithful:
+        sampling = replace(sampling, shares=SHARES if voice else SHARES_WITHOUT_VOICE)
     size = round(model.config.window_seconds * spec.semantic_rate) * per
     codes = [_extended(k, len(s) * per) for k, s in zip(known, semantic, strict=True)]
     front = voice[1].shape[1] if voice else _frames(spec, REFERENCE_SECONDS)
@@ -119,7 +125,7 @@ def continue_coarse(
             guides: tuple[Sequence, ...] = ()
             if sampling.guidance and (faithful or made > first or reference):
                 said = semantic[i][made // per : -(-end // per)]
-                nothing = [torch.full_like(said, spec.semantic_vocabulary)] * (faithful and by_frame)
+                nothing = [torch.full_like(said, spec.semantic_vocabulary)] * faithful
                 guides = tuple(coarse_sequence(spec, layout, s, codes[i][:, made:end]) for s in (said, *nothing))
             items.append(Item(sequence, lows * (end - made), spec.codebook_size, numbers, guides=guides))
         for (i, (_, made, end)), ids in zip(
