@@ -91,6 +91,7 @@ class TokenizerConfig:
     layers: int = bounded(1, 64, default=4)
     left: int = bounded(0, 1000, default=25)  # tokens that attention sees to the left, per layer
     right: int = bounded(0, 100, default=1)  # and to the right
+    directions: int = bounded(0, 2048, default=0)  # in which outputs are compared with centroids; 0: as they are
 
     @property
     def lookahead(self) -> int:
@@ -209,7 +210,7 @@ def preset(name: str) -> BundleConfig:
             "tiny",
             TokenSpec(codebook_size=32, semantic_vocabulary=16),
             SpectralConfig(width=32, encoder_blocks=1, decoder_blocks=1, latent=8),
-            TokenizerConfig(width=32, heads=2, feedforward=32, layers=2),
+            TokenizerConfig(width=32, heads=2, feedforward=32, layers=2, directions=12),
             tiny,
             dataclasses.replace(tiny, layout="frames"),
             dataclasses.replace(tiny, layout="parallel"),
@@ -219,7 +220,7 @@ def preset(name: str) -> BundleConfig:
             "speech",
             TokenSpec(),
             SpectralConfig(),
-            TokenizerConfig(),
+            TokenizerConfig(directions=192),
             StageConfig(3),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),

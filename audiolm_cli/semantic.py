@@ -79,6 +79,7 @@ class SemanticTokenizer(nn.Module):
     mel_scale: Tensor
     mean: Tensor
     scale: Tensor
+    directions: Tensor
     centroids: Tensor
 
     def __init__(self, config: TokenizerConfig, tokens: TokenSpec, dropout: float = 0.0):
@@ -92,7 +93,9 @@ class SemanticTokenizer(nn.Module):
         self.layers = nn.ModuleList(self._layer(config, dropout) for _ in range(config.layers))
         self.register_buffer("mean", torch.zeros(config.width))
         self.register_buffer("scale", torch.ones(config.width))
-        self.register_buffer("centroids", torch.zeros(tokens.semantic_vocabulary, config.width))
+        if config.directions:
+            self.register_buffer("directions", torch.zeros(config.directions, config.width))
+        self.register_buffer("centroids", torch.zeros(tokens.semantic_vocabulary, config.directions or config.width))
 
     @staticmethod
     def _layer(config: TokenizerConfig, dropout: float) -> ConformerLayer:
@@ -135,10 +138,15 @@ class SemanticTokenizer(nn.Module):
             parts.append(x[:, PAST_TOKENS : PAST_TOKENS + WINDOW_TOKENS])
         return torch.cat(parts, 1)[:, :count]
 
+    def points(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., width]` -> what is compared with centroids: normalised per dimension and, if there are
+        any, along the directions, `[..., directions]`."""
+        normal = (hidden - self.mean) * self.scale
+        return F.linear(normal, self.directions) if self.config.directions else normal
+
     def quantize(self, hidden: Tensor) -> Tensor:
         """Hidden states `[B, S, width]` -> the nearest centroids, `int64 [B, S]`."""
-        normal = (hidden - self.mean) * self.scale
-        return nearest(normal.flatten(0, 1), self.centroids).view(hidden.shape[:2])
+        return nearest(self.points(hidden).flatten(0, 1), self.centroids).view(hidden.shape[:2])
 
     @torch.inference_mode()
     def tokenize(self, audio: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch import nn
 from audiolm_cli import bundle, pipeline
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
+from audiolm_cli.soundstream import ResidualQuantizer
 from audiolm_cli.training import codec, lm, outputs, recipe, tokenizer, trainer
 from audiolm_cli.training.assemble import assemble, unpack
 from audiolm_cli.training.tokenize import load_tokens
@@ -48,7 +49,8 @@ def _small() -> Iterator[None]:
         patch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
         patch.setattr(recipe, "subprocess", in_process)
         patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
-        patch.setattr(tokenizer, "CLUSTERED_BATCHES", 1)
+        patch.setattr(tokenizer, "CLUSTERED_TOKENS", 2000)
+        patch.setattr(tokenizer, "CHANGED_TOKENS", 500)
         patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
         for name, value in {"SECONDS": 2.2, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
             patch.setattr(outputs, name, value)
@@ -331,6 +333,14 @@ def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Pat
     assert log(runs, "tokenizer")[-1]["round"] == 2  # the first labels are the old tokenizer's
     with pytest.raises(ModelError, match="another tokenizer"):
         assemble(runs / "parts", "tiny", tmp_path / "tiny")
+    before = load_tokens(runs, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResidualQuantizer, "encode", None)  # the codec is the same: its codes are kept
+        run("audiolm_cli.training.tokenize", "--data", data, "--runs", runs, "--device", "cpu", "--passes", len(before))
+    for old, new in zip(before, load_tokens(runs, "train"), strict=True):
+        assert torch.equal(old.codes, new.codes)
+        assert old.sources["codec"] == new.sources["codec"]
+        assert old.sources["tokenizer"] != new.sources["tokenizer"]
 
 
 def test_new_weights_keep_the_model_card(trained: Path, copied: Path) -> None:
@@ -347,13 +357,12 @@ def test_new_weights_keep_the_model_card(trained: Path, copied: Path) -> None:
 def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
     """Parts and tokens that came from different codecs."""
     write_parts(tmp_path / "other", preset("tiny"), seed=5)
-    parts, tokens = copied / "runs" / "parts", copied / "runs" / "tokens"
+    parts = copied / "runs" / "parts"
     shutil.copy(tmp_path / "other" / "codec.safetensors", parts)
     with pytest.raises(ModelError, match="trained on the tokens of another codec"):
         assemble(parts, "tiny", tmp_path / "mixture")
     assert not (tmp_path / "mixture").exists()
-    (tokens / "train_1.safetensors").unlink()
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
-    run("audiolm_cli.training.tokenize", *common)
+    run("audiolm_cli.training.tokenize", *common, "--passes", 1)  # the second one stays as it was
     with pytest.raises(ModelError, match="made with different codecs"):
         run("audiolm_cli.training.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)

@@ -31,3 +31,13 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
                 torch.randperm(len(points), generator=generator)[: int(empty.sum())].to(points.device)
             ]
     return centroids
+
+
+def best_of(attempts: int, points: Tensor, clusters: int, iterations: int) -> Tensor:
+    """The centroids of `kmeans` that lie nearest to their points, of as many seedings."""
+    found = [kmeans(points, clusters, iterations, seed) for seed in range(attempts)]
+    spread = [
+        sum(float((part - centroids[nearest(part, centroids)]).square().sum()) for part in points.split(65536))
+        for centroids in found
+    ]
+    return found[min(range(attempts), key=spread.__getitem__)]

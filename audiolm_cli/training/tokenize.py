@@ -6,7 +6,8 @@ torchrun starts several processes of it, each with its share of the recordings.
 Needs parts/codec.safetensors and parts/tokenizer.safetensors, as codec and tokenizer training leave them. Every pass
 shifts each recording by a part of a frame; passes behind the first also change its level, its channel and its rate
 (0.85 to 1.18: pitch and tempo together, so every speaker becomes another one). Short recordings of one speaker are
-joined in order, with a little of their own room tone between them. Passes that are there already are kept.
+joined in order, with a little of their own room tone between them. Passes that are there already are kept; of those
+made with another tokenizer, the codes.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarr
 
 
 def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, share: tuple[int, int] = (0, 1)) -> None:
-    """Writes pass `number` of a split; of `share` (i, n) every n-th group of recordings, from the i-th on."""
+    """Writes pass `number` of a split, unless it is there; of `share` (i, n) every n-th group of recordings, from the
+    i-th on."""
     (codec, codec_identity), (tokenizer, tokenizer_identity) = load_part(runs, "codec"), load_part(runs, "tokenizer")
     assert isinstance(codec, SoundStream)
     assert isinstance(tokenizer, SemanticTokenizer)
@@ -135,7 +137,12 @@ def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, s
             yield f"{clips[0].speaker}/{number}", altered(samples, rng) if number else samples
 
     sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
-    write_tokens(file, spec, recordings(), codec, tokenizer, sources)
+    before = read_tokens(file) if file.is_file() else None
+    if before and before.sources == sources:
+        return
+    codes = before.codes if before and before.sources["codec"] == codec_identity else None
+    write_tokens(file, spec, recordings(), codec, tokenizer, sources, codes)
+    print(json.dumps({"written": str(file)}), flush=True)
 
 
 @torch.inference_mode()
@@ -146,8 +153,10 @@ def write_tokens(
     codec: SoundStream,
     tokenizer: SemanticTokenizer,
     sources: dict[str, str],
+    known: Tensor | None = None,
 ) -> None:
-    """Writes recordings as the file that `read_tokens` reads, one track each, but none shorter than a token."""
+    """Writes recordings as the file that `read_tokens` reads, one track each, but none shorter than a token, with the
+    codes that are `known` of all of them, if any."""
     device, semantic, codes, tracks, offset = next(codec.parameters()).device, [], [], [], 0
     for speaker, samples in recordings:
         length = len(samples) // spec.samples_per_semantic
@@ -155,12 +164,15 @@ def write_tokens(
             continue
         audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(device)[None]
         semantic.append(tokenizer.tokenize(audio)[0].short().cpu())
-        # in one piece: quicker for short recordings than pieces of 4 s
-        codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
+        if known is None:  # in one piece: quicker for short recordings than pieces of 4 s
+            codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
         tracks.append(asdict(Track(speaker, offset, length)))
         offset += length
     metadata = {"tokens": json.dumps(asdict(spec)), "tracks": json.dumps(tracks), "sources": json.dumps(sources)}
-    write_tensors(file, {"semantic": torch.cat(semantic), "codes": torch.cat(codes, 1).contiguous()}, metadata)
+    all_codes = torch.cat(codes, 1) if known is None else known.short()
+    if all_codes.shape[1] != offset * spec.frames_per_semantic:
+        raise ModelError(f"{file}: made from other recordings; remove it")
+    write_tensors(file, {"semantic": torch.cat(semantic), "codes": all_codes.contiguous()}, metadata)
 
 
 def read_tokens(file: Path) -> TokenData:
@@ -194,11 +206,8 @@ def main() -> None:
     for split, number, share in wanted:
         suffix = f"_{share[0]}of{share[1]}" if share[1] > 1 else ""
         file = args.runs / "tokens" / f"{split}_{number}{suffix}.safetensors"
-        if file.is_file():
-            continue
         corpus = load_corpus(args.data, split, TokenSpec().sample_rate, args.runs / "audio")
         tokenize(args.runs, corpus, file, number, args.device, share)
-        print(json.dumps({"written": str(file)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@
 
 The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
 last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
-`cepstral_points`. With --warm-start there is one round more, on clusters of what the tokenizer at hand puts out.
+`cepstral_points`. With --warm-start there is one round more, on clusters of what the tokenizer at hand puts out, and
+tokens keep its numbers.
 
-Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, normalised
-over it, so that tokens follow what is said rather than who says it and where. The checkpoint holds both; `finish`
-clusters the last layer and returns the tokenizer that ships.
+Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that
+tokens follow what is said rather than who says it and where; for the same reason `finish`, which returns the tokenizer
+that ships, clusters the last layer in directions that voices and rooms change little (`content_directions`).
 
 In music what a voice is to speech is the content: of a piano the first clusters are those of its sounding keys, nothing
-is normalised over a recording, and no pitch is changed (`MATERIALS`).
+is normalised over a recording, no direction is left out, and no pitch is changed (`MATERIALS`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +34,19 @@ from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
 from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.soundstream import nearest
 from audiolm_cli.training.data import Corpus, load_corpus
-from audiolm_cli.training.kmeans import kmeans
+from audiolm_cli.training.kmeans import best_of, kmeans
+from audiolm_cli.training.tokenize import altered, load_part
 from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint, warm_start
 
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
-CLUSTERED_BATCHES = 50  # of 64 clips of 4 s, whose hidden states the shipped centroids come from: 320 thousand tokens
+CLUSTERED_TOKENS = 320_000  # whose hidden states the shipped centroids come from, of whole recordings
+SEEDINGS = 4  # of which the best gives these
+CHANGED_TOKENS = 60_000  # of these, that are also heard as another voice
 PITCHES = range(33, 109)  # MIDI numbers of the bands that tell which keys sound: 55 Hz to 4.2 kHz
 PITCH_WINDOW = 4096  # samples at 16 kHz, around a token's middle
 CHROMA, ATTACK = 2.5, 4.0  # weights of pitch classes, and of level and attack, beside the bands: half as much each
-VOICES = 1 / 16  # of the dimensions: 0.511 of the phone's entropy where none, half and twice leave 0.503, 0.508, 0.499
+VOICES, PIECE, FLOOR = 16, 100, 0.1  # directions left out, tokens of a mean, share of the variance added to each
 ROUNDS = (0.6,)  # where further rounds begin, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
 UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
@@ -127,23 +130,14 @@ def pitch_bands(device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def hidden_points(
-    tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device, by_recording: bool = True
-) -> Tensor:
-    """What the last layer puts out on the clean recordings, `[tokens, width]`, each dimension normalised over its
-    recording or else over the corpus."""
-    tokenizer.eval()
-    parts = []
+def own_labels(tokenizer: SemanticTokenizer, corpus: Corpus) -> Tensor:
+    """The tokens of the clean recordings, `int64 [tokens]`."""
+    device, parts = tokenizer.centroids.device, []
     for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
         with torch.autocast(device.type, torch.bfloat16):
             hidden = tokenizer.hidden(tokenizer.features(audio.to(device)))
-        parts.append(hidden[:, 50:].float().flatten(0, 1))
-    tokenizer.train()
-    points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
-    if by_recording:
-        normalise_recordings(points, corpus, tokenizer.hop)
-        return points
-    return (points - points.mean(0)) / points.std(0)
+        parts.append(tokenizer.quantize(hidden[:, 50:].float()).flatten())
+    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
 
 
 def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
@@ -156,17 +150,12 @@ def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
 
 
 @torch.no_grad()
-def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus], name: Path) -> dict[str, np.ndarray]:
-    """Labels `int64 [tokens]` of every split: k-means fitted on the training split; kept in `name`_SPLIT.npy."""
-    files = {split: name.with_name(f"{name.name}_{split}.npy") for split in corpora}
-    if not all(file.is_file() for file in files.values()):
-        points = {split: points_of(corpus) for split, corpus in corpora.items()}
-        chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
-        centroids = kmeans(points["train"][chosen.to(points["train"].device)], CLUSTERS, iterations=10)
-        for split, file in files.items():
-            labels = torch.cat([nearest(part, centroids) for part in points[split].split(65536)])
-            np.save(file, labels.short().cpu().numpy())
-    return {split: np.load(file).astype(np.int64) for split, file in files.items()}
+def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus]) -> dict[str, Tensor]:
+    """Labels `int64 [tokens]` of every split: k-means fitted on the training split."""
+    points = {split: points_of(corpus) for split, corpus in corpora.items()}
+    chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
+    centroids = kmeans(points["train"][chosen.to(points["train"].device)], CLUSTERS, iterations=10)
+    return {split: torch.cat([nearest(part, centroids) for part in p.split(65536)]) for split, p in points.items()}
 
 
 @torch.no_grad()
@@ -224,43 +213,92 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def finish(
-    training: TokenizerTraining, corpus: Corpus, clusters: int, seed: int = 0, voices: float = VOICES
-) -> SemanticTokenizer:
-    """The tokenizer that ships: the layers in bfloat16's precision, normalisation and centroids.
-
-    Of the directions, the share `voices` are those in which the means of windows of 4 s differ most: they tell voices
-    and microphones apart. Centroids are zero there, so they do not choose the token (nuisance attribute projection).
-    """
+def finish(training: TokenizerTraining, corpus: Corpus, clusters: int) -> SemanticTokenizer:
+    """The tokenizer that ships: the layers in bfloat16's precision, normalisation, directions and centroids."""
     source = training.tokenizer
     tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
-    wanted = tokenizer.state_dict().keys() - {"centroids", "mean", "scale"}
+    wanted = tokenizer.state_dict().keys() - {"centroids", "directions", "mean", "scale"}
     tokenizer.load_state_dict({k: v.cpu() for k, v in source.state_dict().items() if k in wanted}, strict=False)
     round_to_disk(tokenizer)
-    device = next(source.parameters()).device
-    tokenizer.to(device)
-    rng, parts, size = np.random.default_rng(seed), [], 4 * 16000
-    for _ in range(CLUSTERED_BATCHES):
-        starts = rng.integers(0, len(corpus.audio) - size, 64)
-        audio = np.stack([corpus.audio[s : s + size] for s in starts]).astype(np.float32) / 32768
-        parts.append(tokenizer.represent(torch.from_numpy(audio).to(device)))
-    windows = torch.cat(parts)
-    points = windows.flatten(0, 1)
-    tokenizer.mean.copy_(points.mean(0))
-    tokenizer.scale.copy_(1 / points.std(0))
+    tokenizer.to(next(source.parameters()).device)
+    clips = [clip for clip in corpus.clips if clip.samples >= tokenizer.hop]
+    rng, recordings, tokens = np.random.default_rng(0), [], 0
+    for number in rng.permutation(len(clips)):
+        samples = corpus.samples(clips[number])
+        recordings.append((samples, heard(tokenizer, samples)))
+        tokens += len(recordings[-1][1])
+        if tokens >= CLUSTERED_TOKENS:
+            break
+    hidden = torch.cat([own for _, own in recordings])
+    tokenizer.mean.copy_(hidden.mean(0))
+    tokenizer.scale.copy_(1 / hidden.std(0))
+    if source.config.directions:
+        tokenizer.directions.copy_(content_directions(tokenizer, recordings, rng))
     round_to_disk(tokenizer)
-    means = (windows.mean(1) - tokenizer.mean) * tokenizer.scale
-    apart = torch.linalg.svd(means, full_matrices=False).Vh[: round(voices * points.shape[1])]
-    points = (points - tokenizer.mean) * tokenizer.scale
-    points = points - points @ apart.T @ apart
-    tokenizer.centroids.copy_(kmeans(points, clusters, iterations=15, seed=seed))
+    tokenizer.centroids.copy_(best_of(SEEDINGS, tokenizer.points(hidden), clusters, iterations=30))
     round_to_disk(tokenizer)
     return tokenizer
 
 
+def heard(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
+    """Hidden states `[S, width]` of samples `[T]`."""
+    return tokenizer.represent(torch.from_numpy(samples).to(tokenizer.mean.device)[None])[0]
+
+
+def content_directions(
+    tokenizer: SemanticTokenizer, recordings: list[tuple[np.ndarray, Tensor]], rng: np.random.Generator
+) -> Tensor:
+    """The directions `[directions, width]` in which normalised hidden states are compared, from recordings `[T]` and
+    their hidden states: those of most variance once what tells voices and microphones apart counts little.
+
+    That is how hidden states change where rate, level and channel of a recording do, which is made equally large in
+    every direction (within-class covariance normalisation, Hatch et al., 2006), and the VOICES directions in which the
+    means of recordings then differ most (nuisance attribute projection, Solomonoff et al., 2005).
+    """
+    normal = [(own - tokenizer.mean) * tokenizer.scale for _, own in recordings]
+    differences, tokens = [], 0
+    for (samples, _), own in zip(recordings, normal, strict=True):
+        other = altered(samples, rng)
+        if len(other) < tokenizer.hop:
+            continue
+        changed = (heard(tokenizer, other) - tokenizer.mean) * tokenizer.scale
+        place = (torch.arange(len(own), device=own.device) + 0.5) * len(other) / len(samples)
+        differences.append(own - changed[place.long().clamp(max=len(changed) - 1)])
+        tokens += len(own)
+        if tokens >= CHANGED_TOKENS:
+            break
+    covariance = torch.cat(differences).T.cov(correction=0)
+    floor = FLOOR * covariance.diagonal().mean() * torch.eye(len(covariance), device=covariance.device)
+    values, vectors = torch.linalg.eigh(covariance + floor)
+    white = vectors * values.rsqrt()
+    pieces = [part for own in normal for part in own.split(PIECE)]
+    means = torch.stack([part.mean(0) * math.sqrt(len(part)) for part in pieces]) @ white
+    voices = torch.linalg.svd(means, full_matrices=False).Vh[:VOICES]
+    points = torch.cat(normal) @ white
+    points = points - points @ voices.T @ voices
+    variant = torch.linalg.eigh(points.T.cov(correction=0)).eigenvectors[:, -tokenizer.config.directions :]
+    return (white @ variant).T
+
+
+def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: Corpus) -> None:
+    """Gives each cluster the number of the old one that it is heard together with most often, as far as that is free:
+    language models of the old tokens then have little to learn anew."""
+    size = len(tokenizer.centroids)
+    old.to(tokenizer.centroids.device)
+    together = torch.bincount(own_labels(old, corpus) * size + own_labels(tokenizer, corpus), minlength=size * size)
+    numbers: dict[int, int] = {}  # by cluster
+    taken: set[int] = set()
+    for pair in together.argsort(descending=True, stable=True).tolist():
+        number, cluster = divmod(pair, size)
+        if number not in taken and cluster not in numbers:
+            numbers[cluster] = number
+            taken.add(number)
+    tokenizer.centroids.copy_(tokenizer.centroids[sorted(numbers, key=numbers.__getitem__)])
+
+
 def load(runs: Path) -> TokenizerTraining:
     """The training state of the checkpoint in `runs`."""
-    training = TokenizerTraining(TokenizerConfig(), TokenSpec())
+    training = TokenizerTraining(preset("speech").tokenizer, TokenSpec())
     training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
     return training.eval()
 
@@ -295,16 +333,14 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
 
 @dataclass(frozen=True)
 class Material:
-    """What differs between kinds of sound: the points of the first labels, whether voices are to be told apart as
-    little as can be, by normalising points over recordings and by changing them in inputs, and the share of the
-    directions that centroids leave out."""
+    """What differs between kinds of sound: the points of the first labels, and whether voices are changed in inputs,
+    so as to be told apart as little as can be."""
 
     points: Callable[[SemanticTokenizer, Corpus, torch.device], Tensor]
     voices: bool
-    left_out: float
 
 
-MATERIALS = {"speech": Material(cepstral_points, True, VOICES), "piano": Material(pitch_points, False, 0.0)}
+MATERIALS = {"speech": Material(cepstral_points, True), "piano": Material(pitch_points, False)}
 
 
 def main() -> None:
@@ -335,10 +371,18 @@ def main() -> None:
         return 2 if args.warm_start else 1 + sum(trainer.progress > start for start in ROUNDS)
 
     def labels_of(number: int) -> dict[str, np.ndarray]:
-        points = material.points if number == 1 else partial(hidden_points, by_recording=material.voices)
-        name = trainer.folder / f"labels{number}"
+        files = {split: trainer.folder / f"labels{number}_{split}.npy" for split in corpora}
         with trainer.first_alone():
-            return clustered(lambda corpus: points(tokenizer, corpus, device), corpora, name)
+            if not all(file.is_file() for file in files.values()):
+                if number == 1:
+                    labels = clustered(lambda corpus: material.points(tokenizer, corpus, device), corpora)
+                else:
+                    own = finish(training.eval(), corpora["train"], CLUSTERS)
+                    labels = {split: own_labels(own, corpus) for split, corpus in corpora.items()}
+                    training.train()
+                for split, file in files.items():
+                    np.save(file, labels[split].short().cpu().numpy())
+            return {split: np.load(file).astype(np.int64) for split, file in files.items()}
 
     rng = np.random.default_rng((args.seed, trainer.step, trainer.rank))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -361,7 +405,11 @@ def main() -> None:
     )
     if trainer.rank:
         return
-    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary, voices=material.left_out)
+    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary)
+    if args.warm_start:
+        before_it, _ = load_part(args.runs, "tokenizer")
+        if isinstance(before_it, SemanticTokenizer) and len(before_it.centroids) == len(shipped.centroids):
+            keep_numbers(shipped, before_it, corpora["valid"])
     about = {
         "config": dataclasses.asdict(shipped.config),
         "tokens": dataclasses.asdict(spec),
