@@ -210,7 +210,7 @@ def preset(name: str) -> BundleConfig:
             "tiny",
             TokenSpec(codebook_size=32, semantic_vocabulary=16),
             SpectralConfig(width=32, encoder_blocks=1, decoder_blocks=1, latent=8),
-            TokenizerConfig(width=32, heads=2, feedforward=32, layers=2, directions=12),
+            TokenizerConfig(width=32, heads=2, feedforward=32, layers=2),
             tiny,
             dataclasses.replace(tiny, layout="frames"),
             dataclasses.replace(tiny, layout="parallel"),

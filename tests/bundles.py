@@ -35,8 +35,6 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     tokenizer.mean.copy_(hidden.mean(0))
     tokenizer.scale.copy_(1 / hidden.std(0))
     tokenizer.centroids.normal_(generator=generator)
-    if tokenizer.config.directions:
-        torch.nn.init.orthogonal_(tokenizer.directions, generator=generator)
     for stage in ("semantic", "coarse", "fine"):
         for parameter in parts[stage].parameters() if stage in parts else ():
             parameter.data.mul_(4 if parameter.ndim > 1 else 1)
