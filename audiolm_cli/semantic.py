@@ -138,10 +138,14 @@ class SemanticTokenizer(nn.Module):
             parts.append(x[:, PAST_TOKENS : PAST_TOKENS + WINDOW_TOKENS])
         return torch.cat(parts, 1)[:, :count]
 
+    def normal(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[..., width]`, normalised per dimension."""
+        return (hidden - self.mean) * self.scale
+
     def points(self, hidden: Tensor) -> Tensor:
         """Hidden states `[..., width]` -> what is compared with centroids: normalised per dimension and, if there are
         any, along the directions, `[..., directions]`."""
-        normal = (hidden - self.mean) * self.scale
+        normal = self.normal(hidden)
         return F.linear(normal, self.directions) if self.config.directions else normal
 
     def quantize(self, hidden: Tensor) -> Tensor:

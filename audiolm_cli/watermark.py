@@ -112,16 +112,21 @@ def _mark(samples: np.ndarray, rate: int, bundle: int, begin: int, gains: np.nda
 def _excess(made: np.ndarray, mark: np.ndarray, rate: int) -> np.ndarray:
     """How loud the mark is beside what it may be, in the third of an octave where most so of those that a band of it is
     heard in, `[BANDS]`: sound that is silent beside what is loud would be changed by what leaks into it."""
-    energies = np.zeros((2, len(THIRDS) + 1))
-    for first in range(0, len(made), CHUNK):
-        for energy, sound in zip(energies, (made, mark), strict=True):
-            spectrum = np.fft.rfft(sound[first : first + CHUNK])
-            third = np.digitize(np.arange(len(spectrum)) * rate / len(sound[first : first + CHUNK]), THIRDS)
-            energy += np.bincount(third, spectrum.real**2 + spectrum.imag**2, len(energy))
     below, above = THIRDS[:-1] - REACH, THIRDS[1:] + REACH
-    shares = np.sqrt(energies[1] / (energies[0] + 1e-12))[1:-1] / LOUDEST
+    shares = np.sqrt(thirds(mark, rate) / (thirds(made, rate) + 1e-12)) / LOUDEST
     middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN
     return np.where((below < middles) & (middles < above), shares, 0).max(1)
+
+
+def thirds(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The energy of sound `[T]` in each third of an octave, `[len(THIRDS) - 1]`."""
+    energy = np.zeros(len(THIRDS) + 1)
+    for first in range(0, len(samples), CHUNK):
+        part = samples[first : first + CHUNK]
+        spectrum = np.fft.rfft(part)
+        third = np.digitize(np.arange(len(spectrum)) * rate / len(part), THIRDS)
+        energy += np.bincount(third, spectrum.real**2 + spectrum.imag**2, len(energy))
+    return energy[1:-1]
 
 
 def _window(size: int) -> np.ndarray:

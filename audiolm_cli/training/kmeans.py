@@ -21,9 +21,9 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
         centroids = torch.cat([centroids, sample[chosen][None]])
         distance = torch.minimum(distance, (sample - sample[chosen]).square().sum(1))
     for _ in range(iterations):
-        members = torch.cat([nearest(part, centroids) for part in points.split(65536)])
-        counts = torch.bincount(members, minlength=clusters)
-        sums = torch.zeros_like(centroids).index_add_(0, members, points)
+        own = members(points, centroids)
+        counts = torch.bincount(own, minlength=clusters)
+        sums = torch.zeros_like(centroids).index_add_(0, own, points)
         centroids = sums / counts.clamp(min=1)[:, None]
         empty = counts == 0
         if empty.any():
@@ -36,8 +36,9 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
 def best_of(attempts: int, points: Tensor, clusters: int, iterations: int) -> Tensor:
     """The centroids of `kmeans` that lie nearest to their points, of as many seedings."""
     found = [kmeans(points, clusters, iterations, seed) for seed in range(attempts)]
-    spread = [
-        sum(float((part - centroids[nearest(part, centroids)]).square().sum()) for part in points.split(65536))
-        for centroids in found
-    ]
-    return found[min(range(attempts), key=spread.__getitem__)]
+    return min(found, key=lambda centroids: float((points - centroids[members(points, centroids)]).square().sum()))
+
+
+def members(points: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest centroid of each of many points, `int64 [N]`."""
+    return torch.cat([nearest(part, centroids) for part in points.split(65536)])

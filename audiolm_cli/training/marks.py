@@ -176,11 +176,8 @@ def cost(marker: Marker, outputs: Sequence[np.ndarray]) -> dict[str, float]:
 
 def bands_below(samples: np.ndarray, marked: np.ndarray) -> float:
     """How far the mark lies below the sound in the third-octave band (100 Hz to 8 kHz) where it comes nearest, dB."""
-    sound, mark = (np.square(np.abs(np.fft.rfft(x))) for x in (samples, marked - samples))
-    frequencies, edges = np.fft.rfftfreq(len(samples), 1 / RATE), 100 * 2 ** (np.arange(20) / 3)
-    bands = np.digitize(frequencies, edges)
-    sums = [(np.sum(sound[bands == n]), np.sum(mark[bands == n])) for n in range(1, len(edges))]
-    return float(min(10 * np.log10((s + 1e-12) / (m + 1e-12)) for s, m in sums))
+    sound, mark = (watermark.thirds(x, RATE) + 1e-12 for x in (samples, marked - samples))
+    return float(10 * np.log10(sound / mark).min())
 
 
 def survival(

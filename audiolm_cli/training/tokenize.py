@@ -12,6 +12,7 @@ made with another tokenizer, the codes.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -119,16 +120,22 @@ def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarr
     return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))
 
 
-def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, share: tuple[int, int] = (0, 1)) -> None:
+def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, share: tuple[int, int]) -> None:
     """Writes pass `number` of a split, unless it is there; of `share` (i, n) every n-th group of recordings, from the
     i-th on."""
-    (codec, codec_identity), (tokenizer, tokenizer_identity) = load_part(runs, "codec"), load_part(runs, "tokenizer")
+    parts = (load_part(args.runs, part) for part in ("codec", "tokenizer"))
+    (codec, codec_identity), (tokenizer, tokenizer_identity) = parts
+    sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
+    before = read_tokens(file) if file.is_file() else None
+    if before and before.sources == sources:
+        return
     assert isinstance(codec, SoundStream)
     assert isinstance(tokenizer, SemanticTokenizer)
-    codec.to(device), tokenizer.to(device)
+    codec.to(args.device), tokenizer.to(args.device)
     quantizers, codebook_size, _ = codec.quantizer.codebooks.shape
     spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=len(tokenizer.centroids))
     rng = np.random.default_rng(number)
+    corpus = load_corpus(args.data, split, spec.sample_rate, args.runs / "audio")
 
     def recordings() -> Iterator[tuple[str, np.ndarray]]:
         for clips in groups(corpus, spec.sample_rate)[share[0] :: share[1]]:
@@ -136,10 +143,6 @@ def tokenize(runs: Path, corpus: Corpus, file: Path, number: int, device: str, s
             samples = samples[rng.integers(0, spec.samples_per_frame) :] if number else samples
             yield f"{clips[0].speaker}/{number}", altered(samples, rng) if number else samples
 
-    sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
-    before = read_tokens(file) if file.is_file() else None
-    if before and before.sources == sources:
-        return
     codes = before.codes if before and before.sources["codec"] == codec_identity else None
     write_tokens(file, spec, recordings(), codec, tokenizer, sources, codes)
     print(json.dumps({"written": str(file)}), flush=True)
@@ -206,8 +209,7 @@ def main() -> None:
     for split, number, share in wanted:
         suffix = f"_{share[0]}of{share[1]}" if share[1] > 1 else ""
         file = args.runs / "tokens" / f"{split}_{number}{suffix}.safetensors"
-        corpus = load_corpus(args.data, split, TokenSpec().sample_rate, args.runs / "audio")
-        tokenize(args.runs, corpus, file, number, args.device, share)
+        tokenize(args, file, split, number, share)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,8 @@ from audiolm_cli.autoencoders import hann
 from audiolm_cli.bundle import round_to_disk, save_part
 from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
 from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
-from audiolm_cli.soundstream import nearest
 from audiolm_cli.training.data import Corpus, load_corpus
-from audiolm_cli.training.kmeans import best_of, kmeans
+from audiolm_cli.training.kmeans import best_of, kmeans, members
 from audiolm_cli.training.tokenize import altered, load_part
 from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint, warm_start
 
@@ -155,7 +154,7 @@ def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus])
     points = {split: points_of(corpus) for split, corpus in corpora.items()}
     chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
     centroids = kmeans(points["train"][chosen.to(points["train"].device)], CLUSTERS, iterations=10)
-    return {split: torch.cat([nearest(part, centroids) for part in p.split(65536)]) for split, p in points.items()}
+    return {split: members(part, centroids) for split, part in points.items()}
 
 
 @torch.no_grad()
@@ -255,13 +254,13 @@ def content_directions(
     every direction (within-class covariance normalisation, Hatch et al., 2006), and the VOICES directions in which the
     means of recordings then differ most (nuisance attribute projection, Solomonoff et al., 2005).
     """
-    normal = [(own - tokenizer.mean) * tokenizer.scale for _, own in recordings]
+    normal = [tokenizer.normal(own) for _, own in recordings]
     differences, tokens = [], 0
     for (samples, _), own in zip(recordings, normal, strict=True):
         other = altered(samples, rng)
         if len(other) < tokenizer.hop:
             continue
-        changed = (heard(tokenizer, other) - tokenizer.mean) * tokenizer.scale
+        changed = tokenizer.normal(heard(tokenizer, other))
         place = (torch.arange(len(own), device=own.device) + 0.5) * len(other) / len(samples)
         differences.append(own - changed[place.long().clamp(max=len(changed) - 1)])
         tokens += len(own)
@@ -364,8 +363,8 @@ def main() -> None:
         if not args.warm_start:
             set_statistics(tokenizer, corpora["train"])
         with trainer.first_alone():
-            for old in trainer.folder.glob("labels*"):
-                old.unlink(missing_ok=True)
+            for stale in trainer.folder.glob("labels*"):
+                stale.unlink(missing_ok=True)
 
     def round_now() -> int:
         return 2 if args.warm_start else 1 + sum(trainer.progress > start for start in ROUNDS)
@@ -407,9 +406,10 @@ def main() -> None:
         return
     shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary)
     if args.warm_start:
-        before_it, _ = load_part(args.runs, "tokenizer")
-        if isinstance(before_it, SemanticTokenizer) and len(before_it.centroids) == len(shipped.centroids):
-            keep_numbers(shipped, before_it, corpora["valid"])
+        old, _ = load_part(args.runs, "tokenizer")
+        assert isinstance(old, SemanticTokenizer)
+        if len(old.centroids) == len(shipped.centroids):
+            keep_numbers(shipped, old, corpora["valid"])
     about = {
         "config": dataclasses.asdict(shipped.config),
         "tokens": dataclasses.asdict(spec),
