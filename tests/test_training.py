@@ -141,6 +141,8 @@ def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
     assert "--warm-start" in codec_step
     assert tokenizer_step[-2:] == ["--material", "piano"]
     assert coarse_step[-2:] == ["--coarse", "6"]
+    minutes = [float(step[step.index("--minutes") + 1]) for step in ran if "--minutes" in step]
+    assert sum(minutes) == pytest.approx(210, abs=0.01)
     assert "semantic" in semantic_step
     assert outputs_step[-2:] == detector_step[-2:] == ["--model", str(tmp_path / "piano")]
     assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", {"prompt_seconds": 4.0}, 6)

@@ -33,12 +33,13 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
     """The command of every step, before there is a bundle and behind it."""
     common = ["--data", str(args.data), "--runs", str(args.runs)]
     device = ["--device", args.device] if args.device else []
+    shared = 1 - (SHARES["fine"] if args.quantizers else 0)
     sizes, together = ["--preset", args.preset], []
     if args.processes > 1:
         together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes), "-m"]
 
     def train(module: str, part: str, *more: str) -> list[str]:
-        minutes = f"{args.minutes * SHARES[part]:.3f}"
+        minutes = f"{args.minutes * SHARES[part] / shared:.3f}"
         launcher = together if module != "codec" else []
         return [*launcher, f"audiolm_cli.training.{module}", *common, "--resume", *device, "--minutes", minutes, *more]
 
