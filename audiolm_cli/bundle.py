@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -337,9 +337,20 @@ def save_part(file: Path, module: nn.Module, about: dict[str, Any]) -> None:
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file, and its folder if need be; it is whole or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(file)
+    with whole(file) as part:
+        save_file(tensors, part, metadata)
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """Where to write what then becomes `file`: nobody reads it half written, and processes that write it at the same
+    time do not disturb each other."""
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_about(file: Path) -> dict[str, Any]:

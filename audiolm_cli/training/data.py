@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from audiolm_cli.bundle import whole
 from audiolm_cli.errors import InputError
 
 
@@ -64,18 +64,15 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path) -> Corpus:
 
 
 def _decode(data: Path, rows: list[dict[str, str]], rate: int, samples_file: Path, index_file: Path) -> None:
-    """Each file appears whole: processes that decode at the same time leave none that another reads half written."""
     from audiolm_cli import audio
 
     clips, offset = [], 0
-    samples_part, index_part = (file.with_name(f"{file.name}.{os.getpid()}") for file in (samples_file, index_file))
-    with samples_part.open("wb") as out:
+    with whole(samples_file) as part, part.open("wb") as out:
         for row in rows:
             samples = audio.read(data / row["path"], rate).samples
             out.write((np.clip(samples, -1, 1 - 2**-15) * 32768).round().astype(np.int16).tobytes())
             text, corpus = row.get("text", ""), row.get("corpus", "")
             clips.append(Clip(row["path"], row["speaker"], corpus, text, offset, len(samples)))
             offset += len(samples)
-    index_part.write_text(json.dumps([asdict(clip) for clip in clips]))
-    samples_part.replace(samples_file)
-    index_part.replace(index_file)
+    with whole(index_file) as part:
+        part.write_text(json.dumps([asdict(clip) for clip in clips]))
