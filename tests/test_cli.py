@@ -405,6 +405,8 @@ def test_finished_outputs_stay_when_interrupted(audiolm, prompt, fake, tmp_path)
 
 
 def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, fake, monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
+
     def load(*_: object, **__: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
