@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -397,29 +395,6 @@ def test_debug_shows_a_traceback(audiolm, prompt, fake):
     assert "in continue_" in err
 
 
-def test_finished_outputs_stay_when_interrupted(audiolm, prompt, fake, tmp_path):
-    fake.fail_at = 1
-    code, out, _ = audiolm("continue", prompt, "-o", "a.wav", "--num-samples", "3", "--batch-size", "2")
-    assert (code, out) == (130, "a.0.wav\na.1.wav\n")
-    assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "a.1.wav", "prompt.wav"]
-
-
-def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, fake, monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
-
-    def load(*_: object, **__: object) -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise ValueError("could not determine the shape") from None
-
-    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", load)
-    assert audiolm("continue", prompt, "-o", "out.wav", "--seed", "1") == (130, "", "audiolm: seed 1\n")
-    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", fake.load)
-    fake.fail_at, fake.error = 0, ZeroDivisionError("x")
-    assert audiolm("continue", prompt, "-o", "out.wav")[0] == 1  # another run's interrupt does not count
-
-
 def test_help_and_version(audiolm):
     assert audiolm("--version") == (0, f"audiolm {cli.__version__}\n", "")
     code, out, _ = audiolm("--help")
@@ -455,24 +430,6 @@ def test_shells_complete_commands_and_options(words, completed):
     asked = {"_AUDIOLM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     process = spawn(code="0", env={**os.environ, **asked}, stdout=subprocess.PIPE, text=True)
     assert process.communicate(timeout=20)[0].split() == [completed]
-
-
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
-    process = spawn(
-        *("continue", prompt, "-o", tmp_path / "a.wav", "--num-samples", "2", "--batch-size", "1", "-q", "--seed", "1"),
-        env={**os.environ, "SLEEP": "60"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == bytes(tmp_path / "a.0.wav")
-    time.sleep(0.1)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == code
-    assert err == b"audiolm: seed 1\n"
-    assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "prompt.wav"]
 
 
 def test_a_broken_pipe_is_quiet(prompt, tmp_path):

@@ -1,10 +1,12 @@
-"""A batch that is killed, again and again: what is there is whole, and what is missing comes out as it would have."""
+"""Programs that are interrupted, killed or out of disk: what is there is whole, the rest comes out as it would have."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -150,3 +152,44 @@ def test_a_folder_that_cannot_be_written_to(small_disk: Path, tmp_path: Path) ->
     _, err = process.communicate(timeout=60)
     message = f"audiolm: error: {small_disk}/a.wav: the folder cannot be written to"
     assert (process.returncode, err.decode().splitlines()) == (1, [message])
+
+
+def test_finished_outputs_stay_when_interrupted(audiolm, prompt, fake, tmp_path):
+    fake.fail_at = 1
+    code, out, _ = audiolm("continue", prompt, "-o", "a.wav", "--num-samples", "3", "--batch-size", "2")
+    assert (code, out) == (130, "a.0.wav\na.1.wav\n")
+    assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "a.1.wav", "prompt.wav"]
+
+
+def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, fake, monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
+
+    def load(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", load)
+    assert audiolm("continue", prompt, "-o", "out.wav", "--seed", "1") == (130, "", "audiolm: seed 1\n")
+    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", fake.load)
+    fake.fail_at, fake.error = 0, ZeroDivisionError("x")
+    assert audiolm("continue", prompt, "-o", "out.wav")[0] == 1  # another run's interrupt does not count
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
+    process = spawn(
+        *("continue", prompt, "-o", tmp_path / "a.wav", "--num-samples", "2", "--batch-size", "1", "-q", "--seed", "1"),
+        env={**os.environ, "SLEEP": "60"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == bytes(tmp_path / "a.0.wav")
+    time.sleep(0.1)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err == b"audiolm: seed 1\n"
+    assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "prompt.wav"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,6 +63,16 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path) -> Corpus:
     if [clip.path for clip in clips] != [row["path"] for row in rows]:
         raise InputError(f"{cache} was made from another manifest: remove it")
     return Corpus(np.fromfile(samples_file, np.int16), clips)
+
+
+@contextmanager
+def writing_manifest(data: Path) -> Iterator[Callable[[Iterable[str]], object]]:
+    """Writes the manifest.tsv of a folder, whole or not at all; gives what adds a row: path, split, corpus, speaker,
+    sex, seconds, text."""
+    with whole(data / "manifest.tsv") as part, part.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
+        table.writerow(["path", "split", "corpus", "speaker", "sex", "seconds", "text"])
+        yield table.writerow
 
 
 def _decode(data: Path, rows: list[dict[str, str]], rate: int, samples_file: Path, index_file: Path) -> None:

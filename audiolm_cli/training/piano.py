@@ -15,7 +15,6 @@ goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import os
 import re
@@ -35,6 +34,7 @@ import numpy as np
 
 from audiolm_cli import audio
 from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.training.data import writing_manifest
 from audiolm_cli.training.sampler import HELD, RATE, Note, Piano, fluidsynth, in_room, room, sound_font
 
 TIMBRES = ("sampled", "fluidsynth")
@@ -272,13 +272,9 @@ def make(
             if done % 20 == 0:
                 spent = time.monotonic() - began
                 print(f"{total / 3600:.2f} h, {total / spent:.0f} times real time", file=sys.stderr, flush=True)
-    part = out / "manifest.tsv.part"
-    with part.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
-        table.writerow(["path", "split", "corpus", "speaker", "sex", "seconds", "text"])
+    with writing_manifest(out) as list_row:
         for path, piece, _, start, end in cuts:
-            table.writerow([path, piece.split, piece.corpus, piece.name, "", f"{(end - start) / RATE:.3f}", ""])
-    part.replace(out / "manifest.tsv")
+            list_row([path, piece.split, piece.corpus, piece.name, "", f"{(end - start) / RATE:.3f}", ""])
     return total
 
 

@@ -12,7 +12,6 @@ is said in them and by whom, and one that is there already is kept: a run that w
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
 import os
@@ -35,6 +34,7 @@ import soundfile
 
 from audiolm_cli import audio
 from audiolm_cli.errors import AudioLMError, InputError, UsageError
+from audiolm_cli.training.data import writing_manifest
 
 RATE = 16000  # Hz
 SECONDS = (3.0, 12.0)  # the least and the most that a recording lasts
@@ -213,22 +213,19 @@ def make(text: Path, out: Path, hours: float, processes: int = 1, seed: int = 0,
     """
     wanted = readings(passages(text), seed)
     out.mkdir(parents=True, exist_ok=True)
-    part, total, listed, began = out / "manifest.tsv.part", 0.0, set(), time.monotonic()
-    with part.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
-        table.writerow(["path", "split", "corpus", "speaker", "sex", "seconds", "text"])
+    total, listed, began = 0.0, set(), time.monotonic()
+    with writing_manifest(out) as list_row:
         for reading, seconds in _recorded(wanted, out, processes, say):
             if seconds and reading.path not in listed:  # the same voice may read the same again
                 listed.add(reading.path)
                 row = [reading.path, reading.split, "synthetic", reading.voice.speaker, "", f"{seconds:.3f}"]
-                table.writerow([*row, transcript(reading.sentence)])
+                list_row([*row, transcript(reading.sentence)])
                 total += seconds
                 if len(listed) % 500 == 0:
                     spent = time.monotonic() - began
                     print(f"{total / 3600:.2f} h, {total / spent:.0f} times real time", file=sys.stderr, flush=True)
             if total >= hours * 3600:
                 break
-    part.replace(out / "manifest.tsv")
     return total
 
 

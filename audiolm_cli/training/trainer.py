@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
-from audiolm_cli.bundle import read_about
+from audiolm_cli.bundle import read_about, whole
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
@@ -187,8 +187,8 @@ class Trainer:
             "seconds": self.seconds,
             "extra": self.extra,
         }
-        torch.save(state, self.folder / "checkpoint.tmp")
-        (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
+        with whole(self.folder / "checkpoint.pt") as part:
+            torch.save(state, part)
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder, self.device)
