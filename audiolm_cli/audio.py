@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import threading
@@ -21,7 +23,7 @@ import numpy as np
 import soundfile
 
 from audiolm_cli.console import write_stdout
-from audiolm_cli.errors import InputError, OutputError, display
+from audiolm_cli.errors import ExistsError, InputError, OutputError, display
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}  # by suffix of the output
 MAX_SECONDS = 3600  # of one input; keeps a small file that unpacks to days of silence from filling the memory
@@ -131,8 +133,9 @@ def write(
 def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False) -> None:
     """Writes a whole file beside `target` and then moves it there, so that `target` is complete or untouched.
 
-    "-" is standard output. Without `force` an existing file is never replaced, not even one that appears meanwhile.
-    Raises OutputError when it exists, is no regular file, or cannot be written.
+    "-" is standard output. Without `force` an existing file is never replaced, not even one that appears meanwhile;
+    with it, the new one has its permissions. Raises ExistsError when it exists, OutputError when it is no regular file
+    or cannot be written.
     """
     if os.fspath(target) == "-":
         write_stdout(data)
@@ -143,27 +146,40 @@ def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False
         if os.path.exists(path) and not os.path.isfile(path):
             raise OutputError(f"{display(target)}: not a regular file")
         try:
-            _write_new(part, data)
-            if not force:
+            replaced = force and os.path.exists(path)
+            _write_new(part, data, 0o600 if replaced else 0o666)
+            if replaced:
+                _like(path, part)
+            elif not force:
                 _reserve(part, path)
             os.replace(part, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
     except FileExistsError:
-        raise OutputError(f"{display(target)}: exists already; use --force to replace it") from None
+        raise ExistsError(f"{display(target)}: exists already; use --force to replace it") from None
     except OSError as error:
         raise OutputError(f"{display(target)}: cannot be written: {error.strerror}") from None
 
 
-def _write_new(path: str, data: bytes) -> None:
+def _like(path: str, part: str) -> None:
+    """Gives `part` the owner, the mode and the access list of the file at `path`, as far as the system allows."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.chown(part, os.stat(path).st_uid, os.stat(path).st_gid)
+    with contextlib.suppress(OSError):
+        shutil.copystat(path, part)
+        os.utime(part)  # is new
+
+
+def _write_new(path: str, data: bytes, mode: int) -> None:
     """Writes a file that is not there yet. Where the system can do that (Linux) it has no name before it is whole: a
     killed process leaves nothing half-written behind."""
     folder, nameless = os.path.dirname(path), None
     if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # a file system that cannot
-            nameless = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
-    with open(path, "xb") if nameless is None else open(nameless, "wb") as file:
+            nameless = os.open(folder, os.O_TMPFILE | os.O_WRONLY, mode)
+    own = functools.partial(os.open, mode=mode)
+    with open(path, "xb", opener=own) if nameless is None else open(nameless, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())  # a full disk shows here, not after the move

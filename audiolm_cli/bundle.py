@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
+from audiolm_cli.console import Tell
 from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.frames import FrameTransformer
@@ -105,12 +106,15 @@ class Bundle:
         found: dict[StageName, Stack] = {"semantic": self.semantic, "coarse": self.coarse}
         return found if self.fine is None else {**found, "fine": self.fine}
 
-    def tokenize(self, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+    def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; what
-        is left of the last semantic token's length is padded with silence."""
+        is left of the last semantic token's length is padded with silence. `tell` hears of the tokens made, half of
+        each when its codes are."""
+        tell, per = tell or (lambda count: None), self.config.tokens.frames_per_semantic
         audio = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.config.tokens.samples_per_semantic)))
         audio = audio.to(self.device)[None]
-        return self.tokenizer.tokenize(audio)[0].cpu(), self.codec.encode(audio)[0].cpu()
+        semantic = self.tokenizer.tokenize(audio, lambda tokens: tell(tokens / 2))[0].cpu()
+        return semantic, self.codec.encode(audio, lambda frames: tell(frames / per / 2))[0].cpu()
 
     @cached_property
     def detector(self) -> Detector | None:
@@ -169,7 +173,7 @@ def find(name: str, offline: bool = False) -> Path:
     if "/" in name or name in ("", ".", ".."):
         candidates = candidates[:1]
     for folder in candidates:
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / "config.json"):  # whatever the name is
             return folder
     from audiolm_cli import hub
 

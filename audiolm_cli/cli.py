@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from enum import Enum
@@ -12,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from audiolm_cli import __version__
+from audiolm_cli import __version__, options
 from audiolm_cli.command import Command, RayCommand, check_device, console_of
 from audiolm_cli.console import Console
 from audiolm_cli.errors import AudioLMError, InputError, UsageError, display, explain
@@ -233,11 +234,7 @@ def resynth(
     speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
     their consent.
     """
-    command = Command(ctx, AUDIO)
-    if not sources and jobs is None and sys.stdin is not None and not sys.stdin.isatty():
-        sources = ["-"]
-        command.output = output if output or out_dir else "-"
-    command.run("Resynth", sources or [])
+    Command(ctx, AUDIO).run("Resynth", sources or [])
 
 
 @app.command(cls=RayCommand)
@@ -322,12 +319,17 @@ def detect(
     check_device(device)
     if not files:
         raise UsageError("name the inputs: FILE...")
-    from audiolm_cli import provenance
+    options.checked({"model": model})
+    console.kind = "files"
+    with console.status("loading"):
+        from audiolm_cli import provenance
 
-    examiner, failed = provenance.Examiner(model, device, offline, threads), False
-    for file in files:
+        examiner, failed, start = provenance.Examiner(model, device, offline, threads), False, time.monotonic()
+    for number, file in enumerate(files):
+        console.overall = (number, len(files), start)
         try:
-            found = examiner.examine(file)
+            with console.progress(0) as progress:
+                found = examiner.examine(file, progress)
         except InputError as error:
             console.error(error)
             failed = True
@@ -337,6 +339,7 @@ def detect(
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
+        console.made += 1
     if failed:
         raise typer.Exit(1)
 
@@ -446,11 +449,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)
     except (KeyboardInterrupt, typer.Abort):
+        console.interrupted()
         return 130
     except Exception as error:
         if console.debug:
             traceback.print_exc()
         if _interrupts:  # which compiled code may have turned into an error of its own
+            console.interrupted()
             return 130
         code, message = explain(error)
         console.error(message)

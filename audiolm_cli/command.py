@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import secrets
+import stat
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -60,6 +64,7 @@ class Command:
             raise UsageError("--force and --skip-existing exclude each other")
         if self.params["name"] is not None and self.params["out_dir"] is None:
             raise UsageError("--name: needs --out-dir")
+        options.checked({name: self.params[name] for name in ("output", "out_dir", "name", "jobs", "model")})
         self.output: str | None = self.params["output"]
 
     def run(self, task: str, sources: Sequence[str | None]) -> None:
@@ -67,26 +72,35 @@ class Command:
         model is loaded. `sources` is [None] where nothing goes in."""
         from audiolm_cli import jobs
 
+        if not sources and self.params["jobs"] is None and _piped():
+            sources = ["-"]
+            if self.output is None and self.params["out_dir"] is None:
+                self.output = "-"
         fail_fast, planned = self.params["fail_fast"], self._plan(sources)
         usable = jobs.readable(planned, self.console)
         failed = len(planned) - len(usable)
         if usable and not (failed and fail_fast):
-            from audiolm_cli.tasks import TaskSpec
+            self.console.overall = (0, len(usable), 0.0)
+            with self.console.status(f"loading {self.params['model']}"):
+                from audiolm_cli.tasks import TaskSpec
 
-            spec = TaskSpec(task, **{f.name: self.params[f.name] for f in fields(TaskSpec) if f.name in self.params})
-            if self.params["ray"] is None:
-                failed += jobs.run(usable, spec.task(self.console), self.console, fail_fast)
+                given = {f.name: self.params[f.name] for f in fields(TaskSpec) if f.name in self.params}
+                spec = TaskSpec(task, **given)
+                made_here = spec.task(self.console) if self.params["ray"] is None else None
+            if made_here is not None:
+                failed += jobs.run(usable, made_here, self.console, fail_fast)
             else:
                 from audiolm_cli import cluster
 
-                cluster.connect(self.params["ray"], quiet=not self.console.debug)
+                with self.console.status("connecting to the cluster"):
+                    cluster.connect(self.params["ray"], quiet=not self.console.debug)
                 failed += cluster.run(usable, spec, self.console, fail_fast)
         if failed:
             raise typer.Exit(1)
 
     def _plan(self, sources: Sequence[str | None]) -> list[Job]:
         """The jobs, with the checks that a command can fail before it starts."""
-        from audiolm_cli import jobs
+        from audiolm_cli import planning
 
         defaults = options.checked({name: self.params[name] for name in options.OWN if name in self.params})
         seeded = "seed" in defaults
@@ -104,20 +118,25 @@ class Command:
             plot.check()
         if any(request.options.no_watermark for request in requests):
             self.console.say("--no-watermark: `audiolm detect` will not know the outputs again by a mark")
-        reads = any("-" in (request.source, request.options.speaker) for request in requests)
-        if self.params["jobs"] == "-" and reads:
+        takes_stdin = any("-" in (request.source, request.options.speaker) for request in requests)
+        if self.params["jobs"] == "-" and takes_stdin:
             raise UsageError("standard input cannot be both the job list and an input")
         if self.params["ray"] is not None:
-            if piped or reads:
+            if piped or takes_stdin:
                 raise UsageError("--ray: other machines do not see this one's standard input and output: name files")
             if ":" in self.params["device"]:
                 raise UsageError("--device: with --ray, Ray chooses which GPU: give cuda alone")
+        reads = [(self.params["jobs"], "the job list")] if self.params["jobs"] is not None else []
+        reads += [(str(file), "a file of the bundle") for file in _files(self.params["model"])]
         places = {name: self.params[name] for name in ("out_dir", "name", "force", "skip_existing")}
-        planned = jobs.plan(requests, suffixes=self.suffixes, **places)
+        planned = planning.plan(requests, suffixes=self.suffixes, reads=reads, **places)
         if skipped := sum(request.samples for request in requests) - len(planned):
             self.console.note(f"{skipped} outputs exist already and are kept")
         if seeded and planned:
-            self.console.say(f"seed {defaults['seed']}")
+            self.console.note(f"seed {defaults['seed']}")
+        if not self.params["force"] and not piped:
+            seed = f" --seed {defaults['seed']}" if seeded else ""
+            self.console.rest = f"; the same command with --skip-existing{seed} makes the rest"
         return planned
 
     def _requests(self, sources: Sequence[str | None], defaults: dict[str, Any]) -> list[options.Request]:
@@ -136,6 +155,8 @@ class Command:
             raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
         if self.output is not None and len(sources) > 1:
             raise UsageError("several inputs need --out-dir instead of -o")
+        for source in filter(None, sources):
+            options.path("INPUT", source)
         return [options.request({**defaults, "input": source, "output": self.output}) for source in sources]
 
 
@@ -143,3 +164,17 @@ def check_device(device: str) -> None:
     """Raises UsageError for what is no device's name."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
         raise UsageError(f"--device: must be auto, cpu, cuda, cuda:N or mps, not {device!r}")
+
+
+def _piped() -> bool:
+    """Whether something is piped, or redirected from a file, into standard input."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, or no file
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    return False
+
+
+def _files(model: str) -> list[Path]:
+    """What a bundle's folder holds; empty for the name of a bundle."""
+    if not os.path.isfile(os.path.join(model, "config.json")):
+        return []
+    return list(Path(model).iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,23 @@ from typing import Any
 
 from audiolm_cli.errors import OutputError
 
-Progress = Callable[[str, int, int], None]  # stage, tokens done, tokens in all; `decode` counts frames
+Progress = Callable[[str, float, int], None]  # stage, tokens done, tokens in all; `decode` counts frames
+Tell = Callable[[float], None]  # how much more is done of one stage
+CLEAR = "\r\x1b[2K"  # a terminal's line
+
+
+def counted(progress: Progress | None, stage: str, total: int) -> Tell:
+    """Adds up what is told of a stage, for `progress`."""
+    done = 0.0
+
+    def tell(more: float) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(stage, done, total)
+
+    tell(0)
+    return tell
 
 
 @dataclass
@@ -24,7 +41,15 @@ class Console:
     json: bool = False  # results as JSON lines, otherwise as paths
     debug: bool = False  # tracebacks
     said: set[str] = field(default_factory=set)  # errors
-    overall: tuple[int, int, float] = (0, 1, 0.0)  # outputs done and wanted, and when the first began (monotonic)
+    overall: tuple[int, int, float] = (
+        0,
+        0,
+        0.0,
+    )  # outputs done or failed, and wanted; when the first began (monotonic)
+    made: int = 0  # of these
+    kind: str = "outputs"
+    rest: str = ""  # how to make the rest after an interrupt
+    showing: str = ""  # on a terminal's last line
 
     def error(self, message: object) -> None:
         """Says what is wrong, once: many outputs may want one bad input."""
@@ -38,10 +63,17 @@ class Console:
 
     def say(self, message: str) -> None:
         if sys.stderr is not None:  # print() would then go to stdout
-            print("audiolm:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
+            line = f"audiolm: {' '.join(message.splitlines())}\n"
+            print(f"{CLEAR}{line}{self.showing}" if self.showing else line, end="", file=sys.stderr, flush=True)
+
+    def interrupted(self) -> None:
+        """Says how far it came before Ctrl-C."""
+        if self.overall[1]:
+            self.note(f"interrupted: {self.made} of {self.overall[1]} {self.kind} are done{self.rest}")
 
     def result(self, record: dict[str, Any]) -> None:
         """One output is done: its path, or the whole record with --json, as a line on stdout."""
+        self.made += 1
         if record["path"] != "-":
             line = json.dumps(record).encode() if self.json else os.fsencode(record["path"])
             write_stdout(line + b"\n")
@@ -50,44 +82,75 @@ class Console:
         """What was asked for, on stdout: as text, or the record with --json."""
         write_stdout((json.dumps(record) if self.json else text).encode() + b"\n")
 
+    @property
+    def terminal(self) -> bool:
+        """Whether somebody sees what happens meanwhile."""
+        return not self.quiet and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    @contextlib.contextmanager
+    def status(self, doing: str) -> Iterator[None]:
+        """Shows what is being done on a terminal's last line, as long as it takes. On stderr; nothing else."""
+        if not self.terminal:
+            yield
+            return
+        self.showing = f"audiolm: {' '.join(doing.splitlines())} ..."[: shutil.get_terminal_size().columns - 1]
+        print(self.showing, end="", file=sys.stderr, flush=True)
+        try:
+            yield
+        finally:
+            self.showing = ""
+            print(CLEAR, end="", file=sys.stderr, flush=True)
+
     @contextlib.contextmanager
     def progress(self, seconds: float) -> Iterator[Progress | None]:
-        """A bar for each stage with tokens/s and the real-time factor, behind one for all outputs with the time left
+        """A bar for each stage with percent, time left, tokens/s and the real-time factor, behind one for all outputs
         where there are many; None when nobody would see it.
 
-        `seconds` is the audio that the tokens make: the real-time factor is time spent per second of it.
+        `seconds` is the audio that the tokens make: the real-time factor is time spent per second of it. 0: none.
         """
-        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
+        if not self.terminal:
             yield None
             return
         import rich.console
         from rich.progress import BarColumn, TaskID, TextColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}", style="dim")
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[left]}", table_column=Column(min_width=9)),
+            TextColumn("{task.fields[speed]}", style="dim", table_column=Column(no_wrap=True)),
+        )
         tasks: dict[str, tuple[TaskID, float]] = {}
         latest = time.monotonic()  # a stage begins where the one before it ended
-        with Bars(*columns, console=rich.console.Console(stderr=True), transient=True) as bars:
+        with Bars(*columns, console=rich.console.Console(stderr=True), transient=True, expand=True) as bars:
             if self.overall[1] > 1:
                 done, total, start = self.overall
-                left = _clock((latest - start) / done * (total - done)) + " left" if done else ""
-                bars.add_task(f"{done}/{total} outputs", completed=done, total=total, speed=left)
+                left = _left(latest - start, done, total)
+                bars.add_task(f"{done}/{total} {self.kind}", completed=done, total=total, left=left, speed="")
 
-            def show(stage: str, done: int, total: int) -> None:
+            def show(stage: str, done: float, total: int) -> None:
                 nonlocal latest
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, speed=""), latest
+                    tasks[stage] = bars.add_task(stage, left="", speed=""), latest
                 task, start = tasks[stage]
                 latest = time.monotonic()
                 elapsed, speed = latest - start, ""
-                if done and elapsed > 0:
+                if done and elapsed > 0 and total > 1:
                     unit = "frames" if stage == "decode" else "tokens"
                     speed = f"{done / elapsed:.0f} {unit}/s"
                     if seconds:
                         speed += f", real-time factor {elapsed * total / (done * seconds):.2f}"
-                bars.update(task, completed=done, total=total, speed=speed)
+                bars.update(task, completed=done, total=total, left=_left(elapsed, done, total), speed=speed)
 
             yield show
+
+
+def _left(elapsed: float, done: float, total: int) -> str:
+    """The time left at the pace until now."""
+    return f"{_clock(elapsed / done * (total - done))} left" if 0 < done < total else ""
 
 
 def _clock(seconds: float) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolm_cli.config import DetectorConfig, TokenSpec
+from audiolm_cli.console import Progress, counted
 from audiolm_cli.likelihood import EVIDENCE, traces
 from audiolm_cli.semantic import log_mel
 from audiolm_cli.soundstream import SoundStream
@@ -62,10 +63,14 @@ class TraceDetector(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1], 1))
 
-    def hear(self, bundle: Bundle, samples: np.ndarray) -> Tensor:
+    def hear(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
         """A recording `[T]` -> `likelihood.traces`, `float32 [F, K]` for each frame of the codec."""
-        seconds = min(PIECE_SECONDS, *(model.config.window_seconds for model in bundle.stages.values()))
-        return traces(bundle.stages, *bundle.tokenize(samples), round(seconds * bundle.config.tokens.semantic_rate))
+        spec = bundle.config.tokens
+        size = round(
+            min(PIECE_SECONDS, *(model.config.window_seconds for model in bundle.stages.values())) * spec.semantic_rate
+        )
+        tell = counted(progress, "tokenize", -(-len(samples) // spec.samples_per_semantic))
+        return traces(bundle.stages, *bundle.tokenize(samples, tell), size, progress)
 
     def forward(self, heard: Tensor) -> Tensor:
         """Traces `[B, F, K]` of windows -> logits `[B]`, above 0 where generated is more likely."""
@@ -86,16 +91,19 @@ class SpectralDetector(nn.Module):
         bins = -(-BINS // 2 ** len(config.channels))
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1] * bins, 1))
 
-    def hear(self, bundle: Bundle, samples: np.ndarray) -> Tensor:
+    def hear(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
         """A recording `[T]` -> log-mel spectra of what the codec makes of it, `float32 [F, BINS]`."""
-        return self.spectra(samples, bundle.codec)
+        return self.spectra(samples, bundle.codec, progress)
 
-    def spectra(self, samples: np.ndarray, codec: SoundStream | None = None) -> Tensor:
+    def spectra(
+        self, samples: np.ndarray, codec: SoundStream | None = None, progress: Progress | None = None
+    ) -> Tensor:
         """The same, or without a codec of the recording itself; always at one level."""
         level = float(np.sqrt(np.mean(np.square(samples), dtype=float))) + 1e-9
         audio = torch.from_numpy(np.pad(samples * np.float32(LEVEL / level), (0, -len(samples) % self.hop)))[None]
         if codec is not None:
-            audio = codec.decode(codec.encode(audio.to(codec.quantizer.codebooks.device)))
+            tell = counted(progress, "judge", 2 * audio.shape[-1] // self.hop)
+            audio = codec.decode(codec.encode(audio.to(codec.quantizer.codebooks.device), tell), tell)
         return log_mel(audio, 1 << self.hop.bit_length(), self.hop, BINS, self.rate, FLOOR)[0].cpu()
 
     def forward(self, heard: Tensor) -> Tensor:
@@ -113,11 +121,11 @@ def make_detector(config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.
 
 
 @torch.inference_mode()
-def judge(bundle: Bundle, samples: np.ndarray) -> Judgement:
+def judge(bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Judgement:
     """Judges a recording `float32 [T]`, not empty, by the bundle's detector, as a whole and in windows."""
     tokens, detector = bundle.config.tokens, bundle.detector
     assert detector is not None
-    found, length = detector.hear(bundle, samples).to(bundle.device), len(samples)
+    found, length = detector.hear(bundle, samples, progress).to(bundle.device), len(samples)
     per = tokens.sample_rate / tokens.samples_per_frame
     size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
     starts = np.arange(0, max(0, length // tokens.samples_per_frame - size) + 1, hop)

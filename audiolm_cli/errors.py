@@ -25,6 +25,10 @@ class OutputError(AudioLMError):
     """An output that exists already, clashes with another or cannot be written."""
 
 
+class ExistsError(OutputError):
+    """An output that is there already, and is kept."""
+
+
 class ModelError(AudioLMError):
     """A bundle that is unknown, damaged or inconsistent."""
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiolm_cli.config import Layout, TokenSpec
+from audiolm_cli.console import Progress, counted
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import StageName, Vocabulary, coarse_sequence, fine_sequence, semantic_sequence
@@ -159,14 +160,16 @@ def surprise(semantic_model: Transformer, coarse_model: Decoder, semantic: Tenso
 
 
 @torch.inference_mode()
-def traces(models: dict[StageName, Stack], semantic: Tensor, codes: Tensor, size: int) -> Tensor:
+def traces(
+    models: dict[StageName, Stack], semantic: Tensor, codes: Tensor, size: int, progress: Progress | None = None
+) -> Tensor:
     """`evidence` of every token of a recording to every stage, frame by frame, `float32 [F, K]`; K is EVIDENCE for
     stage 1, whose tokens span several frames, and for each of the Q quantizers.
 
     semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. The stages read pieces of `size` semantic
     tokens, each for itself.
     """
-    columns = []
+    columns, tell = [], counted(progress, "judge", len(models) * len(semantic))
     for stage, model in models.items():
         spec, per, device = model.spec, model.spec.frames_per_semantic, model.ids.weight.device
         parts = []
@@ -174,5 +177,6 @@ def traces(models: dict[StageName, Stack], semantic: Tensor, codes: Tensor, size
             batch = batch_of(stage, model.config.layout, spec, [piece]).to(device)
             found = token_losses(model, batch, measure=evidence)[0]
             parts.append(found[:-1].repeat_interleave(per, 0) if stage == "semantic" else found.flatten(1))
+            tell(len(piece[0]))
         columns.append(torch.cat(parts).cpu())
     return torch.cat(columns, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -78,6 +79,10 @@ def flag(option: str, value: Any) -> bool:
 def path(option: str, value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise UsageError(f"{option}: must be a path")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise UsageError(f"{option}: {value!a} has characters that no file's name has") from None
     return value
 
 
@@ -124,13 +129,17 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "quantizers": whole(1, 64),
     "seed": whole(0, 2**63 - 1),
     "temperature": for_stages(float, lambda t: 0 <= t < math.inf, "at least 0"),
-    "top_k": for_stages(int, lambda k: k >= 0, "at least 0"),
+    "top_k": for_stages(int, lambda k: 0 <= k < 2**31, "from 0 to 2147483647"),
     "top_p": for_stages(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
     "guidance": strength,
     "no_watermark": flag,
     "num_samples": whole(1, 10000),
     "input": path,
     "output": path,
+    "out_dir": path,
+    "name": path,
+    "jobs": path,
+    "model": path,
 }
 OWN = ("num_samples", *(field.name for field in fields(Options)))  # what is asked of an output, besides where it goes
 assert set(OWN) < CHECKS.keys()
@@ -164,6 +173,8 @@ def read_jobs(
                 raise UsageError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(allowed))}")
             if takes_input and "input" not in given:
                 raise UsageError("the key 'input' is missing")
+            for key in (key for key, value in given.items() if value is None):
+                raise UsageError(f"{key}: must not be null; leave the key out")
             requests.append(request({**defaults, **checked({k.replace("-", "_"): v for k, v in given.items()})}))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}:{number}: not JSON ({error})") from None
@@ -178,6 +189,4 @@ def request(values: dict[str, Any]) -> Request:
     """A request from checked values."""
     rest = dict(values)
     source, output, samples = rest.pop("input", None), rest.pop("output", None), rest.pop("num_samples", None) or 1
-    if rest.get("plot") and samples > 1:
-        raise UsageError("--plot: draws one output, not several samples")
     return Request(source, output, samples, Options(**rest))

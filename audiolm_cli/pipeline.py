@@ -23,6 +23,7 @@ from torch import Tensor
 
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.config import SamplingConfig, TokenSpec
+from audiolm_cli.console import Tell, counted
 from audiolm_cli.errors import InputError
 from audiolm_cli.likelihood import surprise
 from audiolm_cli.sampling import StageSampling
@@ -37,7 +38,7 @@ from audiolm_cli.stages import (
 CROSSFADE_SECONDS = 0.02
 SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
 
-ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
+ProgressCallback = Callable[[str, float, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,13 @@ class Tokens:
         return Tokens(semantic, codes, metadata)
 
 
-def encode(bundle: Bundle, samples: np.ndarray) -> Tokens:
+def encode(bundle: Bundle, samples: np.ndarray, progress: ProgressCallback | None = None) -> Tokens:
     """Audio -> tokens; what is left of the last semantic token's length is padded with silence."""
+    tell = counted(progress, "tokenize", -(-len(samples) // bundle.config.tokens.samples_per_semantic))
+    return _encoded(bundle, samples, tell)
+
+
+def _encoded(bundle: Bundle, samples: np.ndarray, tell: Tell | None = None) -> Tokens:
     spec = bundle.config.tokens
     metadata = {
         "format": "audiolm-tokens",
@@ -123,12 +129,15 @@ def encode(bundle: Bundle, samples: np.ndarray) -> Tokens:
         "frame_rate": f"{spec.sample_rate / spec.samples_per_frame:g}",
         "semantic_rate": f"{spec.semantic_rate:g}",
     }
-    return Tokens(*bundle.tokenize(samples), metadata)
+    return Tokens(*bundle.tokenize(samples, tell), metadata)
 
 
-def decode(bundle: Bundle, tokens: Tokens, quantizers: int | None = None) -> np.ndarray:
+def decode(
+    bundle: Bundle, tokens: Tokens, quantizers: int | None = None, progress: ProgressCallback | None = None
+) -> np.ndarray:
     """Tokens -> audio `float32 [T]`, from the first `quantizers` code streams (default: all)."""
-    audio = bundle.codec.decode(tokens.codes[None, :quantizers].to(bundle.device))[0].cpu().numpy()
+    tell = counted(progress, "decode", tokens.codes.shape[1])
+    audio = bundle.codec.decode(tokens.codes[None, :quantizers].to(bundle.device), tell)[0].cpu().numpy()
     return audio[: int(tokens.metadata.get("samples", len(audio)))]
 
 
@@ -210,11 +219,10 @@ class Run:
         per = self.bundle.config.tokens.samples_per_semantic
         with self.clock.stage("tokenize", sum(-(-len(r) // per) for r in distinct.values())) as tell:
             for key, recording in distinct.items():
-                made[key] = tokens = encode(self.bundle, recording)
+                made[key] = tokens = _encoded(self.bundle, recording, tell)
                 if self.bundle.config.familiar_bits:
                     models = self.bundle.semantic, self.bundle.coarse
                     self.surprises[key] = surprise(*models, tokens.semantic[:SURPRISING], tokens.codes)
-                tell(len(tokens.semantic))
         return [made[id(p.samples)] for p in self.prompts]
 
     def semantic(self, known: list[Tensor], totals: list[int]) -> list[Tensor]:
@@ -249,8 +257,7 @@ class Run:
         audio = []
         with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
             for code in codes:
-                audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device))[0].cpu().numpy())
-                tell(code.shape[1])
+                audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device), tell)[0].cpu().numpy())
         seconds, tokens = self.clock.seconds, self.clock.tokens
         strange = [self.surprises.get(id(prompt.samples)) for prompt in self.prompts]
         made = zip(audio, semantic, codes, strange, strict=True)
@@ -316,17 +323,17 @@ class _Clock:
 
 class _Stage:
     def __init__(self, clock: _Clock, name: str, total: int):
-        self.clock, self.name, self.total, self.done = clock, name, total, 0
+        self.clock, self.name, self.total, self.done = clock, name, total, 0.0
 
-    def __enter__(self) -> Callable[[int], None]:
+    def __enter__(self) -> Tell:
         self.start = time.perf_counter()
         return self.tell
 
-    def tell(self, count: int) -> None:
+    def tell(self, count: float) -> None:
         self.done += count
         if self.clock.progress:
             self.clock.progress(self.name, self.done, self.total)
 
     def __exit__(self, *_: object) -> None:
         self.clock.seconds[self.name] = time.perf_counter() - self.start
-        self.clock.tokens[self.name] = self.done
+        self.clock.tokens[self.name] = round(self.done)

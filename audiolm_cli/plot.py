@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ def check() -> None:
 
 def png(output: Output, spec: TokenSpec, title: str) -> bytes:
     """The picture as a PNG file."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it looks for a folder to cache fonts in
     from matplotlib.figure import Figure
 
     rate, seconds = spec.sample_rate, len(output.samples) / spec.sample_rate
@@ -34,7 +36,8 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
     sound, *panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     extent = (0, seconds, 0, rate / 2000)
     sound.imshow(_spectrogram(output.samples), origin="lower", aspect="auto", extent=extent, cmap="magma")
-    sound.set(title=title, ylabel="kHz")
+    sound.set(ylabel="kHz")
+    sound.set_title(title, parse_math=False)  # a name may hold dollars
     start, codes = output.tokens_start / rate, np.asarray(output.codes)
     streams = (  # tokens [rows, columns], their number of values, samples for each column
         (np.asarray(output.semantic)[None], spec.semantic_vocabulary, spec.samples_per_semantic, "semantic"),

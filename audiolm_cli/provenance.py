@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiolm_cli import __version__, audio, watermark
 from audiolm_cli.audio import Recording
+from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import display
 
 if TYPE_CHECKING:
@@ -40,19 +41,23 @@ class Examiner:
         self.load = functools.cache(functools.partial(bundle.load, device=device, dtype="float32", offline=offline))
         self.names = {watermark.bundle_id(name): name for name in bundle.embedded()}
 
-    def examine(self, path: str) -> dict[str, Any]:
+    def examine(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
         """What is found in a file, as `audiolm detect --json` says it. Raises InputError, ModelError, UsageError."""
         from audiolm_cli import detector
 
+        tell = counted(progress, "read", 1)
         recording = audio.read(path, watermark.RATE)
+        tell(1)
+        tell = counted(progress, "search", 1)
         marks, confidence = watermark.search(recording.samples)
+        tell(1)
         clearest = max(marks, key=lambda mark: mark.confidence, default=None)
         maker = self.names.get(clearest.bundle) if clearest else None
         bundle = self.load(self.model or maker or "speech")
         judgement = None
         if bundle.detector is not None:
             samples = audio.resampled(recording.samples, recording.rate, bundle.config.tokens.sample_rate)
-            judgement = detector.judge(bundle, samples)
+            judgement = detector.judge(bundle, samples, progress)
         return {
             "path": path,
             "seconds": len(recording.samples) / recording.rate,

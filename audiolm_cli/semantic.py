@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from audiolm_cli._torchaudio import ConformerLayer, melscale_fbanks
 from audiolm_cli.autoencoders import hann
 from audiolm_cli.config import TokenizerConfig, TokenSpec
+from audiolm_cli.console import Tell
 from audiolm_cli.soundstream import nearest
 
 MELS_PER_TOKEN = 4  # mel frames stacked into one token: 100/s at 25 tokens/s
@@ -121,11 +122,12 @@ class SemanticTokenizer(nn.Module):
         return x.transpose(0, 1)
 
     @torch.inference_mode()
-    def represent(self, audio: Tensor) -> Tensor:
+    def represent(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
         """Audio `[B, T]` -> hidden states `[B, T // hop, width]`, through windows of one fixed length.
 
         Windows lie on a grid from the start of the recording, and what is missing on either side is silence: tokens of
         a recording's beginning are the same whatever follows it (but for the last `lookahead`), in bounded memory.
+        `tell` hears of the tokens done.
         """
         count, ahead = audio.shape[-1] // self.hop, self.config.lookahead
         windows = -(-count // WINDOW_TOKENS)
@@ -136,6 +138,8 @@ class SemanticTokenizer(nn.Module):
         for start in range(0, windows * step, step):
             x = self.hidden(self.features(audio[:, start : start + size]))
             parts.append(x[:, PAST_TOKENS : PAST_TOKENS + WINDOW_TOKENS])
+            if tell:
+                tell(min(WINDOW_TOKENS, count - start // self.hop))
         return torch.cat(parts, 1)[:, :count]
 
     def normal(self, hidden: Tensor) -> Tensor:
@@ -153,6 +157,6 @@ class SemanticTokenizer(nn.Module):
         return nearest(self.points(hidden).flatten(0, 1), self.centroids).view(hidden.shape[:2])
 
     @torch.inference_mode()
-    def tokenize(self, audio: Tensor) -> Tensor:
+    def tokenize(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
         """Audio `float32 [B, T]` -> semantic tokens `int64 [B, T // hop]`; audio behind the last whole token is cut."""
-        return self.quantize(self.represent(audio))
+        return self.quantize(self.represent(audio, tell))

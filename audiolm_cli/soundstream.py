@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audiolm_cli.autoencoders import SpectralDecoder, SpectralEncoder, State, WaveformDecoder, WaveformEncoder
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
+from audiolm_cli.console import Tell
 
 PIECE_FRAMES = 200  # encoding and decoding work through pieces of this many frames (4 s), whatever the length
 
@@ -67,8 +68,9 @@ class SoundStream(nn.Module):
         return self.decoder.lookahead
 
     @torch.inference_mode()
-    def encode(self, audio: Tensor) -> Tensor:
-        """Audio `float32 [B, T]`, T a multiple of the hop -> codes `int64 [B, Q, T // hop]`, in bounded memory.
+    def encode(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
+        """Audio `float32 [B, T]`, T a multiple of the hop -> codes `int64 [B, Q, T // hop]`, in bounded memory. `tell`
+        hears of the frames done.
 
         Every piece has the same shape (the last is padded; the encoder is causal), so that a recording's beginning
         gives the same codes whatever follows it.
@@ -79,18 +81,22 @@ class SoundStream(nn.Module):
             part = audio[:, start : start + piece]
             part = nn.functional.pad(part, (0, piece - part.shape[-1]))
             codes.append(self.quantizer.encode(self.encoder(part, state)))
+            if tell:
+                tell(min(PIECE_FRAMES, frames - start // self.hop))
         return torch.cat(codes, -1)[..., :frames]
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, tell: Tell | None = None) -> Tensor:
         """Codes `int64 [B, q, F]` of the first q quantizers -> audio `float32 [B, F * hop]`."""
-        return torch.cat(list(self.decode_pieces(codes)), -1)
+        return torch.cat(list(self.decode_pieces(codes, tell)), -1)
 
-    def decode_pieces(self, codes: Tensor) -> Iterator[Tensor]:
+    def decode_pieces(self, codes: Tensor, tell: Tell | None = None) -> Iterator[Tensor]:
         """As `decode`, but yields `[B, ...]` as it goes, so that memory stays bounded."""
         state, skip = State(), self.decoder.delay
         for part in codes.split(PIECE_FRAMES, -1):
             audio = self.decoder(self.quantizer.decode(part), state)
+            if tell:
+                tell(part.shape[-1])
             yield audio[:, skip:]
             skip = max(0, skip - audio.shape[-1])
         if self.decoder.delay:

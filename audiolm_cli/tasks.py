@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import soundfile
 
 from audiolm_cli import audio, plot, provenance, watermark
 from audiolm_cli.console import Console, Progress
-from audiolm_cli.errors import InputError, UsageError, display
+from audiolm_cli.errors import InputError, OutputError, UsageError, display
 from audiolm_cli.jobs import Job, Task
 from audiolm_cli.options import Options
 
@@ -32,6 +33,7 @@ class TaskSpec:
     threads: int
     offline: bool
     force: bool
+    skip_existing: bool
     dtype: str | None = None  # None, as `batch_size`, where nothing is sampled
     batch_size: int | None = None
 
@@ -43,12 +45,12 @@ class TaskSpec:
 
         torch.set_num_threads(self.threads)
         loaded = bundle.load(self.model, device=self.device, dtype=self.dtype or "float32", offline=self.offline)
-        sampled: dict[str, Any] = {}
+        common: dict[str, Any] = {"force": self.force, "skip_existing": self.skip_existing}
         if self.dtype is not None:
             settings = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
-            sampled = {"batch_size": self.batch_size, "settings": settings}
+            common |= {"batch_size": self.batch_size, "settings": settings}
         kinds = {kind.__name__: kind for kind in (Continue, Generate, Resynth, Encode, Decode)}
-        task: Task = kinds[self.kind](loaded, console, force=self.force, **sampled)
+        task: Task = kinds[self.kind](loaded, console, **common)
         return task
 
 
@@ -61,6 +63,7 @@ class Synthesis(ABC):
     batch_size: int
     settings: dict[str, Any]  # device, dtype and threads, for the record
     force: bool
+    skip_existing: bool
 
     def __post_init__(self) -> None:
         tokens = self.bundle.config.tokens
@@ -132,10 +135,15 @@ class Synthesis(ABC):
                 f"({result.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}); expect little of it"
             )
         tags = provenance.tags(self.bundle, seed=seed, prompt_samples=kept, watermark=bits or False, options=made_with)
-        clipped = audio.write(job.target, samples, self.rate, tags, self.force)
+        drawn = None
         if picture:
-            title = f"{_output(job.target)}, {config.name}, seed {seed}"
-            audio.write_bytes(picture, plot.png(result, config.tokens, title), self.force)
+            drawn = plot.png(result, config.tokens, f"{_output(job.target)}, {config.name}, seed {seed}")
+            _check_kept(job, tags, drawn)
+        clipped = 0
+        if job.kept is None or job.kept != job.target:
+            clipped = audio.write(job.target, samples, self.rate, tags, self.force)
+        if drawn and job.kept != picture:
+            audio.write_bytes(picture, drawn, self.force)
         new = len(result.samples) - result.prompt_samples
         factor = sum(result.stage_seconds.values()) * self.rate / (new * self._batch)  # the seconds are the batch's
         self.console.note(f"{_output(job.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
@@ -212,6 +220,7 @@ class Encode:
     bundle: Bundle
     console: Console
     force: bool
+    skip_existing: bool
     batch_size: int = 1
 
     def check(self, options: Options) -> None:
@@ -221,7 +230,7 @@ class Encode:
         return _read(str(job.source), self.bundle, self.console)
 
     def seconds(self, job: Job, loaded: np.ndarray) -> float:
-        return 0
+        return len(loaded) / self.bundle.config.tokens.sample_rate
 
     def work(
         self, jobs: list[Job], loaded: list[np.ndarray], progress: Progress | None
@@ -229,7 +238,7 @@ class Encode:
         from audiolm_cli import pipeline
 
         for samples in loaded:
-            yield pipeline.encode(self.bundle, samples), len(samples)
+            yield pipeline.encode(self.bundle, samples, progress), len(samples)
 
     def save(self, job: Job, result: tuple[Tokens, int]) -> dict[str, Any]:
         tokens, samples = result
@@ -244,6 +253,7 @@ class Decode:
     bundle: Bundle
     console: Console
     force: bool
+    skip_existing: bool
     batch_size: int = 1
 
     def check(self, options: Options) -> None:
@@ -268,7 +278,7 @@ class Decode:
         from audiolm_cli import pipeline
 
         for job, tokens in zip(jobs, loaded, strict=True):
-            yield pipeline.decode(self.bundle, tokens, job.options.quantizers)
+            yield pipeline.decode(self.bundle, tokens, job.options.quantizers, progress)
 
     def save(self, job: Job, result: np.ndarray) -> dict[str, Any]:
         rate = self.bundle.config.tokens.sample_rate
@@ -300,6 +310,24 @@ def _read(path: str, bundle: Bundle, console: Console) -> np.ndarray:
 
 def _record(job: Job, bundle: Bundle) -> dict[str, Any]:
     return {"path": job.target, "source": job.source, "model": bundle.config.name, "identity": bundle.identity}
+
+
+def _check_kept(job: Job, tags: dict[str, str], picture: bytes) -> None:
+    """Raises OutputError where an output that is there without its picture, or the other way round, was made with
+    another seed or other options."""
+    if job.kept is None:
+        return
+    if job.kept == job.target:
+        try:
+            with soundfile.SoundFile(job.target) as sound:
+                same = sound.copy_metadata().get("comment") == tags["comment"]
+        except soundfile.LibsndfileError:
+            same = False
+    else:
+        with open(job.kept, "rb") as file:
+            same = file.read() == picture
+    if not same:
+        raise OutputError(f"{display(job.kept)}: exists already, made in another way; use --force to make both anew")
 
 
 def _output(target: str) -> str:

@@ -141,8 +141,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         ),
         "Sampling": lambda **options: types.SimpleNamespace(**options),
         "Tokens": FakeTokens,
-        "encode": lambda bundle, samples: FakeTokens(samples.tobytes()),
-        "decode": lambda bundle, tokens, quantizers: np.frombuffer(tokens.data, np.float32) / (quantizers or 1),
+        "encode": lambda bundle, samples, progress: FakeTokens(samples.tobytes()),
+        "decode": lambda bundle, tokens, quantizers, progress: (
+            np.frombuffer(tokens.data, np.float32) / (quantizers or 1)
+        ),
     }.items():
         setattr(pipeline, name, value)
     import audiolm_cli

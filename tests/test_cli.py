@@ -15,6 +15,9 @@ from audiolm_cli.errors import ModelError
 from tests.conftest import ROOT, spawn, tone
 
 
+REST = "; the same command with --skip-existing --seed 1 makes the rest"
+
+
 @pytest.fixture
 def audiolm(fake, audiolm):
     """The command line without the models."""
@@ -84,11 +87,13 @@ def test_the_model_comes_from_the_environment(audiolm, prompt, fake, monkeypatch
 def test_a_random_seed_is_printed_and_recorded(audiolm, prompt):
     seeds = []
     for name in ("a.wav", "b.wav"):
-        _, _, err = audiolm("continue", prompt, "-o", name, "-q")
+        _, _, err = audiolm("continue", prompt, "-o", name)
         with soundfile.SoundFile(name) as file:
             seeds.append(json.loads(file.comment)["seed"])
         assert f"seed {seeds[-1]}\n" in err
     assert seeds[0] != seeds[1]
+    _, out, err = audiolm("continue", prompt, "-o", "c.wav", "-q", "--json")
+    assert (type(json.loads(out)["seed"]), err) == (int, "")
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
@@ -249,22 +254,41 @@ def test_resynth(audiolm, prompt, fake, tmp_path):
     assert fake.calls[1]["speaker"] is None
     code, _, err = audiolm("resynth", prompt, "--speaker", "missing.wav", "-o", "c.wav", "-q")
     assert code == 1
-    assert err.splitlines()[1:] == ["audiolm: error: missing.wav: no such file"]
+    assert err.splitlines() == ["audiolm: error: missing.wav: no such file"]
     assert audiolm("resynth", prompt, "--speaker", "voice.wav", "-o", "voice.wav", "-f")[0] == 1
 
 
-def test_resynth_is_a_filter(fake, prompt, monkeypatch, capfdbinary):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompt.read_bytes())))
-    assert cli.main(["resynth", "--speaker", str(prompt)]) == 0
-    assert soundfile.info(io.BytesIO(capfdbinary.readouterr().out)).duration == 2  # the stand-in adds a second
+@pytest.mark.parametrize("output", [[], ["-o", "a.wav"], ["--out-dir", "o"]])
+def test_without_names_it_is_a_filter(prompt, tmp_path, output):
+    """`cat prompt.wav | audiolm continue > new.wav`"""
+    process = spawn(
+        *("continue", *output, "-q"),
+        cwd=tmp_path,
+        env={**os.environ, "SLEEP": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = process.communicate(prompt.read_bytes(), timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    made = io.BytesIO(out) if not output else tmp_path / out.decode().strip()
+    assert soundfile.info(made).duration == 2
+    assert not output or out.decode() in ("a.wav\n", "o/stdin.wav\n")
+
+
+@pytest.mark.parametrize("command", ["continue", "resynth", "encode", "decode"])
+@pytest.mark.parametrize("stdin", [{"stdin": subprocess.DEVNULL}, {"preexec_fn": lambda: os.close(0)}])
+def test_nothing_piped_in_is_no_input(command, stdin):
+    process = spawn(command, code="0", stderr=subprocess.PIPE, text=True, **stdin)
+    assert "name the inputs: INPUT..., or --jobs FILE" in process.communicate(timeout=60)[1]
+    assert process.returncode == 2
 
 
 def test_notes_say_what_was_done_and_can_be_silenced(audiolm, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.stack([tone(1.0, 8000)] * 2, 1), 8000)
-    for extra, notes in (([], 3), (["-q"], 0)):
+    for extra, notes in (([], 4), (["-q"], 0)):
         _, _, err = audiolm("continue", "a.wav", "-o", "b.wav", "-f", "--num-samples", "1", *extra)
-        lines = [line for line in err.splitlines() if "seed" not in line]
-        assert len(lines) == notes
+        assert len(err.splitlines()) == notes
     assert not os.path.exists("b.0.wav")
 
 
@@ -384,7 +408,8 @@ def test_errors_of_the_model_and_of_the_program(audiolm, prompt, fake, tmp_path,
     fake.fail_at, fake.error = 0, error
     got, out, err = audiolm("continue", prompt, "-o", "out.wav", "--seed", "1")
     assert (got, out) == (code, "")
-    assert err.splitlines() == ["audiolm: seed 1"] + ([f"audiolm: error: {says}"] if says else [])
+    says = f"error: {says}" if says else "interrupted: 0 of 1 outputs are done" + REST
+    assert err.splitlines() == ["audiolm: seed 1", f"audiolm: {says}"]
     assert os.listdir(tmp_path) == ["prompt.wav"]
 
 
@@ -443,7 +468,7 @@ def test_a_broken_pipe_is_quiet(prompt, tmp_path):
     )
     os.close(writer)
     _, err = process.communicate(timeout=20)
-    assert err == b"audiolm: seed 1\n"
+    assert err == b""
     assert process.returncode == 1
 
 
@@ -458,4 +483,4 @@ def test_a_full_disk_behind_stdout_is_one_line(prompt):
         )
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert err.splitlines()[1:] == [b"audiolm: error: standard output: cannot be written: No space left on device"]
+    assert err.splitlines() == [b"audiolm: error: standard output: cannot be written: No space left on device"]

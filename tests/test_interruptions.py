@@ -66,10 +66,10 @@ def begun(self):
     if self.name == os.environ["STAGE"]:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
     return begin(self)
-def written(path, data):
+def written(*whole):
     if os.environ["STAGE"] == "write":
         os.kill(os.getpid(), signal.SIGINT)
-    return write(path, data)
+    return write(*whole)
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 pipeline._Stage.__enter__, audio._write_new = begun, written
 """
@@ -89,7 +89,8 @@ def test_an_interrupt_in_any_stage_leaves_all_as_it_was(tmp_path: Path, tiny_bun
         stderr=subprocess.PIPE,
     )
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"audiolm: seed 1\n")
+    said = [b"audiolm: seed 1", b"audiolm: interrupted: 0 of 1 outputs are done"]
+    assert (process.returncode, out, err.splitlines()) == (130, b"", said)
     assert (tmp_path / "out.wav").read_bytes() == b"precious"
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "out.wav"]
 
@@ -140,7 +141,7 @@ def test_a_full_disk_fails_what_does_not_fit_and_loses_nothing(small_disk: Path,
     assert process.returncode == 1
     assert out.decode().splitlines() == [f"{small_disk}/{name}.wav" for name in "ac"]
     message = f"audiolm: error: {small_disk}/b.wav: cannot be written: No space left on device"
-    assert err.decode().splitlines() == ["audiolm: seed 1", message]
+    assert err.decode().splitlines() == [message]
     assert sorted(os.listdir(small_disk)) == ["a.wav", "c.wav", "precious.wav"]
     assert [soundfile.info(small_disk / f"{name}.wav").duration for name in "ac"] == [2, 2]
 
@@ -156,9 +157,21 @@ def test_a_folder_that_cannot_be_written_to(small_disk: Path, tmp_path: Path) ->
 
 def test_finished_outputs_stay_when_interrupted(audiolm, prompt, fake, tmp_path):
     fake.fail_at = 1
-    code, out, _ = audiolm("continue", prompt, "-o", "a.wav", "--num-samples", "3", "--batch-size", "2")
+    command = ("continue", prompt, "-o", "a.wav", "--num-samples", "3", "--batch-size", "2")
+    code, out, err = audiolm(*command)
     assert (code, out) == (130, "a.0.wav\na.1.wav\n")
     assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "a.1.wav", "prompt.wav"]
+    seed, *_, last = err.splitlines()
+    rest = f"--skip-existing --{seed.removeprefix('audiolm: ')}"
+    assert last == f"audiolm: interrupted: 2 of 3 outputs are done; the same command with {rest} makes the rest"
+    fake.fail_at = None
+    assert audiolm(*command, *rest.split())[:2] == (0, "a.2.wav\n")
+
+
+def test_with_force_nothing_is_said_of_skipping(audiolm, prompt, fake):
+    fake.fail_at = 0
+    err = audiolm("continue", prompt, "-o", "a.wav", "-f")[2]
+    assert err.splitlines()[-1] == "audiolm: interrupted: 0 of 1 outputs are done"
 
 
 def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, fake, monkeypatch):
@@ -171,7 +184,9 @@ def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, f
             raise ValueError("could not determine the shape") from None
 
     monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", load)
-    assert audiolm("continue", prompt, "-o", "out.wav", "--seed", "1") == (130, "", "audiolm: seed 1\n")
+    code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--seed", "1")
+    assert (code, out) == (130, "")
+    assert err.startswith("audiolm: seed 1\naudiolm: interrupted: 0 of 1 outputs are done")
     monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", fake.load)
     fake.fail_at, fake.error = 0, ZeroDivisionError("x")
     assert audiolm("continue", prompt, "-o", "out.wav")[0] == 1  # another run's interrupt does not count
@@ -191,5 +206,5 @@ def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
     process.send_signal(sent)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code
-    assert err == b"audiolm: seed 1\n"
+    assert err == b""
     assert sorted(os.listdir(tmp_path)) == ["a.0.wav", "prompt.wav"]
