@@ -447,19 +447,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _interrupts.clear()
     console = Console()
     try:
-        return int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)
+        code = int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        console.interrupted()
-        return 130
+        code = 130
     except Exception as error:
         if console.debug:
             traceback.print_exc()
-        if _interrupts:  # which compiled code may have turned into an error of its own
-            console.interrupted()
-            return 130
         code, message = explain(error)
-        console.error(message)
-        return code
+        if _interrupts:  # which compiled code may have turned into an error of its own
+            code = 130
+        else:
+            console.error(message)
+    if code == 130:
+        console.interrupted()
+    return code
 
 
 _interrupts: list[int] = []  # Ctrl-C since the program began

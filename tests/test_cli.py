@@ -14,7 +14,6 @@ from audiolm_cli import cli
 from audiolm_cli.errors import ModelError
 from tests.conftest import ROOT, spawn, tone
 
-
 REST = "; the same command with --skip-existing --seed 1 makes the rest"
 
 

@@ -103,3 +103,15 @@ def test_unreadable_inputs_are_reported_once(capfd):
         "audiolm: error: missing.wav: no such file",
         "audiolm: error: .: a directory, not a recording",
     ]
+
+
+@pytest.mark.parametrize(("skip_existing", "failed"), [(True, 0), (False, 1)])
+def test_what_comes_up_meanwhile_is_kept(capfd, skip_existing, failed):
+    assert jobs.run(plan(["a", "there"]), Recorder(skip_existing), Console()) == failed
+    out, err = capfd.readouterr()
+    assert out == "o/a.wav\n"
+    assert err.splitlines() == [
+        "audiolm: o/there.wav: has come up meanwhile and is kept"
+        if skip_existing
+        else "audiolm: error: o/there.wav: exists already"
+    ]
