@@ -176,6 +176,8 @@ def read_jobs(
             for key in (key for key, value in given.items() if value is None):
                 raise UsageError(f"{key}: must not be null; leave the key out")
             requests.append(request({**defaults, **checked({k.replace("-", "_"): v for k, v in given.items()})}))
+        except UnicodeDecodeError:
+            raise UsageError(f"{where}:{number}: not UTF-8") from None
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}:{number}: not JSON ({error})") from None
         except UsageError as error:

@@ -245,3 +245,40 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
         with pytest.raises(OutputError, match="not a regular file"):
             audio.write_bytes(target, b"x", force=True)
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444, 0o755])
+@pytest.mark.parametrize("nameless", [True, False])
+def test_what_replaces_a_file_has_its_permissions(tmp_path, monkeypatch, mode, nameless):
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    target = tmp_path / "a.bin"
+    audio.write_bytes(target, b"first")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~_umask()
+    target.chmod(mode)
+    if os.geteuid() == 0:
+        os.chown(target, 12345, 54321)
+    os.utime(target, (1, 1))
+    before = target.stat()
+    audio.write_bytes(target, b"second", force=True)
+    after = target.stat()
+    assert target.read_bytes() == b"second"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert after.st_mtime > 1e9  # it is new
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_replaces_a_private_file_is_never_open_to_others(tmp_path, monkeypatch):
+    target, modes = tmp_path / "a.bin", []
+    target.write_bytes(b"first")
+    target.chmod(0o600)
+    like = audio._like
+    monkeypatch.setattr(audio, "_like", lambda path, part: (modes.append(os.stat(part).st_mode), like(path, part)))
+    audio.write_bytes(target, b"second", force=True)
+    assert [stat.S_IMODE(mode) for mode in modes] == [0o600]
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ DEFAULTS = {"duration": 7.0, "seed": 1}
 
 def read(*lines: str, takes_input: bool = True) -> list[Request]:
     keys = [*KEYS, "input"] if takes_input else KEYS
-    return read_jobs([line.encode() for line in lines], "jobs.jsonl", keys, DEFAULTS, takes_input)
+    return read_jobs([os.fsencode(line) for line in lines], "jobs.jsonl", keys, DEFAULTS, takes_input)
 
 
 def test_lines_override_the_defaults() -> None:
@@ -40,6 +41,7 @@ def test_a_command_without_inputs() -> None:
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
         ("\xff", "not JSON"),
+        ("{\udcff}", "not UTF-8"),
         ('{"input": "a.wav", "modle": "x"}', "unknown key 'modle'; known are continuation-only, duration, input"),
         ('{"input": "a.wav", "num_samples": 2}', "unknown key 'num_samples'"),
         ('{"input": "a.wav", "speaker": "b.wav"}', "unknown key 'speaker'"),
@@ -55,6 +57,13 @@ def test_a_command_without_inputs() -> None:
         ('{"input": "a.wav", "temperature": [1, 2]}', "temperature: give one number or three"),
         ('{"input": "a.wav", "temperature": {"a": 1}}', "temperature: "),
         ('{"input": "a.wav", "continuation-only": "yes"}', "continuation-only: must be true or false"),
+        ('{"input": "a.wav", "seed": null}', "seed: must not be null; leave the key out"),
+        ('{"input": "a.wav", "duration": null}', "duration: must not be null; leave the key out"),
+        ('{"input": null}', "input: must not be null; leave the key out"),
+        ('{"input": "a\\ud800.wav"}', "input: 'a\\ud800.wav' has characters that no file's name has"),
+        ('{"input": "a.wav", "output": "\\udfff.wav"}', "output: '\\udfff.wav' has characters"),
+        ('{"input": "a.wav", "output": "a\\u0000.wav"}', "output: must be a path"),
+        ('{"input": "a.wav", "temperature": [1, null, 1]}', "temperature: "),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(line: str, says: str) -> None:

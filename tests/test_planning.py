@@ -6,17 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
-import numpy as np
 import pytest
-import soundfile
 
 from audiolm_cli import planning
 from audiolm_cli.errors import OutputError, UsageError
 from audiolm_cli.jobs import DEFAULT
 from audiolm_cli.options import Options, Request
 from audiolm_cli.planning import Places
-from tests.conftest import spawn, tone
+from tests.conftest import spawn
 
 AUDIO = (".wav", ".flac", ".ogg")
 
@@ -369,15 +368,24 @@ def test_half_of_a_pair_is_completed_by_what_belongs_to_it(audiolm, fake, prompt
     assert (tmp_path / "a.wav").read_bytes() == b"no sound"
 
 
-def test_two_runs_for_one_output(tmp_path):
-    """Of two with --skip-existing the slower keeps what is there, whoever that is, and has not failed."""
-    for name in "ab":
-        soundfile.write(tmp_path / f"{name}.wav", tone(0.5), 16000)
-    command = ("continue", "a.wav", "b.wav", "--out-dir", "o", "--batch-size", "1", "-q")
-    environment = {**os.environ, "SLEEP": "1"}
-    runs = [spawn(*command, "--skip-existing", cwd=tmp_path, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
-    outputs = b"".join(process.communicate(timeout=120)[0] for process in runs).decode()
-    assert [process.returncode for process in runs] == [0, 0]
-    assert sorted(outputs.splitlines()) == ["o/a.wav", "o/b.wav"]
-    assert sorted(os.listdir("o")) == ["a.wav", "b.wav"]
-    assert all(np.isfinite(soundfile.read(f"o/{name}.wav")[0]).all() for name in "ab")
+@pytest.mark.parametrize("command", ["continue", "encode"])
+@pytest.mark.parametrize("option", ["--skip-existing", "--json"])
+def test_what_another_process_makes_meanwhile_is_kept(audiolm, fake, prompt, tmp_path, monkeypatch, command, option):
+    """Of two with --skip-existing and one output the slower has not failed."""
+    target = {"continue": "a.wav", "encode": "a.safetensors"}[command]
+    name = {"continue": "continue_"}.get(command, command)
+    make = getattr(sys.modules["audiolm_cli.pipeline"], name)
+
+    def slower(*arguments, **options):
+        (tmp_path / target).write_bytes(b"theirs")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(sys.modules["audiolm_cli.pipeline"], name, slower)
+    code, out, err = audiolm(command, prompt, "-o", target, option, *(["--seed", "1"] if command == "continue" else []))
+    assert (code, out) == ({"--skip-existing": 0}.get(option, 1), "")
+    kept = {"--skip-existing": f"{target}: has come up meanwhile and is kept"}
+    assert err.splitlines()[-1] == "audiolm: " + kept.get(
+        option, f"error: {target}: exists already; use --force to replace it"
+    )
+    assert (tmp_path / target).read_bytes() == b"theirs"
+    assert sorted(os.listdir()) == [target, "prompt.wav"]
