@@ -64,7 +64,7 @@ Guidance = Annotated[
     str | None, typer.Option(metavar="W", help="How strongly stage 2 holds on to the voice; 0: as trained.")
 ]
 Plot = Annotated[
-    str | None, typer.Option(metavar="FILE", help="PNG of the spectrogram and the tokens; needs matplotlib.")
+    str | None, typer.Option(metavar="FILE", help="PNG of spectrogram and tokens; '{stem}.{index}.png' names several.")
 ]
 NoWatermark = Annotated[bool, typer.Option("--no-watermark", help="Leave out the mark that `detect` finds.")]
 Model = Annotated[
@@ -150,7 +150,7 @@ def continue_(
 
     The output is the whole prompt and DURATION new seconds. `-o a.wav` with several samples writes a.0.wav, a.1.wav
     and so on; the suffix chooses WAV, FLAC or Ogg. The paths of the outputs go to standard output, all else to
-    standard error.
+    standard error. Without INPUT and output, from standard input to standard output.
     """
     Command(ctx, AUDIO).run("Continue", prompts or [])
 
@@ -257,7 +257,10 @@ def encode(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn recordings into tokens, in safetensors files."""
+    """Turn recordings into tokens, in safetensors files.
+
+    Without INPUT and output, from standard input to standard output.
+    """
     Command(ctx, (".safetensors",)).run("Encode", recordings or [])
 
 
@@ -284,7 +287,10 @@ def decode(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn tokens, as `audiolm encode` writes them, back into audio."""
+    """Turn tokens, as `audiolm encode` writes them, back into audio.
+
+    Without TOKENS and output, from standard input to standard output.
+    """
     Command(ctx, AUDIO).run("Decode", tokens or [])
 
 

@@ -124,12 +124,14 @@ class Console:
             TextColumn("{task.fields[speed]}", style="dim", table_column=Column(no_wrap=True)),
         )
         tasks: dict[str, tuple[TaskID, float]] = {}
-        latest = time.monotonic()  # a stage begins where the one before it ended
-        with Bars(*columns, console=rich.console.Console(stderr=True), transient=True, expand=True) as bars:
-            if self.overall[1] > 1:
-                done, total, start = self.overall
-                left = _left(latest - start, done, total)
-                bars.add_task(f"{done}/{total} {self.kind}", completed=done, total=total, left=left, speed="")
+        begun = latest = time.monotonic()  # a stage begins where the one before it ended
+        terminal = rich.console.Console(stderr=True)
+        terminal.width -= 3  # for the ^C that a terminal writes behind the bars
+        before, wanted, first = self.overall
+        with Bars(*columns, console=terminal, transient=True, expand=True) as bars:
+            if wanted > 1:
+                name = f"{before}/{wanted} {self.kind}"
+                overall = bars.add_task(name, completed=before, total=wanted, left="", speed="")
 
             def show(stage: str, done: float, total: int) -> None:
                 nonlocal latest
@@ -144,6 +146,9 @@ class Console:
                     if seconds:
                         speed += f", real-time factor {elapsed * total / (done * seconds):.2f}"
                 bars.update(task, completed=done, total=total, left=_left(elapsed, done, total), speed=speed)
+                if before and wanted > 1:
+                    rest = (begun - first) / before * (wanted - before) - (latest - begun)
+                    bars.update(overall, left=f"{_clock(max(rest, 0))} left")
 
             yield show
 
