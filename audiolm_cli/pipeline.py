@@ -327,6 +327,7 @@ class _Stage:
 
     def __enter__(self) -> Tell:
         self.start = time.perf_counter()
+        self.tell(0)
         return self.tell
 
     def tell(self, count: float) -> None:

@@ -1,5 +1,7 @@
 """The commands with real, if tiny and random, models behind them."""
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import soundfile
 
 from audiolm_cli import cli
+from audiolm_cli.console import Console
 from tests.conftest import EXAMPLE, ROOT, tone
 
 
@@ -191,3 +194,52 @@ def test_embedded_bundles_know_their_own_kind(audiolm, model):
             options = json.loads(file.comment)["options"]
         assert options["prompt_seconds"] == {"speech": 3.0, "piano": 4.0}[model]
         assert record["prompt_seconds"] == soundfile.info(recording).duration  # all of it is kept
+
+
+@pytest.mark.parametrize(
+    ("command", "stages"),
+    [
+        (["encode", "-o", "b.safetensors"], {"tokenize": 100}),
+        (["decode", "-o", "b.wav"], {"decode": 200}),
+        (["continue", "-o", "b.wav", "--duration", "0.2"], {"tokenize": 75, "decode": 160}),
+        (["detect"], {"read": 1, "search": 1, "tokenize": 100, "judge": 300}),
+    ],
+)
+def test_long_work_shows_how_far_it_is(tiny_bundle, audiolm, tmp_path, monkeypatch, command, stages):
+    """At least every four seconds of sound, and to the end."""
+    seconds = 4.0
+    soundfile.write(tmp_path / "a.wav", np.tile(tone(1.0), 4), 16000)
+    monkeypatch.setenv("AUDIOLM_MODEL", str(tiny_bundle))
+    assert audiolm("encode", "a.wav", "-o", "a.safetensors")[0] == 0
+    told: dict[str, list] = {}
+
+    @contextlib.contextmanager
+    def progress(self, seconds):
+        yield lambda stage, done, total: told.setdefault(stage, []).append((done, total))
+
+    monkeypatch.setattr(Console, "progress", progress)
+    code, _, err = audiolm(*command, "a.safetensors" if command[0] == "decode" else "a.wav")
+    assert code == 0, err
+    for stage, total in stages.items():
+        steps = told[stage]
+        assert {whole for _, whole in steps} == {total}
+        done = [count for count, _ in steps]
+        assert (done[-1], done == sorted(done)) == (total, True)
+        assert max(b - a for a, b in itertools.pairwise(done)) <= max(1, total * 4 / seconds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-300, "top-p": 1e-300, "guidance": 1e-300},
+        {"temperature": 1e300, "top-k": 2**31 - 1, "guidance": 10},
+        {"temperature": [0, 5e-324, 1.7e308], "top-k": [1, 0, 2**31 - 1], "top-p": [1, 0.999999999, 5e-324]},
+        {"seed": 2**63 - 1, "prompt-seconds": 3600, "duration": 0.04},
+    ],
+)
+def test_the_ends_of_what_may_be_asked(tiny_bundle, audiolm, prompt, tmp_path, options):
+    job = {"input": str(prompt), "output": "a.wav", "duration": 0.2, **options}
+    (tmp_path / "jobs").write_text(json.dumps(job))
+    code, out, err = audiolm("continue", "--jobs", "jobs", "-m", tiny_bundle, "-q")
+    assert (code, out, err) == (0, "a.wav\n", "")
+    assert np.isfinite(soundfile.read("a.wav")[0]).all()

@@ -33,7 +33,9 @@ def test_no_progress_without_a_terminal(capfd):
         assert show is None
 
 
-def test_progress_on_a_terminal(monkeypatch):
+def on_terminal(monkeypatch):
+    """What is written to stderr from now on, as if that were one."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -42,6 +44,39 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
+    return terminal
+
+
+def test_a_terminal_sees_what_is_being_done(monkeypatch):
+    console, terminal = Console(), on_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "24")
+    with console.status("reading\na file of a long name"):
+        console.note("a note")
+    assert terminal.getvalue().split("\r\x1b[2K") == [
+        "audiolm: reading a file",
+        "audiolm: a note\naudiolm: reading a file",
+        "",
+    ]
+    console.note("another")
+    assert terminal.getvalue().endswith("\x1b[2Kaudiolm: another\n")
+
+
+def test_nobody_else_does(monkeypatch, capfd):
+    terminal = on_terminal(monkeypatch)
+    with Console(quiet=True).status("reading"):
+        pass
+    monkeypatch.setenv("TERM", "dumb")
+    with Console().status("reading"):
+        pass
+    assert terminal.getvalue() == ""
+    monkeypatch.undo()
+    with Console().status("reading"):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    terminal = on_terminal(monkeypatch)
     with Console(quiet=True).progress(1.0) as show:
         assert show is None
     ticks = itertools.count(100.0, 0.01)
@@ -55,6 +90,8 @@ def test_progress_on_a_terminal(monkeypatch):
     text = terminal.getvalue()
     assert "4/10 outputs" in text
     assert "2:30 left" in text
+    assert "57 %" in text
+    assert "0:00 left" in text  # of the 75 tokens behind 100
     assert "semantic" in text
     assert "tokens/s" in text
     assert "frames/s" in text
@@ -68,3 +105,12 @@ def test_closed_standard_streams(monkeypatch):
     monkeypatch.setattr(sys, "__stdout__", None)
     with pytest.raises(OutputError, match="closed"):
         console_module.write_stdout(b"x")
+
+
+def test_an_interrupt_is_summed_up(capfd):
+    console = Console(overall=(3, 5, 0.0), rest="; more")
+    console.result({"path": "-"})
+    console.interrupted()
+    Console().interrupted()  # before anything was asked for
+    Console(overall=(3, 5, 0.0), quiet=True).interrupted()
+    assert capfd.readouterr().err == "audiolm: interrupted: 1 of 5 outputs are done; more\n"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 from audiolm_cli import cli, plot
 from audiolm_cli.config import preset
 from audiolm_cli.pipeline import Output
-from tests.conftest import tone
+from tests.conftest import ROOT, tone
 
 drawn = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 
@@ -54,6 +57,54 @@ def test_the_option_writes_it_and_never_over_something(fake, prompt, tmp_path, c
     assert "a.png: exists already" in capfd.readouterr().err
     assert not (tmp_path / "a.wav").exists()
     assert cli.main([*command, "-n", "2"]) == 2
+
+
+@drawn
+def test_pictures_of_many_outputs(fake, prompt, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "continue",
+        str(prompt),
+        "--out-dir",
+        "o",
+        "-n",
+        "2",
+        "--plot",
+        "o/{stem}-{index}.png",
+        "--duration",
+        "1",
+    ]
+    assert cli.main(command) == 0
+    assert sorted(os.listdir("o")) == ["prompt-0.png", "prompt-1.png", "prompt.0.wav", "prompt.1.wav"]
+
+
+@drawn
+def test_a_name_is_no_formula(fake, prompt, tmp_path) -> None:
+    for name in ("a$x^$", "$\\frac", "\udc80", "{}", "漢字"):
+        command = ["continue", str(prompt), "-o", f"{tmp_path}/{name}.wav", "--plot", f"{tmp_path}/a.png", "-f"]
+        assert cli.main([*command, "--duration", "0.1"]) == 0
+
+
+UNWRITABLE = """
+import os, sys
+sys.path.insert(0, {root!r})
+import numpy as np, torch
+from audiolm_cli import plot
+from audiolm_cli.config import preset
+from audiolm_cli.pipeline import Output
+plot.png(Output(np.zeros(1600, np.float32), torch.zeros(0), torch.zeros(12, 0)), preset("tiny").tokens, "nothing")
+"""
+
+
+@drawn
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
+def test_matplotlib_says_nothing_where_it_cannot_keep_its_fonts(tmp_path, home) -> None:
+    unwanted = {"XDG_CONFIG_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"}
+    environment = {key: value for key, value in os.environ.items() if key not in unwanted}
+    environment |= {"HOME": home, "TMPDIR": str(tmp_path)}
+    program = [sys.executable, "-c", UNWRITABLE.format(root=str(ROOT))]
+    result = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_without_matplotlib_it_says_what_to_do(fake, prompt, tmp_path, monkeypatch, capfd) -> None:
