@@ -17,7 +17,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from audiolm_cli import jobs
@@ -129,7 +128,8 @@ def connect(address: str, quiet: bool = True) -> None:
     """Connects to the cluster at the address; without one to that of RAY_ADDRESS, to one on this machine, or to a new
     one of all its cores and GPUs. With `quiet` what Ray itself has to say is lost. Raises UsageError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or Path("~/.ray/auth_token").expanduser().exists():
+    token = os.path.expanduser("~/.ray/auth_token")
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.exists(token):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so by itself only where no address is given
     try:
         import ray
