@@ -272,8 +272,7 @@ def test_what_replaces_a_private_file_is_never_open_to_others(tmp_path, monkeypa
     target, modes = tmp_path / "a.bin", []
     target.write_bytes(b"first")
     target.chmod(0o600)
-    like = audio._like
-    monkeypatch.setattr(audio, "_like", lambda path, part: (modes.append(os.stat(part).st_mode), like(path, part)))
+    monkeypatch.setattr(audio, "_like", lambda path, part: modes.append(os.stat(part).st_mode))
     audio.write_bytes(target, b"second", force=True)
     assert [stat.S_IMODE(mode) for mode in modes] == [0o600]
 
