@@ -81,7 +81,7 @@ class Command:
         failed = len(planned) - len(usable)
         if usable and not (failed and fail_fast):
             self.console.overall = (0, len(usable), 0.0)
-            with self.console.status(f"loading {self.params['model']}"):
+            with self.console.status(f"loading {display(self.params['model'])}"):
                 from audiolm_cli.tasks import TaskSpec
 
                 given = {f.name: self.params[f.name] for f in fields(TaskSpec) if f.name in self.params}
@@ -175,6 +175,7 @@ def _piped() -> bool:
 
 def _files(model: str) -> list[Path]:
     """What a bundle's folder holds; empty for the name of a bundle."""
-    if not os.path.isfile(os.path.join(model, "config.json")):
-        return []
-    return list(Path(model).iterdir())
+    if os.path.isfile(os.path.join(model, "config.json")):
+        with contextlib.suppress(OSError):
+            return list(Path(model).iterdir())
+    return []

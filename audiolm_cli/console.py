@@ -131,7 +131,8 @@ class Console:
         with Bars(*columns, console=terminal, transient=True, expand=True) as bars:
             if wanted > 1:
                 name = f"{before}/{wanted} {self.kind}"
-                overall = bars.add_task(name, completed=before, total=wanted, left="", speed="")
+                left = _left(begun - first, before, wanted)
+                overall = bars.add_task(name, completed=before, total=wanted, left=left, speed="")
 
             def show(stage: str, done: float, total: int) -> None:
                 nonlocal latest

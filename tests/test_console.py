@@ -107,6 +107,15 @@ def test_closed_standard_streams(monkeypatch):
         console_module.write_stdout(b"x")
 
 
+def test_the_time_left_is_known_without_stages(monkeypatch):
+    """On a cluster nobody tells of them."""
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setattr(console_module, "time", types.SimpleNamespace(monotonic=lambda: 100.0))
+    with Console(overall=(4, 10, 0.0)).progress(0):
+        pass
+    assert "2:30 left" in terminal.getvalue()
+
+
 def test_an_interrupt_is_summed_up(capfd):
     console = Console(overall=(3, 5, 0.0), rest="; more")
     console.result({"path": "-"})
