@@ -147,9 +147,9 @@ def continue_(
 ) -> None:
     """Continue recordings.
 
-    The output is the whole prompt and DURATION new seconds. `-o a.wav` with several samples writes a.0.wav, a.1.wav
-    and so on; the suffix chooses WAV, FLAC or Ogg. The paths of the outputs go to standard output, all else to
-    standard error.
+    The output is the whole prompt, of up to an hour, and DURATION new seconds; with --continuation-only the prompt can
+    be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC or
+    Ogg. The paths of the outputs go to standard output, all else to standard error.
     """
     Command(ctx, AUDIO).run("Continue", prompts or [])
 

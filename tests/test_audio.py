@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_cli import audio
+from audiolm_cli import audio, inputs
 from audiolm_cli.errors import OutputError
 from tests.conftest import ROOT, tone
 
@@ -105,7 +105,7 @@ def test_a_pipe_is_read(tmp_path):
     data = (tmp_path / "a.wav").read_bytes()
     writer = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(data))
     writer.start()
-    audio.check(tmp_path / "fifo")
+    inputs.check(tmp_path / "fifo")
     assert len(audio.read(tmp_path / "fifo", 16000).samples) == 16000
     writer.join()
 
