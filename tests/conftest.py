@@ -59,8 +59,8 @@ def tone(seconds: float, rate: int = 16000) -> np.ndarray:
     return np.sum([0.1 * np.sin(2 * np.pi * pitch * time) for pitch in (220, 331, 447)], axis=0).astype(np.float32)
 
 
-def recorded_with_ffmpeg(folder: Path, suffix: str, samples: np.ndarray, *options: str) -> Path | None:
-    """A file of `samples` (16 kHz) in one of FFMPEG_FORMATS; None where this ffmpeg cannot write it."""
+def recorded_with_ffmpeg(folder: Path, suffix: str, samples: np.ndarray, *options: str) -> Path:
+    """A file of `samples` (16 kHz) in one of FFMPEG_FORMATS; it is not there where this ffmpeg cannot write it."""
     target, source = folder / f"a.{suffix}", folder / "source.wav"
     soundfile.write(source, samples, 16000)
     command = f"ffmpeg -v error -y -i {source} {FFMPEG_FORMATS[suffix]}".split()
@@ -68,7 +68,6 @@ def recorded_with_ffmpeg(folder: Path, suffix: str, samples: np.ndarray, *option
     source.unlink()
     if result.returncode:
         target.unlink(missing_ok=True)
-        return None
     return target
 
 
