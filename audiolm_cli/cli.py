@@ -442,6 +442,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell has it ignored
         signal.signal(signal.SIGINT, _interrupt)
     _interrupts.clear()
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # where one was closed, no other file may get its number
+        pass
+    os.close(descriptor)
     console = Console()
     try:
         return int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)
