@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import sys
@@ -69,7 +70,8 @@ def _stream(source: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     if os.fspath(source) == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise InputError("standard input: nothing is piped into it")
-        _refuse_device(os.fstat(sys.stdin.fileno()).st_mode, name)
+        with contextlib.suppress(io.UnsupportedOperation):  # where the program is used as a library, it may be no file
+            _refuse_device(os.fstat(sys.stdin.fileno()).st_mode, name)
         yield sys.stdin.buffer
         return
     _refuse_device(_mode(source), name)  # before it is opened, which can rewind a tape or wait for a terminal
