@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import io
 import itertools
 import os
-import re
 import secrets
 import shutil
-import stat
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,13 +20,15 @@ from typing import IO
 import numpy as np
 import soundfile
 
+from audiolm_cli import ffmpeg, headers, inputs
 from audiolm_cli.console import write_stdout
 from audiolm_cli.errors import ExistsError, InputError, OutputError, display
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}  # by suffix of the output
 MAX_SECONDS = 3600  # of one input; keeps a small file that unpacks to days of silence from filling the memory
-MAX_BYTES = 2**30  # of an input that cannot be read piece by piece: a pipe, or a file of tokens
+MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is needed; it keeps the time within bounds
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
+CANCELLED = 0.1  # share of the energy
 
 _stderr_lock = threading.Lock()
 
@@ -44,56 +44,63 @@ class Recording:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def check(source: str | os.PathLike[str]) -> None:
-    """Raises InputError when `source` cannot be opened for reading; costs no reading."""
-    pipe = os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source)
-    if os.fspath(source) != "-" and not pipe:  # a pipe can be opened only once
-        with _opened(source):
-            pass
-
-
-def read(source: str | os.PathLike[str], rate: int) -> Recording:
+def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> Recording:
     """Reads a recording as mono at `rate` Hz.
 
-    `source` is a path or "-" for standard input; any format, sample rate and number of channels that libsndfile reads.
-    The file is read, downmixed and resampled block by block: memory beyond the result does not grow with its length.
+    `source` is a path or "-" for standard input; any format, sample rate and number of channels that libsndfile reads,
+    or else ffmpeg where it is installed. The file is read, downmixed and resampled block by block: memory beyond the
+    result does not grow with its length. Channels that cancel each other are not mixed; the strongest is used. Of what
+    is longer than an hour `end_only` keeps the last hour.
 
-    Raises InputError, with `source` in the message, for what is missing, not audio, empty, longer than an hour, or
-    contains NaN or infinite samples. A truncated file that still decodes is used, and noted.
+    Raises InputError, with `source` in the message, for what is missing, not audio, empty, longer than an hour (with
+    `end_only`, a day), or contains NaN or infinite samples. A truncated or damaged file that still decodes is used, and
+    noted.
     """
     name = display(source)
-    with _opened(source) as file, _without_mpeg_warnings(file):
-        try:
-            sound = soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
-        except soundfile.LibsndfileError:
-            raise InputError(f"{name}: {_why_not_audio(file)}") from None
-        with sound:
-            if not MIN_RATE <= sound.samplerate <= MAX_RATE:
-                raise InputError(f"{name}: a sample rate of {sound.samplerate} Hz is outside {MIN_RATE} to {MAX_RATE}")
-            blocks = _Blocks(sound, name)
-            pieces = list(_resampled(blocks, sound.samplerate, rate))
-            if blocks.frames == 0:
-                raise InputError(f"{name}: there is no audio in it")
-            notes = [f"downmixed from {sound.channels} channels"] if sound.channels > 1 else []
-            if sound.samplerate != rate:
-                notes.append(f"resampled from {sound.samplerate} to {rate} Hz")
-            if blocks.clipped:
-                notes.append(f"{blocks.clipped} samples beyond full scale clipped")
-            if blocks.truncated:
-                notes.append(f"the file is truncated: {blocks.frames / sound.samplerate:.2f} s of it are used")
-            tags = sound.copy_metadata()
-    return Recording(np.concatenate(pieces), rate, tuple(notes), tags)
+    with inputs.opened(source) as file:
+        recording, strongest = _heard(file, name, rate, end_only)
+        if strongest is not None:
+            recording, _ = _heard(file, name, rate, end_only, strongest)
+    return recording
+
+
+def _heard(
+    file: IO[bytes], name: str, rate: int, end_only: bool, channel: int | None = None
+) -> tuple[Recording, int | None]:
+    """The file's sound, of one `channel` or of all mixed; in the latter case also which to take instead, where they
+    cancel each other."""
+    pieces: collections.deque[np.ndarray] = collections.deque()
+    with _decoder(file, name) as sound:
+        if not MIN_RATE <= sound.samplerate <= MAX_RATE:
+            raise InputError(f"{name}: a sample rate of {sound.samplerate} Hz is outside {MIN_RATE} to {MAX_RATE}")
+        mono = _Mono(sound, name, end_only, channel)
+        most, kept = MAX_SECONDS * rate, 0
+        for piece in _resampled(mono, sound.samplerate, rate):
+            pieces.append(piece)
+            kept += len(piece)
+            while kept - len(pieces[0]) >= most:
+                kept -= len(pieces.popleft())
+        if mono.frames == 0:
+            raise InputError(f"{name}: there is no audio in it")
+        notes = []
+        if channel is not None:
+            notes.append(f"its {sound.channels} channels cancel each other: the strongest, {channel + 1}, is used")
+        elif sound.channels > 1:
+            notes.append(f"downmixed from {sound.channels} channels")
+        if sound.samplerate != rate:
+            notes.append(f"resampled from {sound.samplerate} to {rate} Hz")
+        if mono.clipped:
+            notes.append(f"{mono.clipped} samples beyond full scale clipped")
+        if sound.complaint:
+            notes.append(f"{sound.complaint}: {mono.frames / sound.samplerate:.2f} s of it are used")
+        if mono.skipped or kept > most:
+            notes.append(f"longer than {MAX_SECONDS // 60} minutes: what comes before is left out")
+        return Recording(np.concatenate(pieces)[-most:], rate, tuple(notes), sound.tags), mono.strongest()
 
 
 def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
     """Sound `float32 [T]` at `old` Hz as one at `new` Hz, as `read` does it."""
     return np.concatenate(list(_resampled([samples], old, new)))
-
-
-def read_bytes(source: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file of tokens, or of standard input for "-"; raises InputError."""
-    with _opened(source) as file:
-        return _read_all(file, display(source))
 
 
 def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) -> tuple[bytes, int]:
@@ -202,52 +209,33 @@ def _reserve(part: str, path: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(source: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """The source opened for reading: a file, or a BytesIO with all of it where it cannot be searched (a pipe)."""
-    name = display(source)
-    if os.fspath(source) == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise InputError("standard input: nothing is piped into it")
-        yield io.BytesIO(_read_all(sys.stdin.buffer, name))
-        return
-    try:
-        file = open(source, "rb", buffering=0)  # libsndfile shares the descriptor and its position
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{name}: a directory, not a recording") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    with file:
-        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        yield file if regular else io.BytesIO(_read_all(file, name))
-
-
-def _read_all(file: IO[bytes], name: str) -> bytes:
-    try:
-        data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MB")
-    return data
-
-
-def _why_not_audio(file: IO[bytes]) -> str:
+def _decoder(file: IO[bytes], name: str) -> Iterator[_Sound | ffmpeg.Sound]:
+    """What decodes the file: libsndfile, else ffmpeg."""
     file.seek(0)
-    return "not audio that libsndfile can read" if file.read(1) else "the file is empty"
+    if not file.read(1):
+        raise InputError(f"{name}: the file is empty")
+    with _without_messages():
+        try:
+            sound = _Sound(file)
+        except soundfile.LibsndfileError:
+            sound = None
+        if sound is not None:
+            with sound.file:
+                yield sound
+            return
+    with ffmpeg.Sound(file, name) as other:
+        yield other
 
 
 @contextlib.contextmanager
-def _without_mpeg_warnings(file: IO[bytes]) -> Iterator[None]:
-    """Keeps libmpg123, which prints to the process's stderr by itself, quiet while an MPEG file is read."""
-    head = file.read(3)
-    file.seek(0)
-    if not (head == b"ID3" or (len(head) == 3 and head[0] == 0xFF and head[1] >= 0xE0)):
+def _without_messages() -> Iterator[None]:
+    """Keeps libmpg123, which prints to the process's stderr by itself, quiet while a file is read."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # stderr is closed
         yield
         return
     with _stderr_lock, open(os.devnull, "wb") as devnull:
-        saved = os.dup(2)
         os.dup2(devnull.fileno(), 2)
         try:
             yield
@@ -256,43 +244,69 @@ def _without_mpeg_warnings(file: IO[bytes]) -> Iterator[None]:
             os.close(saved)
 
 
-class _Blocks:
-    """Iterates over a sound file as mono float32 [n] in [-1, 1] at its own rate; then says what was found."""
+class _Sound:
+    """A file that libsndfile decodes; has what `ffmpeg.Sound` has, and its length in frames, 0 where that is unsure.
+    Raises LibsndfileError where it cannot."""
 
-    def __init__(self, sound: soundfile.SoundFile, name: str):
-        self.sound, self.name = sound, name
+    def __init__(self, file: IO[bytes]):
+        mended = headers.mended(file)
+        file.seek(0)
+        self.file = sound = soundfile.SoundFile(mended or file.fileno(), closefd=False)
+        self.samplerate, self.channels, self.tags = sound.samplerate, sound.channels, sound.copy_metadata()
+        self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # of others, by the file's size
+        self.complaint = "the header was never finished" if mended else ""
+        self.promised = headers.promised_frames(sound, file)
+
+    def blocks(self, skipped: int = 0) -> Iterator[np.ndarray]:
+        """The samples, float32 [n, channels], behind the frames to skip; can be called once."""
+        frames = skipped
+        with contextlib.suppress(soundfile.LibsndfileError):  # the rest is damaged or missing
+            if skipped:
+                self.file.seek(skipped)
+            while len(block := self.file.read(4096, dtype="float32", always_2d=True)):  # what is lost at most
+                frames += len(block)
+                yield block
+        if frames < self.promised:
+            self.complaint = "the file is truncated"
+
+
+class _Mono:
+    """Iterates over a sound as mono float32 [n] in [-1, 1] at its own rate; then says what was found."""
+
+    def __init__(self, sound: _Sound | ffmpeg.Sound, name: str, end_only: bool, channel: int | None):
+        self.sound, self.name, self.channel = sound, name, channel
+        self.most = (MAX_END_SECONDS if end_only else MAX_SECONDS) * sound.samplerate
+        self.skipped = max(0, sound.length - MAX_SECONDS * sound.samplerate) if end_only else 0
         self.frames = self.clipped = 0
-        self.truncated = False
+        self.energies, self.mixed = np.zeros(sound.channels), 0.0  # of each channel and of their mean
 
     def __iter__(self) -> Iterator[np.ndarray]:
         sound = self.sound
-        size = 4096  # what is lost at most before a place that cannot be decoded
-        while True:
-            try:
-                block = sound.read(size, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError:  # the rest is damaged or missing
-                self.truncated = True
-                break
-            if len(block) == 0:
-                break
+        self._check_length(sound.length - self.skipped)
+        for block in sound.blocks(self.skipped):
             if not np.isfinite(block).all():
                 raise InputError(f"{self.name}: has NaN or infinite samples")
             self.frames += len(block)
-            if self.frames > MAX_SECONDS * sound.samplerate:
-                raise InputError(f"{self.name}: longer than {MAX_SECONDS // 60} minutes; cut it first")
+            self._check_length(self.frames)
             self.clipped += int(np.count_nonzero(np.abs(block) > 1))
-            yield np.clip(block, -1, 1).mean(axis=1)
-        self.truncated |= self.frames < _announced_frames(sound)
+            block = np.clip(block, -1, 1)
+            mono = block.mean(axis=1) if self.channel is None else block[:, self.channel]
+            if sound.channels > 1 and self.channel is None:
+                self.energies += np.square(np.diff(block, axis=0)).sum(axis=0)  # of differences: hum does not count
+                self.mixed += float(np.square(np.diff(mono)).sum())
+            yield mono
 
+    def _check_length(self, frames: int) -> None:
+        if frames > self.most:
+            minutes = self.most // self.sound.samplerate // 60
+            way = "cut it first; `continue --continuation-only` reads only the end of what is longer than 60"
+            raise InputError(f"{self.name}: longer than {minutes} minutes; {way}")
 
-def _announced_frames(sound: soundfile.SoundFile) -> int:
-    """How many frames the header promises; libsndfile silently believes the file's length where that is shorter."""
-    if sound.format == "MP3":  # its header, where there is one, only estimates
-        return 0
-    sizes = re.findall(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
-    if any(int(there) < int(said) < 0x7FFF0000 for said, there in sizes):  # larger ones mean "until the end", in pipes
-        return sound.frames + 1
-    return sound.frames
+    def strongest(self) -> int | None:
+        """The channel with the most sound where the mean of all has less than a tenth of the energy that it had if they
+        were independent, as when one is the other turned over; else None."""
+        independent = self.energies.sum() / self.sound.channels**2
+        return int(self.energies.argmax()) if self.mixed < CANCELLED * independent else None
 
 
 def _resampled(blocks: Iterable[np.ndarray], old: int, new: int) -> Iterator[np.ndarray]:

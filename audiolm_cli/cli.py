@@ -148,9 +148,10 @@ def continue_(
 ) -> None:
     """Continue recordings.
 
-    The output is the whole prompt and DURATION new seconds. `-o a.wav` with several samples writes a.0.wav, a.1.wav
-    and so on; the suffix chooses WAV, FLAC or Ogg. The paths of the outputs go to standard output, all else to
-    standard error. Without INPUT and output, from standard input to standard output.
+    The output is the whole prompt, of up to an hour, and DURATION new seconds; with --continuation-only the prompt can
+    be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC or
+    Ogg. The paths of the outputs go to standard output, all else to standard error. Without INPUT and output, from
+    standard input to standard output.
     """
     Command(ctx, AUDIO).run("Continue", prompts or [])
 
@@ -451,6 +452,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell has it ignored
         signal.signal(signal.SIGINT, _interrupt)
     _interrupts.clear()
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # where one was closed, no other file may get its number
+        pass
+    os.close(descriptor)
     console = Console()
     try:
         code = int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)

@@ -145,9 +145,9 @@ class Command:
             if (takes_input and sources) or self.output:
                 raise UsageError("--jobs names inputs and outputs itself: leave out INPUT and -o")
             keys = [*defaults, "output", *(["input"] if takes_input else [])]
-            from audiolm_cli import audio
+            from audiolm_cli import inputs
 
-            lines = audio.read_bytes(listed).splitlines()
+            lines = inputs.read_bytes(listed).splitlines()
             return options.read_jobs(lines, display(listed), keys, defaults, takes_input)
         if not sources:
             raise UsageError("name the inputs: INPUT..., or --jobs FILE")

@@ -53,13 +53,13 @@ class Task(Protocol):
 
 def readable(jobs: list[Job], console: Console) -> list[Job]:
     """The jobs whose inputs can be opened; reports each input that cannot, before a model is loaded for it."""
-    from audiolm_cli import audio
+    from audiolm_cli import inputs
 
     usable: dict[str | None, bool] = {None: True}
     for source in dict.fromkeys(name for job in jobs for name in (job.options.speaker, job.source)):
         if source is not None:
             try:
-                audio.check(source)
+                inputs.check(source)
                 usable[source] = True
             except AudioLMError as error:
                 console.error(error)

@@ -10,6 +10,7 @@ Audio is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,14 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import save
 from torch import Tensor
 
+from audiolm_cli.audio import MAX_SECONDS
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.console import Tell, counted
-from audiolm_cli.errors import InputError
+from audiolm_cli.errors import InputError, display
 from audiolm_cli.likelihood import surprise
 from audiolm_cli.sampling import StageSampling
 from audiolm_cli.stages import (
@@ -36,6 +38,7 @@ from audiolm_cli.stages import (
 )
 
 CROSSFADE_SECONDS = 0.02
+MAX_HEADER = 2**20  # bytes before the tensors of a token file
 SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
 
 ProgressCallback = Callable[[str, float, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
@@ -90,25 +93,52 @@ class Tokens:
 
     @staticmethod
     def load_bytes(data: bytes, bundle: Bundle) -> Tokens:
-        """Raises InputError when `data` is no token file, or one of another bundle."""
+        """Raises InputError when `data` is no token file, one of another codec, or not what can come from a recording
+        of up to an hour."""
+        spec, header = bundle.config.tokens, int.from_bytes(data[:8], "little")
+        frames = MAX_SECONDS * spec.sample_rate // spec.samples_per_frame + spec.frames_per_semantic
+        if header > MAX_HEADER or len(data) > MAX_HEADER + 8 * (spec.quantizers + 1) * frames:
+            raise InputError(f"not a token file, or of more than {MAX_SECONDS // 60} minutes")
         try:
-            tensors = load(data)
-            header = int.from_bytes(data[:8], "little")
-            metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
-            samples = int(metadata.get("samples", 0))
-            semantic, codes = tensors["semantic"].long(), tensors["codes"].long()
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"not a token file ({error})") from error
-        spec = bundle.config.tokens
-        if samples < 0:
-            raise InputError(f"samples must not be negative, as {samples} is")
+            tensors = dict(deserialize(data))
+            metadata = json.loads(data[8 : 8 + header]).get("__metadata__") or {}
+            semantic, codes = (_integers(name, tensors[name]) for name in ("semantic", "codes"))
+        except KeyError as error:
+            raise InputError(f"not a token file (it has no tensor {error})") from error
+        except (SafetensorError, ValueError, OverflowError) as error:
+            raise InputError(f"not a token file ({display(str(error)[:200])})") from error
         if metadata.get("codec") != bundle.config.depends["codec"]["self"]:
-            raise InputError(f"tokens of bundle {metadata.get('bundle', '(unnamed)')}, not of {bundle.config.name}")
+            name = display(metadata.get("bundle", "(unnamed)")[:64])
+            raise InputError(f"tokens of bundle {name}, not of {bundle.config.name}")
         if codes.ndim != 2 or not 0 < codes.shape[0] <= spec.quantizers or codes.shape[1] == 0:
             raise InputError(f"codes have shape {list(codes.shape)}, expected [1 to {spec.quantizers}, frames]")
-        if int(codes.min()) < 0 or int(codes.max()) >= spec.codebook_size:
+        if semantic.ndim != 1 or len(semantic) * spec.frames_per_semantic != codes.shape[1]:
+            raise InputError(
+                f"semantic has shape {list(semantic.shape)}, expected [{codes.shape[1] / spec.frames_per_semantic:g}] "
+                f"with {codes.shape[1]} frames of codes"
+            )
+        if not _within(codes, spec.codebook_size):
             raise InputError(f"codes must lie between 0 and {spec.codebook_size - 1}")
+        same_tokenizer = metadata.get("tokenizer") == bundle.config.depends["tokenizer"]["self"]  # not only the codec
+        if same_tokenizer and not _within(semantic, spec.semantic_vocabulary):
+            raise InputError(f"semantic must lie between 0 and {spec.semantic_vocabulary - 1}")
+        samples, most = metadata.get("samples", ""), codes.shape[1] * spec.samples_per_frame
+        if not re.fullmatch("[0-9]{1,15}", samples) or not 0 < int(samples) <= most:
+            raise InputError(f"samples must be from 1 to {most}, which the codes give, not {display(samples[:64])!r}")
         return Tokens(semantic, codes, metadata)
+
+
+def _integers(name: str, tensor: dict[str, Any]) -> Tensor:
+    """A tensor as safetensors describes it, of any type of integers, as int64."""
+    kind = {"I": "<i", "U": "<u"}.get(tensor["dtype"][:1])
+    if kind is None:
+        raise ValueError(f"{name} must be integers, not {tensor['dtype']}")
+    values = np.frombuffer(tensor["data"], f"{kind}{int(tensor['dtype'][1:]) // 8}")
+    return torch.from_numpy(values.astype(np.int64).reshape(tensor["shape"]))  # reshape refuses impossible sizes
+
+
+def _within(ids: Tensor, size: int) -> bool:
+    return int(ids.min()) >= 0 and int(ids.max()) < size
 
 
 def encode(bundle: Bundle, samples: np.ndarray, progress: ProgressCallback | None = None) -> Tokens:
@@ -138,7 +168,7 @@ def decode(
     """Tokens -> audio `float32 [T]`, from the first `quantizers` code streams (default: all)."""
     tell = counted(progress, "decode", tokens.codes.shape[1])
     audio = bundle.codec.decode(tokens.codes[None, :quantizers].to(bundle.device), tell)[0].cpu().numpy()
-    return audio[: int(tokens.metadata.get("samples", len(audio)))]
+    return audio[: int(tokens.metadata["samples"])]
 
 
 def continue_(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiolm_cli import audio, plot, provenance, watermark
+from audiolm_cli import audio, inputs, plot, provenance, watermark
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import InputError, OutputError, UsageError, display
 from audiolm_cli.jobs import Job, Task
@@ -70,6 +70,7 @@ class Synthesis(ABC):
         self.rate, self.token = tokens.sample_rate, tokens.samples_per_semantic
         # read once for all samples of a recording, and beside it the reference that many share
         self._read = functools.lru_cache(2)(lambda path: _read(path, self.bundle, self.console))
+        self._read_end = functools.lru_cache(2)(lambda path: _read(path, self.bundle, self.console, end_only=True))
         self._batch = 1  # outputs made together
         self._mark = watermark.bundle_id(self.bundle.config.name)
 
@@ -83,7 +84,8 @@ class Synthesis(ABC):
 
         if job.source is None:
             return Prompt(np.zeros(0, np.float32), job.position, job.sample, job.options.seed)
-        return Prompt(self._read(job.source), job.position, job.sample, job.options.seed)
+        read = self._read_end if job.options.continuation_only else self._read
+        return Prompt(read(job.source), job.position, job.sample, job.options.seed)
 
     def seconds(self, job: Job, loaded: Prompt) -> float:
         return job.options.duration or len(loaded.samples) / self.rate
@@ -265,7 +267,7 @@ class Decode:
         from audiolm_cli.pipeline import Tokens
 
         source = str(job.source)
-        data = audio.read_bytes(source)
+        data = inputs.read_bytes(source)
         try:
             return Tokens.load_bytes(data, self.bundle)
         except InputError as error:
@@ -296,10 +298,11 @@ class Decode:
         }
 
 
-def _read(path: str, bundle: Bundle, console: Console) -> np.ndarray:
-    """A recording as float32 [T] at the bundle's rate, at least one token long; says what was done to it."""
+def _read(path: str, bundle: Bundle, console: Console, end_only: bool = False) -> np.ndarray:
+    """A recording, or the last hour of it, as float32 [T] at the bundle's rate, at least one token long; says what was
+    done to it."""
     tokens = bundle.config.tokens
-    recording = audio.read(path, tokens.sample_rate)
+    recording = audio.read(path, tokens.sample_rate, end_only)
     for note in recording.notes:
         console.note(f"{display(path)}: {note}")
     if len(recording.samples) < tokens.samples_per_semantic:

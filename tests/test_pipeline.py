@@ -209,30 +209,6 @@ def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
         pipeline.reference_stretch(noise(0.03), spec)
 
 
-def test_tokens_survive_their_file(tiny: bundle.Bundle) -> None:
-    tokens = pipeline.encode(tiny, noise(0.5)[:-100])
-    back = pipeline.Tokens.load_bytes(tokens.save_bytes(), tiny)
-    assert torch.equal(back.codes, tokens.codes)
-    assert torch.equal(back.semantic, tokens.semantic)
-    assert (tokens.codes.shape, tokens.semantic.shape) == ((12, 26), (13,))
-    assert pipeline.decode(tiny, back).shape == (7900,)
-    assert pipeline.decode(tiny, back, quantizers=4).shape == (7900,)
-
-
-def test_tokens_of_another_bundle_are_refused(tiny: bundle.Bundle, tmp_path: Path) -> None:
-    other = bundle.load(str(write_bundle(tmp_path / "other", seed=3)), device="cpu", dtype="float32")
-    data = pipeline.encode(other, noise(0.2)).save_bytes()
-    with pytest.raises(InputError, match="tokens of bundle tiny"):
-        pipeline.Tokens.load_bytes(data, tiny)
-    own = pipeline.encode(tiny, noise(0.2))
-    lengths = [
-        dataclasses.replace(own, metadata={**own.metadata, "samples": n}).save_bytes() for n in ("320P", "-320", "")
-    ]
-    for broken in (b"", b"RIFF" * 10, data[:50], *lengths):
-        with pytest.raises(InputError):
-            pipeline.Tokens.load_bytes(broken, tiny)
-
-
 def test_the_crossfade_keeps_the_level() -> None:
     prompt, decoded = tone(1.0), tone(1.5)
     joined = pipeline.join(prompt, decoded, 16000, 16000)
