@@ -30,6 +30,7 @@ from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
+from audiolm_cli.processor import prefers_bfloat16
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.tokens import StageName
@@ -300,7 +301,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return known[name]
     if name != "auto":
         raise UsageError(f"--dtype {name}: use auto, float32 or bfloat16")
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    fast = device.type == "cuda" or (device.type == "cpu" and prefers_bfloat16())
     return torch.bfloat16 if fast else torch.float32
 
 
