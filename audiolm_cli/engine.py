@@ -74,7 +74,7 @@ def _generate_batch(
     if not any(item.guides for item in items):
         sampling = replace(sampling, guidance=0.0)
     guides = len(sampling.shares) if sampling.guidance else 0
-    rows = _rows(model, len(items), 1 + guides, size, batch_size)
+    rows = batch_size if graphs else _rows(model, len(items), 1 + guides, size, batch_size)
     for branch in range(guides):  # where an item has none, its own sequence leads nowhere
         less = [[*item.guides, *[item.sequence] * guides][branch] for item in items]
         filled |= {(1 + branch) * rows + n: replace(items[n], sequence=s) for n, s in enumerate(less)}

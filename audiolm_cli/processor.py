@@ -1,8 +1,8 @@
 """What this machine's processor can do, decided here alone: which products of bfloat16 it has, and how many rows a
 product must have for its rows not to depend on each other.
 
-`AUDIOLM_PROCESSOR` (avx2, avx512, avx512_bf16 or amx) makes it answer as a lesser one than it is, for tests; one that it
-is not is refused, since that would run instructions that it lacks.
+`AUDIOLM_PROCESSOR` (avx2, avx512, avx512_bf16 or amx) makes it answer as a lesser one than it is, for tests. A greater
+one is refused: it would run instructions that are not there.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def row_block(shapes: Iterable[Shape], dtype: torch.dtype, packed: bool, most: i
 @functools.cache
 @torch.inference_mode()
 def _row_block(inputs: int, outputs: int, dtype: torch.dtype, most: int, threads: int) -> int | None:
-    """By trying it. The order of a sum depends on the number of rows, and how so on the library, on the processor and on
-    how many threads share them (two split five rows into four and one): no table could list it."""
+    """By trying it. The order of a sum depends on the number of rows, and how so on the library, the processor and how
+    many threads share them (two split five rows into four and one): no table could list it."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.rand(outputs, inputs, generator=generator).sub_(0.5).to(dtype)
     x = torch.rand(REFERENCE_ROWS + 1, 1, inputs, generator=generator).sub_(0.5).to(dtype)

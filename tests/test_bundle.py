@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from audiolm_cli import bundle
 from audiolm_cli.config import BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.folder import embedded, find
 from audiolm_cli.training.assemble import assemble, write_sums
 
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
@@ -200,8 +201,8 @@ def test_unknown_names_and_devices() -> None:
 def test_embedded_bundles_match_their_checksums() -> None:
     import hashlib
 
-    for name in bundle.embedded():
-        folder = bundle.find(name)
+    for name in embedded():
+        folder = find(name)
         for line in (folder / "SHA256SUMS").read_text().splitlines():
             digest, file = line.split("  ")
             assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
