@@ -12,6 +12,7 @@ from bundles import write_bundle, write_parts
 from safetensors.torch import load_file, save_file
 
 from audiolm_cli import bundle
+from audiolm_cli import folder as folders
 from audiolm_cli.config import BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.folder import embedded, find
@@ -131,7 +132,7 @@ def test_damaged_parts_are_refused(folder: Path, damage: str) -> None:
 def test_one_wrong_byte_is_noticed_on_the_first_load_and_after_every_change(folder: Path) -> None:
     bundle.load(str(folder), device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "check_sums", lambda _: pytest.fail("checked already"))
+        patch.setattr(folders, "check_sums", lambda _: pytest.fail("checked already"))
         bundle.load(str(folder), device="cpu")
     file = folder / "fine.safetensors"
     data = bytearray(file.read_bytes())
