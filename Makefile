@@ -14,7 +14,7 @@ PROCESSES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-fast lint format eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
+.PHONY: help install demo test test-fast test-torch lint format eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test: .venv/installed  ## all tests that need no network, no GPU and no data
 
 test-fast: .venv/installed  ## the same without the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-torch:  ## the oldest and the newest torch that pyproject.toml promises; downloads up to 6 GB
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) .ci/torch-versions
 
 lint: .venv/installed  ## format, style and types
 	$(BIN)/ruff format --check .

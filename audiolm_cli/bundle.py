@@ -1,4 +1,4 @@
-"""A bundle: config.json and one safetensors file per part, found by name or folder, checked, loaded part by part.
+"""A bundle: config.json and one safetensors file per part, found by `folder`, loaded part by part.
 
 Nothing in a bundle is trusted: sizes are bounded by `config`, names, shapes and dtypes of tensors must be those that
 the config implies, and every part must come from the codec and the tokenizer beside it. Whatever does not fit is a
@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -25,21 +24,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
+from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec
 from audiolm_cli.console import Tell
 from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.folder import PARTS, check_once, find, read_config
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.parallel import ParallelTransformer
+from audiolm_cli.processor import prefers_bfloat16
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.tokens import StageName
 from audiolm_cli.transformer import Decoder, Stack, Transformer
 
-MAX_CONFIG_BYTES = 1 << 20
-PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
-SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
-EMBEDDED = (Path(__file__).parent / "weights", Path(__file__).parent.parent / "weights")  # in a wheel, in a checkout
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
 TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
 NEEDS = {
@@ -166,97 +163,11 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool 
     return Bundle(folder, read_config(folder), where, pick_dtype(dtype, where))
 
 
-def find(name: str, offline: bool = False) -> Path:
-    """The folder of a bundle: a path to one, the name of an embedded one, or `org/repo@revision` of a hub, which is
-    fetched if it is not here."""
-    candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
-    if "/" in name or name in ("", ".", ".."):
-        candidates = candidates[:1]
-    for folder in candidates:
-        if os.path.isfile(folder / "config.json"):  # whatever the name is
-            return folder
-    from audiolm_cli import hub
-
-    if hub.is_id(name) and not Path(name).exists():
-        return hub.pull(name, offline)
-    raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
-
-
-def embedded() -> list[str]:
-    """Names of the bundles that came with the program."""
-    return sorted({config.parent.name for folder in EMBEDDED for config in folder.glob("*/config.json")})
-
-
-def damaged(folder: Path, contents: bool = True) -> list[str]:
-    """Names of files that are missing, or (with `contents`) are not what SHA256SUMS says. Raises ModelError."""
-    listed = SHA256SUMS.fullmatch(_text(folder / "SHA256SUMS"))
-    if not listed:
-        raise ModelError(f"{folder / 'SHA256SUMS'}: not a list of SHA-256 sums")
-    sums = {name: digest for digest, name in (line.split("  ") for line in listed[0].splitlines())}
-    present = [f"{part}.safetensors" for part in PARTS if (folder / f"{part}.safetensors").exists()]
-    wrong = [name for name in ("config.json", *present) if name not in sums]
-    for name, digest in sums.items():
-        file = folder / name
-        if not file.is_file() or (contents and sha256(file) != digest):
-            wrong.append(name)
-    return wrong
-
-
-def check_sums(folder: Path) -> None:
-    """Raises ModelError when a file is not what SHA256SUMS says."""
-    if wrong := damaged(folder):
-        raise ModelError(f"{folder}: {', '.join(wrong)}: missing, or not what SHA256SUMS says")
-
-
 def check_parts(folder: Path) -> None:
     """Reads all parts; raises ModelError when one does not fit the config or the others."""
     bundle = Bundle(folder, read_config(folder), torch.device("cpu"), torch.float32)
     for part in PARTS:
         getattr(bundle, part)
-
-
-def check_once(folder: Path) -> None:
-    """`check_sums` on first load, and again when a file has changed; embedded bundles were checked when installed."""
-    if folder.parent in EMBEDDED:
-        return
-    state = [str(folder.resolve()), _text(folder / "SHA256SUMS")]
-    for file in sorted(folder.iterdir()):
-        status = file.stat()
-        state.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm" / "checked"
-    mark = cache / hashlib.sha256("\n".join(state).encode()).hexdigest()
-    if not mark.exists():
-        check_sums(folder)
-        with contextlib.suppress(OSError):  # then the next load checks again
-            cache.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable ({error})") from error
-
-
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file, as sha256sum writes it."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def read_config(folder: Path) -> BundleConfig:
-    """The checked config.json of a bundle; raises ModelError."""
-    file = folder / "config.json"
-    try:
-        return from_json(BundleConfig, json.loads(_text(file)))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable as JSON ({error})") from error
 
 
 def read_tensors(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -304,7 +215,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return known[name]
     if name != "auto":
         raise UsageError(f"--dtype {name}: use auto, float32 or bfloat16")
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    fast = device.type == "cuda" or (device.type == "cpu" and prefers_bfloat16())
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -77,7 +77,7 @@ BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Its name, a fol
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models.")]
 # one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
-Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Processor threads.")]
+Threads = Annotated[int, typer.Option(metavar="N", min=1, max=options.MAX_THREADS, help="Processor threads.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
@@ -367,12 +367,12 @@ def models_show(
     ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
 ) -> None:
     """Show a bundle's sizes, training, model card and licence."""
-    from audiolm_cli import bundle
     from audiolm_cli import models as bundles
+    from audiolm_cli.folder import find, read_config
 
     console = console_of(ctx)
-    folder = bundle.find(name, offline)
-    config = bundle.read_config(folder)
+    folder = find(name, offline)
+    config = read_config(folder)
     record = bundles.shown(name, folder)
     tokens = config.tokens
     lines = [
@@ -424,16 +424,17 @@ def models_verify(
     debug: Debug = False,
 ) -> None:
     """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
-    from audiolm_cli import bundle
     from audiolm_cli import models as bundles
+    from audiolm_cli.bundle import check_parts
+    from audiolm_cli.folder import check_sums, find
 
     console = console_of(ctx)
     failed = False
     for name in names or [record["name"] for record in bundles.listed()]:
         try:
-            folder = bundle.find(name, offline=True)
-            bundle.check_sums(folder)
-            bundle.check_parts(folder)
+            folder = find(name, offline=True)
+            check_sums(folder)
+            check_parts(folder)
             console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
         except AudioLMError as error:
             console.error(error)

@@ -1,11 +1,12 @@
 """Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
 
 Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
-belongs to the item, and linear layers see a constant number of rows where their last bit depends on it.
+belongs to the item, and rows are padded to where the last bit of their products no longer depends on their number.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiolm_cli.config import StageConfig
+from audiolm_cli.processor import row_block
 from audiolm_cli.sampling import StageSampling
 from audiolm_cli.tokens import Sequence
-from audiolm_cli.transformer import Decoder, KVCache
+from audiolm_cli.transformer import Decoder, KVCache, Linear
 
 # Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
 GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
-# From this width on bfloat16 products on a CPU give a row the same bits however many rows there are; without AMX only
-# those of layers with no more inputs than these.
-ROWS_AGREE_FROM, ROWS_AGREE_TO = 128, 1024
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,15 @@ def _generate_batch(
     progress: Callable[[int], None] | None,
 ) -> list[Tensor]:
     weight = model.ids.weight
-    exact = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and rows_agree(model.config)
     wanted = [len(item.uniform) for item in items]
     low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
     if any(item.size != size or item.low != low[: len(item.low)] for item in items):
         raise ValueError("the items of a batch must draw from the same ranges of ids")
-    graphs, rows, filled = use_graphs(weight.device), len(items) if exact else batch_size, dict(enumerate(items))
+    graphs, filled = use_graphs(weight.device), dict(enumerate(items))
     if not any(item.guides for item in items):
         sampling = replace(sampling, guidance=0.0)
     guides = len(sampling.shares) if sampling.guidance else 0
+    rows = batch_size if graphs else _rows(model, len(items), 1 + guides, size, batch_size)
     for branch in range(guides):  # where an item has none, its own sequence leads nowhere
         less = [[*item.guides, *[item.sequence] * guides][branch] for item in items]
         filled |= {(1 + branch) * rows + n: replace(items[n], sequence=s) for n, s in enumerate(less)}
@@ -187,10 +185,14 @@ def _prefix(item: Item) -> bytes:
     return b"".join(part[: sequence.known].numpy().tobytes() for part in (sequence.ids, sequence.fields))
 
 
-def rows_agree(config: StageConfig) -> bool:
-    """Whether a row's bfloat16 products on this CPU do not depend on how many rows there are."""
-    most = max(2 * config.width, config.feedforward)  # inputs of a layer; a `Level` joins two states
-    return config.width >= ROWS_AGREE_FROM and (most <= ROWS_AGREE_TO or torch.cpu._is_amx_tile_supported())
+def _rows(model: Decoder, items: int, branches: int, size: int, batch_size: int) -> int:
+    """Rows that each branch of a batch has: as few as keep its products free of what else is there."""
+    weight = model.ids.weight
+    layers = (layer for part in model.stepped() for layer in part.modules() if isinstance(layer, Linear))
+    shapes = {(model.config.width, size), *((layer.in_features, layer.out_features) for layer in layers)}
+    on_cpu, most = weight.device.type == "cpu", branches * batch_size
+    block = row_block(shapes, weight.dtype, model.packed, most) if on_cpu else None
+    return _round_up(items, block // math.gcd(block, branches)) if block else batch_size
 
 
 def use_graphs(device: torch.device) -> bool:

@@ -8,6 +8,9 @@ and Moshi (Défossez et al., 2024). The semantic tokens come with the frames, so
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +55,9 @@ class FrameTransformer(Decoder):
     def features(self, fields: Tensor) -> Tensor:
         features: Tensor = self.context(self.semantic(fields[..., 2:]).flatten(-2))
         return features
+
+    def stepped(self) -> Iterator[nn.Module]:
+        return itertools.chain(self.blocks, self.levels)
 
     def embed(self, ids: Tensor, features: Tensor) -> Tensor:
         return self._embedded(ids).sum(-2) + features

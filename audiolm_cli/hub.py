@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from audiolm_cli.bundle import PARTS, check_once, damaged, read_config
 from audiolm_cli.errors import ModelError
+from audiolm_cli.folder import PARTS, check_once, damaged, read_config
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0,127})?")
 CARD = ["README.md", "LICENSE", "*.png", "*.ogg"]  # of a bundle: for people, with pictures and examples
@@ -86,18 +86,15 @@ def pull(name: str, offline: bool = False, quiet: bool = False) -> Path:
 
 
 def listed() -> dict[str, Path]:
-    """Bundles in the cache: `org/repo@revision` -> folder."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    """Bundles in the cache: `org/repo@revision` -> folder. The library would take half a second for it."""
+    from huggingface_hub import constants
 
-    try:
-        cache = scan_cache_dir()
-    except CacheNotFound:
-        return {}
     found = {}
-    for repository in cache.repos:
-        for revision in repository.revisions:
-            if whole(revision.snapshot_path):
-                name = sorted(revision.refs)[0] if revision.refs else revision.commit_hash
-                found[f"{repository.repo_id}@{name}"] = revision.snapshot_path
+    for sums in Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/SHA256SUMS"):
+        snapshot, repository = sums.parent, sums.parents[2]
+        if whole(snapshot):
+            names = [r.relative_to(repository / "refs").as_posix() for r in repository.glob("refs/**/*")
+                     if r.is_file() and r.read_text() == snapshot.name]  # fmt: skip
+            owner_and_name = repository.name.removeprefix("models--").replace("--", "/")
+            found[f"{owner_and_name}@{min(names, default=snapshot.name)}"] = snapshot
     return dict(sorted(found.items()))

@@ -1,4 +1,4 @@
-"""What `audiolm models` says about bundles: those in the program, in the hub's cache, and in folders."""
+"""What `audiolm models` says about bundles: those in the program, in the hub's cache, and in folders; without torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from audiolm_cli import bundle, hub
+from audiolm_cli import folder as bundles
+from audiolm_cli import hub
 
 
 def listed() -> list[dict[str, Any]]:
     """A record of each bundle that is here: name, place, path, bytes, licence, figures."""
-    found = [(name, "embedded", bundle.find(name)) for name in bundle.embedded()]
+    found = [(name, "embedded", bundles.find(name)) for name in bundles.embedded()]
     found += [(name, "cached", folder) for name, folder in hub.listed().items()]
     return [record(name, place, folder) for name, place, folder in found]
 
@@ -39,7 +40,7 @@ def front_matter(folder: Path) -> dict[str, str]:
 
 def shown(name: str, folder: Path) -> dict[str, Any]:
     """All that is known of one bundle: its record, config, card and licence."""
-    place = "embedded" if folder.parent in bundle.EMBEDDED else "cached" if hub.is_id(name) else "folder"
+    place = "embedded" if folder.parent in bundles.EMBEDDED else "cached" if hub.is_id(name) else "folder"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
         **record(name, place, folder),
@@ -52,7 +53,7 @@ def shown(name: str, folder: Path) -> dict[str, Any]:
 def card(folder: Path, file: str) -> str:
     """A text that came with a bundle, without what could steer a terminal; empty where there is none."""
     try:
-        text = (folder / file).read_text(encoding="utf-8", errors="replace")[: bundle.MAX_CONFIG_BYTES]
+        text = (folder / file).read_text(encoding="utf-8", errors="replace")[: bundles.MAX_CONFIG_BYTES]
     except OSError:
         return ""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from audiolm_cli.errors import UsageError
 
 MAX_SECONDS = 3600.0
+MAX_THREADS = 256  # some thousands end the process: the system gives it no more
 Three = tuple[Any, Any, Any]  # semantic, coarse, fine
 
 
@@ -61,6 +63,18 @@ def whole(least: int, most: int) -> Callable[[str, Any], int]:
         return number
 
     return check
+
+
+def threads(least: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` to MAX_THREADS."""
+
+    def read(text: str) -> int:
+        try:
+            return whole(least, MAX_THREADS)("it", text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("it: ")) from None
+
+    return read
 
 
 def strength(option: str, value: Any) -> float:

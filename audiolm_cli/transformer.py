@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
+from audiolm_cli.processor import packed, packs_bfloat16, product, product_plus
 from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.tokens import StageName, Vocabulary
 
@@ -43,8 +44,7 @@ class KVCache:
 class Linear(nn.Linear):
     """A bias-free linear layer, alone or with what stands behind it in a block.
 
-    `pack` rearranges bfloat16 weights once as oneDNN wants them on a CPU, else that happens at every call; a product
-    and what follows it are one operation then.
+    Once `pack` has rearranged its weights a product and what follows it are one operation.
     """
 
     packed: Tensor | None = None
@@ -69,17 +69,7 @@ class Linear(nn.Linear):
         """The product and `other`."""
         if self.packed is None:
             return other + super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
-
-
-def packed(weight: Tensor) -> Tensor:
-    """The weight `bfloat16 [outputs, inputs]` as `product` wants it."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
-
-
-def product(x: Tensor, weight: Tensor, function: str = "none", variant: str = "") -> Tensor:
-    """A function of the product of bfloat16 rows `[..., inputs]` with a weight from `packed`."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, function, [], variant)
+        return product_plus(x, self.packed, other)
 
 
 class Block(nn.Module):
@@ -158,6 +148,10 @@ class Stack(nn.Module):
         dtype = torch.get_autocast_dtype(angle.device.type) if self.training else self.ids.weight.dtype
         return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
 
+    def stepped(self) -> Iterator[nn.Module]:
+        """The modules whose linear layers see a row for each slot in every step."""
+        return iter(self.blocks)
+
     def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
         """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
         if not self.packed:
@@ -167,10 +161,9 @@ class Stack(nn.Module):
         return product(hidden, self.heads[low, size])
 
     def pack(self) -> None:
-        """Rearranges the weights of a model that decodes in bfloat16 on a CPU; does nothing where torch cannot."""
+        """Rearranges the weights of a model that decodes in bfloat16 on a CPU; does nothing where that cannot be."""
         weight = self.ids.weight
-        able = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and able:
+        if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs_bfloat16():
             self.packed = True
             for module in self.modules():
                 if isinstance(module, Linear):

@@ -19,6 +19,7 @@ from decode import machine
 
 from audiolm_cli import bundle
 from audiolm_cli.errors import AudioLMError
+from audiolm_cli.options import threads
 
 PROMPT = Path(__file__).resolve().parent.parent / "examples" / "prompt.flac"
 NEW_SECONDS = 7.0
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--model", default="speech", help="name or folder of a bundle")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads, as many as the program uses by itself")
+    parser.add_argument("--threads", type=threads(1), default=1, help="CPU threads; the program itself uses one")
     parser.add_argument("--runs", type=int, default=5, help="of which the fastest counts")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()

@@ -31,6 +31,7 @@ from audiolm_cli.bundle import stage_model
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.options import threads
 from audiolm_cli.pipeline import Sampling
 from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
@@ -269,7 +270,7 @@ def main() -> None:
     parser.add_argument("--model", default="speech", help="name or folder of a bundle, or paper")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads, as many as the program uses by itself")
+    parser.add_argument("--threads", type=threads(1), default=1, help="CPU threads; the program itself uses one")
     parser.add_argument("--batches", default="1,4,16,64")
     parser.add_argument("--lengths", default="10", help="seconds of new audio")
     parser.add_argument("--runs", type=int, default=3, help="of which the fastest counts")

@@ -257,10 +257,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args.child, int(args.threads))
+    from audiolm_cli.options import threads
+
+    try:
+        counts = [threads(1)(text) for text in args.threads.split(",")]
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --threads: {error}")
     names = [name for name in MEASUREMENTS if name.startswith(args.only)]
     best: dict[str, dict[str, float]] = {}
-    for threads in map(int, args.threads.split(",")):
-        for name, found in measured(args.python, threads, names):
+    for count in counts:
+        for name, found in measured(args.python, count, names):
             choose = max if name.startswith("bark") else min
             known = best.setdefault(name, found)
             best[name] = {key: choose(value, known[key]) for key, value in found.items()}

@@ -43,3 +43,12 @@ def test_the_parts_of_a_cold_start_add_up(tiny_bundle: Path, tmp_path: Path) -> 
     parts = dict(found["continue"])
     assert parts.pop("all") == pytest.approx(sum(parts.values()))
     assert {"imports", "tokenize", "semantic", "coarse", "fine", "decode", "rest"} == set(parts)
+
+
+def test_the_engine_is_measured_beside_others_on_any_processor(tmp_path: Path) -> None:
+    found = benchmark(
+        "peers.py", "--only", "small, audiolm bfloat16 as shipped", "--threads", 1, "--json", tmp_path / "figures.json"
+    )
+    (row,) = found.values()
+    assert set(row) == {"semantic", "coarse", "fine"}
+    assert min(row.values()) > 0

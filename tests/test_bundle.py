@@ -12,8 +12,10 @@ from bundles import write_bundle, write_parts
 from safetensors.torch import load_file, save_file
 
 from audiolm_cli import bundle
+from audiolm_cli import folder as folders
 from audiolm_cli.config import BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.folder import embedded, find
 from audiolm_cli.training.assemble import assemble, write_sums
 
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine")
@@ -130,7 +132,7 @@ def test_damaged_parts_are_refused(folder: Path, damage: str) -> None:
 def test_one_wrong_byte_is_noticed_on_the_first_load_and_after_every_change(folder: Path) -> None:
     bundle.load(str(folder), device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "check_sums", lambda _: pytest.fail("checked already"))
+        patch.setattr(folders, "check_sums", lambda _: pytest.fail("checked already"))
         bundle.load(str(folder), device="cpu")
     file = folder / "fine.safetensors"
     data = bytearray(file.read_bytes())
@@ -200,8 +202,8 @@ def test_unknown_names_and_devices() -> None:
 def test_embedded_bundles_match_their_checksums() -> None:
     import hashlib
 
-    for name in bundle.embedded():
-        folder = bundle.find(name)
+    for name in embedded():
+        folder = find(name)
         for line in (folder / "SHA256SUMS").read_text().splitlines():
             digest, file = line.split("  ")
             assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest

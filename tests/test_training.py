@@ -28,6 +28,7 @@ from torch import nn
 from audiolm_cli import bundle, pipeline
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
+from audiolm_cli.folder import damaged
 from audiolm_cli.soundstream import ResidualQuantizer
 from audiolm_cli.training import codec, lm, outputs, recipe, tokenizer, trainer
 from audiolm_cli.training.assemble import assemble, unpack
@@ -211,7 +212,7 @@ def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:
     bundle.write_tensors(file, tensors, {"about": json.dumps(about)})
     with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the outputs of other weights"):
         assemble(file.parent, "tiny", copied / "tiny")
-    assert bundle.damaged(copied / "tiny") == []
+    assert damaged(copied / "tiny") == []
 
 
 def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:

@@ -20,18 +20,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from audiolm_cli.bundle import (
-    NEEDS,
-    PARTS,
-    TOKEN_SOURCES,
-    check_parts,
-    read_about,
-    read_config,
-    sha256,
-    tensors_identity,
-)
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
+from audiolm_cli.folder import PARTS, read_config, sha256
 from audiolm_cli.hub import CARD
 from audiolm_cli.training.outputs import outputs_of
 

@@ -23,6 +23,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.likelihood import surprise
+from audiolm_cli.options import threads
 from audiolm_cli.training.data import Clip, Corpus, load_corpus
 
 SHARE = 0.99
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--other", type=Path, help="folder with manifest.tsv: what it is not for")
     parser.add_argument("--other-runs", type=Path, default=Path("runs/piano"), help="folder for the caches of that")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each kind")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=threads(1), default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:

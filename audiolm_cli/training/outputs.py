@@ -23,8 +23,10 @@ from safetensors.torch import load_file
 
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
-from audiolm_cli.bundle import Bundle, sha256, write_tensors
+from audiolm_cli.bundle import Bundle, write_tensors
 from audiolm_cli.errors import AudioLMError, ModelError
+from audiolm_cli.folder import sha256
+from audiolm_cli.options import threads
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.familiar import prompts, stretches
 
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of {BATCH} outputs, from the split `train`")
     parser.add_argument("--valid-batches", type=int, default=VALID_BATCHES, help="the same from `valid`")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=threads(1), default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
 from audiolm_cli.bundle import read_about, whole
+from audiolm_cli.options import threads
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
@@ -44,7 +45,7 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
         "--warm-start", action="store_true", help="begin with the weights of the part that RUNS has in parts/"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
+    parser.add_argument("--threads", type=threads(0), default=0, help="CPU threads; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

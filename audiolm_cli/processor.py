@@ -1,0 +1,124 @@
+"""What this machine's processor can do, decided here alone: which products of bfloat16 it has, and how many rows a
+product must have for its rows not to depend on each other.
+
+`AUDIOLM_PROCESSOR` (avx2, avx512, avx512_bf16 or amx) makes it answer as a lesser one than it is, for tests. A greater
+one is refused: it would run instructions that are not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audiolm_cli.errors import UsageError
+
+Shape = tuple[int, int]  # inputs and outputs of a linear layer
+
+# Packed bfloat16 products give a row the same bits however many rows there are if they have so many inputs, with AMX
+# also if they have more.
+ROWS_AGREE = range(128, 1024 + 1)
+# Rows of the product that others are compared with, and how many others; a product of more rows is taken to be made of
+# the same blocks.
+REFERENCE_ROWS, COUNTS = 64, 16
+
+
+class Processor(IntEnum):
+    """Classes of processors by what they do with bfloat16, each with all that those before it can. What is none of
+    them, as every ARM, counts as the first."""
+
+    AVX2 = 0  # nothing: torch multiplies in loops of its own, which take 1 to 5 times as long as float32
+    AVX512 = 1  # oneDNN packs weights and multiplies them in float32
+    AVX512_BF16 = 2  # has instructions for it
+    AMX = 3  # multiplies tiles of it
+
+
+@functools.cache
+def installed() -> Processor:
+    """The class of this machine's processor."""
+    answers = {
+        Processor.AMX: torch.cpu._is_amx_tile_supported,
+        Processor.AVX512_BF16: torch.cpu._is_avx512_bf16_supported,
+        Processor.AVX512: torch.cpu._is_avx512_supported,
+    }
+    return next((kind for kind, here in answers.items() if here()), Processor.AVX2)
+
+
+def processor() -> Processor:
+    """The class that counts: that of the machine, or the lesser one that AUDIOLM_PROCESSOR names. Raises UsageError."""
+    name = os.environ.get("AUDIOLM_PROCESSOR", installed().name)
+    if name.upper() not in Processor.__members__:
+        raise UsageError(f"AUDIOLM_PROCESSOR: must be avx2, avx512, avx512_bf16 or amx, not {name!r}")
+    kind = Processor[name.upper()]
+    if kind > installed():
+        raise UsageError(f"AUDIOLM_PROCESSOR: {name} is more than this processor has ({installed().name.lower()})")
+    return kind
+
+
+def packs_bfloat16() -> bool:
+    """Whether `packed` and `product` work here."""
+    able = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return able and processor() >= Processor.AVX512
+
+
+def prefers_bfloat16() -> bool:
+    """Whether language models are faster in bfloat16 than in float32."""
+    return packs_bfloat16() and processor() >= Processor.AVX512_BF16
+
+
+def packed(weight: Tensor) -> Tensor:
+    """The weight `bfloat16 [outputs, inputs]` rearranged as `product` wants it; else that happens at every call."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
+
+
+def product(x: Tensor, weight: Tensor, function: str = "none", variant: str = "") -> Tensor:
+    """A function of the product of bfloat16 rows `[..., inputs]` with a weight from `packed`."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, function, [], variant)
+
+
+def product_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+    """The product of bfloat16 rows with a weight from `packed`, and `other`."""
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, "add")
+
+
+def row_block(shapes: Iterable[Shape], dtype: torch.dtype, packed: bool, most: int) -> int | None:
+    """The number that rows are padded to a multiple of, so that the bits of a row's products with layers of these
+    shapes depend neither on how many rows there are, up to `most`, nor on its place among them; None where none is
+    known."""
+    if packed:
+        wide_ones = processor() >= Processor.AMX
+        agree = all(n in ROWS_AGREE or (wide_ones and n > ROWS_AGREE[-1]) for n, _ in shapes)
+        return 1 if agree else None
+    blocks = [_row_block(*shape, dtype, most, torch.get_num_threads()) for shape in set(shapes)]
+    return max((block for block in blocks if block), default=None) if all(blocks) else None
+
+
+@functools.cache
+@torch.inference_mode()
+def _row_block(inputs: int, outputs: int, dtype: torch.dtype, most: int, threads: int) -> int | None:
+    """By trying it. The order of a sum depends on the number of rows, and how so on the library, the processor and how
+    many threads share them (two split five rows into four and one): no table could list it."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(outputs, inputs, generator=generator).sub_(0.5).to(dtype)
+    x = torch.rand(REFERENCE_ROWS + 1, 1, inputs, generator=generator).sub_(0.5).to(dtype)
+
+    def layer(first: int, rows: int) -> Tensor:
+        y = F.linear(x[first : first + rows], weight)
+        return torch.cat([y, F.gelu(y)], 1)  # whose loop may take the last few numbers in another way
+
+    reference = layer(0, REFERENCE_ROWS)
+    for block in (1, 2, 4, 8, 16):
+        counts = [n for n in range(block, REFERENCE_ROWS + 1, block) if n <= COUNTS * block or n & (n - 1) == 0]
+        counts = counts[: 1 + sum(n < most for n in counts)]
+        if all(
+            torch.equal(layer(0, n), reference[:n])
+            and torch.equal(layer(1, n)[: REFERENCE_ROWS - 1], reference[1 : n + 1])  # in other places
+            for n in counts
+        ):
+            return block
+    return None
