@@ -27,7 +27,7 @@ from audiolm_cli.likelihood import Batch, batch_of, token_losses
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import StageName, Vocabulary
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
-from audiolm_cli.training.trainer import Trainer, arguments, warm_start
+from audiolm_cli.training.trainer import Trainer, arguments, autocast, warm_start
 from audiolm_cli.transformer import Stack, Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
@@ -173,7 +173,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
             drawn = crops.draw(shape, 8)
             if not drawn:
                 continue
-            with torch.autocast(device.type, torch.bfloat16, enabled=next(model.parameters()).dtype == torch.float32):
+            with autocast(device, next(model.parameters()).dtype == torch.float32):
                 losses = token_losses(model, crops.build(drawn, shape, **change).to(device))
             if losses.ndim == 2:
                 losses = losses[:, :-1, None]  # without the place of <end>

@@ -81,7 +81,7 @@ def words_of(text: str) -> list[str]:
 
 def ngrams(texts: Sequence[str], size: int = SHARED) -> Ngrams:
     """All runs of `size` words in the texts."""
-    found = set()
+    found: set[tuple[str, ...]] = set()
     for text in texts:
         words = words_of(text)
         found.update(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
@@ -119,7 +119,7 @@ def _passages(book: str, forbidden: Ngrams) -> Iterator[tuple[int, tuple[str, ..
     paragraphs: list[list[str]] = []
     first = number = letters = 0
     for line in book.splitlines():
-        if line.strip().rstrip("\"”’)]_")[-1:] not in tuple(".!?…"):  # a heading, a verse
+        if line.strip().rstrip('"”’)]_')[-1:] not in tuple(".!?…"):  # a heading, a verse
             continue
         paragraphs.append([])
         for sentence in sentences(line):

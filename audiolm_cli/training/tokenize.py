@@ -133,7 +133,9 @@ def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, shar
     assert isinstance(tokenizer, SemanticTokenizer)
     codec.to(args.device), tokenizer.to(args.device)
     quantizers, codebook_size, _ = codec.quantizer.codebooks.shape
-    spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=len(tokenizer.centroids))
+    about = read_about(args.runs / "parts" / "tokenizer.safetensors")
+    vocabulary = from_json(TokenSpec, about["tokens"], "tokens").semantic_vocabulary
+    spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=vocabulary)
     rng = np.random.default_rng(number)
     corpus = load_corpus(args.data, split, spec.sample_rate, args.runs / "audio")
 
