@@ -116,7 +116,7 @@ def test_changes_keep_the_clock(rate: float):
     samples = np.zeros(3 * RATE, np.float32)
     samples[RATE : RATE + 160] = np.hanning(160)
     how = Changes(rate=(rate, rate + 1e-9), rate_chance=1, room_chance=1, noise_chance=0)
-    heard, found = hearing.changed(samples, 2 * RATE, np.random.default_rng(0), how)
+    heard, found = hearing.changed(samples, np.random.default_rng(0), how, 2 * RATE)
     assert found == pytest.approx(rate)
     assert len(heard) == 2 * RATE
     onset = int(np.flatnonzero(np.abs(heard) > 0.2 * np.abs(heard).max())[0])

@@ -44,9 +44,8 @@ class Corpus:
         return self.audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / 32768
 
 
-def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | None = None) -> Corpus:
-    """Reads the manifest's `split`, or the first `hours` of it; decodes, downmixes and resamples into `cache` on the
-    first call.
+def read_manifest(data: Path, split: str, hours: float | None = None) -> list[dict[str, str]]:
+    """The rows of a folder's manifest.tsv of one split, or of the first `hours` of it.
 
     Raises InputError when the folder has no manifest or the split has no recordings.
     """
@@ -60,6 +59,16 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | N
         rows = [row for row, end in zip(rows, ends, strict=True) if end <= hours * 3600]
     if not rows:
         raise InputError(f"{manifest}: no recordings with split {split!r}")
+    return rows
+
+
+def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | None = None) -> Corpus:
+    """Reads the manifest's `split`, or the first `hours` of it; decodes, downmixes and resamples into `cache` on the
+    first call.
+
+    Raises InputError when the folder has no manifest or the split has no recordings.
+    """
+    rows = read_manifest(data, split, hours)
     cache.mkdir(parents=True, exist_ok=True)
     samples_file, index_file = cache / f"{split}.int16", cache / f"{split}.json"
     if not index_file.is_file():

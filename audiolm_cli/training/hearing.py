@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audiolm_cli.training.tokenize import equaliser
-
 RATE = 16000  # Hz
 
 
@@ -30,12 +28,14 @@ class Changes:
     level: float = 10.0  # dB up or down
 
 
-def changed(samples: np.ndarray, length: int, rng: np.random.Generator, how: Changes) -> tuple[np.ndarray, float]:
-    """Speech `float32 [T]` -> `float32 [length]` and the rate: new sample n says what old sample n * rate did.
-
-    T must be at least length * rate, for the highest rate that `how` allows.
+def changed(
+    samples: np.ndarray, rng: np.random.Generator, how: Changes, length: int | None = None
+) -> tuple[np.ndarray, float]:
+    """Speech `float32 [T]` -> `float32 [length]`, by default all of it, and the rate: new sample n says what old sample
+    n * rate did. T must be at least length * rate, for the highest rate that `how` allows.
     """
     rate = float(np.exp(rng.uniform(*np.log(how.rate)))) if rng.random() < how.rate_chance else 1.0
+    length = length or int(len(samples) / rate)
     old = samples[: round(length * rate)]
     spectrum = np.fft.rfft(old)
     bins = length // 2 + 1
@@ -71,3 +71,8 @@ def noise(length: int, rng: np.random.Generator) -> np.ndarray:
     spectrum *= np.maximum(np.arange(len(spectrum)) * RATE / length, 50.0) ** -rng.uniform(0, 1)
     out = np.fft.irfft(spectrum, length)
     return out / np.sqrt(np.mean(np.square(out)))
+
+
+def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:
+    """Gains in dB of that standard deviation, `[bins]`, between six random ones along the frequency axis."""
+    return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))

@@ -129,7 +129,7 @@ class Lesson:
             if how:
                 room = wanted * TOKEN
                 slack = int(np.ceil(room * how.rate[1])) + 1
-                heard, rate = changed(np.pad(samples[:slack], (0, max(0, slack - len(samples)))), room, rng, how)
+                heard, rate = changed(np.pad(samples[:slack], (0, max(0, slack - len(samples)))), rng, how, room)
             else:
                 heard, rate = samples[: wanted * TOKEN], 1.0
             place = np.floor((np.arange(wanted) + 0.5) * rate + shift / TOKEN).astype(int) + start

@@ -34,7 +34,7 @@ import soundfile
 from audiolm_cli.audio import resampled
 from audiolm_cli.bundle import whole
 from audiolm_cli.errors import AudioLMError, InputError
-from audiolm_cli.training.data import writing_manifest
+from audiolm_cli.training.data import read_manifest, writing_manifest
 
 RATE = 16000  # Hz
 LEVEL = 10 ** (-24 / 20)  # RMS of a recording: -24 dB below full scale, as the real ones of this project have
@@ -242,12 +242,7 @@ def main() -> None:
 
 def validation_transcripts(data: Path) -> list[str]:
     """What is said in a corpus's validation split. Raises InputError without a manifest."""
-    manifest = data / "manifest.tsv"
-    if not manifest.is_file():
-        raise InputError(f"{manifest}: no such file")
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [row["text"] for row in rows if row["split"] == "valid" and row["text"]]
+    return [row["text"] for row in read_manifest(data, "valid") if row["text"]]
 
 
 if __name__ == "__main__":
