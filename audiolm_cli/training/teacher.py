@@ -68,15 +68,22 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def load(name: str) -> Encoder:
-    """An encoder of PACKAGES; raises ImportError when its package is not installed."""
-    parts = []
+def model_files(name: str) -> list[Path]:
+    """The files that are a model of PACKAGES, one after another; config.json and the others it needs lie beside the
+    first. Raises ImportError when a package is not installed."""
+    files = []
     for package, file in PACKAGES[name].items():
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
             raise ImportError(f"{package} is not installed: it holds the weights of Whisper {name} (extra `teach`)")
-        parts.append((Path(found.origin).parent / file).read_bytes())
-    return Encoder(read_ctranslate2(b"".join(parts)), HEADS[name])
+        files.append(Path(found.origin).parent / file)
+    return files
+
+
+def load(name: str) -> Encoder:
+    """An encoder of PACKAGES; raises ImportError when its package is not installed."""
+    data = b"".join(file.read_bytes() for file in model_files(name))
+    return Encoder(read_ctranslate2(data), HEADS[name])
 
 
 class Encoder:
