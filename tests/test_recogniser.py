@@ -78,7 +78,7 @@ def test_what_has_to_hold_for_words_to_count() -> None:
     heard = [Heard(said.split(), 0.0), Heard(["la"] * 10, 0.0)]
     found = recogniser.speech([np.zeros(32000, np.float32)] * 2, heard, [f"He said: {said.title()}, sir.", "It was."])
     assert found.words_per_second == 5
-    assert found.distinct_bigrams == (8 + 1) / 18
+    assert found.distinct_bigrams == (7 + 1) / 18
     assert found.copied == 0.5
     assert recogniser.speech([np.zeros(9, np.float32)], [Heard([], math.nan)]) == (0, 0, 0)
 
