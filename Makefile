@@ -33,7 +33,7 @@ install: .venv/installed  ## the program and what tests need, into .venv
 	touch $@
 
 .venv/eval: .venv/installed
-	$(PIP) install -e '.[eval]' -c constraints.txt
+	$(PIP) install -e '.[eval,teach]' -c constraints.txt
 	@# without what these ask for and the measures do not use
 	$(PIP) install --no-deps resemblyzer basic-pitch -c constraints.txt
 	touch $@

@@ -80,7 +80,8 @@ class WaveformConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The w2v-BERT-style Conformer up to the layer whose outputs are clustered."""
+    """A Conformer, and how its outputs become tokens: by the nearest of `centroids`, as in AudioLM, or by the likeliest
+    of `classes` that a teacher named."""
 
     mel_bins: int = bounded(16, 256, default=80)
     mel_window: float = bounded(1, 40, default=2.5)  # of a spectrum, in mel frames (a quarter of a token each)
@@ -92,6 +93,7 @@ class TokenizerConfig:
     left: int = bounded(0, 1000, default=25)  # tokens that attention sees to the left, per layer
     right: int = bounded(0, 100, default=1)  # and to the right
     directions: int = bounded(0, 2048, default=0)  # in which outputs are compared with centroids; 0: as they are
+    units: Literal["centroids", "classes"] = "centroids"
 
     @property
     def lookahead(self) -> int:
@@ -103,6 +105,8 @@ class TokenizerConfig:
             raise ModelError("config.json: tokenizer.width must be a multiple of tokenizer.heads")
         if self.kernel % 2 == 0:
             raise ModelError("config.json: tokenizer.kernel must be odd")
+        if self.units == "classes" and self.directions:
+            raise ModelError("config.json: tokenizer.directions are those of centroids, not of classes")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""Audio -> semantic tokens: an intermediate layer of a Conformer trained by masked prediction, k-means clustered.
+"""Audio -> semantic tokens, 25 a second, by a Conformer.
 
-AudioLM, section III-B: features are normalised per dimension and the nearest of K centroids is the token, 25 a second.
-The Conformer is torchaudio's, with three changes: attention sees a band (`left`, `right` tokens) and learns a bias for
-every distance in it, as the original has neither bounds nor positions; and its convolution is causal. So a token
-depends on no audio later than `lookahead` tokens behind its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
+AudioLM, section III-B: an intermediate layer of a Conformer trained by masked prediction is normalised per dimension
+and the nearest of K centroids is the token. Or, with `units` "classes", the Conformer was taught to tell K clusters of
+a larger network's states apart, and the likeliest is the token. The Conformer is torchaudio's, with three changes:
+attention sees a band (`left`, `right` tokens) and learns a bias for every distance in it, as the original has neither
+bounds nor positions; and its convolution is causal. So a token depends on no audio later than `lookahead` tokens behind
+its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class CausalDepthwise(nn.Conv1d):
 
 
 class SemanticTokenizer(nn.Module):
-    """Log-mel frames -> Conformer layers -> nearest centroid."""
+    """Log-mel frames -> Conformer layers -> nearest centroid or likeliest class."""
 
     mel_mean: Tensor
     mel_scale: Tensor
@@ -92,6 +94,9 @@ class SemanticTokenizer(nn.Module):
         self.register_buffer("mel_scale", torch.ones(config.mel_bins))
         self.input = nn.Linear(MELS_PER_TOKEN * config.mel_bins, config.width)
         self.layers = nn.ModuleList(self._layer(config, dropout) for _ in range(config.layers))
+        if config.units == "classes":
+            self.classes = nn.Linear(config.width, tokens.semantic_vocabulary)
+            return
         self.register_buffer("mean", torch.zeros(config.width))
         self.register_buffer("scale", torch.ones(config.width))
         if config.directions:
@@ -153,7 +158,10 @@ class SemanticTokenizer(nn.Module):
         return F.linear(normal, self.directions) if self.config.directions else normal
 
     def quantize(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[B, S, width]` -> the nearest centroids, `int64 [B, S]`."""
+        """Hidden states `[B, S, width]` -> the nearest centroids or likeliest classes, `int64 [B, S]`."""
+        if self.config.units == "classes":
+            classes: Tensor = self.classes(hidden).argmax(-1)
+            return classes
         return nearest(self.points(hidden).flatten(0, 1), self.centroids).view(hidden.shape[:2])
 
     @torch.inference_mode()

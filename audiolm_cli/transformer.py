@@ -145,7 +145,8 @@ class Stack(nn.Module):
         half = self.config.width // self.config.heads // 2
         angle = positions[..., None].float() * frequencies(half, self.config.rotary_base, positions.device)
         cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
-        dtype = torch.get_autocast_dtype(angle.device.type) if self.training else self.ids.weight.dtype
+        mixed = self.training and torch.is_autocast_enabled(angle.device.type)
+        dtype = torch.get_autocast_dtype(angle.device.type) if mixed else self.ids.weight.dtype
         return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
 
     def stepped(self) -> Iterator[nn.Module]:

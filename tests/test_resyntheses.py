@@ -12,6 +12,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.training import continuations, evaluate, resyntheses
 from audiolm_cli.training.continuations import Case, Voices
 from audiolm_cli.training.measures import Figure
+from audiolm_cli.training.recogniser import Heard
 
 
 def case(speaker: str, direction: int) -> Case:
@@ -58,12 +59,10 @@ def test_whose_voice_it_is() -> None:
     pairing = resyntheses.Pairing(CASES[0], CASES[1])
     tokens = np.arange(10)
     scores = [
-        resyntheses.score(pairing, np.full(7, 1.0 + n, np.float32), VOICES, tokens, tokens[: 10 - n], n / 4)
-        for n in range(3)
+        resyntheses.score(pairing, np.full(7, 1.0 + n, np.float32), VOICES, tokens, tokens[: 10 - n]) for n in range(3)
     ]
     assert [(s.speaker_is_reference, s.speaker_is_source) for s in scores] == [(0, 1), (1, 0), (0, 0)]
     assert [s.token_error for s in scores] == [0, 0.1, 0.2]
-    assert [s.word_error for s in scores] == [0, 0.25, 0.5]
 
 
 def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,17 +72,20 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(evaluate.phones, "as_function", lambda _: lambda sound: np.arange(len(sound)))
     monkeypatch.setattr(evaluate, "autoencoder", lambda *_: lambda sound: sound)
     monkeypatch.setattr(evaluate, "of_corpus", lambda *_: [])
-    heard = lambda: lambda sound: ["a", "b"]  # noqa: E731
+    heard = lambda name, cache: lambda sound: Heard(["a", "b"], 0.0)  # noqa: E731
     monkeypatch.setattr(evaluate.recogniser, "recogniser", heard)
     monkeypatch.setattr(evaluate.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
     said = lambda bundle, prompts, speaker, **_: [types.SimpleNamespace(samples=np.resize(speaker, 7)) for _ in prompts]  # noqa: E731
     monkeypatch.setattr(pipeline, "resynth", said)
     config: Any = types.SimpleNamespace(tokens=types.SimpleNamespace(quantizers=12))
     bundle: Any = types.SimpleNamespace(tokenizer=None, codec=None, config=config)
-    setting: Any = types.SimpleNamespace(bundle=bundle, validation=None, prompts=20, samplings={"AudioLM": None})
+    setting: Any = types.SimpleNamespace(
+        bundle=bundle, validation=None, cache=None, prompts=20, samplings={"AudioLM": None}
+    )
     ((title, table),) = evaluate.resynthesis_tables(setting).items()
     assert title.startswith("10 resyntheses")
     assert (table["AudioLM"]["speaker_is_reference"].mean, table["AudioLM"]["speaker_is_source"].mean) == (1, 0)
     assert (table["source"]["speaker_is_reference"].mean, table["source"]["speaker_is_source"].mean) == (0, 1)
-    assert table["AudioLM"]["token_error"].mean == table["source"]["word_error"].mean == 0
-    assert table["recordings, beside their transcripts"] == {"word_error": Figure(0.25, 0, 1)}
+    assert table["AudioLM"]["token_error"].mean == table["source"]["word error, base"].mean == 0
+    errors = {f"word error, {name}": Figure(0.25, 0, 1) for name in evaluate.recogniser.NAMES}
+    assert table["recordings, beside their transcripts"] == errors

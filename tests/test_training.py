@@ -369,3 +369,23 @@ def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
     run("audiolm_cli.training.tokenize", *common, "--passes", 1)  # the second one stays as it was
     with pytest.raises(ModelError, match="made with different codecs"):
         run("audiolm_cli.training.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)
+
+
+def test_stage_1_learns_from_synthetic_speech_as_well(copied: Path, data: Path) -> None:
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
+    for _ in range(2):  # what is there is kept
+        run("audiolm_cli.training.tokenize", *common, "--passes", 2, "--synthetic", data)
+        files = sorted((copied / "runs" / "tokens").glob("synthetic*"))
+        assert [file.name for file in files] == [
+            "synthetic-valid_0_0000.safetensors",
+            "synthetic_0_0000.safetensors",
+            "synthetic_1_0000.safetensors",
+        ]
+    read = load_tokens(copied / "runs", "synthetic")
+    assert all(len(tokens.semantic) > 50 and not tokens.codes.numel() for tokens in read)
+    assert not torch.equal(read[0].semantic, read[1].semantic)
+    shutil.rmtree(copied / "runs" / "semantic")
+    run("audiolm_cli.training.lm", *common, "--stage", "semantic", "--preset", "tiny", "--minutes", 3)
+    last = log(copied / "runs", "semantic")[-1]
+    assert last["finished"]
+    assert np.isfinite([last["bits"], last["bits_synthetic"]]).all()

@@ -7,6 +7,7 @@ manifest.tsv is tab-separated without quoting; the columns `path`, `split` (trai
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,8 @@ class Corpus:
         return self.audio[clip.offset : clip.offset + clip.samples].astype(np.float32) / 32768
 
 
-def load_corpus(data: Path, split: str, rate: int, cache: Path) -> Corpus:
-    """Reads the manifest's `split`; decodes, downmixes and resamples into `cache` on the first call.
+def read_manifest(data: Path, split: str, hours: float | None = None) -> list[dict[str, str]]:
+    """The rows of a folder's manifest.tsv of one split, or of the first `hours` of it.
 
     Raises InputError when the folder has no manifest or the split has no recordings.
     """
@@ -53,8 +54,21 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path) -> Corpus:
         raise InputError(f"{data}: no manifest.tsv there")
     with manifest.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["split"] == split]
+    if hours is not None:
+        ends = itertools.accumulate(float(row["seconds"]) for row in rows)
+        rows = [row for row, end in zip(rows, ends, strict=True) if end <= hours * 3600]
     if not rows:
         raise InputError(f"{manifest}: no recordings with split {split!r}")
+    return rows
+
+
+def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | None = None) -> Corpus:
+    """Reads the manifest's `split`, or the first `hours` of it; decodes, downmixes and resamples into `cache` on the
+    first call.
+
+    Raises InputError when the folder has no manifest or the split has no recordings.
+    """
+    rows = read_manifest(data, split, hours)
     cache.mkdir(parents=True, exist_ok=True)
     samples_file, index_file = cache / f"{split}.int16", cache / f"{split}.json"
     if not index_file.is_file():
@@ -62,7 +76,7 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path) -> Corpus:
     clips = [Clip(**clip) for clip in json.loads(index_file.read_text())]
     if [clip.path for clip in clips] != [row["path"] for row in rows]:
         raise InputError(f"{cache} was made from another manifest: remove it")
-    return Corpus(np.fromfile(samples_file, np.int16), clips)
+    return Corpus(np.memmap(samples_file, np.int16, "r"), clips)
 
 
 @contextmanager

@@ -38,10 +38,10 @@ from audiolm_cli.detector import WINDOW_SECONDS, Detector, SpectralDetector, Tra
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.familiar import prompts
+from audiolm_cli.training.hearing import equaliser
 from audiolm_cli.training.outputs import BATCH as OUTPUT_BATCH
 from audiolm_cli.training.outputs import SECONDS as OUTPUT_SECONDS
 from audiolm_cli.training.outputs import load_outputs, outputs_of
-from audiolm_cli.training.tokenize import equaliser
 from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64

@@ -4,11 +4,11 @@
     python -m audiolm_cli.training.evaluate --data runs/piano_corpus --runs runs/piano --model weights/piano --piano
 
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
-and bigram; words beside pseudo-words; continuations of 3 s by 7 s beside four trivial answers, and the end of long
-ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and continuations of 4 s by 6 s beside
-trivial answers and what the acoustic stages make alone. Of both: how the watermark survives, and how often the
-classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the
-extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
+and bigram; words beside pseudo-words; continuations of 3 s by 7 s beside four trivial answers, the words that are heard
+in them, and the end of long ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and
+continuations of 4 s by 6 s beside trivial answers and what the acoustic stages make alone. Of both: how the watermark
+survives, and how often the classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over
+speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
 """
 
 from __future__ import annotations
@@ -55,13 +55,16 @@ from audiolm_cli.training.measures import (
     autoencoder,
     clips_per_speaker,
     codec_figures,
+    figure,
     opus_rows,
 )
 from audiolm_cli.training.memorised import Training
 from audiolm_cli.training.tables import Table, plain, show
 from audiolm_cli.training.tokenize import TokenData
 
-SPEECH = ("codec", "tokenizer", "bits", "words", "continuation", "long", "resynthesis", "marks", "detector")  # sections
+SPEECH = (  # sections
+    "codec", "tokenizer", "bits", "words", "continuation", "spoken", "long", "resynthesis", "marks", "detector",
+)  # fmt: skip
 PIANO = ("codec", "bits", "music", "marks", "detector")
 SEED = 0
 LONG = 60.0  # seconds of a long continuation
@@ -193,6 +196,45 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
     return {f"{count} continuations, 3 s + 7 s, of {people} speakers among {len(voices.speakers)}": rows}
 
 
+def spoken_tables(setting: Setting) -> dict[str, Table]:
+    """The words in continuations that two recognisers hear alike, and what has to hold for them to count."""
+    clips = of_corpus(setting.validation, "librispeech")
+    chosen = continuations.cases(clips, setting.prompts, SEED)
+    hearing = [recogniser.recogniser(name, setting.cache) for name in recogniser.NAMES]
+    answers = usual_answers(setting, chosen)
+    answers["training clip pasted"] = lambda: continuations.pasted(chosen, setting.training, SEED)
+    answers["real tokens, through stages 2 and 3"] = lambda: with_real_tokens(setting, chosen)
+    rows: Table = {}
+    for name, make in answers.items():
+        say(f"words of continuations: {name}")
+        made = list(make())
+        heard = [[hear(new) for hear in hearing] for new in made]
+        people = [case.speaker for case in chosen]
+        alike = [recogniser.heard_alike(tiny.words, base.words) for tiny, base in heard]
+        sure = [base.log_probability for _, base in heard]
+        said = recogniser.speech(made, [base for _, base in heard], (clip.text for clip in setting.training.clips))
+        rows[name] = {
+            "words heard alike": figure(zip(people, alike, strict=True)),
+            "log probability": figure(zip(people, sure, strict=True)),
+            **{key.replace("_", " "): value for key, value in said._asdict().items()},
+        }
+    return {f"words of {len(chosen)} continuations, by Whisper {' and '.join(recogniser.NAMES)}": rows}
+
+
+def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> list[np.ndarray]:
+    """What stages 2 and 3 make of what really followed, as semantic tokens: the most that stage 1 could reach."""
+    bundle, made = setting.bundle, []
+    sampling = next(iter(setting.samplings.values()))
+    for start in range(0, len(chosen), BATCH):
+        cases = chosen[start : start + BATCH]
+        prompts = [pipeline.Prompt(case.prompt, start + n, seed=SEED) for n, case in enumerate(cases)]
+        run = pipeline.Run(bundle, prompts, sampling, BATCH)
+        semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
+        outputs = run.acoustic(semantic, [known.codes for known in run.encode([p.samples for p in prompts])])
+        made += [output.samples[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+    return made
+
+
 def long_tables(setting: Setting) -> dict[str, Table]:
     """The last 7 s of continuations of a minute: whether the voice holds, and whether speech goes on."""
     bundle = setting.bundle
@@ -271,18 +313,25 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
         "source, through the codec": lambda group, number: [through(pairing.source.real) for pairing in group],
     }
     rows: dict[str, list[resyntheses.Score]] = {}
-    hear = recogniser.recogniser()
+    hearing = {name: recogniser.recogniser(name, setting.cache) for name in recogniser.NAMES}
+    words: dict[str, list[dict[str, float]]] = {}
     for number, group in enumerate(groups):
         say(f"resynthesis: {number + 1} of {len(groups)}")
-        wanted = [(tokenize(pairing.source.real), hear(pairing.source.real)) for pairing in group]
+        sources = [pairing.source.real for pairing in group]
+        wanted = [(tokenize(source), {n: hear(source).words for n, hear in hearing.items()}) for source in sources]
         for name, make in answers.items():
             for pairing, made, (tokens, said) in zip(group, make(group, number), wanted, strict=True):
-                wrong = recogniser.word_error(said, hear(made))
-                found = resyntheses.score(pairing, made, voices, tokens, tokenize(made), wrong)
-                rows.setdefault(name, []).append(found)
+                rows.setdefault(name, []).append(resyntheses.score(pairing, made, voices, tokens, tokenize(made)))
+                wrong = {n: recogniser.word_error(said[n], hear(made).words) for n, hear in hearing.items()}
+                words.setdefault(name, []).append(wrong)
     voiced = [group[0].reference.speaker for group in groups for _ in group]
     table: Table = {name: dict(continuations.summarise(voiced, scores)) for name, scores in rows.items()}
-    table["recordings, beside their transcripts"] = {"word_error": recogniser.own_error(setting.validation, hear)}
+    table["recordings, beside their transcripts"] = {}
+    for n, hear in hearing.items():
+        for name, errors in words.items():
+            table[name][f"word error, {n}"] = figure((v, e[n]) for v, e in zip(voiced, errors, strict=True))
+        own = recogniser.own_error(setting.validation, hear)
+        table["recordings, beside their transcripts"][f"word error, {n}"] = own
     count = sum(map(len, groups))
     return {f"{count} resyntheses of 7 s after 3 s of another speaker, among {len(voices.speakers)}": table}
 
@@ -384,6 +433,7 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "bits": bits_tables,
         "words": word_tables,
         "continuation": continuation_tables,
+        "spoken": spoken_tables,
         "long": long_tables,
         "resynthesis": resynthesis_tables,
         "music": music_tables,

@@ -6,6 +6,9 @@ Crops have one shape per batch, drawn from the stage's shapes; part of those of 
 elsewhere in the recording or speaker, behind the gap token. A share of the acoustic inputs is replaced at random, so
 that a wrong token in generation does not lead astray. Loss on the tokens that the stage makes, each quantizer among its
 own codes. The best validation state is kept as the part that ships.
+
+Stage 1 learns from synthetic speech as well where `tokenize --synthetic` made tokens of some: its share of the batches
+goes from the first to the second number of --synthetic-share over the training.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import copy
 import dataclasses
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,12 +26,13 @@ from torch import Tensor
 
 from audiolm_cli.bundle import NEEDS, save_part, stage_model
 from audiolm_cli.config import PRESETS, Layout, preset
+from audiolm_cli.errors import ModelError
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.likelihood import Batch, batch_of, token_losses
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import StageName, Vocabulary
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
-from audiolm_cli.training.trainer import Trainer, arguments, warm_start
+from audiolm_cli.training.trainer import Trainer, arguments, autocast, warm_start
 from audiolm_cli.transformer import Stack, Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
@@ -173,7 +178,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
             drawn = crops.draw(shape, 8)
             if not drawn:
                 continue
-            with torch.autocast(device.type, torch.bfloat16, enabled=next(model.parameters()).dtype == torch.float32):
+            with autocast(device, next(model.parameters()).dtype == torch.float32):
                 losses = token_losses(model, crops.build(drawn, shape, **change).to(device))
             if losses.ndim == 2:
                 losses = losses[:, :-1, None]  # without the place of <end>
@@ -199,22 +204,44 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
     parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument(
+        "--synthetic-share",
+        type=float,
+        nargs=2,
+        default=(0.9, 0.3),
+        metavar=("FIRST", "LAST"),
+        help="of stage 1's batches",
+    )
     parser.add_argument("--coarse", type=int, help="quantizers of stage 2; as many as the tokens have by default")
     args = parser.parse_args()
     stage: StageName = args.stage
     train, valid = ([split_at(data, args.coarse) for data in load_tokens(args.runs, s)] for s in ("train", "valid"))
+    read, read_valid = (load_synthetic(args.runs, train[0], s) for s in ("synthetic", "synthetic-valid"))
+    if stage != "semantic" or not read:
+        read, read_valid, args.synthetic_share = [], [], (0.0, 0.0)
     config = getattr(preset(args.preset), stage)
     model = stage_model(config, train[0].spec, stage, args.dropout)
     before = warm_start(args, stage, model)
     kind = config.layout if config.layout in SHAPES else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
-    crops = Crops(train, stage, config.layout, (args.seed, trainer.step, trainer.rank))
+    corpora = [
+        Crops(data, stage, config.layout, (args.seed, trainer.step, trainer.rank)) for data in (train, read) if data
+    ]
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
     shares = np.array([shape.share for shape in SHAPES[kind]])
     best: Best | None = trainer.extra.get("best")
+
+    def validated() -> dict[str, object]:
+        figures = validation_bits(model, valid, batches=2)
+        if read_valid:
+            figures["bits_synthetic"] = validation_bits(model, read_valid, batches=2)["bits"]
+        return figures
+
     for _ in trainer:
         shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
+        share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
+        crops = corpora[int(shapes.random() < share)]
         batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
         if batch is None:
             continue
@@ -223,8 +250,8 @@ def main() -> None:
             loss = training_loss(model, batch)
         trainer.update(loss, {"bits": loss / np.log(2)})
         if trainer.due():
-            best = _validated(trainer, validation_bits(model, valid, batches=2), best)
-    best = _validated(trainer, validation_bits(model, valid, batches=2), best, finished=True)
+            best = _validated(trainer, validated(), best)
+    best = _validated(trainer, validated(), best, finished=True)
     if trainer.rank:
         return
     model.load_state_dict(best[1])
@@ -238,6 +265,16 @@ def main() -> None:
         "trained": trained,
     }
     save_part(args.runs / "parts" / f"{stage}.safetensors", model, about)
+
+
+def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:
+    """The tokens of synthetic speech, if there are any, by the tokenizer of the real ones; raises ModelError."""
+    if not any((runs / "tokens").glob(f"{split}_*.safetensors")):
+        return []
+    found = load_tokens(runs, split)
+    if found[0].sources["tokenizer"] != real.sources["tokenizer"]:
+        raise ModelError(f"{runs}/tokens: {split} was made with another tokenizer; remove it")
+    return found
 
 
 def split_at(data: TokenData, coarse: int | None) -> TokenData:

@@ -2,7 +2,7 @@
 
 A pairing is 7 s of a validation speaker's recording, to be said again, and 3 s of another speaker for reference. Voices
 are told apart as in `continuations`: by audio that lies outside both. Content is compared by semantic tokens, those
-asked for and those that the output gives, and by the words that a recogniser hears in source and output. Audio is
+asked for and those that the output gives; `recogniser` compares words. Audio is
 `float32 [T]` at 16 kHz.
 """
 
@@ -32,7 +32,6 @@ class Score(NamedTuple):
     speaker_is_reference: float
     speaker_is_source: float
     token_error: float
-    word_error: float
     dnsmos: float
 
 
@@ -47,10 +46,8 @@ def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
     return groups
 
 
-def score(
-    pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray, word_error: float
-) -> Score:
-    """Judges an output `float32 [T]` by its sound, by its tokens `got` beside those `wanted`, and by its words."""
+def score(pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray) -> Score:
+    """Judges an output `float32 [T]` by its sound, and by its tokens `got` beside those `wanted`."""
     embeddings = voices.embeddings.copy()
     for case in pairing:
         embeddings[voices.speakers.index(case.speaker)] = case.reference
@@ -60,7 +57,6 @@ def score(
         float(nearest == pairing.reference.speaker),
         float(nearest == pairing.source.speaker),
         edit_distance(wanted, got) / max(1, len(wanted)),
-        word_error,
         dnsmos(made),
     )
 

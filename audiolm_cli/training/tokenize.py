@@ -2,7 +2,10 @@
 
     python -m audiolm_cli.training.tokenize --data DATA --passes 2
 
-torchrun starts several processes of it, each with its share of the recordings.
+torchrun starts several processes of it, each with its share of the recordings. With --synthetic FOLDER the recordings
+there get semantic tokens only, for stage 1, as other rooms and microphones would have them (`hearing`): what is real
+and what is not should sound alike.
+
 Needs parts/codec.safetensors and parts/tokenizer.safetensors, as codec and tokenizer training leave them. Every pass
 shifts each recording by a part of a frame; passes behind the first also change its level, its channel and its rate
 (0.85 to 1.18: pitch and tempo together, so every speaker becomes another one). Short recordings of one speaker are
@@ -13,6 +16,7 @@ made with another tokenizer, the codes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -24,6 +28,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from audiolm_cli import audio
 from audiolm_cli.autoencoders import State
 from audiolm_cli.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity, write_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
@@ -31,10 +36,13 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
 from audiolm_cli.training.codec import codec_config
-from audiolm_cli.training.data import Clip, Corpus, load_corpus
+from audiolm_cli.training.data import Clip, Corpus, load_corpus, read_manifest
+from audiolm_cli.training.hearing import Changes, changed, equaliser
 from audiolm_cli.training.trainer import arguments
 
 TRACK_SECONDS = 24.0  # recordings of a speaker are joined up to about this length
+SHARD = 200  # synthetic recordings in a file, some two hours
+SYNTHETIC = Changes(rate=(0.88, 1.14), rate_chance=0.4, noise=(10.0, 45.0), noise_chance=0.8)  # as real ones differ
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class Track:
 
 @dataclass(frozen=True)
 class TokenData:
-    """One pass over a split: semantic `int64 [N]`, codes `int64 [Q, N * frames_per_semantic]`, and the tracks."""
+    """One pass over a split: semantic `int64 [N]`, codes `int64 [Q, N * frames_per_semantic]` (of synthetic speech
+    `[Q, 0]`), and the tracks."""
 
     spec: TokenSpec
     semantic: Tensor
@@ -75,6 +84,13 @@ def load_part(runs: Path, part: str) -> tuple[SoundStream | SemanticTokenizer, s
     tensors = read_tensors(file, module.state_dict())
     module.load_state_dict({k: v.float() for k, v in tensors.items()})
     return module.eval().requires_grad_(False), tensors_identity(tensors, TOKEN_SOURCES[part])
+
+
+def vocabulary_of(runs: Path) -> int:
+    """How many semantic tokens a run's tokenizer knows."""
+    about = read_about(runs / "parts" / "tokenizer.safetensors")
+    spec: TokenSpec = from_json(TokenSpec, about["tokens"], "tokens")
+    return spec.semantic_vocabulary
 
 
 def groups(corpus: Corpus, rate: int) -> list[list[Clip]]:
@@ -115,11 +131,6 @@ def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(out, -1, 1).astype(np.float32)
 
 
-def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """Gains in dB of that standard deviation, `[bins]`, between six random ones along the frequency axis."""
-    return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))
-
-
 def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, share: tuple[int, int]) -> None:
     """Writes pass `number` of a split, unless it is there; of `share` (i, n) every n-th group of recordings, from the
     i-th on."""
@@ -133,7 +144,7 @@ def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, shar
     assert isinstance(tokenizer, SemanticTokenizer)
     codec.to(args.device), tokenizer.to(args.device)
     quantizers, codebook_size, _ = codec.quantizer.codebooks.shape
-    spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=len(tokenizer.centroids))
+    spec = TokenSpec(quantizers=quantizers, codebook_size=codebook_size, semantic_vocabulary=vocabulary_of(args.runs))
     rng = np.random.default_rng(number)
     corpus = load_corpus(args.data, split, spec.sample_rate, args.runs / "audio")
 
@@ -146,6 +157,33 @@ def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, shar
     codes = before.codes if before and before.sources["codec"] == codec_identity else None
     write_tokens(file, spec, recordings(), codec, tokenizer, sources, codes)
     print(json.dumps({"written": str(file)}), flush=True)
+
+
+@torch.inference_mode()
+def tokenize_synthetic(args: argparse.Namespace, split: str, number: int, share: tuple[int, int]) -> None:
+    """Writes pass `number` over a split of synthetic recordings, in files of SHARD recordings that are there or not."""
+    tokenizer, identity = load_part(args.runs, "tokenizer")
+    assert isinstance(tokenizer, SemanticTokenizer)
+    tokenizer.to(args.device)
+    spec = dataclasses.replace(TokenSpec(), semantic_vocabulary=vocabulary_of(args.runs))
+    rows = read_manifest(args.synthetic, split, args.hours)
+    name = "synthetic" if split == "train" else "synthetic-valid"
+    for shard in range(share[0], -(-len(rows) // SHARD), share[1]):
+        file = args.runs / "tokens" / f"{name}_{number}_{shard:04}.safetensors"
+        if file.is_file() and read_tokens(file).sources == {"tokenizer": identity}:
+            continue
+        semantic, tracks, offset = [], [], 0
+        rng = np.random.default_rng((number, shard))
+        for row in rows[shard * SHARD : (shard + 1) * SHARD]:
+            samples = audio.read(args.synthetic / row["path"], spec.sample_rate).samples
+            if split == "train":
+                samples, _ = changed(samples, rng, SYNTHETIC)
+            ids = tokenizer.tokenize(torch.from_numpy(samples).to(args.device)[None])[0].short().cpu()
+            semantic.append(ids)
+            tracks.append(asdict(Track(f"{row['speaker']}/{number}", offset, len(ids))))
+            offset += len(ids)
+        save_tokens(file, spec, torch.cat(semantic), torch.zeros(spec.quantizers, 0, dtype=torch.int16), tracks,
+                    {"tokenizer": identity})  # fmt: skip
 
 
 @torch.inference_mode()
@@ -171,11 +209,18 @@ def write_tokens(
             codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
         tracks.append(asdict(Track(speaker, offset, length)))
         offset += length
-    metadata = {"tokens": json.dumps(asdict(spec)), "tracks": json.dumps(tracks), "sources": json.dumps(sources)}
     all_codes = torch.cat(codes, 1) if known is None else known.short()
     if all_codes.shape[1] != offset * spec.frames_per_semantic:
         raise ModelError(f"{file}: made from other recordings; remove it")
-    write_tensors(file, {"semantic": torch.cat(semantic), "codes": all_codes.contiguous()}, metadata)
+    save_tokens(file, spec, torch.cat(semantic), all_codes, tracks, sources)
+
+
+def save_tokens(
+    file: Path, spec: TokenSpec, semantic: Tensor, codes: Tensor, tracks: list[dict], sources: dict[str, str]
+) -> None:
+    """Writes the file that `read_tokens` reads."""
+    metadata = {"tokens": json.dumps(asdict(spec)), "tracks": json.dumps(tracks), "sources": json.dumps(sources)}
+    write_tensors(file, {"semantic": semantic, "codes": codes.contiguous()}, metadata)
 
 
 def read_tokens(file: Path) -> TokenData:
@@ -201,10 +246,17 @@ def load_tokens(runs: Path, split: str) -> list[TokenData]:
 def main() -> None:
     parser = arguments(__doc__, minutes=0)
     parser.add_argument("--passes", type=int, default=2, help="over the training split, the first one unaltered")
+    parser.add_argument("--synthetic", type=Path, help="folder of synthetic speech, for semantic tokens only")
+    parser.add_argument("--hours", type=float, help="of it; all by default")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     index, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.synthetic:
+        for split, passes in (("valid", 1), ("train", args.passes)):
+            for number in range(passes):
+                tokenize_synthetic(args, split, number, (index, count))
+        return
     wanted = ([("valid", 0, (0, 1))] if index == 0 else []) + [("train", n, (index, count)) for n in range(args.passes)]
     for split, number, share in wanted:
         suffix = f"_{share[0]}of{share[1]}" if share[1] > 1 else ""

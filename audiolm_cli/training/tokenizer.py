@@ -35,7 +35,7 @@ from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import best_of, kmeans, members
 from audiolm_cli.training.tokenize import altered, load_part
-from audiolm_cli.training.trainer import Trainer, arguments, load_checkpoint, warm_start
+from audiolm_cli.training.trainer import Trainer, arguments, autocast, load_checkpoint, warm_start
 
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
@@ -133,7 +133,7 @@ def own_labels(tokenizer: SemanticTokenizer, corpus: Corpus) -> Tensor:
     """The tokens of the clean recordings, `int64 [tokens]`."""
     device, parts = tokenizer.centroids.device, []
     for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             hidden = tokenizer.hidden(tokenizer.features(audio.to(device)))
         parts.append(tokenizer.quantize(hidden[:, 50:].float()).flatten())
     return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
@@ -175,12 +175,7 @@ def perturb(mel: Tensor, generator: torch.Generator, voice: bool = True) -> Tens
     it."""
     batch, _, bins = mel.shape
     uniform = lambda *shape: torch.rand(shape, generator=generator).to(mel.device)  # noqa: E731
-    if voice:
-        place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * uniform(batch, 1))  # vocal tract length
-        low = place.floor().clamp(0, bins - 1).long()
-        high, share = (low + 1).clamp(max=bins - 1), (place - low).clamp(0, 1)
-        index = lambda i: i[:, None].expand_as(mel)  # noqa: E731
-        mel = torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
+    mel = warped(mel, generator) if voice else mel
     knots = 3 * torch.randn(batch, 1, 5, generator=generator).to(mel.device) * uniform(batch, 1, 1)  # channel, level
     mel = mel + F.interpolate(knots, bins, mode="linear", align_corners=True)
     floor = (
@@ -191,6 +186,16 @@ def perturb(mel: Tensor, generator: torch.Generator, voice: bool = True) -> Tens
     )
     noisy = uniform(batch, 1, 1) < 0.4
     return torch.where(noisy, torch.logaddexp(mel, floor), mel)
+
+
+def warped(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Log-mel `[B, M, bins]` as vocal tracts of other lengths would have it."""
+    batch, _, bins = mel.shape
+    place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * torch.rand(batch, 1, generator=generator)).to(mel)
+    low = place.floor().clamp(0, bins - 1).long()
+    high, share = (low + 1).clamp(max=bins - 1), (place - low).clamp(0, 1)
+    index = lambda i: i[:, None].expand_as(mel)  # noqa: E731
+    return torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
 
 
 def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
@@ -306,7 +311,7 @@ def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: 
     """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
     batch, length = target.shape
     masked = draw_mask(batch, length, generator).to(target.device)
-    with torch.autocast(target.device.type, torch.bfloat16):
+    with autocast(target.device):
         logits = training.logits(normalise(training.tokenizer, mel), masked).float()
     figures = []
     for chosen in (masked, ~masked):

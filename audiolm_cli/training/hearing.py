@@ -1,0 +1,78 @@
+"""Recordings as another microphone, room, head or line would have them, for students of clean speech to see through.
+
+Everything keeps the clock of what it is given, but for `changed`'s rate, which it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RATE = 16000  # Hz
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How often and how much. Chances are shares of all crops."""
+
+    rate: tuple[float, float] = (0.85, 1.18)  # pitch, formants and tempo together
+    rate_chance: float = 0.5
+    equaliser: float = 3.0  # dB, standard deviation
+    room: tuple[float, float] = (0.1, 0.7)  # s until the echo is 60 dB down
+    room_chance: float = 0.35
+    band: tuple[float, float] = (2800.0, 7500.0)  # Hz, of a low-pass
+    band_chance: float = 0.25
+    noise: tuple[float, float] = (3.0, 40.0)  # dB below speech
+    noise_chance: float = 0.6
+    level: float = 10.0  # dB up or down
+
+
+def changed(
+    samples: np.ndarray, rng: np.random.Generator, how: Changes, length: int | None = None
+) -> tuple[np.ndarray, float]:
+    """Speech `float32 [T]` -> `float32 [length]`, by default all of it, and the rate: new sample n says what old sample
+    n * rate did. T must be at least length * rate, for the highest rate that `how` allows.
+    """
+    rate = float(np.exp(rng.uniform(*np.log(how.rate)))) if rng.random() < how.rate_chance else 1.0
+    length = length or int(len(samples) / rate)
+    old = samples[: round(length * rate)]
+    spectrum = np.fft.rfft(old)
+    bins = length // 2 + 1
+    spectrum = np.pad(spectrum, (0, max(0, bins - len(spectrum))))[:bins] * (length / len(old))
+    gain = equaliser(bins, rng, how.equaliser)
+    if rng.random() < how.band_chance:
+        edge = rng.uniform(*how.band)
+        gain -= np.clip(np.linspace(0, RATE / 2, bins) / edge - 1, 0, 1) * 200  # dB
+    spectrum *= 10 ** (gain / 20)
+    if rng.random() < how.room_chance:
+        spectrum *= np.fft.rfft(room(rng, float(rng.uniform(*how.room))), length)
+    out = np.fft.irfft(spectrum, length)
+    loud = np.sqrt(np.mean(np.square(out))) + 1e-6
+    if rng.random() < how.noise_chance:
+        out += noise(length, rng) * loud * 10 ** (-rng.uniform(*how.noise) / 20)
+    out *= 10 ** (rng.uniform(-how.level, how.level) / 20)
+    return np.clip(out, -1, 1).astype(np.float32), rate
+
+
+def room(rng: np.random.Generator, seconds: float) -> np.ndarray:
+    """An impulse response: the direct sound, then noise that falls by 60 dB in that time."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    echo = rng.standard_normal(len(time)) * 10 ** (-3 * time / seconds)
+    echo *= 10 ** (rng.uniform(-15, 3) / 20) / np.sqrt(np.square(echo).sum())  # energy beside the direct sound's
+    echo[: round(rng.uniform(0.002, 0.01) * RATE)] = 0  # the first wall
+    echo[0] = 1
+    return echo
+
+
+def noise(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of unit power with a random slope: white to brown."""
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum *= np.maximum(np.arange(len(spectrum)) * RATE / length, 50.0) ** -rng.uniform(0, 1)
+    out = np.fft.irfft(spectrum, length)
+    return out / np.sqrt(np.mean(np.square(out)))
+
+
+def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:
+    """Gains in dB of that standard deviation, `[bins]`, between six random ones along the frequency axis."""
+    return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))
