@@ -32,7 +32,7 @@ INSTALL = "ffmpeg would read M4A, WebM, WMA and more: install it, for instance w
 # Its names for formats that hold sound and refer to no other file, unlike playlists, concat, hls, dash, sdp and image
 # sequences. All else is refused, whatever an ffmpeg of another version knows.
 FORMATS = (
-    "3gp,aac,ac3,adx,aiff,aix,amr,amrnb,amrwb,ape,aptx,asf,asf_o,ast,au,avi,caf,codec2,dff,dsf,dts,dtshd,dv,eac3,flac,"
+    "3gp,aac,ac3,adx,aiff,aix,amr,amrnb,amrwb,ape,aptx,asf,asf_o,ast,au,avi,caf,codec2,dsf,dts,dtshd,dv,eac3,flac,"
     "flv,g723_1,g729,gsm,gxf,iamf,iff,ircam,kux,loas,m4a,matroska,mlp,mmf,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mxf,"
     "nistsphere,nut,ogg,oma,paf,pvf,qcp,rm,rso,sbc,shn,smjpeg,sox,spdif,tak,truehd,tta,voc,vqf,w64,wav,webm,wsd,wtv,wv,"
     "xwma"
