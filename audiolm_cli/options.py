@@ -7,14 +7,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+import string
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from audiolm_cli.errors import UsageError
 
 MAX_SECONDS = 3600.0
 MAX_THREADS = 256  # some thousands end the process: the system gives it no more
+PICTURES = (".png",)  # their suffixes
 Three = tuple[Any, Any, Any]  # semantic, coarse, fine
 
 
@@ -26,7 +29,7 @@ class Options:
     prompt_seconds: float | None = None  # of the prompt's end, to go on from
     continuation_only: bool | None = None
     speaker: str | None = None  # path of a reference recording
-    plot: str | None = None  # path of a picture
+    plot: str | None = None  # path of a picture, or its template
     quantizers: int | None = None
     seed: int = 0
     temperature: Three | None = None
@@ -100,6 +103,53 @@ def path(option: str, value: Any) -> str:
     return value
 
 
+@dataclass(frozen=True)
+class Template:
+    """The name of a file, in which {stem} of the input, {index} of the sample and {position} in the list may stand.
+
+    Raises UsageError for other fields, for what is no name, and for a suffix that is none of `suffixes`.
+    """
+
+    option: str
+    text: str
+    suffixes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        path(self.option, self.text)
+        try:
+            parsed = [part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None]
+        except ValueError as error:
+            raise UsageError(f"{self.option}: {error}") from None
+        for field, form, _ in parsed:
+            if field not in ("stem", "index", "position"):
+                raise UsageError(f"{self.option}: knows {{stem}}, {{index}} and {{position}}, not {{{field}}}")
+            if re.search(r"\d{4}|{", str(form)):  # a width of gigabytes
+                raise UsageError(f"{self.option}: {{{field}:{form}}} is no format for a name")
+        if Path(self.text).suffix.lower() not in self.suffixes:
+            raise UsageError(f"{self.option}: must end in {' or '.join(self.suffixes)}")
+
+    @property
+    def fields(self) -> set[str]:
+        return {field for _, field, _, _ in string.Formatter().parse(self.text) if field is not None}
+
+    def fill(self, source: str | None, index: int, position: int) -> str:
+        """The name for a sample of the source at that place in the list."""
+        stem = {None: "generated", "-": "stdin"}.get(source) or Path(str(source)).stem
+        try:
+            name = self.text.format(stem=stem, index=index, position=position)
+        except (ValueError, OverflowError) as error:
+            raise UsageError(f"{self.option}: {error}") from None
+        if name.count(os.sep) != self.text.count(os.sep):  # of an {index:c}
+            raise UsageError(f"{self.option}: a field must not make folders")
+        return path(self.option, name)
+
+
+def picture(option: str, value: Any) -> str:
+    if value == "-":
+        raise UsageError(f"{option}: draws into a file, not to standard output")
+    return Template(option, value, PICTURES).text
+
+
 def for_stages(kind: type, valid: Callable[[Any], bool], must: str) -> Callable[[str, Any], Three]:
     """A check for one number for all three stages, or three of them, as a list or separated by commas."""
 
@@ -139,7 +189,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompt_seconds": seconds,
     "continuation_only": flag,
     "speaker": path,
-    "plot": path,
+    "plot": picture,
     "quantizers": whole(1, 64),
     "seed": whole(0, 2**63 - 1),
     "temperature": for_stages(float, lambda t: 0 <= t < math.inf, "at least 0"),

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
-import string
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from audiolm_cli import options
 from audiolm_cli.errors import OutputError, UsageError, display
 from audiolm_cli.jobs import Job
-from audiolm_cli.options import Request
+from audiolm_cli.options import Request, Template
 
 Identity = tuple[int, int]  # device and inode: the same for all names of a file
 
@@ -105,7 +103,7 @@ def plan(
             raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
         if request.output == "-" and len(requests) * request.samples > 1:
             raise UsageError("only one sample can go to standard output")
-    names = _Template("--name", name, suffixes) if name is not None else None
+    names = Template("--name", name, suffixes) if name is not None else None
     if names and os.sep in names.text:
         raise UsageError("--name: names files in the folder of --out-dir, not folders")
     if names and "index" not in names.fields and any(request.samples > 1 for request in requests):
@@ -124,55 +122,15 @@ def plan(
     return _left(jobs, Places([*inputs.items(), *reads]), force, skip_existing)
 
 
-@dataclass(frozen=True)
-class _Template:
-    """A name with fields in braces; raises UsageError for others, and for a suffix that the name must not have."""
-
-    option: str
-    text: str
-    suffixes: Sequence[str]
-
-    def __post_init__(self) -> None:
-        options.path(self.option, self.text)
-        try:
-            parsed = [part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None]
-        except ValueError as error:
-            raise UsageError(f"{self.option}: {error}") from None
-        for field, form, _ in parsed:
-            if field not in ("stem", "index", "position"):
-                raise UsageError(f"{self.option}: knows {{stem}}, {{index}} and {{position}}, not {{{field}}}")
-            if re.search(r"\d{4}|{", str(form)):  # a width of gigabytes
-                raise UsageError(f"{self.option}: {{{field}:{form}}} is no format for a name")
-        if Path(self.text).suffix.lower() not in self.suffixes:
-            raise UsageError(f"{self.option}: must end in {' or '.join(self.suffixes)}")
-
-    @property
-    def fields(self) -> set[str]:
-        return {field for _, field, _, _ in string.Formatter().parse(self.text) if field is not None}
-
-    def fill(self, source: str | None, index: int, position: int) -> str:
-        """The name for a sample of the source at that place in the list."""
-        stem = {None: "generated", "-": "stdin"}.get(source) or Path(str(source)).stem
-        try:
-            name = self.text.format(stem=stem, index=index, position=position)
-        except (ValueError, OverflowError) as error:
-            raise UsageError(f"{self.option}: {error}") from None
-        if name.count(os.sep) != self.text.count(os.sep):  # of an {index:c}
-            raise UsageError(f"{self.option}: a field must not make folders")
-        return options.path(self.option, name)
-
-
-def _pictures(requests: Sequence[Request]) -> dict[str | None, _Template]:
+def _pictures(requests: Sequence[Request]) -> dict[str | None, Template]:
     """The templates of pictures, by their text; raises UsageError where one would name several pictures alike."""
     wanted = Counter[str]()
     for request in requests:
         if request.options.plot is not None:
             wanted[request.options.plot] += request.samples
-    found: dict[str | None, _Template] = {}
+    found: dict[str | None, Template] = {}
     for text, count in wanted.items():
-        if text == "-":
-            raise UsageError("--plot: draws into a file, not to standard output")
-        found[text] = picture = _Template("--plot", text, (".png",))
+        found[text] = picture = Template("--plot", text, options.PICTURES)
         several = any(request.samples > 1 for request in requests if request.options.plot == text)
         if (count > 1 and not picture.fields) or (several and "index" not in picture.fields):
             raise UsageError("--plot: several outputs need several names, such as '{stem}.{index}.png'")
@@ -183,14 +141,14 @@ def _target(
     request: Request,
     place: tuple[str | None, int, int],
     out_dir: str | None,
-    names: _Template | None,
+    names: Template | None,
     suffixes: Sequence[str],
 ) -> str:
     if request.output == "-":
         return "-"
     if request.output is None:
         several = request.samples > 1
-        names = names or _Template("--name", ("{stem}.{index}" if several else "{stem}") + suffixes[0], suffixes)
+        names = names or Template("--name", ("{stem}.{index}" if several else "{stem}") + suffixes[0], suffixes)
         target = os.path.join(str(out_dir), names.fill(*place))
     elif request.samples > 1:
         root, suffix = os.path.splitext(request.output)

@@ -142,7 +142,7 @@ class Synthesis(ABC):
             drawn = plot.png(result, config.tokens, f"{_output(job.target)}, {config.name}, seed {seed}")
             _check_kept(job, tags, drawn)
         clipped = 0
-        if job.kept is None or job.kept != job.target:
+        if job.kept != job.target:
             clipped = audio.write(job.target, samples, self.rate, tags, self.force)
         if drawn and job.kept != picture:
             audio.write_bytes(picture, drawn, self.force)

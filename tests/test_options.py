@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from audiolm_cli.errors import UsageError
 from audiolm_cli.options import CHECKS, Options, Request, checked, read_jobs
 
-KEYS = ("duration", "temperature", "num_samples", "seed", "continuation_only", "output")
+KEYS = ("plot", "duration", "temperature", "num_samples", "seed", "continuation_only", "output")
 DEFAULTS = {"duration": 7.0, "seed": 1}
 
 
@@ -57,6 +57,10 @@ def test_a_command_without_inputs() -> None:
         ('{"input": "a.wav", "temperature": [1, 2]}', "temperature: give one number or three"),
         ('{"input": "a.wav", "temperature": {"a": 1}}', "temperature: "),
         ('{"input": "a.wav", "continuation-only": "yes"}', "continuation-only: must be true or false"),
+        ('{"input": "a.wav", "plot": "-"}', "plot: draws into a file, not to standard output"),
+        ('{"input": "a.wav", "plot": "{stem}.jpg"}', "plot: must end in .png"),
+        ('{"input": "a.wav", "plot": "{input}.png"}', "plot: knows {stem}, {index} and {position}, not {input}"),
+        ('{"input": "a.wav", "plot": 1}', "plot: must be a path"),
         ('{"input": "a.wav", "seed": null}', "seed: must not be null; leave the key out"),
         ('{"input": "a.wav", "duration": null}', "duration: must not be null; leave the key out"),
         ('{"input": null}', "input: must not be null; leave the key out"),
