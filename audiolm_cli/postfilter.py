@@ -102,6 +102,12 @@ def silent(samples: np.ndarray, rate: int) -> bool:
     return active_level(powers(samples, rate, AUDIBLE)) == 0
 
 
+def audible(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Which frames of a sound are to be heard, `bool [frames]`: no more than 50 dB below the loudest, nor silent."""
+    power = powers(samples, rate, AUDIBLE)
+    return power > max(power.max(initial=0) / 10**5, SILENT)
+
+
 def overload(samples: np.ndarray) -> float:
     """The share of a sound's samples that lie within 2 % of its peak: a thousandth where nothing was cut off."""
     peaks = np.abs(samples)
