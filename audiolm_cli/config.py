@@ -160,6 +160,15 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class OutputConfig:
+    """What `postfilter` makes of a bundle's outputs: they have nothing below `high_pass` (Hz; 0: all that is made), and
+    their level strays from the prompt's by `level_range` (dB; 0: as far as it likes)."""
+
+    high_pass: float = bounded(0, 200, default=70.0)
+    level_range: float = bounded(0, 60, default=1.5)
+
+
+@dataclass(frozen=True)
 class BundleConfig:
     """config.json of a bundle."""
 
@@ -172,8 +181,10 @@ class BundleConfig:
     fine: StageConfig | None  # None where all quantizers are coarse
     detector: DetectorConfig | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
-    familiar_bits: float = bounded(0, 32, default=0.0)  # `likelihood.surprise` of 99 % of its recordings; 0: not known
+    familiar_bits: float = bounded(0, 32, default=0.0)  # its recordings' surprise is rarely more; 0: not known
+    familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # nor their semantic tokens' bits less
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
     format_version: int = bounded(1, FORMAT_VERSION, default=FORMAT_VERSION)

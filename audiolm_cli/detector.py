@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audiolm_cli import postfilter
 from audiolm_cli.config import DetectorConfig, TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.likelihood import EVIDENCE, traces
@@ -32,15 +33,17 @@ BINS, FLOOR = 64, 1e-4  # of mel energies
 LEVEL = 0.05  # root mean square of what a SpectralDetector hears
 STRETCH = 5  # windows: a recording is as suspicious as the most suspicious four seconds of it
 FAINT, SILENT = 0.01, 1e-8  # windows with this share of the loudest one's energy, or mean square, tell nothing
+LEAST_SECONDS = 1.0  # in which there is something to be heard: less tells nothing
 SUSPICIOUS = 4.0  # sum of a segment's logits: one clear window, or several
 DOUBT = 2.0  # a false alarm costs so much in training: windows of which half was generated have this logit, negative
 
 
 class Judgement(NamedTuple):
     """Probabilities that the windows, which begin at `starts` (s), were generated: NaN where nothing is to be heard.
-    `probability` is that of the recording; `segments` are the stretches (s) that speak most for it."""
+    `probability` is that of the recording, None where that is too short to tell, or too little of it to be heard;
+    `segments` are the stretches (s) that speak most for it."""
 
-    probability: float
+    probability: float | None
     segments: list[tuple[float, float]]
     starts: np.ndarray
     windows: np.ndarray
@@ -122,10 +125,13 @@ def make_detector(config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.
 
 @torch.inference_mode()
 def judge(bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Judgement:
-    """Judges a recording `float32 [T]`, not empty, by the bundle's detector, as a whole and in windows."""
+    """Judges a recording `float32 [T]` by the bundle's detector, as a whole and in windows."""
     tokens, detector = bundle.config.tokens, bundle.detector
     assert detector is not None
-    found, length = detector.hear(bundle, samples, progress).to(bundle.device), len(samples)
+    length, audible = len(samples), postfilter.audible(samples, tokens.sample_rate)
+    if audible.sum() < LEAST_SECONDS * postfilter.FRAMES:
+        return Judgement(None, [], np.zeros(0), np.zeros(0))
+    found = detector.hear(bundle, samples, progress).to(bundle.device)
     per = tokens.sample_rate / tokens.samples_per_frame
     size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
     starts = np.arange(0, max(0, length // tokens.samples_per_frame - size) + 1, hop)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -140,14 +141,21 @@ def _parallel_losses(model: ParallelTransformer, codes: Tensor, measure: Measure
     return torch.stack(losses, -1)
 
 
-@torch.inference_mode()
-def surprise(semantic_model: Transformer, coarse_model: Decoder, semantic: Tensor, codes: Tensor) -> float:
-    """How strange a recording is to stages 1 and 2, in bits: of a coarse code, each semantic token's codes by
-    themselves, and SEMANTIC_SHARE of those of a semantic token.
+class Strangeness(NamedTuple):
+    """How strange a recording is to stages 1 and 2, in bits: `surprise`, of a coarse code, each semantic token's codes
+    by themselves, and SEMANTIC_SHARE of those of a semantic token; and `semantic`, those of a semantic token alone."""
 
-    semantic `int64 [S]`, S at least 1, codes `int64 [Q, F]`. What came before would help to predict the codes, and most
-    where a sound stays as it is, whatever it is. Codes alone tell piano from speech better than speech from piano,
-    semantic tokens the other way round.
+    surprise: float
+    semantic: float
+
+
+@torch.inference_mode()
+def strangeness(semantic_model: Transformer, coarse_model: Decoder, semantic: Tensor, codes: Tensor) -> Strangeness:
+    """How strange the tokens of a recording are: semantic `int64 [S]`, S at least 1, codes `int64 [Q, F]`.
+
+    What came before would help to predict the codes, and most where a sound stays as it is, whatever it is. Codes alone
+    tell piano from speech better than speech from piano, semantic tokens the other way round. What is too easy to
+    predict is no speech either: of silence, tones and noise semantic tokens cost few bits, whatever the codes do.
     """
     spec, per, device = coarse_model.spec, coarse_model.spec.frames_per_semantic, coarse_model.ids.weight.device
     frames = codes[: spec.coarse, : len(semantic) * per].unfold(1, per, per).transpose(0, 1)  # [S, coarse, per]
@@ -156,7 +164,8 @@ def surprise(semantic_model: Transformer, coarse_model: Decoder, semantic: Tenso
     code_losses = token_losses(coarse_model, batch_of("coarse", layout, spec, pieces).to(device))
     whole = batch_of("semantic", semantic_model.config.layout, spec, [(semantic, codes)])
     losses = token_losses(semantic_model, whole.to(device))[:, :-1]
-    return float(code_losses.mean() + SEMANTIC_SHARE * losses.mean()) / math.log(2)
+    surprise = float(code_losses.mean() + SEMANTIC_SHARE * losses.mean()) / math.log(2)
+    return Strangeness(surprise, float(losses.mean()) / math.log(2))
 
 
 @torch.inference_mode()

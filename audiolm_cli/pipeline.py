@@ -22,12 +22,13 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 from torch import Tensor
 
+from audiolm_cli import postfilter
 from audiolm_cli.audio import MAX_SECONDS
 from audiolm_cli.bundle import Bundle
 from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.console import Tell, counted
 from audiolm_cli.errors import InputError, display
-from audiolm_cli.likelihood import surprise
+from audiolm_cli.likelihood import strangeness
 from audiolm_cli.sampling import StageSampling
 from audiolm_cli.stages import (
     REFERENCE_SECONDS,
@@ -39,6 +40,7 @@ from audiolm_cli.stages import (
 
 CROSSFADE_SECONDS = 0.02
 MAX_HEADER = 2**20  # bytes before the tensors of a token file
+OVERLOADED = 0.05  # of a recording's samples at its peak: it was cut off there
 SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
 
 ProgressCallback = Callable[[str, float, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
@@ -67,7 +69,8 @@ class Prompt:
 class Output:
     """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made; its
     tokens, semantic `int64 [S]` and codes `int64 [Q, F]`, from sample `tokens_start` on; and how strange its prompt or
-    source is to the bundle (`likelihood.surprise`, bits), where the bundle says what is strange."""
+    source is to the bundle (`likelihood.Strangeness`, bits), where the bundle says what is strange, and what is strange
+    about it, in words."""
 
     samples: np.ndarray
     semantic: Tensor
@@ -77,6 +80,7 @@ class Output:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     stage_tokens: dict[str, int] = field(default_factory=dict)  # frames in `decode`
     surprise: float | None = None
+    unfamiliar: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def decode(
     """Tokens -> audio `float32 [T]`, from the first `quantizers` code streams (default: all)."""
     tell = counted(progress, "decode", tokens.codes.shape[1])
     audio = bundle.codec.decode(tokens.codes[None, :quantizers].to(bundle.device), tell)[0].cpu().numpy()
-    return audio[: int(tokens.metadata["samples"])]
+    return postfilter.limited(audio[: int(tokens.metadata["samples"])], bundle.config.tokens.sample_rate)
 
 
 def continue_(
@@ -183,12 +187,15 @@ def continue_(
     new_samples, new_tokens = _length(duration, spec)
     lookahead = bundle.config.tokenizer.lookahead  # the last tokens would differ if the recording went on
     for run in _runs(bundle, prompts, options):
-        known = run.encode([_condition(p.samples, prompt_seconds, spec) for p in run.prompts])
+        heard = [_condition(p.samples, prompt_seconds, spec) for p in run.prompts]
+        known = run.encode(heard)
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]  # stage 1 makes the rest
         semantic = run.semantic(kept, [len(k.semantic) + new_tokens for k in known])
         for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
             prompt, repeated = run.prompts[n].samples, known[n].codes.shape[1] * spec.samples_per_frame
-            samples = join(prompt, output.samples[: repeated + new_samples], repeated, spec.sample_rate)
+            filters = postfilter.chain(bundle.config.output, spec.sample_rate, heard[n], repeated)
+            decoded = filters.whole(output.samples[: repeated + new_samples])
+            samples = join(prompt, decoded, repeated, spec.sample_rate)
             start = len(prompt) - repeated  # what comes first of what was made renders the prompt's end
             yield replace(output, samples=samples, prompt_samples=len(prompt), tokens_start=start)
 
@@ -196,12 +203,14 @@ def continue_(
 def generate(bundle: Bundle, prompts: list[Prompt], *, duration: float, **options: Any) -> Iterator[Output]:
     """Makes `duration` seconds from nothing for every prompt, whose own samples do not count: what is said, by whom and
     where, is all sampled. `options` are the fields of `Run`."""
-    new_samples, new_tokens = _length(duration, bundle.config.tokens)
+    spec = bundle.config.tokens
+    new_samples, new_tokens = _length(duration, spec)
     nothing = torch.zeros(0, dtype=torch.int64)
     for run in _runs(bundle, prompts, options):
         semantic = run.semantic([nothing] * len(run.prompts), [new_tokens] * len(run.prompts))
         for output in run.acoustic(semantic):
-            yield replace(output, samples=output.samples[:new_samples])
+            filters = postfilter.chain(bundle.config.output, spec.sample_rate)
+            yield replace(output, samples=filters.whole(output.samples[:new_samples]))
 
 
 def resynth(
@@ -212,12 +221,19 @@ def resynth(
     Semantic tokens are kept, acoustic ones sampled: the paper's acoustic generation, here behind a reference. An output
     is as long as its prompt. `options` are the fields of `Run`.
     """
-    reference = encode(bundle, reference_stretch(speaker, bundle.config.tokens)) if speaker is not None else None
+    spec = bundle.config.tokens
+    reference = None
+    if speaker is not None:
+        heard = postfilter.without_rumble(speaker, spec.sample_rate, bundle.config.output.high_pass)
+        if postfilter.silent(speaker, spec.sample_rate):
+            raise InputError("the reference is silent")
+        reference = encode(bundle, reference_stretch(heard, spec))
     for run in _runs(bundle, prompts, options):
         semantic = [tokens.semantic for tokens in run.encode([p.samples for p in run.prompts])]
         made = run.acoustic(semantic, reference=reference, faithful=True)
         for output, prompt in zip(made, run.prompts, strict=True):
-            yield replace(output, samples=output.samples[: len(prompt.samples)])
+            filters = postfilter.chain(bundle.config.output, spec.sample_rate, prompt.samples, follow=True)
+            yield replace(output, samples=filters.whole(output.samples[: len(prompt.samples)]))
 
 
 def _runs(bundle: Bundle, prompts: list[Prompt], options: dict[str, Any]) -> Iterator[Run]:
@@ -240,19 +256,20 @@ class Run:
     def __post_init__(self) -> None:
         self.noise = [Noise(prompt.seed, prompt.position, prompt.sample) for prompt in self.prompts]
         self.clock = _Clock(self.progress)
-        self.surprises: dict[int, float] = {}  # of the prompts' samples, by their id
+        self.strange: dict[int, tuple[float | None, str]] = {}  # of the prompts' samples, by their id
 
     def encode(self, recordings: list[np.ndarray]) -> list[Tokens]:
-        """Tokens of recordings; several samples of one prompt share theirs."""
+        """Tokens of recordings without their rumble; several samples of one prompt share theirs."""
         distinct = {id(p.samples): r for p, r in zip(self.prompts, recordings, strict=True)}
         made = {}
-        per = self.bundle.config.tokens.samples_per_semantic
+        spec, corner = self.bundle.config.tokens, self.bundle.config.output.high_pass
+        per = spec.samples_per_semantic
         with self.clock.stage("tokenize", sum(-(-len(r) // per) for r in distinct.values())) as tell:
             for key, recording in distinct.items():
-                made[key] = tokens = _encoded(self.bundle, recording, tell)
-                if self.bundle.config.familiar_bits:
-                    models = self.bundle.semantic, self.bundle.coarse
-                    self.surprises[key] = surprise(*models, tokens.semantic[:SURPRISING], tokens.codes)
+                # rumble that the stages hear they go on with, ever louder
+                heard = postfilter.without_rumble(recording, spec.sample_rate, corner)
+                made[key] = tokens = _encoded(self.bundle, heard, tell)
+                self.strange[key] = _strange(self.bundle, recording, tokens)
         return [made[id(p.samples)] for p in self.prompts]
 
     def semantic(self, known: list[Tensor], totals: list[int]) -> list[Tensor]:
@@ -289,9 +306,28 @@ class Run:
             for code in codes:
                 audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device), tell)[0].cpu().numpy())
         seconds, tokens = self.clock.seconds, self.clock.tokens
-        strange = [self.surprises.get(id(prompt.samples)) for prompt in self.prompts]
+        strange = [self.strange.get(id(prompt.samples), (None, "")) for prompt in self.prompts]
         made = zip(audio, semantic, codes, strange, strict=True)
-        return [Output(a, s, c, stage_seconds=seconds, stage_tokens=tokens, surprise=x) for a, s, c, x in made]
+        common: dict[str, Any] = {"stage_seconds": seconds, "stage_tokens": tokens}
+        return [Output(a, s, c, **common, surprise=x, unfamiliar=why) for a, s, c, (x, why) in made]
+
+
+def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:
+    """The surprise of a recording where the bundle says what is strange, and why it is unlike what the bundle knows."""
+    config, found = bundle.config, None
+    if config.familiar_bits:
+        found = strangeness(bundle.semantic, bundle.coarse, tokens.semantic[:SURPRISING], tokens.codes)
+    cut = postfilter.overload(recording)
+    why = ""
+    if postfilter.silent(recording, config.tokens.sample_rate):
+        why = "it is silent"
+    elif cut > OVERLOADED:
+        why = f"{cut:.0%} of it are cut off at full scale"
+    elif found and found.surprise > config.familiar_bits:
+        why = f"{found.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}"
+    elif found and found.semantic < config.familiar_semantic_bits:
+        why = f"{found.semantic:.1f} bits a semantic token, mostly over {config.familiar_semantic_bits:.1f}"
+    return found.surprise if found else None, why
 
 
 def _length(duration: float, spec: TokenSpec) -> tuple[int, int]:
@@ -316,7 +352,10 @@ def join(prompt: np.ndarray, decoded: np.ndarray, heard: int, rate: int) -> np.n
     """
     fade = min(round(CROSSFADE_SECONDS * rate), heard)
     angle = (np.arange(fade, dtype=np.float32) + 0.5) / fade * np.float32(np.pi / 2)
-    mixed = prompt[len(prompt) - fade :] * np.cos(angle) + decoded[heard - fade : heard] * np.sin(angle)
+    before, after, out, in_ = prompt[len(prompt) - fade :], decoded[heard - fade : heard], np.cos(angle), np.sin(angle)
+    mixed = before * out + after * in_
+    if np.abs(mixed).max(initial=0) > 1:  # of equal amplitude instead: never louder than both
+        mixed = before * out**2 + after * in_**2
     return np.concatenate([prompt[: len(prompt) - fade], mixed, decoded[heard:]]).astype(np.float32)
 
 

@@ -130,11 +130,10 @@ class Synthesis(ABC):
             **self.settings,
         }
         config = self.bundle.config
-        strange = (result.surprise or 0) > config.familiar_bits
-        if strange and not job.sample:  # once for all samples of a prompt
+        if result.unfamiliar and not job.sample:  # once for all samples of a prompt
             self.console.note(
                 f"{display(str(job.source))}: unlike what the bundle {config.name} was trained on "
-                f"({result.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}); expect little of it"
+                f"({result.unfamiliar}); expect little of it"
             )
         tags = provenance.tags(self.bundle, seed=seed, prompt_samples=kept, watermark=bits or False, options=made_with)
         drawn = None
@@ -174,7 +173,7 @@ class Synthesis(ABC):
             "peak": _peak(samples),
             "clipped": clipped,
             "surprise": result.surprise,
-            "unfamiliar": strange,
+            "unfamiliar": bool(result.unfamiliar),
         }
 
 

@@ -38,6 +38,7 @@ ROUNDS = 4  # of making what is too loud quieter
 LEAK = 2.0  # a band's mark is heard in those beside it: it has room for so many times their energy at most
 WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
+EXTENDED = 8  # times that the ends of a mark are looked for at most
 BLOCK, CHUNK = 4096, 1 << 20  # frames and samples dealt with at a time: memory hardly grows with length
 
 
@@ -73,7 +74,8 @@ def patterns() -> np.ndarray:
 
 
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
-    """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent."""
+    """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent, and
+    nothing that was within full scale leaves it."""
     made, gains = samples[begin:], np.ones(BANDS)
     for _ in range(ROUNDS):
         mark = _mark(samples, rate, bundle, begin, gains)
@@ -81,7 +83,8 @@ def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.nda
         if excess.max() <= 1:
             break
         gains /= np.maximum(excess, 1)
-    return np.concatenate([samples[:begin], made + mark], dtype=np.float32)
+    most = np.maximum(np.abs(made), 1)
+    return np.concatenate([samples[:begin], np.clip(made + mark, -most, most)], dtype=np.float32)
 
 
 def _mark(samples: np.ndarray, rate: int, bundle: int, begin: int, gains: np.ndarray) -> np.ndarray:
@@ -250,11 +253,18 @@ def _windows(relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _extent(relief: np.ndarray, bundle: int, phase: int, start: int) -> tuple[int, int]:
     """First and last tile of the marked stretch around the window that starts at tile `start`: the ends between which
-    the correlation exceeds half of the window's by most."""
+    the correlation exceeds half of what it is there by most. What it is there is asked again of each stretch found: the
+    window may be mostly without a mark."""
     tiles = np.arange(len(relief))
     signal = (relief * _reliefs_of_patterns()[bundle, (tiles + phase) % PERIOD]).sum(1)
-    end = min(start + WINDOW_TILES, len(relief))
-    total = np.concatenate([[0.0], np.cumsum(signal - signal[start:end].mean() / 2)])
-    middle = (start + end) // 2
-    first = int(total[: middle + 1].argmin())
-    return first, middle + int(total[middle + 1 :].argmax())
+    first, last = start, min(start + WINDOW_TILES, len(relief)) - 1
+    for _ in range(EXTENDED):
+        before = first, last
+        total = np.concatenate([[0.0], np.cumsum(signal - signal[first : last + 1].mean() / 2)])
+        highest = np.maximum.accumulate(total[::-1])[::-1]  # from here on
+        middle = int((highest - np.minimum.accumulate(total)).argmax())
+        first = int(total[: middle + 1].argmin())
+        last = middle + int(total[middle:].argmax()) - 1
+        if (first, last) == before:
+            break
+    return first, max(first, last)

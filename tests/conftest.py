@@ -114,6 +114,7 @@ class FakePipeline:
 
     level: float = 0.25
     surprise: float | None = None
+    unfamiliar: str = ""
     loads: list[tuple[str, str, str]] = field(default_factory=list)
     calls: list[dict] = field(default_factory=list)
     fail_at: int | None = None  # the call of continue_ that raises, counted from 0
@@ -148,6 +149,7 @@ class FakePipeline:
                 stage_seconds={"semantic": 0.5, "decode": 0.1},
                 stage_tokens={"semantic": 25, "decode": 50},
                 surprise=self.surprise,
+                unfamiliar=self.unfamiliar,
             )
 
 
@@ -205,7 +207,7 @@ def continue_(bundle, prompts, **options):
     for prompt in prompts:
         new = np.zeros(16000, np.float32)
         yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
-                                    stage_seconds={}, stage_tokens={}, surprise=None)
+                                    stage_seconds={}, stage_tokens={}, surprise=None, unfamiliar="")
 bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)

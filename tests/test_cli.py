@@ -62,7 +62,7 @@ def test_the_bundle_says_how_much_of_a_prompt_counts(audiolm, prompt, fake):
 
 @pytest.mark.parametrize(("surprise", "said"), [(8.1, True), (7.9, False), (None, False)])
 def test_a_prompt_that_the_bundle_does_not_know_is_said(audiolm, prompt, fake, surprise, said):
-    fake.surprise = surprise
+    fake.surprise, fake.unfamiliar = surprise, "8.1 bits a token" if said else ""
     code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--json")
     assert code == 0
     assert ("unlike what the bundle speech was trained on (8.1 bits" in err) == said

@@ -30,6 +30,14 @@ def test_prompts_come_from_within_recordings_that_are_long_enough() -> None:
     assert len(set(starts)) > 10
 
 
+def test_limits_are_of_both_kinds() -> None:
+    found = np.stack([np.linspace(5, 10, 101), np.linspace(3, 4, 101)], 1)
+    limits = familiar.limits(found)
+    assert limits == pytest.approx((9.95, 2.5))
+    assert familiar.beyond(found, limits) == pytest.approx(1 / 101)
+    assert familiar.beyond(np.array([[7.0, 2.0], [11.0, 3.5], [7.0, 3.0], [6.0, 2.6]]), limits) == 0.5
+
+
 def test_it_prints_the_limit_and_what_is_above_it(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,5 +49,6 @@ def test_it_prints_the_limit_and_what_is_above_it(
     familiar.main()
     found = json.loads(capsys.readouterr().out)
     assert found["median"] <= found["familiar_bits"]
-    assert 0 <= found["other_above"] <= 1
+    assert found["familiar_semantic_bits"] >= 0
+    assert 0 <= found["other_beyond"] <= 1
     assert found["other_median"] != found["median"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli import bundle, pipeline
+from audiolm_cli import bundle, pipeline, postfilter
 from audiolm_cli.config import Layout, preset
 from audiolm_cli.likelihood import (
     EVIDENCE,
@@ -19,7 +19,7 @@ from audiolm_cli.likelihood import (
     batch_of,
     cross_entropy,
     evidence,
-    surprise,
+    strangeness,
     token_losses,
     traces,
 )
@@ -39,13 +39,16 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> bundle.Bundle:
 
 def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: bundle.Bundle) -> None:
     models, tokens = (tiny.semantic, tiny.coarse), pipeline.encode(tiny, SOUND)
-    single = [surprise(*models, tokens.semantic[n : n + 1], tokens.codes[:, 2 * n : 2 * n + 2]) for n in range(13)]
+    pairs = [(tokens.semantic[n : n + 1], tokens.codes[:, 2 * n : 2 * n + 2]) for n in range(13)]
+    single = [strangeness(*models, *pair).surprise for pair in pairs]
     ids = tokens.semantic
     first = bits(tiny, *(ids[n : n + 1] for n in range(13))) * SEMANTIC_SHARE
     whole = bits(tiny, ids) * SEMANTIC_SHARE
-    assert surprise(*models, ids, tokens.codes) == pytest.approx(np.mean(single) - first + whole, abs=1e-3)
+    found = strangeness(*models, ids, tokens.codes)
+    assert found.surprise == pytest.approx(np.mean(single) - first + whole, abs=1e-3)
+    assert found.semantic == pytest.approx(whole / SEMANTIC_SHARE, abs=1e-3)
     swapped = tokens.codes.view(12, -1, 2).flip(1).reshape(12, -1)  # other codes for each semantic token
-    assert surprise(*models, ids, swapped) != pytest.approx(surprise(*models, ids, tokens.codes), abs=1e-3)
+    assert strangeness(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-3)
 
 
 def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
@@ -58,8 +61,8 @@ def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
 def test_outputs_say_how_strange_their_prompts_were(tiny: bundle.Bundle) -> None:
     common: dict[str, Any] = {"sampling": Sampling((1.0,) * 3, (0,) * 3, (1.0,) * 3), "batch_size": 2}
     prompts = [Prompt(SOUND), Prompt(SOUND, sample=1)]
-    tokens = pipeline.encode(tiny, SOUND[-6400:])
-    expected = surprise(tiny.semantic, tiny.coarse, tokens.semantic, tokens.codes)
+    tokens = pipeline.encode(tiny, postfilter.without_rumble(SOUND[-6400:], 16000, 70.0))
+    expected = strangeness(tiny.semantic, tiny.coarse, tokens.semantic, tokens.codes).surprise
     made = list(pipeline.continue_(tiny, prompts, duration=0.2, prompt_seconds=0.4, **common))
     assert [output.surprise for output in made] == [expected] * 2
     (again,) = pipeline.resynth(tiny, [Prompt(SOUND[-6400:])], **common)

@@ -13,7 +13,7 @@ import torch
 from bundles import in_memory, modules, write_bundle
 from conftest import tone
 
-from audiolm_cli import bundle, pipeline, stages
+from audiolm_cli import bundle, pipeline, postfilter, stages
 from audiolm_cli.config import BundleConfig, Layout, from_json, preset, to_json
 from audiolm_cli.errors import InputError
 from audiolm_cli.pipeline import Prompt, Sampling
@@ -116,6 +116,7 @@ def test_the_tokens_of_an_output_render_it(tiny: bundle.Bundle) -> None:
     (result,) = run(tiny, [Prompt(prompt)])
     assert result.tokens_start == 24000 - 20 * 640
     decoded = tiny.codec.decode(result.codes[None])[0].numpy()
+    decoded = postfilter.chain(tiny.config.output, 16000, prompt[-20 * 640 :], 20 * 640).whole(decoded)
     assert np.array_equal(decoded[20 * 640 :][:6400], result.samples[24000:])
     assert len(result.semantic) * 2 == result.codes.shape[1]
 
@@ -181,7 +182,8 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
     source, speaker = noise(2.30001), noise(0.5, 1)
     (result,) = pipeline.resynth(tiny, [Prompt(source)], speaker=speaker, **COMMON)
     assert len(result.samples) == len(source)
-    semantic, reference = pipeline.encode(tiny, source).semantic, pipeline.encode(tiny, speaker[: 12 * 640])
+    clean = [postfilter.without_rumble(sound, 16000, 70.0) for sound in (source, speaker)]
+    semantic, reference = pipeline.encode(tiny, clean[0]).semantic, pipeline.encode(tiny, clean[1][: 12 * 640])
     assert len(seen) > 2
     for _, _, tokens, codes, voice in seen:
         assert torch.equal(voice[0], reference.semantic)
@@ -216,6 +218,83 @@ def test_the_crossfade_keeps_the_level() -> None:
     assert np.abs(joined[:15680] - prompt[:15680]).max() == 0
     assert np.abs(joined[15680:16000]).max() < 1.5 * np.abs(prompt).max()
     assert np.array_equal(joined[16000:], decoded[16000:])
+
+
+def test_the_crossfade_of_loud_sounds_stays_within_full_scale() -> None:
+    prompt, decoded = 0.98 * np.sign(tone(1.0)), 0.89 * np.sign(tone(1.5))
+    joined = pipeline.join(prompt, decoded, 16000, 16000)
+    assert np.abs(joined).max() <= 0.98
+
+
+LOUD = np.clip(20 * noise(1.0), -1, 1)
+
+
+@pytest.mark.parametrize("way", ["continue", "generate", "resynth"])
+def test_no_output_clips_or_rumbles(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """With a decoder that shouts and hums."""
+    decode = tiny.codec.decode
+    hum = torch.sin(torch.arange(16000 * 9) * 2 * torch.pi * 50 / 16000)
+
+    def shouting(codes: torch.Tensor) -> torch.Tensor:
+        audio = decode(codes)
+        return audio / audio.abs().max() * 3 + 2 * hum[: audio.shape[-1]] + 0.5
+
+    monkeypatch.setattr(tiny.codec, "decode", shouting)
+    if way == "continue":
+        (result,) = run(tiny, [Prompt(LOUD)], duration=3.0)
+    elif way == "generate":
+        (result,) = pipeline.generate(tiny, [Prompt(LOUD[:0])], duration=3.0, **COMMON)
+    else:
+        (result,) = pipeline.resynth(tiny, [Prompt(np.tile(LOUD, 3))], **COMMON)
+    new = result.samples[result.prompt_samples :]
+    assert np.abs(result.samples).max() <= 1
+    assert 0.1 < np.abs(new).max() < 0.9
+    energy = np.square(np.abs(np.fft.rfft(new * np.hanning(len(new)))))
+    assert energy[: 55 * len(new) // 16000].sum() < 0.01 * energy.sum()
+    assert np.abs(pipeline.decode(tiny, pipeline.encode(tiny, LOUD))).max() <= 1
+
+
+def test_rumble_is_not_what_the_models_go_on_from(tiny: bundle.Bundle) -> None:
+    speech = noise(1.0)
+    rumble = (0.3 * np.sin(2 * np.pi * 30 * np.arange(16000) / 16000)).astype(np.float32)
+    (clean,), (dirty,) = run(tiny, [Prompt(speech)]), run(tiny, [Prompt(speech + rumble)])
+    (encoded,) = [pipeline.encode(tiny, speech + rumble)]
+    assert np.array_equal(dirty.samples[:15680], (speech + rumble)[:15680])  # the prompt itself keeps it
+    same = (dirty.codes[:, :40] == clean.codes[:, :40]).float().mean()
+    assert same > (dirty.codes[:, :40] == encoded.codes[:, -40:]).float().mean() + 0.1
+
+
+def test_silence_is_said_again_as_silence(tiny: bundle.Bundle) -> None:
+    (result,) = pipeline.resynth(tiny, [Prompt(np.zeros(16000, np.float32))], **COMMON)
+    assert not result.samples.any()
+    assert result.unfamiliar == "it is silent"
+    with pytest.raises(InputError, match="the reference is silent"):
+        list(pipeline.resynth(tiny, [Prompt(noise(1.0))], speaker=np.zeros(16000, np.float32), **COMMON))
+
+
+@pytest.mark.parametrize(
+    ("sound", "why"),
+    [
+        (np.concatenate([noise(1.0), np.zeros(16000, np.float32)]), "it is silent"),  # what counts of it
+        (np.clip(50 * noise(1.0), -1, 1), "cut off at full scale"),
+        (noise(1.0), ""),
+    ],
+    ids=["silence", "overload", "speech"],
+)
+def test_what_cannot_be_gone_on_from_is_said(tiny: bundle.Bundle, sound: np.ndarray, why: str) -> None:
+    (result,) = run(tiny, [Prompt(sound)])
+    assert why in result.unfamiliar
+    assert bool(why) == bool(result.unfamiliar)
+
+
+def test_what_is_too_easy_or_too_hard_to_predict_is_said(tiny: bundle.Bundle) -> None:
+    config = tiny.config
+    for bits, semantic, why in ((30.0, 0.0, ""), (0.01, 0.0, "mostly under 0.0"), (30.0, 31.0, "mostly over 31.0")):
+        tiny.config = dataclasses.replace(config, familiar_bits=bits, familiar_semantic_bits=semantic)
+        (result,) = run(tiny, [Prompt(noise(1.0))])
+        assert why in result.unfamiliar
+        assert bool(why) == bool(result.unfamiliar)
+    tiny.config = config
 
 
 def test_a_bundle_without_a_fine_stage(tmp_path: Path) -> None:

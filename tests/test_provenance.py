@@ -89,6 +89,14 @@ def test_what_others_wrote_into_a_file_is_printed_safely(audiolm, tmp_path, tiny
     assert "\x1b" not in out
 
 
+def test_what_is_too_short_to_tell_is_said(audiolm, tmp_path, tiny_bundle):
+    audio.write(tmp_path / "short.wav", tone(0.04), RATE, {})
+    audio.write(tmp_path / "click.wav", np.eye(1, 5 * RATE, RATE, dtype=np.float32)[0], RATE, {})
+    _, found, _ = detect(audiolm, "short.wav", "click.wav", "-m", tiny_bundle)
+    assert [(f["generated_probability"], f["classifier"], f["segments"]) for f in found] == [(None, "tiny", [])] * 2
+    assert audiolm("detect", "short.wav", "click.wav", "-m", tiny_bundle)[1].count("too little sound to tell") == 2
+
+
 def test_standard_input(audiolm, marked, tiny_bundle, monkeypatch):
     with marked.open("rb") as file:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))

@@ -73,6 +73,24 @@ def test_what_comes_before_is_untouched_and_the_mark_points_at_the_join(speech):
     assert mark.start == pytest.approx(begin / RATE, abs=0.1)
 
 
+@pytest.mark.parametrize("seconds", [0.7, 1.0, 1.5])
+def test_a_short_mark_behind_a_recording_points_at_the_join(speech, seconds):
+    """The two seconds that are searched are then mostly without a mark."""
+    made = speech[RATE // 2 : RATE // 2 + round(seconds * RATE)]
+    marked = watermark.embed(np.concatenate([speech, made]), RATE, 1, len(speech))
+    (mark,) = watermark.find(marked)
+    assert mark.start == pytest.approx(len(speech) / RATE, abs=0.1)
+    assert mark.end == pytest.approx(len(marked) / RATE, abs=0.1)
+
+
+def test_a_mark_does_not_make_loud_sound_clip(speech):
+    loud = speech / np.abs(speech).max()
+    marked = watermark.embed(loud, RATE, 1)
+    assert np.abs(marked).max() <= 1
+    assert [mark.bundle for mark in watermark.find(marked)] == [1]
+    assert np.abs(watermark.embed(2 * loud, RATE, 1)).max() == 2  # only what it adds is kept from clipping
+
+
 def test_marks_of_several_bundles_in_one_file_are_told_apart(speech):
     three = np.concatenate([watermark.embed(speech, RATE, 5), speech, watermark.embed(speech, RATE, 9)])
     found = watermark.find(three)

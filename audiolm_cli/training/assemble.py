@@ -28,7 +28,13 @@ from audiolm_cli.hub import CARD
 from audiolm_cli.training.outputs import outputs_of
 
 MAX_BYTES = 64_000_000
-SETTINGS = ("sampling", "prompt_seconds", "familiar_bits")  # of config.json, besides what the parts say
+SETTINGS = (
+    "sampling",
+    "output",
+    "prompt_seconds",
+    "familiar_bits",
+    "familiar_semantic_bits",
+)  # of config.json, besides what the parts say
 
 
 def assemble(

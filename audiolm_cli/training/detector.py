@@ -250,7 +250,7 @@ def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
         for judgement, output in zip(judged["continued"], made, strict=True)
         if judgement.segments
     ]
-    shares = {kind: float(np.mean([j.probability > 0.5 for j in found])) for kind, found in judged.items()}
+    shares = {kind: float(np.mean([(j.probability or 0) > 0.5 for j in found])) for kind, found in judged.items()}
     return {**shares, "s from the join": float(np.median(off)) if off else float("nan")}
 
 

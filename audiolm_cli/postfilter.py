@@ -1,0 +1,303 @@
+"""What generated sound passes on its way out: a high-pass filter, a level control and a limiter.
+
+All three work on frames of 5 ms, one after the other, and carry a state. Nothing depends on how the sound is cut into
+blocks, nor on what comes more than 15 ms later: a stream gets the same samples as a whole file, to the last bit. Sound
+is `float32 [T]`, frames `float64 [n, N]`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from audiolm_cli.config import OutputConfig
+
+PIECE_SECONDS = 10  # of a whole sound that are filtered at a time: memory hardly grows with length
+FRAMES = 200  # a second
+ORDER, STOPBAND = 9, 36.0  # of the high-pass filter: so many dB are taken away below its corner / 1.15
+ACTIVE = 15.9  # dB below the active level is the threshold of activity (ITU-T P.56)
+ENVELOPE, HANGOVER = 0.03, 0.2  # s: of smoothing, and for which activity lasts (P.56)
+SILENT = 1e-7  # mean square, -70 dBFS: less than that is never activity
+INAUDIBLE = 1e-9  # mean square, -90 dBFS: no more than what is rounded away
+MEMORY = 2.5  # s of activity that the output's level is a mean of
+PRIOR = 0.6  # s of activity for which the level that is expected counts in the beginning
+RISE, FALL = 6.0, 12.0  # dB/s: how fast the gain changes at most
+BOOST, CUT = 9.0, 18.0  # dB: how far
+MARGIN = 10.0  # dB by which an output may exceed the sound that it follows, at any time
+BEHIND, AHEAD = 0.15, 0.04  # s of that sound that count; a semantic token has seen as much before it is said again
+OPENING = 0.02  # s: how fast what exceeds it is let through again
+ATTACK, RELEASE = 2, 0.08  # frames that the limiter looks ahead, s
+AUDIBLE = 20.0  # Hz
+CEILING = 10 ** (-1 / 20)  # of the limiter, where a watermark is to come on top
+
+# what is left of a difference after a frame, or has gone
+FORGETTING = math.exp(-1 / (MEMORY * FRAMES))
+SMOOTHING, OPENED, RELEASING = (1 - math.exp(-1 / (seconds * FRAMES)) for seconds in (ENVELOPE, OPENING, RELEASE))
+
+
+class Filter(Protocol):
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """The next frames `[n, N]` filtered, or with a look-ahead of k frames those that came k before them."""
+
+
+class PostFilter:
+    """A chain of filters. What `push` returns lags behind what it is given, by up to 5 ms and the look-ahead; `finish`
+    returns the rest, so that as many samples come out as went in."""
+
+    def __init__(self, rate: int, filters: Sequence[Filter], lookahead: int = 0):
+        """`lookahead`: frames of all filters together."""
+        self.filters, self.size = filters, frame_size(rate)
+        self.rest = np.zeros(0, np.float32)
+        self.skip, self.owed = lookahead * self.size, 0
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        self.owed += len(samples)
+        return self._through(samples)
+
+    def finish(self) -> np.ndarray:
+        return self._through(np.zeros(self.skip + self.owed + self.size, np.float32))
+
+    def whole(self, samples: np.ndarray) -> np.ndarray:
+        """All of a sound at once."""
+        piece = PIECE_SECONDS * FRAMES * self.size
+        done = [self.push(samples[start : start + piece]) for start in range(0, len(samples), piece)]
+        return np.concatenate([*done, self.finish()])
+
+    def _through(self, samples: np.ndarray) -> np.ndarray:
+        samples = np.concatenate([self.rest, samples])
+        whole = len(samples) // self.size * self.size
+        self.rest, frames = samples[whole:], samples[:whole].astype(np.float64).reshape(-1, self.size)
+        for filter in self.filters:
+            frames = filter(frames)
+        out = frames.astype(np.float32).reshape(-1)[self.skip :][: self.owed]
+        self.skip = max(0, self.skip - whole)
+        self.owed -= len(out)
+        return out
+
+
+def chain(
+    config: OutputConfig, rate: int, prompt: np.ndarray | None = None, begin: int = 0, follow: bool = False
+) -> PostFilter:
+    """The filters for an output that goes on from `prompt`, of which it renders the end up to sample `begin`; or, to
+    `follow` it, says it again; or comes from nothing."""
+    filters: list[Filter] = [HighPass(rate, config.high_pass)] if config.high_pass else []
+    if prompt is not None:
+        heard = powers(prompt, rate, config.high_pass)
+        level = active_level(heard) if config.level_range else 0.0
+        filters.append(LevelControl(level, config.level_range, begin // frame_size(rate), heard if follow else None))
+    return PostFilter(rate, [*filters, Limiter()], ATTACK)
+
+
+def without_rumble(samples: np.ndarray, rate: int, corner: float) -> np.ndarray:
+    """A recording without what lies below `corner` Hz (0: as it is)."""
+    return PostFilter(rate, [HighPass(rate, corner)]).whole(samples) if corner else samples
+
+
+def silent(samples: np.ndarray, rate: int) -> bool:
+    """Whether there is nothing to be heard in a sound."""
+    return active_level(powers(samples, rate, AUDIBLE)) == 0
+
+
+def audible(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Which frames of a sound are to be heard, `bool [frames]`: no more than 50 dB below the loudest, nor silent."""
+    power = powers(samples, rate, AUDIBLE)
+    return power > max(power.max(initial=0) / 10**5, SILENT)
+
+
+def overload(samples: np.ndarray) -> float:
+    """The share of a sound's samples that lie within 2 % of its peak: a thousandth where nothing was cut off."""
+    peaks = np.abs(samples)
+    return float((peaks >= max(0.98 * peaks.max(initial=0), 1e-3)).mean()) if len(samples) else 0.0
+
+
+def limited(samples: np.ndarray, rate: int) -> np.ndarray:
+    """A sound within full scale."""
+    return PostFilter(rate, [Limiter(1.0)], ATTACK).whole(samples)
+
+
+def frame_size(rate: int) -> int:
+    return max(1, round(rate / FRAMES))
+
+
+class HighPass:
+    """Takes away what lies below `corner` Hz (3 dB there): a Chebyshev filter of the second kind."""
+
+    def __init__(self, rate: int, corner: float):
+        self.matrix = _high_pass(rate, corner, frame_size(rate))
+        self.signal, self.begun = np.zeros(len(self.matrix)), False  # a frame and the state
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        size, out = frames.shape[1], np.empty_like(frames)
+        if len(frames) and not self.begun:  # as if its first sample had always been: a constant does not thump
+            made, kept = self.matrix[size:, :size].sum(1), self.matrix[size:, size:]
+            self.signal[size:] = np.linalg.solve(np.eye(len(kept)) - kept, made * frames[0, 0])
+            self.begun = True
+        for n, frame in enumerate(frames):  # a product of all at once could depend on how many they are
+            self.signal[:size] = frame
+            self.signal = self.matrix @ self.signal
+            out[n] = self.signal[:size]
+        return out
+
+
+@functools.cache
+def _high_pass(rate: int, corner: float, size: int) -> np.ndarray:
+    """The filter as a matrix `[size + states] * 2` that makes of a frame and a state the filtered frame and the next
+    state."""
+    loss = math.sqrt(10 ** (STOPBAND / 10) - 1)
+    angles = (2 * np.arange(ORDER // 2 + 1) + 1) * np.pi / (2 * ORDER)  # the last one's pole is real, its zero at 0 Hz
+    bend = math.asinh(loss) / ORDER
+    edge = math.tan(math.pi * corner / rate) / math.cosh(math.acosh(loss) / ORDER)  # of the stop band
+    poles = edge * (-math.sinh(bend) * np.sin(angles) + 1j * math.cosh(bend) * np.cos(angles))
+    zeros = edge * 1j * np.cos(angles)
+    total = size + 2 * len(angles)
+    matrix = np.eye(total)
+    for n, (pole, zero) in enumerate(zip((1 + poles) / (1 - poles), (1 + zeros) / (1 - zeros), strict=True)):
+        b, a = (np.array([1.0, -2 * place.real, abs(place) ** 2]) for place in (zero, pole))
+        if n == len(angles) - 1:
+            b, a = np.array([1.0, -1.0, 0.0]), np.array([1.0, -pole.real, 0.0])
+        b *= (a * [1, -1, 1]).sum() / (b * [1, -1, 1]).sum()  # 1 at half the rate
+        section = np.eye(total)  # transposed direct form II: every row says what it adds up to
+        first, second = size + 2 * n, size + 2 * n + 1
+        for t in range(size):
+            x = section[t].copy()
+            y = section[t] = b[0] * x + section[first]
+            section[first] = b[1] * x - a[1] * y + section[second]
+            section[second] = b[2] * x - a[2] * y
+        matrix = section @ matrix
+    return matrix
+
+
+class Level:
+    """The active level of a sound (mean square while somebody speaks, after ITU-T P.56) as it goes on, from frame to
+    frame; `value` is what is expected before."""
+
+    def __init__(self, value: float):
+        self.value, self.envelope, self.active = value, 0.0, 0
+        self._sum, self._time = value * PRIOR, PRIOR
+
+    def __call__(self, power: float) -> bool:
+        """Hears a frame of that mean square; returns whether somebody speaks."""
+        self.envelope += (power - self.envelope) * SMOOTHING
+        if self.envelope > max(self.value / 10 ** (ACTIVE / 10), SILENT):
+            self.active = round(HANGOVER * FRAMES)
+        elif self.active:
+            self.active -= 1
+        if not self.active:
+            return False
+        self._sum = self._sum * FORGETTING + power / FRAMES
+        self._time = self._time * FORGETTING + 1 / FRAMES
+        self.value = self._sum / self._time
+        return True
+
+
+def powers(samples: np.ndarray, rate: int, corner: float = 0.0) -> np.ndarray:
+    """The mean square of each frame of a sound without what lies below `corner` Hz, `float64 [frames]`."""
+    size, samples = frame_size(rate), without_rumble(samples, rate, corner)
+    pieces = np.array_split(np.pad(samples, (0, -len(samples) % size)).reshape(-1, size), len(samples) // 100000 + 1)
+    return np.concatenate([np.square(piece, dtype=np.float64).mean(1) for piece in pieces])
+
+
+def active_level(power: np.ndarray) -> float:
+    """The active level (mean square) of a sound of these `powers`; 0 of silence."""
+    envelope, smooth = np.empty(len(power)), 0.0
+    for n, value in enumerate(power.tolist()):
+        smooth += (value - smooth) * SMOOTHING
+        envelope[n] = smooth
+    level, hangover = 0.0, round(HANGOVER * FRAMES)
+    for _ in range(30):  # up to where level and threshold agree
+        loud = envelope > max(level / 10 ** (ACTIVE / 10), SILENT)
+        last = np.maximum.accumulate(np.where(loud, np.arange(len(power)), -hangover))
+        active = np.arange(len(power)) - last < hangover
+        before, level = level, float(power[active].mean()) if active.any() else 0.0
+        if level == before:
+            break
+    return level
+
+
+class LevelControl:
+    """Keeps the level of an output within `stray` dB of that of the sound before it, or of the sound that it follows.
+
+    It weighs whole seconds of speech and leaves pauses alone, so that neither words nor the noise between them are
+    lifted; what follows another sound is never much louder than that is, and silent where that is silent.
+    """
+
+    def __init__(self, level: float, stray: float, begin: int = 0, follows: np.ndarray | None = None):
+        """`level`: mean square, 0 if there is none to keep. Frames before number `begin` are a prompt's. `follows`: the
+        `powers` of the sound that the output says again."""
+        self.level, self.stray, self.begin, self.number = level, stray, begin, 0
+        self.heard, self.followed = Level(level), Level(level)
+        self.gain, self.opening = 0.0, 1.0  # dB, factor
+        self.last: float | None = None  # factor at the end of the last frame
+        self.follows = [] if follows is None else follows.tolist()
+        if follows is not None:
+            follows = np.where(follows < INAUDIBLE, 0, follows)
+            behind, ahead = round(BEHIND * FRAMES), round(AHEAD * FRAMES)
+            windows = np.lib.stride_tricks.sliding_window_view(np.pad(follows, (behind, ahead)), behind + 1 + ahead)
+            self.most = (windows.max(1) * 10 ** (MARGIN / 10)).tolist()
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        factors = [self._factor(power) for power in np.square(frames).mean(1).tolist()]
+        if not factors:
+            return frames
+        before = factors[0] if self.last is None else self.last
+        self.last = factors[-1]
+        return frames * ramps([before, *factors], frames.shape[1])
+
+    def _factor(self, power: float) -> float:
+        """The gain at the end of the next frame, which has that mean square."""
+        number, self.number = self.number, self.number + 1
+        if number < self.begin or not self.level:
+            self.heard.envelope += (power - self.heard.envelope) * SMOOTHING
+        else:
+            self._follow(power, number)
+        factor = 10 ** (self.gain / 20)
+        if self.follows:
+            factor *= self._open(max(power, self.heard.envelope) * factor * factor, number)
+        return factor
+
+    def _follow(self, power: float, number: int) -> None:
+        if number < len(self.follows):
+            self.followed(self.follows[number])
+        if not self.heard(power):
+            return
+        excess = 10 * math.log10(self.heard.value / self.followed.value)
+        wanted = min(max(min(max(excess, -self.stray), self.stray) - excess, -CUT), BOOST)
+        self.gain += min(max(wanted - self.gain, -FALL / FRAMES), RISE / FRAMES)
+
+    def _open(self, power: float, number: int) -> float:
+        most = self.most[min(number, len(self.most) - 1)]
+        wanted = math.sqrt(most / power) if power > most else 1.0
+        self.opening = min(wanted, self.opening + (1 - self.opening) * OPENED)
+        return self.opening
+
+
+class Limiter:
+    """Keeps samples within `ceiling` by a gain that falls before a peak and rises slowly behind it; what stays within
+    leaves as it came, ATTACK frames later."""
+
+    def __init__(self, ceiling: float = CEILING):
+        self.ceiling, self.last, self.held = ceiling, 1.0, np.zeros((ATTACK, 0))
+        self.needed = [1.0] * ATTACK  # gains of the frames that are held
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        if self.held.shape[1] == 0:
+            self.held = np.zeros((ATTACK, frames.shape[1]))
+        peaks = np.abs(frames).max(1)
+        self.needed += np.minimum(1, self.ceiling / np.maximum(peaks, self.ceiling)).tolist()
+        held, factors = np.concatenate([self.held, frames]), [self.last]
+        for n in range(len(frames)):
+            now, *later = self.needed[n : n + ATTACK + 1]
+            falling = [gain + (1 - gain) * k / ATTACK for k, gain in enumerate(later)]
+            factors.append(min(now, *falling, factors[-1] + (1 - factors[-1]) * RELEASING))
+        self.last, self.held, self.needed = factors[-1], held[len(frames) :], self.needed[len(frames) :]
+        return held[: len(frames)] * ramps(factors, frames.shape[1])
+
+
+def ramps(factors: Sequence[float], size: int) -> np.ndarray:
+    """Gains `[n, size]` that lead from each of n + 1 factors to the next."""
+    nodes = np.array(factors)[:, None]
+    return nodes[:-1] + (nodes[1:] - nodes[:-1]) * (np.arange(1, size + 1) / size)
