@@ -36,7 +36,7 @@ from audiolm_cli.stages import (
 )
 
 CROSSFADE_SECONDS = 0.02
-OVERLOADED = 0.05  # of a recording's samples at its peak: it was cut off there
+OVERLOADED = 0.02  # of a recording's samples at its peak: it was cut off there
 SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
 
 ProgressCallback = Callable[[str, int, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
