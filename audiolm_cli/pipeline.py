@@ -286,7 +286,7 @@ def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[flo
     if postfilter.silent(recording, config.tokens.sample_rate):
         why = "it is silent"
     elif cut > OVERLOADED:
-        why = f"{cut:.0%} of it are cut off at full scale"
+        why = f"{cut:.0%} of it is cut off at its peak"
     elif found and found.surprise > config.familiar_bits:
         why = f"{found.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}"
     elif found and found.semantic < config.familiar_semantic_bits:
