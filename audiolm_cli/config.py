@@ -250,6 +250,7 @@ def preset(name: str) -> BundleConfig:
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
             DetectorConfig("spectra", (16, 32, 48, 64)),
+            output=OutputConfig(high_pass=25.0, level_range=0.0),  # the lowest key has 27.5 Hz
         ),
         "paper": BundleConfig(
             "paper",

@@ -40,7 +40,7 @@ from audiolm_cli.stages import (
 
 CROSSFADE_SECONDS = 0.02
 MAX_HEADER = 2**20  # bytes before the tensors of a token file
-OVERLOADED = 0.05  # of a recording's samples at its peak: it was cut off there
+OVERLOADED = 0.02  # of a recording's samples at its peak: it was cut off there
 SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
 
 ProgressCallback = Callable[[str, float, int], None]  # stage, tokens made, tokens in all; `decode` counts frames
@@ -322,7 +322,7 @@ def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[flo
     if postfilter.silent(recording, config.tokens.sample_rate):
         why = "it is silent"
     elif cut > OVERLOADED:
-        why = f"{cut:.0%} of it are cut off at full scale"
+        why = f"{cut:.0%} of it is cut off at its peak"
     elif found and found.surprise > config.familiar_bits:
         why = f"{found.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}"
     elif found and found.semantic < config.familiar_semantic_bits:

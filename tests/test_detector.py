@@ -67,6 +67,7 @@ def test_what_is_too_short_to_tell_is_nobodys(bundle, sound):
 @pytest.mark.parametrize("seconds", [1.0, 1.5, 2.0, 7.3])
 def test_any_other_length_is_judged(bundle, seconds):
     found = detector.judge(bundle, tone(seconds))
+    assert found.probability is not None
     assert 0 <= found.probability <= 1
     assert len(found.starts) == len(found.windows) == max(0, int((seconds - 2) / 0.5 + 1e-9)) + 1
     for start, end in found.segments:
@@ -99,7 +100,7 @@ def test_segments_begin_where_a_window_is_half_in_them():
 def test_one_lone_window_does_not_make_a_recording_suspicious(bundle, monkeypatch):
     logits = iter([5.0] + [-5.0] * 20)
     monkeypatch.setattr(bundle.detector, "forward", lambda mel: torch.tensor([next(logits) for _ in mel]))
-    assert detector.judge(bundle, tone(8.0)).probability < 0.5
+    assert (detector.judge(bundle, tone(8.0)).probability or 1) < 0.5
 
 
 def test_plans_differ_and_stay(bundle):

@@ -276,7 +276,7 @@ def test_silence_is_said_again_as_silence(tiny: bundle.Bundle) -> None:
     ("sound", "why"),
     [
         (np.concatenate([noise(1.0), np.zeros(16000, np.float32)]), "it is silent"),  # what counts of it
-        (np.clip(50 * noise(1.0), -1, 1), "cut off at full scale"),
+        (np.clip(50 * noise(1.0), -1, 1), "cut off at its peak"),
         (noise(1.0), ""),
     ],
     ids=["silence", "overload", "speech"],

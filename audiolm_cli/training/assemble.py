@@ -28,13 +28,8 @@ from audiolm_cli.hub import CARD
 from audiolm_cli.training.outputs import outputs_of
 
 MAX_BYTES = 64_000_000
-SETTINGS = (
-    "sampling",
-    "output",
-    "prompt_seconds",
-    "familiar_bits",
-    "familiar_semantic_bits",
-)  # of config.json, besides what the parts say
+# of config.json, besides what the parts say
+SETTINGS = ("sampling", "output", "prompt_seconds", "familiar_bits", "familiar_semantic_bits")
 
 
 def assemble(
