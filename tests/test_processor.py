@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -154,7 +155,7 @@ def test_the_program_runs_as_each_processor(kind, dtype, audiolm, tiny_bundle, p
         pytest.skip(f"this processor has not what {kind} has")
     monkeypatch.setenv("AUDIOLM_PROCESSOR", kind)
     options = ("-m", tiny_bundle, "--device", "cpu", "--dtype", dtype, "--duration", 0.2, "--seed", 1, "-q")
-    assert audiolm("continue", prompt, "-o", "a.wav", *options) [:2] == (0, "a.wav\n")
+    assert audiolm("continue", prompt, "-o", "a.wav", *options)[:2] == (0, "a.wav\n")
 
 
 def test_what_only_looks_at_bundles_needs_no_torch() -> None:
@@ -168,3 +169,22 @@ assert not heavy, heavy
 """
     for arguments in (["models", "list"], ["models", "show", "speech"], ["models", "--help"]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("command", ["continue", "generate", "resynth", "encode", "decode", "detect"])
+def test_threads_have_an_upper_bound(command, audiolm) -> None:
+    for count in (257, 100_000):  # some thousands end the process
+        code, out, err = audiolm(command, "--threads", count)
+        assert (code, out) == (2, "")
+        assert "--threads" in err
+
+
+def test_the_releases_of_torch_that_are_promised_are_those_that_were_tried() -> None:
+    promised = re.search(r'"torch>=([\d.]+),<2\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    tried = re.search(r"set -- ([\d.]+) 2\.(\d+)\.\d+", (ROOT / ".ci" / "torch-versions").read_text())
+    assert promised
+    assert tried
+    assert tried[1] == promised[1] + ".0"
+    assert int(tried[2]) == int(promised[2]) - 1
+    oldest, here = (tuple(map(int, v.split("+")[0].split(".")[:2])) for v in (promised[1], torch.__version__))
+    assert oldest <= here < (2, int(promised[2]))
