@@ -42,6 +42,7 @@ demo: .venv/installed  ## continue a real recording: examples/prompt.flac become
 	$(BIN)/audiolm continue examples/prompt.flac -o demo.wav --seed 1 -f
 	@echo "Listen to demo.wav: 3.5 seconds of the recording, then 7 new ones."
 
+# as on a lesser processor (processor.py has their names): AUDIOLM_PROCESSOR=avx2 ATEN_CPU_CAPABILITY=avx2 make test
 test: .venv/installed  ## all tests that need no network, no GPU and no data
 	$(BIN)/python -m pytest -q
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -168,3 +169,22 @@ assert not heavy, heavy
 """
     for arguments in (["models", "list"], ["models", "show", "speech"], ["models", "--help"]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("command", ["continue", "generate", "resynth", "encode", "decode", "detect"])
+def test_threads_have_an_upper_bound(command, audiolm) -> None:
+    for count in (257, 100_000):  # some thousands end the process
+        code, out, err = audiolm(command, "--threads", count)
+        assert (code, out) == (2, "")
+        assert "--threads" in err
+
+
+def test_the_releases_of_torch_that_are_promised_are_those_that_were_tried() -> None:
+    promised = re.search(r'"torch>=([\d.]+),<2\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    tried = re.search(r"set -- ([\d.]+) 2\.(\d+)\.\d+", (ROOT / ".ci" / "torch-versions").read_text())
+    assert promised
+    assert tried
+    assert tried[1] == promised[1] + ".0"
+    assert int(tried[2]) == int(promised[2]) - 1
+    oldest, here = (tuple(map(int, v.split("+")[0].split(".")[:2])) for v in (promised[1], torch.__version__))
+    assert oldest <= here < (2, int(promised[2]))
