@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from audiolm_cli import native
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec, from_json
 from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
@@ -72,6 +73,7 @@ class Bundle:
 
     def __init__(self, folder: Path, config: BundleConfig, device: torch.device, dtype: torch.dtype):
         self.folder, self.config, self.device, self.dtype = folder, config, device, dtype
+        self.kernel = native.kind() if device.type == "cpu" else "torch"  # what decodes
 
     @cached_property
     def identity(self) -> str:
@@ -121,6 +123,10 @@ class Bundle:
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
         model = self._part(name, functools.partial(stage_model, config, self.config.tokens, name), self.dtype)
+        if self.kernel == "native":
+            from audiolm_cli.native.model import give
+
+            give(model)
         model.pack()
         return model
 

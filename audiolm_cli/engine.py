@@ -1,6 +1,7 @@
 """Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
 
-Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
+A model with native weights (those of a loaded bundle on a CPU) is decoded by the native kernel, see `native.decode`. All
+below is for the others, by torch. Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
 belongs to the item, and linear layers see a constant number of rows where their last bit depends on it.
 """
 
@@ -53,6 +54,10 @@ def generate(
 ) -> list[Tensor]:
     """The generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`; `progress` is told how many tokens
     have been made."""
+    if model.native is not None:
+        from audiolm_cli.native import decode
+
+        return decode.generate(model.native, items, sampling, batch_size, progress)
     results: list[Tensor] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]

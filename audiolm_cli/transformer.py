@@ -12,7 +12,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.tokens import StageName, Vocabulary
+
+if TYPE_CHECKING:
+    from audiolm_cli.native.model import Weights
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
 
@@ -180,6 +183,8 @@ class Stack(nn.Module):
 class Decoder(Stack, ABC):
     """A stage's model that goes on from what it has made. What it makes in a step is one token, or one frame of Q of
     them: ids are `[B, L]` or `[B, L, Q]` then."""
+
+    native: Weights | None = None  # what the native kernel decodes with, in place of this module
 
     @abstractmethod
     def features(self, fields: Tensor) -> Tensor:
