@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from bundles import modules
+from tests.bundles import modules
 from torch import Tensor
 
 from audiolm_cli import engine

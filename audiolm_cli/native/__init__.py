@@ -121,6 +121,12 @@ def kind() -> str:
     return "native" if kernel() else "torch"
 
 
+def described() -> str:
+    """What decodes on this machine's CPU, for people. Raises UsageError."""
+    name = kernel()
+    return f"the native kernel ({name}, int8)" if name else "torch"
+
+
 @functools.cache
 def load(name: str) -> ctypes.CDLL | None:
     """A kernel's library; None where it is not compiled of this source, or the processor cannot run it."""
@@ -151,6 +157,8 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL | None:
     library.audiolm_prefill.argtypes = (c_void_p, c_int32)
     library.audiolm_advance.argtypes = (c_void_p, c_int32)
     library.audiolm_advance.restype = c_int64
+    library.audiolm_state.argtypes = (c_void_p, c_int32)
+    library.audiolm_state.restype = POINTER(c_float)
     library.audiolm_close.argtypes = (c_void_p,)
     library.audiolm_close.restype = None
     return library

@@ -45,12 +45,12 @@ def compiler() -> list[str] | None:
     return [found] if found else None
 
 
-def compile_kernel(kernel: str, target: Path, extra: list[str] | None = None) -> str:
-    """Compiles one kernel; what the compiler says where it cannot, nothing where it can."""
+def compile_kernel(options: list[str], target: Path) -> str:
+    """Compiles a kernel; what the compiler says where it cannot, nothing where it can."""
     command = compiler()
     if command is None:
         return "no C compiler"
-    flags = [*FLAGS, *SPEED, *KERNELS[kernel], f'-DKERNEL_SOURCE="{source()}"', *(extra or [])]
+    flags = [*FLAGS, *SPEED, *options, f'-DKERNEL_SOURCE="{source()}"']
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside: nobody loads it half written
         made = Path(folder) / target.name
         try:
@@ -65,17 +65,19 @@ def compile_kernel(kernel: str, target: Path, extra: list[str] | None = None) ->
     return ""
 
 
-def build() -> list[str]:
-    """Compiles what can be; the names of the kernels that are there then."""
+def build() -> str:
+    """Compiles what can be, and removes what was compiled before where it cannot; says what came of it."""
     if sys.maxsize < 2**32 or os.name != "posix":
-        return []
+        return "no native kernel for this system: decoding goes through torch, which takes far longer"
     wanted = KERNELS if platform.machine() in ("x86_64", "AMD64") else {"plain": KERNELS["plain"]}
-    return [kernel for kernel in wanted if not compile_kernel(kernel, library(kernel))]
+    said = {kernel: compile_kernel(options, library(kernel)) for kernel, options in wanted.items()}
+    for kernel in filter(said.get, said):
+        library(kernel).unlink(missing_ok=True)
+    if said["plain"]:
+        reason = said["plain"].splitlines()[0]
+        return f"no native kernel ({reason}): decoding goes through torch, which takes far longer"
+    return f"native kernels: {', '.join(kernel for kernel in said if not said[kernel])}"
 
 
 if __name__ == "__main__":
-    if made := build():
-        print(f"native kernels for {', '.join(made)}")
-    else:
-        said = compile_kernel("plain", library("plain")).splitlines()
-        print(f"no native kernel ({said[0] if said else 'not on this system'}): decoding goes through torch, slower")
+    print(build())

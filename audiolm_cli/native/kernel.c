@@ -517,6 +517,10 @@ audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const a
     return s;
 }
 
+const float *audiolm_state(const audiolm_session *s, int32_t branch) {
+    return s && branch >= 0 && branch < s->prefilled ? s->slot[branch].hidden : NULL;
+}
+
 void audiolm_close(audiolm_session *s) {
     if (!s) return;
     for (int32_t n = 0; n < s->slots; n++) {

@@ -103,6 +103,8 @@ audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const a
 int audiolm_prefill(audiolm_session *session, int32_t branch);
 /* Makes up to `steps` more steps of every item; how many ids that were, 0 when all are done, or an error. */
 int64_t audiolm_advance(audiolm_session *session, int32_t steps);
+/* The hidden state `[width]` of a prefilled branch, of which its next ids come. */
+const float *audiolm_state(const audiolm_session *session, int32_t branch);
 void audiolm_close(audiolm_session *session);
 
 #endif

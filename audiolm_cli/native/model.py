@@ -20,7 +20,12 @@ from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.transformer import Decoder, Transformer
 
 OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
-KINDS = {np.dtype(np.float32): c_float, np.dtype(np.int32): c_int32, np.dtype(np.int8): c_int8, np.dtype(float): c_double}
+KINDS = {
+    np.dtype(np.float32): c_float,
+    np.dtype(np.int32): c_int32,
+    np.dtype(np.int8): c_int8,
+    np.dtype(float): c_double,
+}
 
 
 def pointer(array: np.ndarray) -> Any:
@@ -116,7 +121,9 @@ def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
     blocks = []
     for block in model.layers():
         norms = packer.norm(block.attention_norm), packer.norm(block.feedforward_norm)
-        blocks.append(native.Block(*norms, *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down"))))
+        blocks.append(
+            native.Block(*norms, *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down")))
+        )
     levels = []
     for level in model.levels if isinstance(model, FrameTransformer) else ():
         norms = packer.norm(level.codes_norm), packer.norm(level.norm)
