@@ -162,7 +162,7 @@ def perform(
     batches: list[list[Job]], *, spec: TaskSpec, bundle: Bundle, console: Console, fail_fast: bool
 ) -> Iterator[int]:
     """Has batches performed by the connected cluster, says what their workers have to say, and yields how many jobs of
-    each failed. Workers must find the same bundle under its name, and decode as this machine's CPU does or all by a GPU.
+    each failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU.
     Raises UsageError."""
     import ray
     import ray.data

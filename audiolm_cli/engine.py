@@ -1,7 +1,9 @@
 """Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
 
-A model with native weights (those of a loaded bundle on a CPU) is decoded by the native kernel, see `native.decode`. All
-below is for the others, by torch. Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
+A model with native weights (of a loaded bundle, on a CPU) is decoded by the native kernel, see `native/decode.py`. All
+below is torch's way, for GPUs, for other models, and where no kernel is compiled.
+
+Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
 belongs to the item, and linear layers see a constant number of rows where their last bit depends on it.
 """
 

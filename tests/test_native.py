@@ -1,5 +1,5 @@
-"""The native kernel: the bits of its arithmetic written out in numpy, on every processor, for every batch, any number of
-threads; `python -m tests.test_native` rewrites the golden tokens. AUDIOLM_SANITIZE=1 runs it all with sanitizers.
+"""The native kernel: the bits of its arithmetic written out in numpy, on every processor, for every batch and number of
+threads. `python -m tests.test_native` rewrites the golden tokens. AUDIOLM_SANITIZE=1 runs it all with sanitizers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,14 +73,14 @@ def compiled(options: list[str], target: Path) -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+def best(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernel that the program would use."""
     name = next((name for name in build.KERNELS if native.load(name)), None)
     if name is None:
         pytest.skip("the native kernel is not compiled here")
     found = native.load(name)
     assert found is not None
-    yield compiled(OPTIONS[name], tmp_path_factory.mktemp("kernels") / "best.so") if SANITIZED else found
+    return compiled(OPTIONS[name], tmp_path_factory.mktemp("kernels") / "best.so") if SANITIZED else found
 
 
 def state_of(weights: Weights, item: Item) -> np.ndarray:
@@ -130,7 +129,7 @@ def any_model_and_item(draw: st.DrawFn) -> tuple[Decoder, Item, StageSampling]:
     heads = kv_heads * group
     if heads * head % 16:
         head *= 2
-    layout = draw(st.sampled_from(("aligned", "plain", "frames")))
+    layout: Any = draw(st.sampled_from(("aligned", "plain", "frames")))
     config = StageConfig(
         draw(st.integers(1, 2)), heads, kv_heads, heads * head, 16 * draw(st.integers(1, 5)), layout,
         draw(st.floats(10, 1e6)),
@@ -382,7 +381,7 @@ def test_the_dtype_of_the_module_does_not_matter(best) -> None:
     model, item = coarse_model("frames"), coarse_item(6, 4, 0, "frames")
     bundle.round_to_disk(model)
     found = [state_of(prepare(model.to(dtype), best), item) for dtype in (torch.float32, torch.bfloat16)]
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
 
 
 def test_other_sizes_go_through_torch() -> None:

@@ -1,4 +1,4 @@
-"""Compiles kernel.c for every kind of processor that this machine's compiler knows: `python -m audiolm_cli.native.build`.
+"""Compiles kernel.c for each kind of processor: `python audiolm_cli/native/build.py`.
 
 Building a wheel and installing from source do the same (hatch_build.py). Without a C compiler nothing is built, and
 decoding goes through torch. This file needs nothing but the standard library.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ def generate(
         with contextlib.ExitStack() as stack:
             sessions = [
                 stack.enter_context(_opened(weights, batch[first:last], sampling))
-                for first, last in zip(bounds, bounds[1:], strict=False)
+                for first, last in itertools.pairwise(bounds)
             ]
             for made in _in_threads(sessions) if parts > 1 else _alone(sessions[0]):
                 if progress:
@@ -124,8 +125,8 @@ class Session:
         found = []
         for item, made in zip(self.items, self.made, strict=True):
             ids = torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape)
-            ends = (ids == item.stop).nonzero() if item.stop is not None else []
-            found.append(ids[: int(ends[0])] if len(ends) else ids)
+            ends = [] if item.stop is None else (ids == item.stop).nonzero().flatten().tolist()
+            found.append(ids[: ends[0]] if ends else ids)
         return found
 
     def _keep(self, array: np.ndarray) -> Any:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from audiolm_cli import native
 from audiolm_cli.errors import ModelError
-from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.frames import FrameTransformer, Level
 from audiolm_cli.transformer import Decoder, Transformer
 
 OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
-KINDS = {
+KINDS: dict[Any, Any] = {
     np.dtype(np.float32): c_float,
     np.dtype(np.int32): c_int32,
     np.dtype(np.int8): c_int8,
@@ -75,7 +75,8 @@ class _Packer:
     """Turns modules into the kernel's structures and keeps the arrays that these point to."""
 
     def __init__(self, stage: str):
-        self.stage, self.kept = stage, []  # type: ignore[var-annotated]
+        self.stage = stage
+        self.kept: list[Any] = []
 
     def keep(self, array: np.ndarray) -> Any:
         array = np.ascontiguousarray(array)
@@ -107,12 +108,13 @@ class _Packer:
 
 
 def give(model: nn.Module) -> None:
-    """Lets a model be decoded by the native kernel that is here, if it decodes models of this kind and size. The model's
-    weights lie on a CPU and are not packed yet. Raises ModelError where they are not finite."""
+    """Lets the native kernel that is here decode a model, if it decodes models of this kind and size. The weights lie
+    on a CPU and are not packed yet. Raises ModelError where they are not finite."""
     name = native.kernel()
     library = native.load(name) if name else None
     if library is not None and fits(model):
-        model.native = prepare(cast("Decoder", model), library)
+        decoder = cast("Decoder", model)
+        decoder.native = prepare(decoder, library)
 
 
 def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
@@ -125,7 +127,7 @@ def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
             native.Block(*norms, *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down")))
         )
     levels = []
-    for level in model.levels if isinstance(model, FrameTransformer) else ():
+    for level in cast("list[Level]", model.levels) if isinstance(model, FrameTransformer) else ():
         norms = packer.norm(level.codes_norm), packer.norm(level.norm)
         levels.append(native.Level(*norms, packer.matrix(level.up.weight), packer.matrix(level.down.weight)))
     quantizers = 1 + len(levels)
