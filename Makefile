@@ -46,7 +46,8 @@ test: .venv/installed  ## all tests that need no network, no GPU and no data
 	$(BIN)/python -m pytest -q
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
-	AUDIOLM_SANITIZE=1 $(BIN)/python -m pytest -q tests/test_native.py
+	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
+	  $(BIN)/python -m pytest -q tests/test_native.py
 
 test-fast: .venv/installed  ## the same without the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow'

@@ -126,6 +126,7 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "new_seconds": 7.0,
         "seconds": 8.0,
         "batch": 2,
+        "kernel": "native",
         "stages": {
             "semantic": {"seconds": 0.5, "tokens": 25, "tokens_per_second": 50.0},
             "decode": {"seconds": 0.1, "tokens": 50, "tokens_per_second": 500.0},

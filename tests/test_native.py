@@ -436,6 +436,21 @@ def test_without_a_compiler_nothing_is_built_and_nothing_fails(tmp_path) -> None
 
 
 @needs_compiler
+def test_what_is_compiled_of_this_source_is_kept(tmp_path, monkeypatch) -> None:
+    for file in [*build.FOLDER.glob("*.[ch]"), build.FOLDER / "build.py"]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert build.build().startswith("native kernels: ")
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.so")}
+    monkeypatch.setenv("CC", "")
+    assert build.build().startswith("native kernels: ")
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.so")} == kept
+    (tmp_path / "sampling.h").write_text("")
+    assert build.build().startswith("no native kernel (no C compiler)")
+    assert not list(tmp_path.glob("*.so"))
+
+
+@needs_compiler
 def test_the_kernel_for_avx512_compiles(tmp_path) -> None:
     if "x86_64" not in os.uname().machine:
         pytest.skip("another kind of processor")

@@ -32,7 +32,7 @@ def library(kernel: str) -> Path:
 def source() -> str:
     """Names the source: what is compiled of another one is not used."""
     digest = hashlib.sha256()
-    for file in sorted(FOLDER.glob("*.[ch]")):
+    for file in [*sorted(FOLDER.glob("*.[ch]")), FOLDER / "build.py"]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -65,12 +65,18 @@ def compile_kernel(options: list[str], target: Path) -> str:
     return ""
 
 
+def ready(kernel: str) -> bool:
+    """Whether a kernel is compiled of this source."""
+    file = library(kernel)
+    return file.is_file() and source().encode() in file.read_bytes()
+
+
 def build() -> str:
-    """Compiles what can be, and removes what was compiled before where it cannot; says what came of it."""
+    """Compiles what is not yet, and removes what was compiled of another source where it cannot; says what is there."""
     if sys.maxsize < 2**32 or os.name != "posix":
         return "no native kernel for this system: decoding goes through torch, which takes far longer"
     wanted = KERNELS if platform.machine() in ("x86_64", "AMD64") else {"plain": KERNELS["plain"]}
-    said = {kernel: compile_kernel(options, library(kernel)) for kernel, options in wanted.items()}
+    said = {k: "" if ready(k) else compile_kernel(options, library(k)) for k, options in wanted.items()}
     for kernel in filter(said.get, said):
         library(kernel).unlink(missing_ok=True)
     if said["plain"]:
