@@ -14,14 +14,14 @@ PROCESSES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-fast test-torch lint format eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
+.PHONY: help install demo test test-fast test-torch sanitize lint format eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: .venv/installed  ## the program and what tests need, into .venv
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard audiolm_cli/native/*.[ch] audiolm_cli/native/build.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update && apt-get install -y python3-venv; } \
@@ -45,6 +45,10 @@ demo: .venv/installed  ## continue a real recording: examples/prompt.flac become
 # as on a lesser processor (processor.py has their names): AUDIOLM_PROCESSOR=avx2 ATEN_CPU_CAPABILITY=avx2 make test
 test: .venv/installed  ## all tests that need no network, no GPU and no data
 	$(BIN)/python -m pytest -q
+
+sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
+	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
+	  $(BIN)/python -m pytest -q tests/test_native.py
 
 test-fast: .venv/installed  ## the same without the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow'
@@ -93,5 +97,5 @@ weights-piano: $(CORPUS)/manifest.tsv  ## train weights/piano, its codec from we
 	  --quantizers 6 --prompt-seconds 4 --data $(CORPUS) --runs runs/piano --out weights/piano --processes $(PROCESSES)
 
 clean:  ## remove what was built, but not weights and training runs
-	rm -rf .venv build dist demo.wav .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist demo.wav audiolm_cli/native/*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from audiolm_cli import native
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec
 from audiolm_cli.console import Tell
 from audiolm_cli.detector import Detector, make_detector
@@ -70,6 +71,7 @@ class Bundle:
 
     def __init__(self, folder: Path, config: BundleConfig, device: torch.device, dtype: torch.dtype):
         self.folder, self.config, self.device, self.dtype = folder, config, device, dtype
+        self.kernel = native.kind() if device.type == "cpu" else "torch"  # what decodes
 
     @cached_property
     def identity(self) -> str:
@@ -122,6 +124,10 @@ class Bundle:
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
         model = self._part(name, functools.partial(stage_model, config, self.config.tokens, name), self.dtype)
+        if self.kernel == "native":
+            from audiolm_cli.native.model import give
+
+            give(model)
         model.pack()
         return model
 

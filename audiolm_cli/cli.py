@@ -75,7 +75,7 @@ Model = Annotated[
 ]
 BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models.")]
+Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")]
 # one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=options.MAX_THREADS, help="Processor threads.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")]
@@ -94,7 +94,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"audiolm {__version__}")
+        from audiolm_cli import native
+
+        typer.echo(f"audiolm {__version__}, decodes on this processor by {native.described()}")
         raise typer.Exit
 
 

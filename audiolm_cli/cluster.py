@@ -17,13 +17,16 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audiolm_cli import jobs
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ModelError, UsageError, explain
 from audiolm_cli.jobs import Job
 from audiolm_cli.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from audiolm_cli.bundle import Bundle
 
 CONNECT_SECONDS = 10
 Event = tuple[str, Any]  # a method of Console and what it was called with
@@ -79,7 +82,7 @@ class _Recorder(Console):
 class Worker:
     """Makes the outputs of batches; what it could not even begin with is the error of each."""
 
-    def __init__(self, spec: TaskSpec, identity: str, folder: str, fail_fast: bool, ledger: Any):
+    def __init__(self, spec: TaskSpec, identity: str, kernel: str, folder: str, fail_fast: bool, ledger: Any):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in cli.main
         warnings.simplefilter("ignore")
         self.console, self.fail_fast, self.force = _Recorder(ledger=ledger), fail_fast, spec.force
@@ -89,6 +92,11 @@ class Worker:
             self.task = spec.task(self.console)
             if self.task.bundle.identity != identity:
                 raise ModelError(f"{spec.model}: a worker has other weights of that name")
+            if self.task.bundle.kernel != kernel:
+                raise ModelError(
+                    f"a worker decodes by {self.task.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
+                    " machines makes them alike"
+                )
         except AudioLMError as error:
             self.failure = str(error)
         except OSError as error:
@@ -118,9 +126,7 @@ class Worker:
 def run(listed: list[Job], spec: TaskSpec, console: Console, fail_fast: bool = False) -> int:
     """`jobs.run` on the connected cluster."""
     here = replace(spec, device="cpu").task(console)  # for what it checks: a GPU may be elsewhere only
-    performed = functools.partial(
-        perform, spec=spec, identity=here.bundle.identity, console=console, fail_fast=fail_fast
-    )
+    performed = functools.partial(perform, spec=spec, bundle=here.bundle, console=console, fail_fast=fail_fast)
     return jobs.run(listed, here, console, fail_fast, performed)
 
 
@@ -153,10 +159,11 @@ def connect(address: str, quiet: bool = True) -> None:
 
 
 def perform(
-    batches: list[list[Job]], *, spec: TaskSpec, identity: str, console: Console, fail_fast: bool
+    batches: list[list[Job]], *, spec: TaskSpec, bundle: Bundle, console: Console, fail_fast: bool
 ) -> Iterator[int]:
     """Has batches performed by the connected cluster, says what their workers have to say, and yields how many jobs of
-    each failed. `identity`: of the bundle that workers must find under its name. Raises UsageError."""
+    each failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU.
+    Raises UsageError."""
     import ray
     import ray.data
 
@@ -166,11 +173,12 @@ def perform(
     most = sum(int(has.get(kind, 0)) // each for has in machines)
     if not most:
         raise UsageError(f"--ray: no machine has the {each} {kind} that a worker needs")
+    kernel = "torch" if on_gpu else bundle.kernel
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
     items = [pickle.dumps(numbered) for numbered in enumerate(batches)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Worker,  # type: ignore[arg-type]
-        fn_constructor_args=(spec, identity, os.getcwd(), fail_fast, ledger),
+        fn_constructor_args=(spec, bundle.identity, kernel, os.getcwd(), fail_fast, ledger),
         compute=ray.data.ActorPoolStrategy(size=min(most, len(batches))),
         num_cpus=0 if on_gpu else each,
         num_gpus=each if on_gpu else 0,

@@ -1,5 +1,8 @@
 """Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
 
+A model with native weights (of a loaded bundle, on a CPU) is decoded by the native kernel, see `native/decode.py`. All
+below is torch's way, for GPUs, for other models, and where no kernel is compiled.
+
 Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
 belongs to the item, and rows are padded to where the last bit of their products no longer depends on their number.
 """
@@ -51,6 +54,10 @@ def generate(
 ) -> list[Tensor]:
     """The generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`; `progress` is told how many tokens
     have been made."""
+    if model.native is not None:
+        from audiolm_cli.native import decode
+
+        return decode.generate(model.native, items, sampling, batch_size, progress)
     results: list[Tensor] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]

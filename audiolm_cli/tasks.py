@@ -47,7 +47,14 @@ class TaskSpec:
         loaded = bundle.load(self.model, device=self.device, dtype=self.dtype or "float32", offline=self.offline)
         common: dict[str, Any] = {"force": self.force, "skip_existing": self.skip_existing}
         if self.dtype is not None:
-            settings = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
+            settings = {
+                "device": self.device,
+                "dtype": self.dtype,
+                "threads": self.threads,
+                "kernel": loaded.kernel,
+            }
+            if loaded.kernel == "torch" and loaded.device.type == "cpu" and not os.environ.get("AUDIOLM_KERNEL"):
+                console.note("the native kernel is not compiled here: decoding by torch, which takes far longer")
             common |= {"batch_size": self.batch_size, "settings": settings}
         kinds = {kind.__name__: kind for kind in (Continue, Generate, Resynth, Encode, Decode)}
         task: Task = kinds[self.kind](loaded, console, **common)
@@ -61,7 +68,7 @@ class Synthesis(ABC):
     bundle: Bundle
     console: Console
     batch_size: int
-    settings: dict[str, Any]  # device, dtype and threads, for the record
+    settings: dict[str, Any]  # device, dtype, threads and kernel, for the record
     force: bool
     skip_existing: bool
 
@@ -160,6 +167,7 @@ class Synthesis(ABC):
             "new_seconds": new / self.rate,
             "seconds": len(samples) / self.rate,
             "batch": self._batch,
+            "kernel": self.settings["kernel"],
             "stages": {
                 stage: {
                     "seconds": seconds,

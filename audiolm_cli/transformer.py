@@ -12,7 +12,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.processor import packed, packs_bfloat16, product, product_plus
 from audiolm_cli.sampling import StageSampling, draw
 from audiolm_cli.tokens import StageName, Vocabulary
+
+if TYPE_CHECKING:
+    from audiolm_cli.native.model import Weights
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
 
@@ -174,6 +177,8 @@ class Stack(nn.Module):
 class Decoder(Stack, ABC):
     """A stage's model that goes on from what it has made. What it makes in a step is one token, or one frame of Q of
     them: ids are `[B, L]` or `[B, L, Q]` then."""
+
+    native: Weights | None = None  # what the native kernel decodes with, in place of this module
 
     @abstractmethod
     def features(self, fields: Tensor) -> Tensor:

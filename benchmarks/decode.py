@@ -3,8 +3,9 @@
 Batches of continuations of a 3 s prompt, tokens in and tokens out, drawn as the bundle does by default: prefill and
 decode rates, milliseconds a step, bytes that a step must read against the memory bandwidth of the machine, and the
 real-time factor (seconds spent per second of new audio, of all outputs together). Every time is the least of several
-runs. `--model paper` has random weights. With `--split` one step at batch 1 without guidance by parts, with `--plot
-FILE` seconds and memory against length.
+runs. `--model paper` has random weights. AUDIOLM_KERNEL chooses what decodes; the native kernel's steps include the
+prefill. With `--split` one step of torch's at batch 1 without guidance by parts, with `--plot FILE` seconds and memory
+against length.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the program does
 
 import torch
 
-from audiolm_cli import bundle
+from audiolm_cli import bundle, native
 from audiolm_cli.bundle import stage_model
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.native.model import give
 from audiolm_cli.options import threads
 from audiolm_cli.pipeline import Sampling
 from audiolm_cli.sampling import StageSampling, draw
@@ -127,7 +129,8 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
     tokens = {"semantic": 1, "coarse": per * spec.coarse, "fine": per * spec.fine}
     figures = {}
     for stage, model in models.items():
-        clock = Clock(model) if isinstance(model, Decoder) else None
+        natively = isinstance(model, Decoder) and model.native is not None
+        clock = Clock(model) if isinstance(model, Decoder) and not natively else None
         start = time.perf_counter()
         calls[stage](model)
         finish(model.ids.weight.device)
@@ -141,6 +144,12 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
             row["prefill_tokens_per_second"] = clock.positions / clock.seconds
             row["milliseconds_per_step"] = 1000 * decoding / max(1, clock.steps)
             row["gigabytes_per_second"] = clock.bytes / decoding / 1e9
+        if natively:  # prefill and steps in one
+            steps = (total - known) * (per if model.config.layout == "frames" else tokens[stage])
+            row["milliseconds_per_step"] = 1000 * spent / steps
+            row["gigabytes_per_second"] = (
+                steps * step_weights(cast("Decoder", model)) / model.ids.weight.element_size() / spent / 1e9
+            )
         figures[stage] = row
     return figures
 
@@ -223,6 +232,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
+        "kernel": native.described() if device.type == "cpu" else "torch",
         "load": round(os.getloadavg()[0], 2),
     }
 
@@ -238,6 +248,8 @@ def stages(name: str, device: str, dtype: str) -> tuple[Models, BundleConfig, to
     for stage in STAGES:
         model = stage_model(getattr(config, stage), config.tokens, stage)  # type: ignore[arg-type]
         found[stage] = model.to(where, kind).eval().requires_grad_(False)
+        if where.type == "cpu":
+            give(found[stage])
         found[stage].pack()
     return found, config, where, kind
 
@@ -307,7 +319,7 @@ def main() -> None:
                 print(f"{stage:10}" + "".join(cells))
     if args.split:
         for stage, model in models.items():
-            if isinstance(model, Decoder):
+            if isinstance(model, Decoder) and model.native is None:
                 figures.setdefault("split", {})[stage] = split(model, 320, args.runs)
                 cells = (f"{name} {value:.2f}" for name, value in figures["split"][stage].items())
                 print(f"\none step of {stage}, batch 1, microseconds: " + ", ".join(cells))

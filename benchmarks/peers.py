@@ -41,6 +41,7 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
 
     from audiolm_cli.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
+    from audiolm_cli.native.model import give
     from audiolm_cli.sampling import StageSampling
     from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
 
@@ -51,6 +52,7 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
     for stage, layout in zip(("semantic", "coarse", "fine"), layouts, strict=True):
         config = StageConfig(layers, heads, 1, width, 4 * width, layout)  # type: ignore[arg-type]
         model = stage_model(config, spec, stage).to(getattr(torch, dtype)).eval().requires_grad_(False)  # type: ignore[arg-type]
+        give(model)  # where AUDIOLM_KERNEL says so: int8, whatever the dtype of the other stages
         model.pack()
         models.append(model)
     semantic, coarse, fine = models
@@ -166,6 +168,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     from audiolm_cli import engine
     from audiolm_cli.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
+    from audiolm_cli.native.model import give
     from audiolm_cli.sampling import StageSampling, uniforms
     from audiolm_cli.stages import Noise, continue_fine
     from audiolm_cli.tokens import coarse_sequence, semantic_sequence
@@ -180,6 +183,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
         for config, stage in ((plain, "semantic"), (plain, "coarse"), (filling, "fine"))
     )
     for model in (semantic, coarse, fine):
+        give(model)
         model.pack()
 
     def decoded(model: Any, count: int) -> float:

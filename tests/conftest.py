@@ -128,7 +128,7 @@ class FakePipeline:
         config = types.SimpleNamespace(
             name=name, tokens=TokenSpec(), sampling=sampling, prompt_seconds=3.0, familiar_bits=8.0
         )
-        return types.SimpleNamespace(config=config, identity="0123456789abcdef")
+        return types.SimpleNamespace(config=config, identity="0123456789abcdef", kernel="native")
 
     def continue_(self, bundle, prompts, *, duration=None, progress, **options) -> Iterator[types.SimpleNamespace]:
         self.calls.append({"prompts": prompts, "duration": duration, **options})
@@ -213,7 +213,7 @@ tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quan
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)
 config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling, prompt_seconds=3,
                                familiar_bits=0)
-bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0")
+bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0", kernel="native")
 pipeline.continue_ = continue_
 pipeline.Prompt = lambda samples, *key: types.SimpleNamespace(samples=samples)
 pipeline.Sampling = lambda **k: types.SimpleNamespace(**k)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from audiolm_cli import native
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,10 @@ def benchmark(name: str, *arguments: object) -> dict:
     return json.loads(file.read_text())
 
 
-def test_decode_counts_tokens_steps_and_bytes(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_decode_counts_tokens_steps_and_bytes(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
     common = ("--batches", "1,2", "--lengths", "0.4,0.8", "--runs", 1, "--split")
     found = benchmark(
         "decode.py", "--model", tiny_bundle, *common, "--plot", tmp_path / "length.png", "--json", tmp_path / "d"
@@ -36,6 +40,16 @@ def test_decode_counts_tokens_steps_and_bytes(tiny_bundle: Path, tmp_path: Path)
     assert 0 < row["gigabytes_per_second"] < found["bandwidth"]
     assert found["split"]["coarse"]["step"] > found["split"]["coarse"]["matrix products"] > 0
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not native.load("plain"), reason="the native kernel is not compiled here")
+def test_decode_counts_native_steps(tiny_bundle: Path, tmp_path: Path) -> None:
+    common = ("--batches", "2", "--lengths", "0.8", "--runs", 1)
+    found = benchmark("decode.py", "--model", tiny_bundle, *common, "--json", tmp_path / "d")
+    row = found["runs"]["0.8 s, batch 2"]["coarse"]
+    assert row["milliseconds_per_step"] == pytest.approx(1000 * row["seconds"] / 40)
+    assert row["tokens_per_second"] == pytest.approx(0.8 * 25 * 8 * 2 / row["seconds"])
+    assert "native kernel" in found["machine"]["kernel"]
 
 
 def test_the_parts_of_a_cold_start_add_up(tiny_bundle: Path, tmp_path: Path) -> None:

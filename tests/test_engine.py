@@ -10,7 +10,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from bundles import modules
 from torch import Tensor
 
 from audiolm_cli import engine, processor
@@ -20,6 +19,7 @@ from audiolm_cli.frames import FrameTransformer, Level
 from audiolm_cli.sampling import StageSampling, sample, uniforms
 from audiolm_cli.tokens import Sequence, coarse_sequence
 from audiolm_cli.transformer import Block, Decoder, KVCache
+from tests.bundles import modules
 
 TINY = preset("tiny")
 CONFIG = dataclasses.replace(TINY, coarse=TINY.semantic)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiolm_cli.native import build
 from tests.conftest import EXAMPLE, ROOT
 
 pytestmark = [
@@ -71,6 +72,28 @@ def test_the_wheel_carries_the_weights_and_nothing_else(wheel):
     assert "audiolm_cli/weights/speech/LICENSE" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"audiolm_cli", "audiolm"}
     assert wheel.stat().st_size < 100e6  # the limit of the package index
+
+
+@pytest.mark.skipif(not build.compiler(), reason="there is no C compiler here")
+def test_the_wheel_carries_the_native_kernel(wheel, installed, tmp_path):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "audiolm_cli/native/plain.so" in names
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+    said = run([installed / "audiolm", "--version"], tmp_path)
+    assert "native kernel" in said.stdout, said
+
+
+def test_without_a_compiler_the_wheel_is_for_all_platforms(tmp_path):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "audiolm_cli", tmp_path / "audiolm_cli", ignore=shutil.ignore_patterns("*.so"))
+    (tmp_path / "weights").mkdir()
+    build_it = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path]
+    subprocess.run(build_it, check=True, capture_output=True, env={**os.environ, "CC": ""})
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    assert built.name.endswith("-py3-none-any.whl")
+    assert not any(name.endswith(".so") for name in zipfile.ZipFile(built).namelist())
 
 
 def test_it_continues_a_recording_elsewhere_without_a_network(installed, tmp_path):

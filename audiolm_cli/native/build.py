@@ -1,0 +1,89 @@
+"""Compiles kernel.c for each kind of processor: `python audiolm_cli/native/build.py`.
+
+Building a wheel and installing from source do the same (hatch_build.py). Without a C compiler nothing is built, and
+decoding goes through torch. This file needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+# exactly what is written: no contraction of products and sums, no other order of sums
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-Wno-psabi"]
+SPEED = ["-fno-tree-pre"]  # else gcc 12 keeps sums of the innermost loop in memory: half the speed
+AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512vnni"]
+KERNELS = {"avx512": [*AVX512, "-DKERNEL_AVX512"], "avx2": ["-mavx2", "-DKERNEL_AVX2"], "plain": []}  # best first
+
+
+def library(kernel: str) -> Path:
+    """Where a compiled kernel lies."""
+    return FOLDER / f"{kernel}.so"
+
+
+def source() -> str:
+    """Names the source: what is compiled of another one is not used."""
+    digest = hashlib.sha256()
+    for file in [*sorted(FOLDER.glob("*.[ch]")), FOLDER / "build.py"]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compiler() -> list[str] | None:
+    """The C compiler's command: $CC, or cc, gcc or clang, whichever is there."""
+    if "CC" in os.environ:
+        return shlex.split(os.environ["CC"]) or None
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return [found] if found else None
+
+
+def compile_kernel(options: list[str], target: Path) -> str:
+    """Compiles a kernel; what the compiler says where it cannot, nothing where it can."""
+    command = compiler()
+    if command is None:
+        return "no C compiler"
+    flags = [*FLAGS, *SPEED, *options, f'-DKERNEL_SOURCE="{source()}"']
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside: nobody loads it half written
+        made = Path(folder) / target.name
+        try:
+            done = subprocess.run(
+                [*command, *flags, str(FOLDER / "kernel.c"), "-lm", "-o", str(made)], capture_output=True, text=True
+            )
+        except OSError as error:
+            return str(error)
+        if done.returncode:
+            return done.stderr.strip() or f"{command[0]} failed"
+        made.replace(target)
+    return ""
+
+
+def ready(kernel: str) -> bool:
+    """Whether a kernel is compiled of this source."""
+    file = library(kernel)
+    return file.is_file() and source().encode() in file.read_bytes()
+
+
+def build() -> str:
+    """Compiles what is not yet, and removes what was compiled of another source where it cannot; says what is there."""
+    if sys.maxsize < 2**32 or os.name != "posix":
+        return "no native kernel for this system: decoding goes through torch, which takes far longer"
+    wanted = KERNELS if platform.machine() in ("x86_64", "AMD64") else {"plain": KERNELS["plain"]}
+    said = {k: "" if ready(k) else compile_kernel(options, library(k)) for k, options in wanted.items()}
+    for kernel in filter(said.get, said):
+        library(kernel).unlink(missing_ok=True)
+    if said["plain"]:
+        reason = said["plain"].splitlines()[0]
+        return f"no native kernel ({reason}): decoding goes through torch, which takes far longer"
+    return f"native kernels: {', '.join(kernel for kernel in said if not said[kernel])}"
+
+
+if __name__ == "__main__":
+    print(build())

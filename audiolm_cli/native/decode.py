@@ -1,0 +1,191 @@
+"""What the engine asks for, by the native kernel: items go in as arrays, rows never depend on each other.
+
+Threads take different items. Where the kernel is inside a step it cannot be interrupted, so it is given some at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiolm_cli import native
+from audiolm_cli.errors import ModelError
+from audiolm_cli.native.model import Weights, pointer
+
+if TYPE_CHECKING:
+    from audiolm_cli.engine import Item
+    from audiolm_cli.sampling import StageSampling
+    from audiolm_cli.tokens import Sequence
+
+STEPS = 16  # made at a time
+ERRORS = {-1: "not enough memory", -3: "the model's weights lead to values that are not finite"}
+
+
+def generate(
+    weights: Weights,
+    items: list[Item],
+    sampling: StageSampling,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """As `engine.generate`: the generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`. Raises
+    ModelError where the weights are no good."""
+    results: list[Tensor] = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        parts = max(1, min(torch.get_num_threads(), len(batch)))
+        bounds = [len(batch) * n // parts for n in range(parts + 1)]
+        with contextlib.ExitStack() as stack:
+            sessions = [
+                stack.enter_context(_opened(weights, batch[first:last], sampling))
+                for first, last in itertools.pairwise(bounds)
+            ]
+            for made in _in_threads(sessions) if parts > 1 else _alone(sessions[0]):
+                if progress:
+                    progress(made)
+            results += [result for session in sessions for result in session.results()]
+    return results
+
+
+def _alone(session: Session) -> Iterator[int]:
+    session.prefill()
+    while made := session.advance():
+        yield made
+
+
+def _in_threads(sessions: list[Session]) -> Iterator[int]:
+    """Ends with no thread inside the kernel, whatever happens."""
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        list(pool.map(Session.prefill, sessions))
+        while made := sum(pool.map(Session.advance, sessions)):
+            yield made
+
+
+@contextlib.contextmanager
+def _opened(weights: Weights, items: list[Item], sampling: StageSampling) -> Iterator[Session]:
+    session = Session(weights, items, sampling)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+@dataclass
+class Session:
+    """Items on their way through the kernel. Keeps all arrays that it points to."""
+
+    weights: Weights
+    items: list[Item]
+    sampling: StageSampling
+    kept: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.branches: list[native.Branch] = []
+        self.known: dict[bytes, int] = {}  # prefixes by the first branch that has them
+        self.made: list[np.ndarray] = []
+        s, model = self.sampling, self.weights.model
+        guides = len(s.shares) if s.guidance else 0
+        entries = [self._item(item, guides) for item in self.items]
+        how = native.Sampling(
+            s.temperature,
+            s.top_p,
+            s.top_k,
+            self.items[0].size,
+            guides,
+            s.guidance,
+            self._keep(np.asarray(s.shares, np.float32)),
+        )
+        error = ctypes.c_int()
+        array, branches = (native.Item * len(entries))(*entries), (native.Branch * len(self.branches))(*self.branches)
+        self.kept += [array, branches, how]
+        self.handle = self.weights.library.audiolm_open(model, len(entries), array, branches, how, error)
+        _check(error.value)
+
+    def close(self) -> None:
+        self.weights.library.audiolm_close(self.handle)
+
+    def prefill(self) -> None:
+        for number in range(len(self.branches)):
+            _check(self.weights.library.audiolm_prefill(self.handle, number))
+
+    def advance(self) -> int:
+        """Makes some more steps; how many ids that were."""
+        return _check(self.weights.library.audiolm_advance(self.handle, STEPS))
+
+    def results(self) -> list[Tensor]:
+        found = []
+        for item, made in zip(self.items, self.made, strict=True):
+            ids = torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape)
+            ends = [] if item.stop is None else (ids == item.stop).nonzero().flatten().tolist()
+            found.append(ids[: ends[0]] if ends else ids)
+        return found
+
+    def _keep(self, array: np.ndarray) -> Any:
+        self.kept.append(array)
+        return pointer(array)
+
+    def _item(self, item: Item, guides: int) -> native.Item:
+        steps, quantizers = len(item.uniform), self.weights.model.quantizers
+        if item.uniform.numel() != steps * quantizers or item.size != self.items[0].size or len(item.low) != steps:
+            raise ValueError("the items of a batch must draw from ranges of one size, a number for each id")
+        sequences = [item.sequence, *item.guides[:guides]]
+        if len(sequences) not in (1, 1 + guides):
+            raise ValueError("an item has as many guides as the sampling has shares, or none")
+        for sequence in sequences:
+            self._branch(sequence, steps)
+        self.made.append(np.full((steps, quantizers), -1, np.int32))
+        return native.Item(
+            steps,
+            len(sequences),
+            -1 if item.stop is None else item.stop,
+            self._keep(np.asarray(item.low, np.int32)),
+            self._keep(np.ascontiguousarray(item.uniform.numpy(), np.float32)),
+            pointer(self.made[-1]),
+        )
+
+    def _branch(self, sequence: Sequence, steps: int) -> None:
+        known, ids, fields = sequence.known, sequence.ids.numpy(), sequence.fields.numpy()
+        if len(fields) != known + steps or len(ids) != known + steps:
+            raise ValueError("what is unknown of a sequence is as long as what is to be made")
+        prefix = ids[:known].tobytes() + fields[:known].tobytes()
+        number = len(self.branches)
+        like = self.known.setdefault(prefix, number)
+        self.branches.append(
+            native.Branch(
+                known,
+                -1 if like == number else like,
+                self._keep(ids[:known].astype(np.int32)),
+                self._keep(features(self.weights, fields[:, 2:], fields[:, 0])),
+                self._keep(fields[:, 1].astype(np.int32)),
+            )
+        )
+
+
+def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.ndarray:
+    """What is added to the inputs of positions: context `int64 [N, C]`, streams `int64 [N]` -> `float32 [N, width]`."""
+    if weights.context is None:
+        found = weights.features[0][streams]
+        for slot in range(context.shape[1] if len(weights.features) > 1 else 0):
+            found = found + weights.features[1][context[:, slot]]
+        return found
+    around = weights.features[0][context].reshape(len(context), -1)
+    rows = np.ascontiguousarray(np.pad(around, ((0, 0), (0, weights.context.inputs - around.shape[1]))))
+    found = np.empty((len(rows), weights.context.outputs), np.float32)
+    _check(weights.library.audiolm_product(weights.context, len(rows), pointer(rows), pointer(found)))
+    return found
+
+
+def _check(code: int) -> int:
+    """A result of the kernel that is no error. Raises ModelError."""
+    if code < 0:
+        raise ModelError(ERRORS.get(code, f"the native kernel refuses these sizes ({code})"))
+    return code

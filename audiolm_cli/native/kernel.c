@@ -1,0 +1,539 @@
+#include "kernel.h"
+
+#include <fenv.h>
+#include <stdlib.h>
+
+#include "attention.h"
+#include "products.h"
+#include "sampling.h"
+
+enum {
+    TILE = 64, /* rows that share a read of the weights */
+    MOST_WIDTH = 1 << 16,
+    MOST_LENGTH = 1 << 24,
+    MOST_SLOTS = 1 << 16,
+    MOST_BRANCHES = 16,
+    MOST_IDS = 1 << 24,
+};
+
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* A branch's cache and what comes next of it. */
+typedef struct {
+    const audiolm_branch *branch;
+    size_t length;        /* positions that there is room for, a multiple of the lanes */
+    float *keys, *values; /* [layers][kv_heads][length * head width], see attention.h */
+    float *hidden;        /* [width] behind the last norm */
+} slot;
+
+struct audiolm_session {
+    audiolm_model model;
+    audiolm_sampling sampling;
+    const audiolm_item *items;
+    int32_t count, slots, prefilled, head_width;
+    int32_t *first, *made; /* of each item: its first slot, its steps so far */
+    slot *slot;
+    int finite;
+    /* rows of a tile */
+    slot *row_slot[TILE];
+    int32_t row_place[TILE];
+    float scale[TILE];
+    size_t inner, qkv_stride, logits_stride, scores_stride;
+    activation *q; /* [TILE][inner] */
+    float *x, *qkv, *attended, *up, *before, *both, *logits, *scores, *sine, *cosine;
+    uint32_t *spare;
+};
+
+#ifndef KERNEL_SOURCE
+#define KERNEL_SOURCE ""
+#endif
+
+const char *audiolm_source(void) { return KERNEL_SOURCE; }
+
+const char *audiolm_kernel(void) {
+#if defined(KERNEL_AVX512)
+    return "avx512";
+#elif defined(KERNEL_AVX2)
+    return "avx2";
+#else
+    return "plain";
+#endif
+}
+
+size_t audiolm_layout(void) {
+    return sizeof(audiolm_matrix) + sizeof(audiolm_norm) + sizeof(audiolm_block) + sizeof(audiolm_level) +
+           sizeof(audiolm_model) + sizeof(audiolm_branch) + sizeof(audiolm_item) + sizeof(audiolm_sampling);
+}
+
+int audiolm_supports(const char *kernel) {
+#ifdef __x86_64__
+    if (!strcmp(kernel, "avx2")) return __builtin_cpu_supports("avx2") != 0;
+    if (!strcmp(kernel, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vnni");
+#endif
+    return !strcmp(kernel, "plain");
+}
+
+/* ---------------------------------------------------------------------------------------------------- checks */
+
+static int good_matrix(const audiolm_matrix *m, int32_t outputs, int32_t inputs) {
+    return m->values && m->scales && m->sums && m->outputs % OUTPUTS == 0 && m->inputs % UNROLLED == 0 &&
+           m->outputs >= outputs && m->outputs < outputs + OUTPUTS && m->inputs >= inputs &&
+           m->inputs < inputs + UNROLLED && m->inputs <= MOST_INPUTS;
+}
+
+static int good_norm(const audiolm_norm *n) { return n->weight && n->bias; }
+
+static int good_model(const audiolm_model *m) {
+    if (m->width < OUTPUTS || m->width > MOST_WIDTH || m->width % OUTPUTS || m->feedforward < OUTPUTS ||
+        m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->width % m->heads ||
+        m->width / m->heads % LANES || m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
+        m->layers > 1024 || m->quantizers < 1 || m->quantizers > 1024 || m->vocabulary < 1 ||
+        m->vocabulary > MOST_IDS / m->quantizers || !m->turns || !m->ids || !m->blocks || !good_norm(&m->norm) ||
+        !good_matrix(&m->head, m->quantizers * m->vocabulary, m->width))
+        return 0;
+    int32_t head_width = m->width / m->heads;
+    for (int32_t n = 0; n < head_width / 2; n++)
+        if (!(m->turns[n] >= 0 && m->turns[n] <= 1)) return 0;
+    for (int32_t n = 0; n < m->layers; n++) {
+        const audiolm_block *b = m->blocks + n;
+        if (!good_norm(&b->attention_norm) || !good_norm(&b->feedforward_norm) ||
+            !good_matrix(&b->qkv, (m->heads + 2 * m->kv_heads) * head_width, m->width) ||
+            !good_matrix(&b->output, m->width, m->width) || !good_matrix(&b->up, m->feedforward, m->width) ||
+            !good_matrix(&b->down, m->width, m->feedforward))
+            return 0;
+    }
+    for (int32_t n = 0; n + 1 < m->quantizers; n++) {
+        const audiolm_level *l = m->levels + n;
+        if (!m->levels || !good_norm(&l->codes_norm) || !good_norm(&l->norm) ||
+            !good_matrix(&l->up, m->width, 2 * m->width) || !good_matrix(&l->down, m->width, m->width))
+            return 0;
+    }
+    return 1;
+}
+
+static int good_branch(const audiolm_model *m, const audiolm_branch *b, int32_t steps, int32_t number) {
+    if (b->known < 1 || b->known > MOST_LENGTH || b->like >= number || !b->ids || !b->features || !b->positions)
+        return 0;
+    for (int32_t n = 0; n < b->known; n++)
+        for (int32_t q = 0; q < m->quantizers; q++) {
+            int32_t id = b->ids[(size_t)n * (size_t)m->quantizers + (size_t)q];
+            if (id < 0 || id >= m->vocabulary) return 0;
+        }
+    for (int32_t n = 0; n < b->known + steps; n++)
+        if (b->positions[n] < 0 || b->positions[n] > MOST_LENGTH) return 0;
+    return 1;
+}
+
+/* Whether the items are such that nothing is read or written beside what belongs to them; the number of branches. */
+static int32_t checked_items(const audiolm_model *m, int32_t count, const audiolm_item *items,
+                             const audiolm_branch *branches, const audiolm_sampling *s) {
+    int32_t number = 0;
+    if (count < 1 || !items || !branches || s->size < 1 || s->size > m->vocabulary || s->guides < 0 ||
+        s->guides >= MOST_BRANCHES || (s->guides && !s->shares))
+        return AUDIOLM_BAD_SIZE;
+    for (int32_t n = 0; n < count; n++) {
+        const audiolm_item *item = items + n;
+        if (item->steps < 1 || item->steps > MOST_LENGTH || !item->lows || !item->uniform || !item->made ||
+            (item->branches != 1 && item->branches != 1 + s->guides) || number + item->branches > MOST_SLOTS)
+            return AUDIOLM_BAD_SIZE;
+        for (int32_t t = 0; t < item->steps; t++)
+            if (item->lows[t] < 0 || item->lows[t] > m->vocabulary - s->size) return AUDIOLM_BAD_SIZE;
+        for (int32_t b = 0; b < item->branches; b++, number++) {
+            const audiolm_branch *branch = branches + number;
+            if (!good_branch(m, branch, item->steps, number)) return AUDIOLM_BAD_SIZE;
+            if (branch->like >= 0 && branches[branch->like].known != branch->known) return AUDIOLM_BAD_SIZE;
+        }
+    }
+    return number;
+}
+
+/* -------------------------------------------------------------------------------------------------- products */
+
+/* Rows `[rows][width]` `stride` apart -> the session's int8 rows. */
+static void quantize_rows(audiolm_session *s, int32_t rows, const float *x, size_t stride, int32_t width) {
+    for (int32_t r = 0; r < rows; r++)
+        s->finite &= quantize(x + (size_t)r * stride, width, s->q + (size_t)r * s->inner, s->scale + r);
+}
+
+static void normalize_rows(const audiolm_norm *norm, int32_t rows, const float *x, float *y, int32_t width) {
+    for (int32_t r = 0; r < rows; r++)
+        normalize(x + (size_t)r * (size_t)width, norm->weight, norm->bias, y + (size_t)r * (size_t)width, width);
+}
+
+static void multiply_rows(audiolm_session *s, const audiolm_matrix *m, int32_t rows, float *y, size_t stride,
+                          enum result result) {
+    product(m, 0, m->outputs / OUTPUTS, rows, s->q, s->inner, s->scale, y, stride, result);
+}
+
+int audiolm_product(const audiolm_matrix *weights, int32_t rows, const float *x, float *y) {
+    if (!weights || rows < 0 || !x || !y || !good_matrix(weights, weights->outputs, weights->inputs))
+        return AUDIOLM_BAD_SIZE;
+    size_t inputs = (size_t)weights->inputs, outputs = (size_t)weights->outputs;
+    activation *q = malloc(TILE * inputs * sizeof *q);
+    if (!q) return AUDIOLM_NO_MEMORY;
+    fenv_t before;
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
+    int finite = 1;
+    for (int32_t done = 0; done < rows; done += TILE) {
+        int32_t some = rows - done < TILE ? rows - done : TILE;
+        float scale[TILE];
+        for (int32_t r = 0; r < some; r++)
+            finite &= quantize(x + (size_t)(done + r) * inputs, weights->inputs, q + (size_t)r * inputs, scale + r);
+        product(weights, 0, weights->outputs / OUTPUTS, some, q, inputs, scale, y + (size_t)done * outputs, outputs,
+                REPLACE);
+    }
+    fesetenv(&before);
+    free(q);
+    return finite ? 0 : AUDIOLM_NOT_FINITE;
+}
+
+/* ------------------------------------------------------------------------------------------------------ rows */
+
+static size_t cache_place(const audiolm_session *s, const slot *to, int32_t layer, int32_t kv_head) {
+    size_t head = (size_t)layer * (size_t)s->model.kv_heads + (size_t)kv_head;
+    return head * to->length * (size_t)s->head_width;
+}
+
+/* Angles of a row's position, sine and cosine. */
+static void find_turns(audiolm_session *s, int32_t row) {
+    int32_t half = s->head_width / 2, position = s->row_slot[row]->branch->positions[s->row_place[row]];
+    for (int32_t n = 0; n < half; n++)
+        sine_cosine((double)position * s->model.turns[n], s->sine + row * half + n, s->cosine + row * half + n);
+}
+
+/* Turns a row's queries and keys, keeps keys and values. */
+static void place_row(audiolm_session *s, int32_t layer, int32_t row) {
+    const audiolm_model *m = &s->model;
+    int32_t width = s->head_width, half = width / 2, place = s->row_place[row];
+    float *queries = s->qkv + (size_t)row * s->qkv_stride;
+    float *keys = queries + m->heads * width, *values = keys + m->kv_heads * width;
+    const float *sine = s->sine + row * half, *cosine = s->cosine + row * half;
+    float scale = 1.0f / root((float)width);
+    for (int32_t h = 0; h < m->heads; h++) rotate(queries + h * width, sine, cosine, half, scale);
+    for (int32_t h = 0; h < m->kv_heads; h++) {
+        slot *to = s->row_slot[row];
+        size_t start = cache_place(s, to, layer, h);
+        rotate(keys + h * width, sine, cosine, half, 1.0f);
+        keep_key(to->keys + start, keys + h * width, place, width);
+        keep_value(to->values + start, values + h * width, place, width, to->length);
+    }
+}
+
+static void attend_row(audiolm_session *s, int32_t layer, int32_t row) {
+    const audiolm_model *m = &s->model;
+    int32_t width = s->head_width, group = m->heads / m->kv_heads;
+    const slot *from = s->row_slot[row];
+    const float *queries = s->qkv + (size_t)row * s->qkv_stride;
+    for (int32_t h = 0; h < m->kv_heads; h++) {
+        size_t start = cache_place(s, from, layer, h);
+        attend(group, queries + h * group * width, from->keys + start, from->values + start, from->length, width,
+               s->row_place[row] + 1, s->scores, s->scores_stride,
+               s->attended + (size_t)row * (size_t)m->width + h * group * width);
+    }
+}
+
+/* Takes the tile's rows `x` through all blocks. What the last `keep` rows became is in `x` and behind the last norm in
+ * their slots' `hidden`; of the others only the cache is of use. */
+static void forward(audiolm_session *s, int32_t rows, int32_t keep) {
+    const audiolm_model *m = &s->model;
+    size_t width = (size_t)m->width;
+    for (int32_t r = 0; r < rows; r++) find_turns(s, r);
+    for (int32_t layer = 0; layer < m->layers; layer++) {
+        const audiolm_block *b = m->blocks + layer;
+        normalize_rows(&b->attention_norm, rows, s->x, s->attended, m->width);
+        quantize_rows(s, rows, s->attended, width, m->width);
+        multiply_rows(s, &b->qkv, rows, s->qkv, s->qkv_stride, REPLACE);
+        for (int32_t r = 0; r < rows; r++) place_row(s, layer, r);
+        int32_t first = layer + 1 < m->layers ? 0 : rows - keep, left = rows - first;
+        float *x = s->x + (size_t)first * width;
+        for (int32_t r = first; r < rows; r++) attend_row(s, layer, r);
+        quantize_rows(s, left, s->attended + (size_t)first * width, width, m->width);
+        multiply_rows(s, &b->output, left, x, width, ADD);
+        normalize_rows(&b->feedforward_norm, left, x, s->attended, m->width);
+        quantize_rows(s, left, s->attended, width, m->width);
+        multiply_rows(s, &b->up, left, s->up, (size_t)m->feedforward, REPLACE);
+        for (int32_t r = 0; r < left; r++) gelu_row(s->up + (size_t)r * (size_t)m->feedforward, m->feedforward);
+        quantize_rows(s, left, s->up, (size_t)m->feedforward, m->feedforward);
+        multiply_rows(s, &b->down, left, x, width, ADD);
+    }
+    for (int32_t r = rows - keep; r < rows; r++)
+        normalize(s->x + (size_t)r * width, m->norm.weight, m->norm.bias, s->row_slot[r]->hidden, m->width);
+}
+
+/* The tile's next row: a position of a slot, whose ids are given. */
+static void enter(audiolm_session *s, int32_t row, slot *to, int32_t place, const int32_t *ids) {
+    const audiolm_model *m = &s->model;
+    size_t width = (size_t)m->width;
+    float *x = s->x + (size_t)row * width;
+    s->row_slot[row] = to;
+    s->row_place[row] = place;
+    memcpy(x, m->ids + (size_t)ids[0] * width, width * sizeof *x);
+    for (int32_t q = 1; q < m->quantizers; q++)
+        add_row(x, m->ids + (size_t)(q * m->vocabulary + ids[q]) * width, m->width);
+    add_row(x, to->branch->features + (size_t)place * width, m->width);
+}
+
+/* ---------------------------------------------------------------------------------------------------- a step */
+
+/* States behind a level's norm, of which the next codes come: from `hidden` of the rows' slots and what their codes so
+ * far add up to. They stand in `attended`. */
+static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) {
+    size_t width = (size_t)s->model.width;
+    for (int32_t r = 0; r < rows; r++) {
+        float *both = s->both + 2 * width * (size_t)r;
+        memcpy(both, s->row_slot[r]->hidden, width * sizeof *both);
+        memcpy(s->x + (size_t)r * width, both, width * sizeof *both);
+        normalize(s->before + (size_t)r * width, level->codes_norm.weight, level->codes_norm.bias, both + width,
+                  s->model.width);
+    }
+    quantize_rows(s, rows, s->both, 2 * width, 2 * s->model.width);
+    multiply_rows(s, &level->up, rows, s->both, width, REPLACE);
+    for (int32_t r = 0; r < rows; r++) gelu_row(s->both + (size_t)r * width, s->model.width);
+    quantize_rows(s, rows, s->both, width, s->model.width);
+    multiply_rows(s, &level->down, rows, s->x, width, ADD);
+    normalize_rows(&level->norm, rows, s->x, s->attended, s->model.width);
+}
+
+/* Leads an item's logits away from those of its guides, which stand in the rows behind it. */
+static void guide(const audiolm_session *s, float *logits) {
+    const audiolm_sampling *how = &s->sampling;
+    for (int32_t n = 0; n < how->size; n++) {
+        float less = 0;
+        for (int32_t g = 0; g < how->guides; g++)
+            less = less + how->shares[g] * logits[(size_t)(g + 1) * s->logits_stride + (size_t)n];
+        logits[n] = logits[n] + how->guidance * (logits[n] - less);
+    }
+}
+
+/* Draws an item's next code from its branches' logits. */
+static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logits) {
+    const audiolm_item *item = s->items + number;
+    int32_t step = s->made[number];
+    size_t place = (size_t)step * (size_t)s->model.quantizers + (size_t)q;
+    if (item->branches > 1) guide(s, logits);
+    s->finite &= all_finite(logits, s->sampling.size);
+    item->made[place] = item->lows[step] + draw(logits, item->uniform[place], &s->sampling, s->spare);
+}
+
+/* Draws one code of items from the states in `attended`, whose rows are those of the items' branches. Items that draw
+ * from the same ids share the read of these ids' weights. */
+static void draw_codes(audiolm_session *s, const int32_t *numbers, int32_t count, int32_t rows, int32_t q) {
+    const audiolm_model *m = &s->model;
+    quantize_rows(s, rows, s->attended, (size_t)m->width, m->width);
+    for (int32_t n = 0, row = 0; n < count;) {
+        int32_t low = s->items[numbers[n]].lows[s->made[numbers[n]]], id = q * m->vocabulary + low;
+        int32_t last = n, alike = 0;
+        for (; last < count && s->items[numbers[last]].lows[s->made[numbers[last]]] == low; last++)
+            alike += s->items[numbers[last]].branches;
+        product(&m->head, id / OUTPUTS, (id % OUTPUTS + s->sampling.size + OUTPUTS - 1) / OUTPUTS, alike,
+                s->q + (size_t)row * s->inner, s->inner, s->scale + row, s->logits, s->logits_stride, REPLACE);
+        row += alike;
+        float *logits = s->logits + id % OUTPUTS;
+        for (; n < last; n++) {
+            draw_code(s, numbers[n], q, logits);
+            logits += (size_t)s->items[numbers[n]].branches * s->logits_stride;
+        }
+    }
+}
+
+/* One step of items whose branches fit into a tile. */
+static void step(audiolm_session *s, const int32_t *numbers, int32_t count) {
+    const audiolm_model *m = &s->model;
+    size_t width = (size_t)m->width;
+    int32_t rows = 0;
+    for (int32_t n = 0; n < count; n++)
+        for (int32_t b = 0; b < s->items[numbers[n]].branches; b++, rows++) {
+            s->row_slot[rows] = s->slot + s->first[numbers[n]] + b;
+            memcpy(s->attended + (size_t)rows * width, s->row_slot[rows]->hidden, width * sizeof(float));
+        }
+    memset(s->before, 0, (size_t)rows * width * sizeof(float));
+    draw_codes(s, numbers, count, rows, 0);
+    for (int32_t q = 1; q < m->quantizers; q++) {
+        for (int32_t n = 0, row = 0; n < count; n++) {
+            const audiolm_item *item = s->items + numbers[n];
+            int32_t code = item->made[(size_t)s->made[numbers[n]] * (size_t)m->quantizers + (size_t)q - 1];
+            for (int32_t b = 0; b < item->branches; b++, row++)
+                add_row(s->before + (size_t)row * width,
+                        m->ids + (size_t)((q - 1) * m->vocabulary + code) * width, m->width);
+        }
+        climb(s, m->levels + q - 1, rows);
+        draw_codes(s, numbers, count, rows, q);
+    }
+    rows = 0;
+    for (int32_t n = 0; n < count; n++) {
+        const audiolm_item *item = s->items + numbers[n];
+        int32_t made = s->made[numbers[n]]++;
+        const int32_t *ids = item->made + (size_t)made * (size_t)m->quantizers;
+        if (item->stop >= 0 && ids[0] == item->stop) s->made[numbers[n]] = item->steps;
+        if (s->made[numbers[n]] == item->steps) continue;
+        for (int32_t b = 0; b < item->branches; b++, rows++) {
+            slot *to = s->slot + s->first[numbers[n]] + b;
+            enter(s, rows, to, to->branch->known + made, ids);
+        }
+    }
+    if (rows) forward(s, rows, rows);
+}
+
+int64_t audiolm_advance(audiolm_session *s, int32_t steps) {
+    if (!s || steps < 0 || s->prefilled < s->slots) return AUDIOLM_BAD_SIZE;
+    fenv_t before;
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
+    int64_t made = 0;
+    for (; steps > 0; steps--)
+        for (int32_t n = 0; n < s->count;) {
+            int32_t numbers[TILE], count = 0, rows = 0;
+            for (; n < s->count && rows + s->items[n].branches <= TILE; n++)
+                if (s->made[n] < s->items[n].steps) {
+                    numbers[count++] = n;
+                    rows += s->items[n].branches;
+                }
+            if (count) step(s, numbers, count);
+            made += (int64_t)count * s->model.quantizers;
+        }
+    fesetenv(&before);
+    return s->finite ? made : AUDIOLM_NOT_FINITE;
+}
+
+/* --------------------------------------------------------------------------------------------------- prefill */
+
+/* What another branch with the same known part has. */
+static void copy_slot(const audiolm_session *s, slot *to, const slot *from) {
+    const audiolm_model *m = &s->model;
+    size_t width = (size_t)s->head_width, known = (size_t)to->branch->known;
+    size_t kept = (known + LANES - 1) / LANES * LANES;
+    for (int32_t layer = 0; layer < m->layers; layer++)
+        for (int32_t h = 0; h < m->kv_heads; h++) {
+            size_t place = cache_place(s, to, layer, h), source = cache_place(s, from, layer, h);
+            memcpy(to->keys + place, from->keys + source, kept * width * sizeof(float));
+            for (size_t n = 0; n < width; n += LANES)
+                memcpy(to->values + place + n * to->length, from->values + source + n * from->length,
+                       known * LANES * sizeof(float));
+        }
+    memcpy(to->hidden, from->hidden, (size_t)m->width * sizeof(float));
+}
+
+int audiolm_prefill(audiolm_session *s, int32_t number) {
+    if (!s || number < 0 || number >= s->slots || number != s->prefilled) return AUDIOLM_BAD_SIZE;
+    slot *to = s->slot + number;
+    int32_t known = to->branch->known;
+    fenv_t before;
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
+    if (to->branch->like >= 0) copy_slot(s, to, s->slot + to->branch->like);
+    else
+        for (int32_t done = 0; done < known; done += TILE) {
+            int32_t rows = known - done < TILE ? known - done : TILE;
+            for (int32_t r = 0; r < rows; r++)
+                enter(s, r, to, done + r, to->branch->ids + (size_t)(done + r) * (size_t)s->model.quantizers);
+            forward(s, rows, done + rows == known);
+        }
+    fesetenv(&before);
+    s->prefilled++;
+    return s->finite ? 0 : AUDIOLM_NOT_FINITE;
+}
+
+/* --------------------------------------------------------------------------------------------------- session */
+
+static float *floats(size_t count, int *missing) {
+    float *found = calloc(count, sizeof(float));
+    *missing |= !found;
+    return found;
+}
+
+static void make_slot(const audiolm_session *s, slot *to, const audiolm_branch *branch, int32_t steps, int *missing) {
+    const audiolm_model *m = &s->model;
+    size_t length = ((size_t)branch->known + (size_t)steps + LANES - 1) / LANES * LANES;
+    size_t cache = length * (size_t)m->layers * (size_t)m->kv_heads * (size_t)s->head_width;
+    *to = (slot){.branch = branch, .length = length};
+    to->keys = floats(cache, missing);
+    to->values = floats(cache, missing);
+    to->hidden = floats((size_t)m->width, missing);
+}
+
+static int32_t most_inputs(const audiolm_model *m) {
+    int32_t states = m->quantizers > 1 ? 2 * m->width : m->width;
+    return MAX(states, m->feedforward);
+}
+
+static void make_tile(audiolm_session *s, int *missing) {
+    const audiolm_model *m = &s->model;
+    size_t width = (size_t)m->width, size = (size_t)s->sampling.size, longest = 0;
+    for (int32_t n = 0; n < s->slots; n++) longest = MAX(longest, s->slot[n].length);
+    s->inner = (size_t)most_inputs(m) + UNROLLED;
+    s->qkv_stride = (size_t)m->blocks[0].qkv.outputs;
+    s->logits_stride = (size + 2 * OUTPUTS) / OUTPUTS * OUTPUTS;
+    s->scores_stride = longest;
+    s->q = calloc(TILE * s->inner, sizeof *s->q);
+    s->spare = calloc(2 * size, sizeof *s->spare);
+    *missing |= !s->q || !s->spare;
+    s->x = floats(TILE * width, missing);
+    s->qkv = floats(TILE * s->qkv_stride, missing);
+    s->attended = floats(TILE * width, missing);
+    s->up = floats(TILE * (size_t)m->feedforward, missing);
+    s->before = floats(TILE * width, missing);
+    s->both = floats(TILE * 2 * width, missing);
+    s->logits = floats(TILE * s->logits_stride + OUTPUTS, missing);
+    s->scores = floats(SHARED * s->scores_stride, missing);
+    s->sine = floats(TILE * (size_t)s->head_width, missing);
+    s->cosine = floats(TILE * (size_t)s->head_width, missing);
+}
+
+audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const audiolm_item *items,
+                              const audiolm_branch *branches, const audiolm_sampling *sampling, int *error) {
+    if (!error) return NULL;
+    *error = AUDIOLM_BAD_SIZE;
+    if (!model || !sampling || !good_model(model)) return NULL;
+    int32_t slots = checked_items(model, count, items, branches, sampling);
+    if (slots < 0) return NULL;
+    *error = AUDIOLM_NO_MEMORY;
+    audiolm_session *s = calloc(1, sizeof *s);
+    if (!s) return NULL;
+    s->model = *model;
+    s->sampling = *sampling;
+    s->items = items;
+    s->count = count;
+    s->head_width = model->width / model->heads;
+    s->finite = 1;
+    s->first = calloc((size_t)count, sizeof *s->first);
+    s->made = calloc((size_t)count, sizeof *s->made);
+    s->slot = calloc((size_t)slots, sizeof *s->slot);
+    int missing = !s->first || !s->made || !s->slot;
+    for (int32_t n = 0; n < count && !missing; n++) {
+        s->first[n] = s->slots;
+        for (int32_t b = 0; b < items[n].branches; b++, s->slots++)
+            make_slot(s, s->slot + s->slots, branches + s->slots, items[n].steps, &missing);
+    }
+    if (!missing) make_tile(s, &missing);
+    if (missing) {
+        audiolm_close(s);
+        return NULL;
+    }
+    *error = 0;
+    return s;
+}
+
+const float *audiolm_state(const audiolm_session *s, int32_t branch) {
+    return s && branch >= 0 && branch < s->prefilled ? s->slot[branch].hidden : NULL;
+}
+
+void audiolm_close(audiolm_session *s) {
+    if (!s) return;
+    for (int32_t n = 0; n < s->slots; n++) {
+        free(s->slot[n].keys);
+        free(s->slot[n].values);
+        free(s->slot[n].hidden);
+    }
+    float *tile[] = {s->x, s->qkv, s->attended, s->up, s->before, s->both, s->logits, s->scores, s->sine, s->cosine};
+    for (size_t n = 0; n < sizeof tile / sizeof *tile; n++) free(tile[n]);
+    free(s->q);
+    free(s->spare);
+    free(s->first);
+    free(s->made);
+    free(s->slot);
+    free(s);
+}

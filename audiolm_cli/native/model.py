@@ -1,0 +1,162 @@
+"""A stage's weights as the native kernel reads them: int8 with a scale for each output, norms and embeddings float32.
+
+Values are rounded to the nearest multiple of the scale, the largest magnitude of an output's weights / 127.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import decimal
+from ctypes import POINTER, c_double, c_float, c_int8, c_int32
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from audiolm_cli import native
+from audiolm_cli.errors import ModelError
+from audiolm_cli.frames import FrameTransformer, Level
+from audiolm_cli.transformer import Decoder, Transformer
+
+OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
+KINDS: dict[Any, Any] = {
+    np.dtype(np.float32): c_float,
+    np.dtype(np.int32): c_int32,
+    np.dtype(np.int8): c_int8,
+    np.dtype(float): c_double,
+}
+
+
+def pointer(array: np.ndarray) -> Any:
+    """To the first element; whoever takes it keeps the array."""
+    assert array.flags.c_contiguous
+    return ctypes.cast(array.ctypes.data, POINTER(KINDS[array.dtype]))
+
+
+def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `float32 [outputs, inputs]` -> `int8 [outputs, inputs]` and a scale for each output, `float32
+    [outputs]`."""
+    scales = np.abs(weight).max(1) / np.float32(127)
+    divisors = np.maximum(scales, np.finfo(np.float32).tiny)[:, None]
+    return np.rint(weight / divisors).astype(np.int8), scales
+
+
+def packed(values: np.ndarray) -> np.ndarray:
+    """`int8 [outputs, inputs]` -> `[outputs / 16, inputs / 4, 16, 4]`, padded with zeros."""
+    outputs, inputs = values.shape
+    padded = np.pad(values, ((0, -outputs % OUTPUTS), (0, -inputs % UNROLLED)))
+    blocks = padded.reshape(-1, OUTPUTS, padded.shape[1] // INPUTS, INPUTS)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3))
+
+
+@dataclass
+class Weights:
+    """A stage's weights; `model` points into what `kept` holds. Of the layout `frames` also what its features are made
+    of, else the tables that they are sums of."""
+
+    model: native.Model
+    library: ctypes.CDLL
+    features: list[np.ndarray]  # embeddings `float32 [values, size]`: of streams and context, or of semantic tokens
+    context: native.Matrix | None = None
+    kept: list[Any] = field(default_factory=list)
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether the native kernel decodes a model of this kind and size."""
+    if not isinstance(model, Transformer | FrameTransformer):
+        return False
+    config = model.config
+    whole = config.width % OUTPUTS == 0 and config.feedforward % OUTPUTS == 0 and config.width // config.heads % 8 == 0
+    return whole and max(2 * config.width, config.feedforward) <= 1 << 16
+
+
+class _Packer:
+    """Turns modules into the kernel's structures and keeps the arrays that these point to."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self.kept: list[Any] = []
+
+    def keep(self, array: np.ndarray) -> Any:
+        array = np.ascontiguousarray(array)
+        self.kept.append(array)
+        return pointer(array)
+
+    def table(self, weight: Tensor) -> np.ndarray:
+        array = weight.detach().float().numpy()
+        if not np.isfinite(array).all():
+            raise ModelError(f"{self.stage}: the model has weights that are not finite")
+        return array
+
+    def matrix(self, weight: Tensor) -> native.Matrix:
+        values, scales = quantized(self.table(weight))
+        padding = -len(values) % OUTPUTS
+        sums = np.pad(values.sum(1, dtype=np.int32), (0, padding))
+        ready = packed(values)
+        outputs, inputs = ready.shape[0] * OUTPUTS, ready.shape[1] * INPUTS
+        pointers = self.keep(ready), self.keep(np.pad(scales, (0, padding))), self.keep(sums)
+        return native.Matrix(outputs, inputs, *pointers)
+
+    def norm(self, norm: nn.LayerNorm) -> native.Norm:
+        return native.Norm(self.keep(self.table(norm.weight)), self.keep(self.table(norm.bias)))
+
+    def array(self, kind: Any, made: list[Any]) -> Any:
+        array = (kind * max(1, len(made)))(*made)
+        self.kept.append(array)
+        return array
+
+
+def give(model: nn.Module) -> None:
+    """Lets the native kernel that is here decode a model, if it decodes models of this kind and size. The weights lie
+    on a CPU and are not packed yet. Raises ModelError where they are not finite."""
+    name = native.kernel()
+    library = native.load(name) if name else None
+    if library is not None and fits(model):
+        decoder = cast("Decoder", model)
+        decoder.native = prepare(decoder, library)
+
+
+def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
+    """The weights of a model that `fits`, on a CPU and not packed. Raises ModelError where they are not finite."""
+    packer, config = _Packer(model.stage), model.config
+    blocks = []
+    for block in model.layers():
+        norms = packer.norm(block.attention_norm), packer.norm(block.feedforward_norm)
+        blocks.append(
+            native.Block(*norms, *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down")))
+        )
+    levels = []
+    for level in cast("list[Level]", model.levels) if isinstance(model, FrameTransformer) else ():
+        norms = packer.norm(level.codes_norm), packer.norm(level.norm)
+        levels.append(native.Level(*norms, packer.matrix(level.up.weight), packer.matrix(level.down.weight)))
+    quantizers = 1 + len(levels)
+    ids = packer.table(model.ids.weight)
+    ready = native.Model(
+        config.width,
+        config.heads,
+        config.kv_heads,
+        config.feedforward,
+        config.layers,
+        quantizers,
+        len(ids) // quantizers,
+        packer.keep(turns(config.width // config.heads // 2, config.rotary_base)),
+        packer.keep(ids),
+        packer.matrix(model.ids.weight),
+        packer.array(native.Block, blocks),
+        packer.norm(model.norm),
+        packer.array(native.Level, levels),
+    )
+    if isinstance(model, FrameTransformer):
+        context = packer.matrix(model.context.weight)
+        return Weights(ready, library, [packer.table(model.semantic.weight)], context, packer.kept)
+    assert isinstance(model, Transformer)
+    tables = [model.streams, *([model.context] if model.context is not None else [])]
+    return Weights(ready, library, [packer.table(table.weight) for table in tables], None, packer.kept)
+
+
+def turns(half: int, base: float) -> np.ndarray:
+    """Radians per position of each rotated pair, `float64 [half]`; by decimal, which is the same everywhere."""
+    with decimal.localcontext(decimal.Context(prec=25)):
+        powers = (decimal.Decimal(base) ** (-decimal.Decimal(n) / half) for n in range(half))
+        return np.array([float(power) for power in powers])
