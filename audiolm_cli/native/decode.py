@@ -54,8 +54,8 @@ def generate(
                 if progress:
                     progress(made)
             results += [result for session in sessions for result in session.results()]
-    made = iter(results)
-    return [next(made) if len(item.uniform) else item.uniform.long() for item in items]
+    finished = iter(results)
+    return [next(finished) if len(item.uniform) else item.uniform.long() for item in items]
 
 
 def _alone(session: Session) -> Iterator[int]:
