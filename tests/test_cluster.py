@@ -15,7 +15,10 @@ import pytest
 import soundfile
 
 from audiolm_cli.cli import main
+from audiolm_cli.cluster import Worker
 from audiolm_cli.command import RAY_ADDRESS
+from audiolm_cli.console import Console
+from audiolm_cli.tasks import TaskSpec
 from tests.conftest import ROOT, tone
 
 ray = pytest.importorskip("ray")
@@ -104,6 +107,15 @@ def test_a_cluster_makes_what_this_machine_makes_even_if_a_worker_dies(tmp_path,
     assert errors == [line for line in said.splitlines() if "error" in line]
     assert [line.split(": ")[2] for line in errors] == ["3.wav"]
     assert all(line.startswith("audiolm: ") for line in told.splitlines()), told
+
+
+def test_a_worker_that_decodes_in_another_way_is_refused(tiny_bundle, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
+    spec = TaskSpec("Continue", str(tiny_bundle), "cpu", 1, True, False, "float32", 8)
+    identity = spec.task(Console()).bundle.identity
+    assert "decodes by torch, others by native" in Worker(spec, identity, "native", ".", False, None).failure
+    assert not Worker(spec, identity, "torch", ".", False, None).failure
 
 
 @pytest.mark.slow

@@ -77,7 +77,17 @@ def test_json_of_a_real_run(audiolm, prompt):
 
 COMMON = {"path", "source", "model", "identity", "seconds"}
 SOUND = {"peak", "clipped"}
-SAMPLED = {"seed", "position", "sample", "prompt_seconds", "new_seconds", "batch", "real_time_factor", "stages"}
+SAMPLED = {
+    "seed",
+    "position",
+    "sample",
+    "prompt_seconds",
+    "new_seconds",
+    "batch",
+    "kernel",
+    "real_time_factor",
+    "stages",
+}
 SAMPLED |= {"surprise", "unfamiliar", "watermark_bits"}
 
 

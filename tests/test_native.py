@@ -34,7 +34,7 @@ from tests import int8_model
 from tests.bundles import modules
 from tests.conftest import ROOT
 from tests.int8_model import Int8Model
-from tests.test_engine import coarse_item, coarse_model, four_items, slow_hidden
+from tests.test_engine import SPEC, coarse_item, coarse_model, four_items, slow_hidden
 from tests.test_golden import settled
 
 GOLDEN = ROOT / "tests" / "golden" / "native.safetensors"
@@ -235,6 +235,15 @@ def test_an_item_stops_at_its_stop(best) -> None:
     cut, whole = decode.generate(weights, others, LIVELY, 2)
     assert torch.equal(whole, free)
     assert torch.equal(cut, free[: int((free == stop).nonzero()[0])])
+
+
+def test_an_item_with_nothing_to_make(best) -> None:
+    weights, item = prepare(coarse_model("frames"), best), coarse_item(6, 4, 0, "frames")
+    whole = dataclasses.replace(item.sequence, ids=item.sequence.ids.clamp(min=0))
+    done = Item(whole, [], item.size, item.uniform[:0])
+    first, second = decode.generate(weights, [done, item], LIVELY, 1)
+    assert first.shape == (0, SPEC.coarse)
+    assert torch.equal(second, decode.generate(weights, [item], LIVELY, 1)[0])
 
 
 def test_progress_counts_every_token(best) -> None:

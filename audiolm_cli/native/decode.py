@@ -39,9 +39,10 @@ def generate(
 ) -> list[Tensor]:
     """As `engine.generate`: the generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`. Raises
     ModelError where the weights are no good."""
+    unfinished = [item for item in items if len(item.uniform)]
     results: list[Tensor] = []
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
+    for start in range(0, len(unfinished), batch_size):
+        batch = unfinished[start : start + batch_size]
         parts = max(1, min(torch.get_num_threads(), len(batch)))
         bounds = [len(batch) * n // parts for n in range(parts + 1)]
         with contextlib.ExitStack() as stack:
@@ -53,7 +54,8 @@ def generate(
                 if progress:
                     progress(made)
             results += [result for session in sessions for result in session.results()]
-    return results
+    finished = iter(results)
+    return [next(finished) if len(item.uniform) else item.uniform.long() for item in items]
 
 
 def _alone(session: Session) -> Iterator[int]:
