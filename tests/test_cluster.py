@@ -112,7 +112,7 @@ def test_a_cluster_makes_what_this_machine_makes_even_if_a_worker_dies(tmp_path,
 def test_a_worker_that_decodes_in_another_way_is_refused(tiny_bundle, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
-    spec = TaskSpec("Continue", str(tiny_bundle), "cpu", 1, True, False, "float32", 8)
+    spec = TaskSpec("Continue", str(tiny_bundle), "cpu", 1, True, False, False, "float32", 8)
     identity = spec.task(Console()).bundle.identity
     assert "decodes by torch, others by native" in Worker(spec, identity, "native", ".", False, None).failure
     assert not Worker(spec, identity, "torch", ".", False, None).failure

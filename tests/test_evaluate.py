@@ -130,7 +130,9 @@ def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypat
     assert len(made) == 6400
     with monkeypatch.context() as other:
         other.setattr(
-            bundle.tokenizer, "tokenize", lambda audio: torch.zeros(1, audio.shape[-1] // 640, dtype=torch.int64)
+            bundle.tokenizer,
+            "tokenize",
+            lambda audio, tell=None: torch.zeros(1, audio.shape[-1] // 640, dtype=torch.int64),
         )
         (again,) = evaluate.without_semantics(bundle, [case], own, 0.4)
     assert np.array_equal(made, again)

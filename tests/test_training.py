@@ -150,6 +150,20 @@ def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
     assert assembled.call_count == 2  # the detector hears what the rest has made
 
 
+def test_the_recipe_with_a_teacher_and_books(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(recipe, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command[2:])))
+    monkeypatch.setattr(recipe, "assemble", Mock())
+    common = ("--data", data, "--runs", tmp_path, "--out", tmp_path / "speech", "--preset", "tiny")
+    run("audiolm_cli.training.recipe", *common, "--teacher", "base", "--text", data, "--hours", 7)
+    names = [step[0].removeprefix("audiolm_cli.training.") for step in ran]
+    assert names[2:7] == ["synthetic", "student", "tokenize", "tokenize", "lm"]
+    read, student, real, synthetic, *_ = ran[2:]
+    assert [read[read.index(name) + 1] for name in ("--out", "--hours")] == [str(tmp_path / "synthetic"), "7.0"]
+    assert student[-4:] == ["--teacher", "base", "--synthetic", str(tmp_path / "synthetic")]
+    assert synthetic == [*real, "--synthetic", str(tmp_path / "synthetic")]
+
+
 def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
     for name, share in recipe.SHARES.items():
         assert steps(trained / "runs", name) == math.ceil(round(MINUTES * share, 3)), name

@@ -46,13 +46,24 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
     def given(option: str, value: object) -> list[str]:
         return [option, str(value)] if value else []
 
+    sized, synthetic = [*sizes, *given("--clusters", args.clusters)], args.runs / "synthetic"
+    tokenizer = train("tokenizer", "tokenizer", *sized, "--material", args.material)
+    tokenize = [*together, "audiolm_cli.training.tokenize", *common, "--resume", *device, "--passes", str(args.passes)]
+    read, heard = [], given("--synthetic", args.text and synthetic)
+    if args.text:
+        what = ["--text", str(args.text), "--data", str(args.data), "--out", str(synthetic), "--hours", str(args.hours)]
+        read = [["audiolm_cli.training.synthetic", *what, "--processes", str(args.processes)]]
+    if args.teacher:
+        tokenizer = train("student", "tokenizer", *sized, "--teacher", args.teacher, *heard)
     stages = [stage for stage in DROPOUT if stage != "fine" or not args.quantizers]
     coarse, model = {"coarse": given("--coarse", args.quantizers)}, ["--model", str(args.out)]
     parts = [
         train("codec", "codec", *sizes, *given("--kind", args.kind), *(["--warm-start"] if args.codec else [])),
         train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
-        train("tokenizer", "tokenizer", *sizes, *given("--clusters", args.clusters), "--material", args.material),
-        [*together, "audiolm_cli.training.tokenize", *common, "--resume", *device, "--passes", str(args.passes)],
+        *read,
+        tokenizer,
+        tokenize,
+        *([*tokenize, *heard] for _ in read),
         *(
             train("lm", stage, *sizes, "--stage", stage, "--dropout", DROPOUT[stage], *coarse.get(stage, []))
             for stage in stages
@@ -75,6 +86,11 @@ def main() -> None:
     parser.add_argument("--kind", choices=("spectral", "waveform"), help="of the codec; the preset's by default")
     parser.add_argument("--clusters", type=int, help="semantic tokens; the preset's number by default")
     parser.add_argument("--material", choices=("speech", "piano"), default="speech", help="what the recordings are of")
+    parser.add_argument(
+        "--teacher", choices=("base", "tiny.en"), help="Whisper that teaches the tokenizer; none unless given"
+    )
+    parser.add_argument("--text", type=Path, help="folder of books that a synthetic voice reads to stage 1")
+    parser.add_argument("--hours", type=float, default=200, help="of that reading")
     parser.add_argument("--codec", type=Path, help="bundle from whose codec training goes on")
     parser.add_argument("--quantizers", type=int, help="of stage 2, without a stage 3 behind it")
     parser.add_argument("--prompt-seconds", type=float, help="of a prompt that count by default")
