@@ -21,7 +21,7 @@ from audiolm_cli import postfilter
 from audiolm_cli.config import DetectorConfig, TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.likelihood import EVIDENCE, traces
-from audiolm_cli.semantic import log_mel
+from audiolm_cli.mel import log_mel
 from audiolm_cli.soundstream import SoundStream
 
 if TYPE_CHECKING:

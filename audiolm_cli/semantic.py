@@ -2,77 +2,24 @@
 
 AudioLM, section III-B: an intermediate layer of a Conformer trained by masked prediction is normalised per dimension
 and the nearest of K centroids is the token. Or, with `units` "classes", the Conformer was taught to tell K clusters of
-a larger network's states apart, and the likeliest is the token. The Conformer is torchaudio's, with three changes:
-attention sees a band (`left`, `right` tokens) and learns a bias for every distance in it, as the original has neither
-bounds nor positions; and its convolution is causal. So a token depends on no audio later than `lookahead` tokens behind
-its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
+a larger network's states apart, and the likeliest is the token. It depends on no audio later than `lookahead` tokens
+behind its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_cli._torchaudio import ConformerLayer, melscale_fbanks
-from audiolm_cli.autoencoders import hann
 from audiolm_cli.config import TokenizerConfig, TokenSpec
+from audiolm_cli.conformer import ConformerLayer
 from audiolm_cli.console import Tell
+from audiolm_cli.mel import log_mel
 from audiolm_cli.soundstream import nearest
 
 MELS_PER_TOKEN = 4  # mel frames stacked into one token: 100/s at 25 tokens/s
 PAST_TOKENS, WINDOW_TOKENS = 75, 100  # a window of 4 s is tokenized behind 3 s of what came before
-
-
-@functools.cache
-@torch.inference_mode(False)  # whoever asks first, training may be next
-def mel_banks(frequencies: int, bins: int, rate: int, device: torch.device) -> Tensor:
-    """Triangular mel filters `float32 [frequencies, bins]` from 0 Hz to half the rate."""
-    return melscale_fbanks(frequencies, 0.0, rate / 2, bins, rate).to(device)
-
-
-def log_mel(audio: Tensor, window: int, hop: int, bins: int, rate: int, floor: float) -> Tensor:
-    """Audio `[B, T]` -> log mel energies above `floor`, `float32 [B, T // hop, bins]`. Windows, of `window`
-    samples, end where frames end."""
-    frames = F.pad(audio, (window - hop, 0)).unfold(-1, window, hop) * hann(window, audio.device)
-    size = 1 << (window - 1).bit_length()
-    power = torch.view_as_real(torch.fft.rfft(frames, size)).square().sum(-1)
-    return (power @ mel_banks(size // 2 + 1, bins, rate, audio.device)).add(floor).log()
-
-
-class BandedAttention(nn.Module):
-    """Self-attention within a band, with a learned bias per head and distance; stands in for MultiheadAttention."""
-
-    def __init__(self, width: int, heads: int, left: int, right: int, dropout: float = 0.0):
-        super().__init__()
-        self.heads, self.left, self.right, self.dropout = heads, left, right, dropout
-        self.inputs = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.bias = nn.Parameter(torch.zeros(heads, left + 1 + right))
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> tuple[Tensor, None]:
-        """`[S, B, D]` -> `[S, B, D]`; query, key and value are the same tensor."""
-        length, batch, width = query.shape
-        q, k, v = self.inputs(query).view(length, batch, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
-        place = torch.arange(length, device=query.device)
-        distance = place[None, :] - place[:, None] + self.left  # 0: the furthest to the left
-        inside = (distance >= 0) & (distance <= self.left + self.right)
-        bias = self.bias[:, distance.clamp(0, self.left + self.right)].masked_fill(~inside, -torch.inf)
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
-        return self.output(x.permute(2, 0, 1, 3).reshape(length, batch, width)), None
-
-
-class CausalDepthwise(nn.Conv1d):
-    """A depthwise convolution over `[B, C, S]` that sees only the past."""
-
-    def __init__(self, channels: int, kernel: int):
-        super().__init__(channels, channels, kernel, groups=channels)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, (self.kernel_size[0] - 1, 0)))
 
 
 class SemanticTokenizer(nn.Module):
@@ -93,7 +40,7 @@ class SemanticTokenizer(nn.Module):
         self.register_buffer("mel_mean", torch.zeros(config.mel_bins))
         self.register_buffer("mel_scale", torch.ones(config.mel_bins))
         self.input = nn.Linear(MELS_PER_TOKEN * config.mel_bins, config.width)
-        self.layers = nn.ModuleList(self._layer(config, dropout) for _ in range(config.layers))
+        self.layers = nn.ModuleList(ConformerLayer(config, dropout) for _ in range(config.layers))
         if config.units == "classes":
             self.classes = nn.Linear(config.width, tokens.semantic_vocabulary)
             return
@@ -102,13 +49,6 @@ class SemanticTokenizer(nn.Module):
         if config.directions:
             self.register_buffer("directions", torch.zeros(config.directions, config.width))
         self.register_buffer("centroids", torch.zeros(tokens.semantic_vocabulary, config.directions or config.width))
-
-    @staticmethod
-    def _layer(config: TokenizerConfig, dropout: float) -> ConformerLayer:
-        layer = ConformerLayer(config.width, config.feedforward, config.heads, config.kernel, dropout)
-        layer.self_attn = BandedAttention(config.width, config.heads, config.left, config.right, dropout)
-        layer.conv_module.sequential[2] = CausalDepthwise(config.width, config.kernel)
-        return layer
 
     def log_mel(self, audio: Tensor) -> Tensor:
         """Audio `[B, T]` -> `float32 [B, T // mel_hop, bins]`; a frame's window ends where the frame ends."""
@@ -121,10 +61,10 @@ class SemanticTokenizer(nn.Module):
 
     def hidden(self, features: Tensor) -> Tensor:
         """Stacked features `[B, S, 4 * bins]` -> what the last layer puts out, `[B, S, width]`."""
-        x = self.input(features).transpose(0, 1)
+        x: Tensor = self.input(features)
         for layer in self.layers:
-            x = layer(x, None)
-        return x.transpose(0, 1)
+            x = layer(x)
+        return x
 
     @torch.inference_mode()
     def represent(self, audio: Tensor, tell: Tell | None = None) -> Tensor:

@@ -442,6 +442,16 @@ def test_help_imports_nothing_heavy():
     assert err == b"[]\n"
 
 
+def test_continuing_imports_nothing_of_torchaudio(tiny_bundle, prompt, tmp_path):
+    """Which takes half a second, and beside another build of torch fails."""
+    code = "import atexit; atexit.register(lambda: print([name for name in sys.modules if 'torchaudio' in name]))"
+    options = ("-m", tiny_bundle, "--device", "cpu", "--duration", 0.2, "--seed", 1, "-q", "-o", tmp_path / "a.wav")
+    process = spawn("continue", prompt, *options, code=code, stdout=subprocess.PIPE, text=True)
+    assert process.communicate()[0].splitlines()[-1] == "[]"
+    assert process.returncode == 0
+    assert (tmp_path / "a.wav").is_file()
+
+
 def test_help_takes_less_than_three_tenths_of_a_second():
     resource = pytest.importorskip("resource")
     spent = []

@@ -6,8 +6,12 @@ import pytest
 import torch
 from bundles import modules
 
-from audiolm_cli.config import preset
+from audiolm_cli.config import TokenizerConfig, preset
+from audiolm_cli.conformer import ConformerLayer
+from audiolm_cli.mel import mel_filters
 from audiolm_cli.semantic import WINDOW_TOKENS, SemanticTokenizer
+from audiolm_cli.training.codec import MEL_SCALES
+from audiolm_cli.training.teacher import whisper_banks
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,53 @@ def test_the_look_ahead_is_no_larger_than_stated(tokenizer: SemanticTokenizer) -
     later[:, 640 * 40 :] = 0
     changed = (tokenizer.represent(audio) != tokenizer.represent(later)).any(-1)[0].nonzero()
     assert int(changed[0]) == 40 - ahead
+
+
+class Batched(torch.nn.Module):
+    """A module for `[B, S, D]` in the place of attention over `[S, B, D]`."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, query: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
+        return self.module(query.transpose(0, 1)).transpose(0, 1), None
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("width", "heads", "kernel"), [(32, 2, 5), (96, 3, 15)])
+@torch.inference_mode()
+def test_a_layer_is_torchaudios_but_for_attention_and_causality(batch, width, heads, kernel) -> None:
+    torchaudio = pytest.importorskip("tests._torchaudio", reason="needs torchaudio")
+    torch.manual_seed(0)
+    ours = ConformerLayer(TokenizerConfig(width=width, heads=heads, feedforward=2 * width, kernel=kernel)).eval()
+    theirs = torchaudio.ConformerLayer(width, 2 * width, heads, kernel).eval()
+    theirs.self_attn = ours.self_attn
+    theirs.conv_module.sequential[2] = ours.conv_module.sequential[2]
+    for value in ours.state_dict().values():
+        if value.is_floating_point():
+            value.add_(torch.rand(value.shape) / 4)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    theirs.self_attn = Batched(ours.self_attn)
+    x = torch.randn(batch, 50, width)
+    assert torch.equal(ours(x), theirs(x.transpose(0, 1), None).transpose(0, 1))
+
+
+@pytest.mark.parametrize(("size", "bins"), [*MEL_SCALES, (1024, 80), (512, 80)])
+@pytest.mark.parametrize("rate", [16000, 24000, 22050])
+def test_mel_filters_are_torchaudios(size: int, bins: int, rate: int) -> None:
+    torchaudio = pytest.importorskip("tests._torchaudio", reason="needs torchaudio")
+    frequencies = size // 2 + 1
+    expected = torchaudio.melscale_fbanks(frequencies, 0.0, rate / 2, bins, rate)
+    assert torch.equal(mel_filters(frequencies, bins, rate), expected)
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+def test_whispers_filters_are_torchaudios(bins: int) -> None:
+    torchaudio = pytest.importorskip("tests._torchaudio", reason="needs torchaudio")
+    expected = torchaudio.melscale_fbanks(201, 0.0, 8000.0, bins, 16000, norm="slaney", mel_scale="slaney")
+    assert torch.equal(whisper_banks(bins, torch.device("cpu")), expected)
 
 
 def test_silence_is_tokenized(tokenizer: SemanticTokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Compiles kernel.c for each kind of processor: `python audiolm_cli/native/build.py`.
+"""Compiles the C files here for each kind of processor: `python audiolm_cli/native/build.py`.
 
 Building a wheel and installing from source do the same (hatch_build.py). Without a C compiler nothing is built, and
 decoding goes through torch. This file needs nothing but the standard library.
@@ -55,7 +55,9 @@ def compile_kernel(options: list[str], target: Path) -> str:
         made = Path(folder) / target.name
         try:
             done = subprocess.run(
-                [*command, *flags, str(FOLDER / "kernel.c"), "-lm", "-o", str(made)], capture_output=True, text=True
+                [*command, *flags, *map(str, sorted(FOLDER.glob("*.c"))), "-lm", "-o", str(made)],
+                capture_output=True,
+                text=True,
             )
         except OSError as error:
             return str(error)

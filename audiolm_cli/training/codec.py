@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from audiolm_cli._torchaudio import melscale_fbanks
 from audiolm_cli.bundle import read_about, save_part
 from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
+from audiolm_cli.mel import mel_filters
 from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.discriminators import Discriminators
@@ -46,8 +46,7 @@ class MelLoss(nn.Module):
     def __init__(self, rate: int):
         super().__init__()
         for window, bins in MEL_SCALES:
-            banks = melscale_fbanks(window // 2 + 1, 0.0, rate / 2, bins, rate)
-            self.register_buffer(f"banks_{window}", banks)
+            self.register_buffer(f"banks_{window}", mel_filters(window // 2 + 1, bins, rate))
             self.register_buffer(f"window_{window}", torch.hann_window(window))
 
     def mel(self, audio: Tensor, window: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolm_cli._torchaudio import melscale_fbanks
 from audiolm_cli.errors import InputError
+from audiolm_cli.mel import triangles
 
 RATE = 16000  # Hz
 FRAME = 320  # samples: 50 states a second
@@ -174,5 +175,9 @@ def position_mean(encoder: Encoder, recordings: Iterator[np.ndarray] | Sequence[
 
 @functools.cache
 def whisper_banks(mels: int, device: torch.device) -> Tensor:
-    """Slaney's mel filters with equal areas `float32 [201, mels]`, as Whisper's preprocessing has them."""
-    return melscale_fbanks(201, 0.0, RATE / 2, mels, RATE, norm="slaney", mel_scale="slaney").to(device)
+    """Slaney's mel filters with equal areas `float32 [201, mels]`, as Whisper's preprocessing has them. His scale is
+    linear up to 1000 Hz, 15 steps of 66.7 Hz, and logarithmic above, 27 steps to 6400 Hz."""
+    step, knee, ratio = 200 / 3, 1000 / (200 / 3), math.log(6.4) / 27
+    places = torch.linspace(0, knee + math.log(RATE / 2 / 1000) / ratio, mels + 2)
+    points = torch.where(places < knee, step * places, 1000 * torch.exp(ratio * (places - knee)))
+    return (triangles(201, points, RATE) * (2 / (points[2:] - points[:-2]))).to(device)

@@ -1,8 +1,8 @@
-"""The only module that imports torchaudio.
+"""What the program has of its own and torchaudio as well, to be compared.
 
 torchaudio 2.11.0, its last release, is a CUDA build: beside a CPU-only torch `import torchaudio` raises OSError, beside
-a torch for another CUDA version RuntimeError. What we use of it is pure Python and works once its compiled extension is
-kept out, which the stand-in module below does.
+a torch for another CUDA version RuntimeError. Its Python code works once its compiled extension is kept out, which the
+stand-in module below does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,88 @@
+/* Whether sizes, indices and pointers are such that nothing is read or written beside what belongs to whoever calls. */
+#ifndef AUDIOLM_CHECKS_H
+#define AUDIOLM_CHECKS_H
+
+#include "kernel.h"
+#include "products.h"
+
+enum {
+    MOST_WIDTH = 1 << 16,
+    MOST_LENGTH = 1 << 24,
+    MOST_SLOTS = 1 << 16,
+    MOST_BRANCHES = 16,
+    MOST_IDS = 1 << 24,
+};
+
+static inline int good_matrix(const audiolm_matrix *m, int32_t outputs, int32_t inputs) {
+    return m->values && m->scales && m->sums && m->outputs % OUTPUTS == 0 && m->inputs % UNROLLED == 0 &&
+           m->outputs >= outputs && m->outputs < outputs + OUTPUTS && m->inputs >= inputs &&
+           m->inputs < inputs + UNROLLED && m->inputs <= MOST_INPUTS;
+}
+
+static inline int good_norm(const audiolm_norm *n) { return n->weight && n->bias; }
+
+static inline int good_model(const audiolm_model *m) {
+    if (m->width < OUTPUTS || m->width > MOST_WIDTH || m->width % OUTPUTS || m->feedforward < OUTPUTS ||
+        m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->width % m->heads ||
+        m->width / m->heads % LANES || m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
+        m->layers > 1024 || m->quantizers < 1 || m->quantizers > 1024 || m->vocabulary < 1 ||
+        m->vocabulary > MOST_IDS / m->quantizers || !m->turns || !m->ids || !m->blocks || !good_norm(&m->norm) ||
+        !good_matrix(&m->head, m->quantizers * m->vocabulary, m->width))
+        return 0;
+    int32_t head_width = m->width / m->heads;
+    for (int32_t n = 0; n < head_width / 2; n++)
+        if (!(m->turns[n] >= 0 && m->turns[n] <= 1)) return 0;
+    for (int32_t n = 0; n < m->layers; n++) {
+        const audiolm_block *b = m->blocks + n;
+        if (!good_norm(&b->attention_norm) || !good_norm(&b->feedforward_norm) ||
+            !good_matrix(&b->qkv, (m->heads + 2 * m->kv_heads) * head_width, m->width) ||
+            !good_matrix(&b->output, m->width, m->width) || !good_matrix(&b->up, m->feedforward, m->width) ||
+            !good_matrix(&b->down, m->width, m->feedforward))
+            return 0;
+    }
+    for (int32_t n = 0; n + 1 < m->quantizers; n++) {
+        const audiolm_level *l = m->levels + n;
+        if (!m->levels || !good_norm(&l->codes_norm) || !good_norm(&l->norm) ||
+            !good_matrix(&l->up, m->width, 2 * m->width) || !good_matrix(&l->down, m->width, m->width))
+            return 0;
+    }
+    return 1;
+}
+
+static inline int good_branch(const audiolm_model *m, const audiolm_branch *b, int32_t steps, int32_t number) {
+    if (b->known < 1 || b->known > MOST_LENGTH || b->like >= number || !b->ids || !b->features || !b->positions)
+        return 0;
+    for (int32_t n = 0; n < b->known; n++)
+        for (int32_t q = 0; q < m->quantizers; q++) {
+            int32_t id = b->ids[(size_t)n * (size_t)m->quantizers + (size_t)q];
+            if (id < 0 || id >= m->vocabulary) return 0;
+        }
+    for (int32_t n = 0; n < b->known + steps; n++)
+        if (b->positions[n] < 0 || b->positions[n] > MOST_LENGTH) return 0;
+    return 1;
+}
+
+/* The number of the items' branches, or an error. */
+static inline int32_t checked_items(const audiolm_model *m, int32_t count, const audiolm_item *items,
+                             const audiolm_branch *branches, const audiolm_sampling *s) {
+    int32_t number = 0;
+    if (count < 1 || !items || !branches || s->size < 1 || s->size > m->vocabulary || s->guides < 0 ||
+        s->guides >= MOST_BRANCHES || (s->guides && !s->shares))
+        return AUDIOLM_BAD_SIZE;
+    for (int32_t n = 0; n < count; n++) {
+        const audiolm_item *item = items + n;
+        if (item->steps < 1 || item->steps > MOST_LENGTH || !item->lows || !item->uniform || !item->made ||
+            (item->branches != 1 && item->branches != 1 + s->guides) || number + item->branches > MOST_SLOTS)
+            return AUDIOLM_BAD_SIZE;
+        for (int32_t t = 0; t < item->steps; t++)
+            if (item->lows[t] < 0 || item->lows[t] > m->vocabulary - s->size) return AUDIOLM_BAD_SIZE;
+        for (int32_t b = 0; b < item->branches; b++, number++) {
+            const audiolm_branch *branch = branches + number;
+            if (!good_branch(m, branch, item->steps, number)) return AUDIOLM_BAD_SIZE;
+            if (branch->like >= 0 && branches[branch->like].known != branch->known) return AUDIOLM_BAD_SIZE;
+        }
+    }
+    return number;
+}
+
+#endif

@@ -1,0 +1,36 @@
+/* What decoding keeps between calls: the caches, and room for the rows of a tile. session.c opens and closes it. */
+#ifndef AUDIOLM_SESSION_H
+#define AUDIOLM_SESSION_H
+
+#include "kernel.h"
+#include "products.h"
+
+enum { TILE = 64 }; /* rows that share a read of the weights */
+
+/* A branch's cache and what comes next of it. */
+typedef struct {
+    const audiolm_branch *branch;
+    size_t length;        /* positions that there is room for, a multiple of the lanes */
+    float *keys, *values; /* [layers][kv_heads][length * head width], see attention.h */
+    float *hidden;        /* [width] behind the last norm */
+} slot;
+
+struct audiolm_session {
+    audiolm_model model;
+    audiolm_sampling sampling;
+    const audiolm_item *items;
+    int32_t count, slots, prefilled, head_width;
+    int32_t *first, *made; /* of each item: its first slot, its steps so far */
+    slot *slot;
+    int finite;
+    /* rows of a tile */
+    slot *row_slot[TILE];
+    int32_t row_place[TILE];
+    float scale[TILE];
+    size_t inner, qkv_stride, logits_stride, scores_stride;
+    activation *q; /* [TILE][inner] */
+    float *x, *qkv, *attended, *up, *before, *both, *logits, *scores, *sine, *cosine;
+    uint32_t *spare;
+};
+
+#endif
