@@ -10,7 +10,6 @@ from audiolm_cli.config import TokenizerConfig, preset
 from audiolm_cli.conformer import ConformerLayer
 from audiolm_cli.mel import mel_filters
 from audiolm_cli.semantic import WINDOW_TOKENS, SemanticTokenizer
-from audiolm_cli.training.codec import MEL_SCALES
 from audiolm_cli.training.teacher import whisper_banks
 
 
@@ -80,7 +79,7 @@ def test_a_layer_is_torchaudios_but_for_attention_and_causality(batch, width, he
     assert torch.equal(ours(x), theirs(x.transpose(0, 1), None).transpose(0, 1))
 
 
-@pytest.mark.parametrize(("size", "bins"), [*MEL_SCALES, (1024, 80), (512, 80)])
+@pytest.mark.parametrize(("size", "bins"), [(64, 6), (256, 28), (512, 80), (1024, 112), (2048, 160)])
 @pytest.mark.parametrize("rate", [16000, 24000, 22050])
 def test_mel_filters_are_torchaudios(size: int, bins: int, rate: int) -> None:
     torchaudio = pytest.importorskip("tests._torchaudio", reason="needs torchaudio")
