@@ -7,7 +7,7 @@ import torch
 from bundles import modules
 
 from audiolm_cli.config import TokenizerConfig, preset
-from audiolm_cli.conformer import ConformerLayer
+from audiolm_cli.conformer import BandedAttention, ConformerLayer
 from audiolm_cli.mel import mel_filters
 from audiolm_cli.semantic import WINDOW_TOKENS, SemanticTokenizer
 from audiolm_cli.training.teacher import whisper_banks
@@ -46,6 +46,22 @@ def test_the_look_ahead_is_no_larger_than_stated(tokenizer: SemanticTokenizer) -
     later[:, 640 * 40 :] = 0
     changed = (tokenizer.represent(audio) != tokenizer.represent(later)).any(-1)[0].nonzero()
     assert int(changed[0]) == 40 - ahead
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 7, 30])
+@torch.inference_mode()
+def test_attention_sees_its_band_and_no_more(length: int) -> None:
+    torch.manual_seed(0)
+    attention, x = BandedAttention(32, 2, left=5, right=1), torch.randn(2, length, 32)
+    attention.bias.normal_()
+    q, k, v = attention.inputs(x).view(2, length, 3, 2, 16).unbind(2)
+    expected = torch.zeros(2, length, 2, 16)
+    for n in range(length):
+        band = range(max(0, n - 5), min(length, n + 2))
+        bias = torch.stack([attention.bias[:, m - n + 5] for m in band])
+        scores = torch.stack([(q[:, n] * k[:, m]).sum(-1) / 4 for m in band], 1) + bias
+        expected[:, n] = (scores.softmax(1)[..., None] * v[:, list(band)]).sum(1)
+    assert torch.allclose(attention(x), attention.output(expected.flatten(2)), atol=1e-5)
 
 
 class Batched(torch.nn.Module):
