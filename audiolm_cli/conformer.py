@@ -25,10 +25,8 @@ class BandedAttention(nn.Module):
         """`[B, S, D]` -> `[B, S, D]`."""
         batch, length, width = x.shape
         q, k, v = self.inputs(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        place = torch.arange(length, device=x.device)
-        distance = place[None, :] - place[:, None] + self.left  # 0: the furthest to the left
-        inside = (distance >= 0) & (distance <= self.left + self.right)
-        bias = self.bias[:, distance.clamp(0, self.left + self.right)].masked_fill(~inside, -torch.inf)
+        around = F.pad(self.bias, (length - 1 - self.left, length - 1 - self.right), value=-torch.inf)
+        bias = around.unfold(-1, length, 1).flip(1)  # of a row's distances to all: a piece of the same line for each
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
         return self.output(x.transpose(1, 2).reshape(batch, length, width))
