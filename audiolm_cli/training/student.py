@@ -47,35 +47,33 @@ UNKNOWN = -1  # a label that does not count
 
 @dataclass(frozen=True)
 class Clusters:
-    """Of a teacher's states by token: what each position in a window has in common, mean and scale of the rest, and the
-    centroids by their number."""
+    """Of a teacher's states by token: mean and scale of each dimension, a few of which are huge, and centroids by their
+    number."""
 
-    position: Tensor
     mean: Tensor
     scale: Tensor
     centroids: dict[int, Tensor]
 
     @classmethod
     def fit(cls, encoder: teacher.Encoder, layer: int, recordings: list[np.ndarray]) -> Clusters:
-        position = teacher.position_mean(encoder, recordings, layer)
-        states = torch.cat([encoder.tokens(samples, layer, position) for samples in recordings])
+        states = torch.cat([encoder.tokens(samples, layer) for samples in recordings])
         mean, scale = states.mean(0), 1 / states.std(0)
         points = (states - mean) * scale
-        return cls(position, mean, scale, {size: kmeans(points, size) for size in SIZES})
+        return cls(mean, scale, {size: kmeans(points, size) for size in SIZES})
 
     @classmethod
     def load(cls, file: Path) -> Clusters:
         found = load_file(file)
         centroids = {int(name.removeprefix("centroids")): found[name] for name in found if name.startswith("centroids")}
-        return cls(found["position"], found["mean"], found["scale"], centroids)
+        return cls(found["mean"], found["scale"], centroids)
 
     def save(self, file: Path) -> None:
         centroids = {f"centroids{size}": value for size, value in self.centroids.items()}
-        write_tensors(file, {"position": self.position, "mean": self.mean, "scale": self.scale, **centroids})
+        write_tensors(file, {"mean": self.mean, "scale": self.scale, **centroids})
 
     def label(self, encoder: teacher.Encoder, layer: int, samples: np.ndarray) -> np.ndarray:
         """A recording `float32 [T]` -> `int16 [T // 640, len(SIZES)]`."""
-        points = (encoder.tokens(samples, layer, self.position) - self.mean) * self.scale
+        points = (encoder.tokens(samples, layer) - self.mean) * self.scale
         return torch.stack([members(points, self.centroids[size]) for size in SIZES], 1).short().cpu().numpy()
 
 

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import math
 import struct
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -146,31 +145,22 @@ class Encoder:
         mel = F.pad(mel, (margin, margin + count * step - mel.shape[1]), value=float(mel.min()))
         return mel.unfold(1, size, step).transpose(0, 1)
 
-    def tokens(self, samples: np.ndarray, layer: int, mean: Tensor | None = None, batch: int = 8) -> Tensor:
+    def tokens(self, samples: np.ndarray, layer: int, batch: int = 8) -> Tensor:
         """A recording `float32 [T]` -> states of a layer by token, `[T // 640, width]`, 25 a second.
 
-        `mean` `[500, width]` is what states of each position in a window have in common, and is taken off.
+        512 clusters of these, of base's fourth layer, tell 0.722 of the phone's entropy (`phones`, 11 minutes). Taking
+        off what each position in a window has in common, it is 0.698: short recordings are silent at late positions.
         """
         margin = round(MARGIN_SECONDS * RATE / FRAME)
         parts = []
         for some in self.windows(samples).split(batch):
-            states = self.states(some, layer)
-            parts.append((states if mean is None else states - mean)[:, margin:-margin].flatten(0, 1))
+            parts.append(self.states(some, layer)[:, margin:-margin].flatten(0, 1))
         frames = torch.cat(parts)
         count = len(samples) // (TOKEN_FRAMES * FRAME)
         # A state is centred on its frame's first sample, a token in the middle of two frames: half of the next as well.
         frames = F.pad(frames.T, (0, 1), mode="replicate").T[: TOKEN_FRAMES * count + 1]
         own, next_ = frames[:-1].unflatten(0, (count, TOKEN_FRAMES)), frames[TOKEN_FRAMES::TOKEN_FRAMES]
         return own[:, 0] / 4 + own[:, 1] / 2 + next_ / 4
-
-
-def position_mean(encoder: Encoder, recordings: Iterator[np.ndarray] | Sequence[np.ndarray], layer: int) -> Tensor:
-    """What the states of each position in a window have in common over recordings, `[500, width]`."""
-    total, count = torch.zeros(()), 0
-    for samples in recordings:
-        states = encoder.states(encoder.windows(samples), layer)
-        total, count = total + states.sum(0), count + len(states)
-    return total / count
 
 
 @functools.cache
