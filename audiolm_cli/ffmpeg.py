@@ -185,8 +185,8 @@ def _limit(process: int) -> None:
 
 
 def _plain(line: str) -> str:
-    """A message without the place in memory and the file's name in front, printable and short."""
-    line = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] ?)+|file:/dev/fd/\d+: ?", "", line)
+    """A message without the place in memory and the file's name in front, nor the list of FORMATS, printable, short."""
+    line = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] ?)+|file:/dev/fd/\d+: ?|(?<=on whitelist) .*", "", line)
     return "".join(c if c.isprintable() else " " for c in line).strip()[:200]
 
 

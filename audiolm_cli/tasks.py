@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiolm_cli import audio, inputs, plot, provenance, watermark
+from audiolm_cli import audio, inputs, plot, postfilter, provenance, watermark
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import InputError, OutputError, UsageError, display
 from audiolm_cli.jobs import Job, Task
@@ -210,9 +210,13 @@ class Generate(Synthesis):
 class Resynth(Synthesis):
     """`audiolm resynth`."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._silent = functools.lru_cache(2)(lambda path: postfilter.silent(self._read(path), self.rate))
+
     def load(self, job: Job) -> Prompt:
-        if job.options.speaker:
-            self._read(job.options.speaker)
+        if job.options.speaker and self._silent(job.options.speaker):  # here it fails this job only
+            raise InputError(f"{display(job.options.speaker)}: is silent: there is no voice in it")
         return super().load(job)
 
     def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:

@@ -124,6 +124,16 @@ def test_resynthesis_of_the_example_is_as_long_and_repeatable(audiolm):
     assert soundfile.info("a.wav").frames == soundfile.info(EXAMPLE).frames
 
 
+def test_a_silent_reference_fails_its_own_job_only(audiolm, tmp_path):
+    soundfile.write(tmp_path / "in.wav", tone(0.5), 16000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
+    jobs = [{"input": "in.wav", "speaker": f"{name}.wav", "output": f"by-{name}.wav"} for name in ("silent", "in")]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    code, out, err = audiolm("resynth", "--jobs", "jobs.jsonl", "-q")
+    assert (code, out) == (1, "by-in.wav\n")
+    assert err == "audiolm: error: silent.wav: is silent: there is no voice in it\n"
+
+
 @pytest.mark.parametrize("samples", [np.zeros(16000), tone(0.04), tone(0.041), tone(1.0)], ids=len)
 def test_odd_but_usable_prompts(audiolm, tmp_path, samples):
     soundfile.write(tmp_path / "in.wav", samples, 16000)
