@@ -43,8 +43,11 @@ demo: .venv/installed  ## continue a real recording: examples/prompt.flac become
 	@echo "Listen to demo.wav: 3.5 seconds of the recording, then 7 new ones."
 
 # as on a lesser processor (processor.py has their names): AUDIOLM_PROCESSOR=avx2 ATEN_CPU_CAPABILITY=avx2 make test
+# the slow ones beside the others: on two cores that takes little more than half the time
 test: .venv/installed  ## all tests that need no network, no GPU and no data
-	$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -p no:cacheprovider -m slow > slow.tmp 2>&1 & slow=$$!; \
+	$(BIN)/python -m pytest -q -m 'not slow'; others=$$?; \
+	wait $$slow; slow=$$?; cat slow.tmp; rm slow.tmp; exit $$((slow || others))
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
 	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from audiolm_cli import cli, options
 from audiolm_cli.command import RAY_ADDRESS
 
+pytestmark = pytest.mark.slow
+
 ARBITRARY = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
