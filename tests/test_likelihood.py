@@ -48,7 +48,7 @@ def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: b
     assert found.surprise == pytest.approx(np.mean(single) - first + whole, abs=1e-3)
     assert found.semantic == pytest.approx(whole / SEMANTIC_SHARE, abs=1e-3)
     swapped = tokens.codes.view(12, -1, 2).flip(1).reshape(12, -1)  # other codes for each semantic token
-    assert strangeness(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-3)
+    assert strangeness(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-4)
 
 
 def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
