@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from audiolm_cli.bundle import round_to_disk, save_part, write_tensors
+from audiolm_cli.bundle import round_to_disk, save_part, whole, write_tensors
 from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.training import teacher
@@ -82,16 +83,12 @@ class Lesson:
 
     def __init__(self, corpus: Corpus, file: Path):
         self.corpus, self.file = corpus, file
-        counts = np.array([clip.samples // TOKEN for clip in corpus.clips])
-        self.first = np.concatenate([[0], counts.cumsum()])
+        self.counts = np.array([clip.samples // TOKEN for clip in corpus.clips])
+        self.first = np.concatenate([[0], self.counts.cumsum()])
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = np.lib.format.open_memmap(
-                file.with_suffix(f".{os.getpid()}"), "w+", np.int16, (int(self.first[-1]), len(SIZES))
-            )
-            part[:] = UNKNOWN
-            part.flush()
-            file.with_suffix(f".{os.getpid()}").replace(file)
+            with whole(file) as part, part.open("wb") as out:
+                np.save(out, np.full((int(self.first[-1]), len(SIZES)), UNKNOWN, np.int16))
         self.labels = np.load(file, mmap_mode="r+")
         if self.labels.shape != (self.first[-1], len(SIZES)):
             raise ValueError(f"{file} was made from other recordings: remove it")
@@ -105,10 +102,14 @@ class Lesson:
         self.labels.flush()
 
     def known(self) -> np.ndarray:
-        """The numbers of the recordings that have labels, weighted by nothing."""
-        counts = np.diff(self.first)
-        starts = self.first[:-1][counts > 0]
-        return np.flatnonzero(counts > 0)[self.labels[starts, 0] != UNKNOWN]
+        """The numbers of the recordings that have labels."""
+        lasting = np.flatnonzero(self.counts)
+        return lasting[self.labels[self.first[lasting], 0] != UNKNOWN]
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """Those that rows are drawn from: what was known when the first one was."""
+        return self.known()
 
     def row(self, tokens: int, rng: np.random.Generator, how: Changes | None) -> tuple[np.ndarray, np.ndarray]:
         """Stretches of recordings one after another, `float32 [tokens * 640]`, and labels `[tokens, len(SIZES)]`,
@@ -118,18 +119,17 @@ class Lesson:
         filled = 0
         while tokens - filled >= 8:
             number = int(self.numbers[rng.integers(len(self.numbers))])
-            clip, count = self.corpus.clips[number], int(np.diff(self.first[number : number + 2])[0])
+            clip, count = self.corpus.clips[number], int(self.counts[number])
             wanted = tokens - filled
             start = 0 if filled else int(rng.integers(max(1, count - wanted // 2)))
             shift = int(rng.integers(TOKEN // 2)) if how else 0  # samples: half of the tokens' grid
-            samples = self.corpus.audio[clip.offset + start * TOKEN + shift : clip.offset + clip.samples]
-            samples = samples.astype(np.float32) / 32768
+            room = wanted * TOKEN
+            longest = int(np.ceil(room * how.rate[1])) + 1 if how else room
+            first = clip.offset + start * TOKEN + shift
+            samples = self.corpus.audio[first : min(first + longest, clip.offset + clip.samples)]
+            heard, rate = samples.astype(np.float32) / 32768, 1.0
             if how:
-                room = wanted * TOKEN
-                slack = int(np.ceil(room * how.rate[1])) + 1
-                heard, rate = changed(np.pad(samples[:slack], (0, max(0, slack - len(samples)))), rng, how, room)
-            else:
-                heard, rate = samples[: wanted * TOKEN], 1.0
+                heard, rate = changed(np.pad(heard, (0, longest - len(heard))), rng, how, room)
             place = np.floor((np.arange(wanted) + 0.5) * rate + shift / TOKEN).astype(int) + start
             inside = place[place < count]
             said = min(len(inside), wanted)
@@ -137,12 +137,6 @@ class Lesson:
             labels[filled : filled + said] = self.labels[self.first[number] + inside[:said]]
             filled += max(said, 1)
         return audio, labels
-
-    @property
-    def numbers(self) -> np.ndarray:
-        if not hasattr(self, "_numbers"):
-            self._numbers = self.known()
-        return self._numbers
 
 
 class Student(nn.Module):
@@ -229,7 +223,7 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
             args.synthetic, "train", teacher.RATE, args.runs / f"synthetic_{args.hours:g}h", args.hours
         )
     lessons = {name: Lesson(corpus, folder / f"{name}.npy") for name, corpus in corpora.items()}
-    if any(len(lesson.known()) < (np.diff(lesson.first) > 0).sum() for lesson in lessons.values()):
+    if any(len(lesson.known()) < np.count_nonzero(lesson.counts) for lesson in lessons.values()):
         torch.set_num_threads(args.threads or 1)
         encoder = teacher.load(args.teacher).to(torch.device(args.device))
         file = folder / "clusters.safetensors"

@@ -30,6 +30,7 @@ from torch import Tensor, distributed, nn
 
 from audiolm_cli.bundle import read_about, whole
 from audiolm_cli.options import threads
+from audiolm_cli.processor import Processor, processor
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 
@@ -285,7 +286,7 @@ def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: i
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster than in float32."""
-    return device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+    return device.type != "cpu" or processor() >= Processor.AMX
 
 
 def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
