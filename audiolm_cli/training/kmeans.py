@@ -13,13 +13,18 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
     """Centroids `float32 [clusters, D]` of points `float32 [N, D]`, N >= clusters; empty clusters are re-seeded."""
     generator = torch.Generator().manual_seed(seed)
     sample = points[torch.randperm(len(points), generator=generator)[: 40 * clusters].to(points.device)]
+    squares = sample.square().sum(1)
+
+    def squared(centre: Tensor) -> Tensor:  # distances of the sample, by one product: several times faster
+        return (squares - 2 * (sample @ centre) + centre.square().sum()).clamp(min=0)
+
     centroids = sample[:1]
-    distance = (sample - centroids).square().sum(1)
+    distance = squared(sample[0])
     for _ in range(clusters - 1):  # k-means++: each next one drawn in proportion to its squared distance
         draw = float(torch.rand((), generator=generator)) * distance.double().sum()
         chosen = torch.searchsorted(distance.double().cumsum(0), draw).clamp(max=len(sample) - 1)
         centroids = torch.cat([centroids, sample[chosen][None]])
-        distance = torch.minimum(distance, (sample - sample[chosen]).square().sum(1))
+        distance = torch.minimum(distance, squared(sample[int(chosen)]))
     for _ in range(iterations):
         own = members(points, centroids)
         counts = torch.bincount(own, minlength=clusters)

@@ -39,7 +39,7 @@ from audiolm_cli.training.tokenizer import normalise, set_statistics, warped
 from audiolm_cli.training.trainer import Trainer, arguments, autocast, warm_start
 
 SIZES = (512, 1024, 2048)  # numbers of clusters
-FITTED_SECONDS = 5400  # of recordings that the clusters are made from
+FITTED_SECONDS = 3600  # of recordings that the clusters are made from
 TOKEN = teacher.TOKEN_FRAMES * teacher.FRAME  # samples
 REAL_SHARE = 0.5  # of the crops, where there is synthetic speech as well
 CUT_CHANCE = 0.25  # of a crop that ends in silence
