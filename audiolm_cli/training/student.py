@@ -146,7 +146,8 @@ class Student(nn.Module):
         super().__init__()
         self.tokenizer = SemanticTokenizer(config, TokenSpec(semantic_vocabulary=SIZES[0]), dropout)
         self.tokenizer.classes.requires_grad_(False)  # one of the heads in the end
-        self.heads = nn.ModuleDict({str(size): nn.Linear(config.width, size) for size in SIZES})
+        # not named by numbers alone, which would make them layers that repeat: Muon would train them
+        self.heads = nn.ModuleDict({f"of_{size}": nn.Linear(config.width, size) for size in SIZES})
 
     def logits(self, mel: Tensor) -> list[Tensor]:
         """Log-mel `[B, M, bins]` -> logits `[B, S, size]` of every head."""
@@ -158,7 +159,7 @@ class Student(nn.Module):
         spec = dataclasses.replace(TokenSpec(), semantic_vocabulary=clusters)
         tokenizer = SemanticTokenizer(self.tokenizer.config, spec).eval()
         own = {k: v for k, v in self.tokenizer.state_dict().items() if not k.startswith("classes.")}
-        head = {f"classes.{k}": v for k, v in self.heads[str(clusters)].state_dict().items()}
+        head = {f"classes.{k}": v for k, v in self.heads[f"of_{clusters}"].state_dict().items()}
         tokenizer.load_state_dict({k: v.cpu() for k, v in (own | head).items()})
         round_to_disk(tokenizer)
         return tokenizer
