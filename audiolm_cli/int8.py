@@ -44,8 +44,8 @@ def fault(values: Tensor, scales: Tensor) -> str | None:
         return "scales that are no numbers, negative, or too small or large"
     if (scales.view(torch.int32) & (1 << DROPPED_BITS) - 1).any():
         return "scales of more than 17 bits"
-    low, high = torch.aminmax(values.flatten(1), dim=1)
-    if not torch.equal(torch.maximum(high.int(), -low.int()), torch.where(scales > 0, 127, 0).int()):
+    largest = values.abs().view(torch.uint8).flatten(1).amax(1)  # of -128, which is its own magnitude, 128
+    if not torch.equal(largest, (scales > 0).to(torch.uint8) * 127):
         return "a row whose largest magnitude is not 127"
     return None
 
@@ -80,7 +80,7 @@ def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name + SCALE in tensors:
             scales = tensors[name + SCALE].view(-1, *[1] * (tensor.ndim - 1))
-            found[name] = tensor.float() * scales
+            found[name] = tensor.float().mul_(scales)
         elif not is_scale(name, tensors):
             found[name] = tensor
     return found

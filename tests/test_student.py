@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from audiolm_cli import int8
 from audiolm_cli.bundle import read_about, read_tensors
@@ -180,7 +181,8 @@ def test_a_student_learns_resumes_and_ships(
     assert tokens.shape == (1, 5)
     assert int(tokens.max()) < 8
     steps = about["trained"]["steps"]
-    run("--minutes", "0.1", "--clusters", "16")  # the same run, the other head
+    run("--minutes", "0.1", "--clusters", "16", "--matrices", "bfloat16")  # the same run, the other head
+    assert not int8.is_used(load_file(file))
     about = read_about(file)
     assert about["tokens"]["semantic_vocabulary"] == 16
     assert about["trained"]["steps"] == steps

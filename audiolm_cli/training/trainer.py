@@ -54,7 +54,7 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
 
 def add_matrices(parser: argparse.ArgumentParser) -> None:
     """The option of those trainings whose part can have matrices in int8."""
-    parser.add_argument("--matrices", choices=("int8", "bfloat16"), default="int8", help="how the part stores them")
+    parser.add_argument("--matrices", choices=("int8", "bfloat16"), default="int8", help="of a part on disk")
 
 
 def matrices(args: argparse.Namespace, part: str) -> tuple[str, ...]:
