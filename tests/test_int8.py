@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
 from audiolm_cli.folder import read_config
 from audiolm_cli.native import model as kernel
-from audiolm_cli.training.assemble import assemble, quantize, unpack, write_sums
+from audiolm_cli.training.assemble import assemble, main, quantize, unpack, write_sums
 from audiolm_cli.training.tokenize import load_part
 
 STAGES = ("semantic", "coarse", "fine")
@@ -176,12 +177,13 @@ def test_version_1_is_written_and_read_without_int8(tmp_path: Path) -> None:
     assert before == read_config(folder).depends["tokenizer"]["self"]
 
 
-def test_stages_become_int8_and_go_on_from_the_same_tokens(tmp_path: Path) -> None:
+def test_stages_become_int8_and_go_on_from_the_same_tokens(tmp_path: Path, monkeypatch) -> None:
     old, parts = write_bundle(tmp_path / "old"), tmp_path / "parts"
     unpack(old, parts)
     (parts / "detector.safetensors").unlink()  # which knows the outputs of other weights
     sizes = {stage: (parts / f"{stage}.safetensors").stat().st_size for stage in STAGES}
-    quantize(parts, ["codec", *STAGES])
+    monkeypatch.setattr(sys, "argv", ["assemble", "--runs", str(tmp_path), "--quantize", "codec", *STAGES])
+    main()
     once = {file.name: file.read_bytes() for file in parts.iterdir()}
     assert all(len(once[f"{stage}.safetensors"]) < 0.75 * size for stage, size in sizes.items())
     quantize(parts, ["codec", *STAGES])
@@ -265,6 +267,6 @@ def test_matrices_in_int8_need_version_2(folder: Path) -> None:
         _ = load(folder).codec
 
 
-def test_a_part_without_a_format_is_missing(tmp_path: Path) -> None:
+def test_a_part_that_is_not_there_cannot_be_quantized(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"codec\.safetensors: not a part"):
         quantize(tmp_path, ["codec"])
