@@ -2,7 +2,8 @@
 
 Nothing in a bundle is trusted: sizes are bounded by `config`, names, shapes and dtypes of tensors must be those that
 the config implies, and every part must come from the codec and the tokenizer beside it. Whatever does not fit is a
-ModelError of one line. Tensors are bfloat16 on disk; encoding and tokenizing run in float32.
+ModelError of one line. Tensors are bfloat16 on disk, since format version 2 matrices may be int8 (`int8`), which
+become floats again here; encoding and tokenizing run in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from audiolm_cli import native
+from audiolm_cli import int8, native
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec
 from audiolm_cli.console import Tell
 from audiolm_cli.detector import Detector, make_detector
@@ -123,11 +124,15 @@ class Bundle:
         return self._part("detector", make, torch.float32)
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
-        model = self._part(name, functools.partial(stage_model, config, self.config.tokens, name), self.dtype)
+        make = functools.partial(stage_model, config, self.config.tokens, name)
         if self.kernel == "native":
             from audiolm_cli.native.model import give
 
+            model = self._part(name, make, torch.float32)  # in which int8 is exact
             give(model)
+            model.to(self.dtype)
+        else:
+            model = self._part(name, make, self.dtype)
         model.pack()
         return model
 
@@ -140,8 +145,11 @@ class Bundle:
     def _fill(self, part: str, module: Any, dtype: torch.dtype) -> Any:
         file = self.folder / f"{part}.safetensors"
         tensors = read_tensors(file, module.state_dict())
+        if int8.is_used(tensors) and self.config.format_version < 2:
+            raise ModelError(f"{file}: has matrices in int8, which format_version 1 of config.json does not know")
         self._check_sources(part, tensors)
-        floats = {k: v.to(self.device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
+        ready = int8.restored({name: tensor.to(self.device) for name, tensor in tensors.items()})
+        floats = {k: v.to(dtype if v.is_floating_point() else v.dtype) for k, v in ready.items()}
         module.load_state_dict(floats, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -177,26 +185,33 @@ def check_parts(folder: Path) -> None:
 
 
 def read_tensors(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, which must have the names and shapes of `wanted`; raises ModelError."""
+    """All tensors of a part as they are stored: with the names and shapes of `wanted`, of which matrices may be int8
+    beside their scales (`int8.restored`); raises ModelError."""
     try:
         with safe_open(file, framework="pt") as handle:
             names = set(handle.keys())
-            if missing := wanted.keys() - names:
+            shapes = {name: list(tensor.shape) for name, tensor in wanted.items()}
+            for name in names & wanted.keys():
+                in_int8 = wanted[name].is_floating_point() and handle.get_slice(name).get_dtype() == "I8"
+                if in_int8 and wanted[name].ndim > 1:
+                    shapes[name + int8.SCALE] = shapes[name][:1]
+            if missing := shapes.keys() - names:
                 raise ModelError(f"{file}: tensor {sorted(missing)[0]} is missing")
-            if unknown := names - wanted.keys():
+            if unknown := names - shapes.keys():
                 raise ModelError(f"{file}: tensor {sorted(unknown)[0]} does not belong there")
-            for name, tensor in wanted.items():
+            for name, implied in shapes.items():
                 shape = list(handle.get_slice(name).get_shape())
-                if shape != list(tensor.shape):
-                    raise ModelError(
-                        f"{file}: tensor {name} has shape {shape}, config.json implies {list(tensor.shape)}"
-                    )
-            tensors = {name: handle.get_tensor(name) for name in wanted}
+                if shape != implied:
+                    raise ModelError(f"{file}: tensor {name} has shape {shape}, config.json implies {implied}")
+            tensors = {name: handle.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: not readable as safetensors ({error})") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise ModelError(f"{file}: tensor {name} has dtype {tensor.dtype}")
+    for name, like in wanted.items():
+        if name + int8.SCALE in tensors:
+            if fault := int8.fault(tensors[name], tensors[name + int8.SCALE]):
+                raise ModelError(f"{file}: tensor {name} has {fault}")
+        elif tensors[name].is_floating_point() != like.is_floating_point():
+            raise ModelError(f"{file}: tensor {name} has dtype {tensors[name].dtype}")
     return tensors
 
 
@@ -228,31 +243,30 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------------ writing
 
 
-def round_to_disk(module: nn.Module) -> None:
-    """Gives every floating tensor of the module the precision that it will have on disk, bfloat16."""
+def round_to_disk(module: nn.Module, in_int8: tuple[str, ...] = ()) -> None:
+    """Gives every floating tensor of the module the precision that it will have on disk, as `save_part` has it."""
+    tensors = module.state_dict()
     with torch.no_grad():
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.bfloat16())
+        for name, tensor in int8.restored(int8.stored(tensors, in_int8)).items():
+            tensors[name].copy_(tensor)
 
 
 def tensors_identity(tensors: Mapping[str, Tensor], prefixes: Iterable[str] = ("",)) -> str:
-    """SHA-256 over names, shapes and bfloat16 values of the tensors whose names begin so."""
+    """SHA-256 over names, shapes and values, as they are stored, of the tensors whose names begin so."""
     digest = hashlib.sha256()
     for name in sorted(n for n in tensors if n.startswith(tuple(prefixes))):
         tensor = tensors[name].detach().cpu()
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and not int8.is_scale(name, tensors):
             tensor = tensor.bfloat16().view(torch.int16)
         digest.update(f"{name}{list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def save_part(file: Path, module: nn.Module, about: dict[str, Any]) -> None:
-    """Writes a part with `about` (config, depends, trained) as metadata, in bfloat16."""
-    tensors = {k: v.detach().cpu() for k, v in module.state_dict().items()}
-    on_disk = {k: (v.bfloat16() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
-    write_tensors(file, on_disk, {"about": json.dumps(about)})
+def save_part(file: Path, module: nn.Module, about: dict[str, Any], in_int8: tuple[str, ...] = ()) -> None:
+    """Writes a part with `about` (config, depends, trained) as metadata: matrices whose names begin so `in_int8`
+    (`int8.MATRICES` has the usual ones), all else in bfloat16."""
+    write_tensors(file, int8.stored(module.state_dict(), in_int8), {"about": json.dumps(about)})
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from audiolm_cli.errors import ModelError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest; since 2 parts may hold matrices in int8
 STAGES = ("semantic", "coarse", "fine")
 Layout = Literal["aligned", "plain", "frames", "parallel"]  # what `StageConfig` says of them
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
@@ -187,7 +187,7 @@ class BundleConfig:
     familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # nor their semantic tokens' bits less
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
-    format_version: int = bounded(1, FORMAT_VERSION, default=FORMAT_VERSION)
+    format_version: int = bounded(1, FORMAT_VERSION, default=1)
 
     def check(self) -> None:
         if (self.fine is None) != (self.tokens.fine == 0):

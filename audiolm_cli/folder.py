@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from audiolm_cli.config import BundleConfig, from_json
+from audiolm_cli.config import FORMAT_VERSION, BundleConfig, from_json
 from audiolm_cli.errors import ModelError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -102,6 +102,13 @@ def read_config(folder: Path) -> BundleConfig:
     """The checked config.json of a bundle; raises ModelError."""
     file = folder / "config.json"
     try:
-        return from_json(BundleConfig, json.loads(_text(file)))
+        value = json.loads(_text(file))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error})") from error
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:  # whatever else it may say
+        raise ModelError(
+            f"{file}: format_version {version}; this program knows up to {FORMAT_VERSION}, get a newer one"
+        )
+    config: BundleConfig = from_json(BundleConfig, value)
+    return config

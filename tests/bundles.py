@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 
+from audiolm_cli import int8
 from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.detector import make_detector
@@ -41,10 +42,14 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     return parts
 
 
-def write_parts(folder: Path, config: BundleConfig, seed: int = 0) -> None:
-    """The parts of a random bundle as training leaves them."""
+def write_parts(folder: Path, config: BundleConfig, seed: int = 0, *, in_int8: bool = False) -> None:
+    """The parts of a random bundle as training leaves them, with matrices `in_int8` or in bfloat16."""
     parts = modules(config, seed)
-    identity = {name: tensors_identity(parts[name].state_dict(), prefixes) for name, prefixes in TOKEN_SOURCES.items()}
+    matrices = {name: int8.MATRICES.get(name, ()) if in_int8 else () for name in parts}
+    identity = {
+        name: tensors_identity(int8.stored(parts[name].state_dict(), matrices[name]), prefixes)
+        for name, prefixes in TOKEN_SOURCES.items()
+    }
     for name, module in parts.items():
         about = {
             "config": dataclasses.asdict(getattr(config, name)),
@@ -52,7 +57,7 @@ def write_parts(folder: Path, config: BundleConfig, seed: int = 0) -> None:
             "depends": {source: identity[source] for source in NEEDS.get(name, ())},
             "trained": {"steps": 0},
         }
-        save_part(folder / f"{name}.safetensors", module, about)
+        save_part(folder / f"{name}.safetensors", module, about, matrices[name])
 
 
 def in_memory(config: BundleConfig, parts: dict[str, torch.nn.Module], dtype: torch.dtype = torch.float32) -> Bundle:
@@ -64,10 +69,10 @@ def in_memory(config: BundleConfig, parts: dict[str, torch.nn.Module], dtype: to
     return bundle
 
 
-def write_bundle(folder: Path, config: BundleConfig | None = None, seed: int = 0) -> Path:
-    """A random bundle in `folder`; the sizes of the preset `tiny` by default."""
+def write_bundle(folder: Path, config: BundleConfig | None = None, seed: int = 0, *, in_int8: bool = False) -> Path:
+    """A random bundle in `folder`; the sizes of the preset `tiny` by default. Matrices `in_int8`: format version 2."""
     config = config or preset("tiny")
     parts = folder.with_name(folder.name + ".parts")
-    write_parts(parts, config, seed)
+    write_parts(parts, config, seed, in_int8=in_int8)
     assemble(parts, config.name, folder, {field: dataclasses.asdict(config)[field] for field in SETTINGS})
     return folder

@@ -104,7 +104,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    folder = write_bundle(tmp_path / "served")
+    folder = write_bundle(tmp_path / "served", in_int8=True)  # of version 2; `weights/speech` below may be of 1
     card = "---\nlicense: cc-by-4.0\nfigures: none, it is random\n---\n# tiny\nA card \x1b[31mwith colour.\n"
     (folder / "README.md").write_text(card)
     (folder / "LICENSE").write_text("Attribution.\n")
@@ -204,16 +204,19 @@ def test_a_wrong_byte_is_noticed_and_fetched_again(audiolm, hub: FakeHub) -> Non
     assert audiolm("models", "verify", "org/tiny").returncode == 0
 
 
-@pytest.mark.parametrize("harm", ["dimensions", "missing", "pickle", "header"])
+@pytest.mark.parametrize("harm", ["dimensions", "missing", "scales", "pickle", "header"])
 def test_harmful_bundles_are_refused_in_one_line(audiolm, hub: FakeHub, prompt: Path, harm: str) -> None:
     config, file = hub.folder / "config.json", hub.folder / "coarse.safetensors"
     if harm == "dimensions":
         value = json.loads(config.read_text())
         value["coarse"].update(layers=96, width=16384, feedforward=65536)
         config.write_text(json.dumps(value))
-    elif harm == "missing":
+    elif harm in ("missing", "scales"):
         tensors = load(file.read_bytes())
-        del tensors["norm.weight"]
+        if harm == "missing":
+            del tensors["norm.weight"]
+        else:
+            tensors["ids.weight.scale"].fill_(torch.nan)
         save_file(tensors, file)
     elif harm == "pickle":
         torch.save(load(file.read_bytes()), file)

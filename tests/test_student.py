@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
+from audiolm_cli import int8
 from audiolm_cli.bundle import read_about, read_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
 from audiolm_cli.errors import InputError, ModelError
@@ -172,12 +174,15 @@ def test_a_student_learns_resumes_and_ships(
     assert about["trained"]["teacher"] == "Whisper base, layer 2"
     config = from_json(TokenizerConfig, about["config"], "tokenizer")
     tokenizer = SemanticTokenizer(config, from_json(TokenSpec, about["tokens"], "tokens"))
-    tokenizer.load_state_dict({k: v.float() for k, v in read_tensors(file, tokenizer.state_dict()).items()})
+    stored = read_tensors(file, tokenizer.state_dict())
+    assert int8.is_used(stored)
+    tokenizer.load_state_dict(int8.restored(stored))
     tokens = tokenizer.eval().tokenize(torch.randn(1, 5 * TOKEN))
     assert tokens.shape == (1, 5)
     assert int(tokens.max()) < 8
     steps = about["trained"]["steps"]
-    run("--minutes", "0.1", "--clusters", "16")  # the same run, the other head
+    run("--minutes", "0.1", "--clusters", "16", "--matrices", "bfloat16")  # the same run, the other head
+    assert not int8.is_used(load_file(file))
     about = read_about(file)
     assert about["tokens"]["semantic_vocabulary"] == 16
     assert about["trained"]["steps"] == steps

@@ -2,9 +2,11 @@
 
     python -m audiolm_cli.training.assemble --runs runs/speech --name speech --out weights/speech
     python -m audiolm_cli.training.assemble --unpack --runs runs/more --out weights/speech
+    python -m audiolm_cli.training.assemble --quantize semantic coarse fine --runs runs/more
 
 The second takes a bundle apart again, into the parts from which training goes on (`--warm-start`) or that stay as they
-are.
+are. The third stores the matrices of trained parts in int8 (`int8`). Another precision makes another tokenizer, whose
+tokens the other parts do not know: it comes before `tokenize`, as the stages come before the detector.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity
+from audiolm_cli import int8
+from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity, write_tensors
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.folder import PARTS, read_config, sha256
@@ -72,6 +75,7 @@ def assemble(
         **settings,
         "depends": depends,
         "trained": {part: about[part]["trained"] for part in found},
+        "format_version": 2 if any(map(int8.is_used, tensors.values())) else 1,
     }
     config = from_json(BundleConfig, json.loads(json.dumps(value)))
     fresh = out.with_name(out.name + ".new")
@@ -117,6 +121,18 @@ def unpack(folder: Path, parts: Path, only: Sequence[str] = PARTS) -> None:
         )
 
 
+def quantize(parts: Path, names: Sequence[str]) -> None:
+    """Stores matrices of trained parts in int8, those of `int8.MATRICES`; where they are already, nothing changes.
+
+    Raises ModelError when there is no such part.
+    """
+    for part in names:
+        file = parts / f"{part}.safetensors"
+        about = read_about(file)
+        tensors = int8.stored(int8.restored(load_file(file)), int8.MATRICES[part])
+        write_tensors(file, tensors, {"about": json.dumps(about)})
+
+
 def write_sums(folder: Path) -> None:
     """SHA256SUMS over all other files of a bundle, as sha256sum writes it."""
     files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
@@ -134,7 +150,10 @@ def main() -> None:
     )
     parser.add_argument("--quantizers", type=int, help="leave out stage 3 and the codec's quantizers behind so many")
     parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
+    parser.add_argument("--quantize", nargs="+", choices=int8.MATRICES, help="store these parts of RUNS in int8")
     args = parser.parse_args()
+    if args.quantize:
+        return quantize(args.runs / "parts", args.quantize)
     if args.unpack:
         return unpack(args.out, args.runs / "parts")
     assemble(args.runs / "parts", args.name, args.out, args.settings, args.quantizers)

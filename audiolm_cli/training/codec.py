@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from audiolm_cli import int8
 from audiolm_cli.bundle import read_about, save_part
 from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
 from audiolm_cli.mel import mel_filters
@@ -29,7 +30,7 @@ from audiolm_cli.soundstream import SoundStream, nearest
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.discriminators import Discriminators
 from audiolm_cli.training.kmeans import kmeans
-from audiolm_cli.training.trainer import Trainer, arguments, warm_start
+from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, matrices, warm_start
 
 KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
 UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    add_matrices(parser)
     args = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
         parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
@@ -216,7 +218,7 @@ def main() -> None:
     training = CodecTraining(config, tokens)
     codec = training.codec
     if args.decoder_only:
-        codec.load_state_dict({name: tensor.float() for name, tensor in load_file(part).items()})
+        codec.load_state_dict({name: tensor.float() for name, tensor in int8.restored(load_file(part)).items()})
         codec.encoder.requires_grad_(False)
     else:
         before = warm_start(args, "codec", codec)
@@ -269,7 +271,7 @@ def main() -> None:
         "tokens": dataclasses.asdict(tokens),
         "trained": {**before, name: {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)}},
     }
-    save_part(part, codec, about)
+    save_part(part, codec, about, matrices(args, "codec"))
 
 
 if __name__ == "__main__":

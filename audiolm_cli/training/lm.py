@@ -32,7 +32,7 @@ from audiolm_cli.likelihood import Batch, batch_of, token_losses
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.tokens import StageName, Vocabulary
 from audiolm_cli.training.tokenize import TokenData, Track, load_tokens
-from audiolm_cli.training.trainer import Trainer, arguments, autocast, warm_start
+from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
 from audiolm_cli.transformer import Stack, Transformer
 
 REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
@@ -213,6 +213,7 @@ def main() -> None:
         help="of stage 1's batches",
     )
     parser.add_argument("--coarse", type=int, help="quantizers of stage 2; as many as the tokens have by default")
+    add_matrices(parser)
     args = parser.parse_args()
     stage: StageName = args.stage
     train, valid = ([split_at(data, args.coarse) for data in load_tokens(args.runs, s)] for s in ("train", "valid"))
@@ -264,7 +265,7 @@ def main() -> None:
         "depends": depends,
         "trained": trained,
     }
-    save_part(args.runs / "parts" / f"{stage}.safetensors", model, about)
+    save_part(args.runs / "parts" / f"{stage}.safetensors", model, about, matrices(args, stage))
 
 
 def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:

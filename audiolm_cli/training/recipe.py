@@ -16,6 +16,7 @@ from pathlib import Path
 
 from audiolm_cli.config import PRESETS
 from audiolm_cli.training.assemble import assemble, unpack
+from audiolm_cli.training.trainer import add_matrices
 
 SHARES = {
     "codec": 0.29,
@@ -32,6 +33,7 @@ DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # where the minutes
 def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
     """The command of every step, before there is a bundle and behind it."""
     common = ["--data", str(args.data), "--runs", str(args.runs)]
+    stored = ["--matrices", args.matrices]
     device = ["--device", args.device] if args.device else []
     shared = 1 - (SHARES["fine"] if args.quantizers else 0)
     sizes, together = ["--preset", args.preset], []
@@ -41,7 +43,8 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
     def train(module: str, part: str, *more: str) -> list[str]:
         minutes = f"{args.minutes * SHARES[part] / shared:.3f}"
         launcher = together if module != "codec" else []
-        return [*launcher, f"audiolm_cli.training.{module}", *common, "--resume", *device, "--minutes", minutes, *more]
+        command = [*launcher, f"audiolm_cli.training.{module}", *common, *stored, "--resume", *device]
+        return [*command, "--minutes", minutes, *more]
 
     def given(option: str, value: object) -> list[str]:
         return [option, str(value)] if value else []
@@ -97,6 +100,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=2, help="over the corpus when it is tokenized")
     parser.add_argument("--processes", type=int, default=1, help="that train together: GPUs, or cores of a CPU")
     parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
+    add_matrices(parser)
     args = parser.parse_args()
     parts = args.runs / "parts"
     if args.codec and not (parts / "codec.safetensors").is_file():

@@ -36,7 +36,7 @@ from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.hearing import Changes, changed
 from audiolm_cli.training.kmeans import kmeans, members
 from audiolm_cli.training.tokenizer import normalise, set_statistics, warped
-from audiolm_cli.training.trainer import Trainer, arguments, autocast, warm_start
+from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
 
 SIZES = (512, 1024, 2048)  # numbers of clusters
 FITTED_SECONDS = 3600  # of recordings that the clusters are made from
@@ -154,14 +154,15 @@ class Student(nn.Module):
         hidden = self.tokenizer.hidden(normalise(self.tokenizer, mel))
         return [head(hidden) for head in self.heads.values()]
 
-    def finished(self, clusters: int) -> SemanticTokenizer:
-        """The tokenizer that ships, with the head of so many classes, in the precision that it has on disk."""
+    def finished(self, clusters: int, in_int8: tuple[str, ...]) -> SemanticTokenizer:
+        """The tokenizer that ships, with the head of so many classes, in the precision of the disk: matrices whose
+        names begin so `in_int8`."""
         spec = dataclasses.replace(TokenSpec(), semantic_vocabulary=clusters)
         tokenizer = SemanticTokenizer(self.tokenizer.config, spec).eval()
         own = {k: v for k, v in self.tokenizer.state_dict().items() if not k.startswith("classes.")}
         head = {f"classes.{k}": v for k, v in self.heads[f"of_{clusters}"].state_dict().items()}
         tokenizer.load_state_dict({k: v.cpu() for k, v in (own | head).items()})
-        round_to_disk(tokenizer)
+        round_to_disk(tokenizer, in_int8)
         return tokenizer
 
 
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--clusters", type=int, choices=SIZES, default=512, help="semantic tokens in the end")
     parser.add_argument("--labels-only", action="store_true", help="only ask the teacher")
+    add_matrices(parser)
     args = parser.parse_args()
     train, valid = lessons_of(args)
     if args.labels_only:
@@ -296,7 +298,8 @@ def main() -> None:
         "tokens": dataclasses.asdict(spec),
         "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **taught, **before},
     }
-    save_part(args.runs / "parts" / "tokenizer.safetensors", student.finished(args.clusters), about)
+    own = matrices(args, "tokenizer")
+    save_part(args.runs / "parts" / "tokenizer.safetensors", student.finished(args.clusters, own), about, own)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from audiolm_cli import audio
+from audiolm_cli import audio, int8
 from audiolm_cli.autoencoders import State
 from audiolm_cli.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity, write_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
@@ -82,7 +82,7 @@ def load_part(runs: Path, part: str) -> tuple[SoundStream | SemanticTokenizer, s
     else:
         module = SemanticTokenizer(from_json(TokenizerConfig, about["config"], part), spec)
     tensors = read_tensors(file, module.state_dict())
-    module.load_state_dict({k: v.float() for k, v in tensors.items()})
+    module.load_state_dict({k: v.float() for k, v in int8.restored(tensors).items()})
     return module.eval().requires_grad_(False), tensors_identity(tensors, TOKEN_SOURCES[part])
 
 

@@ -35,7 +35,15 @@ from audiolm_cli.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.training.data import Corpus, load_corpus
 from audiolm_cli.training.kmeans import best_of, kmeans, members
 from audiolm_cli.training.tokenize import altered, load_part
-from audiolm_cli.training.trainer import Trainer, arguments, autocast, load_checkpoint, warm_start
+from audiolm_cli.training.trainer import (
+    Trainer,
+    add_matrices,
+    arguments,
+    autocast,
+    load_checkpoint,
+    matrices,
+    warm_start,
+)
 
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
@@ -217,13 +225,16 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def finish(training: TokenizerTraining, corpus: Corpus, clusters: int) -> SemanticTokenizer:
-    """The tokenizer that ships: the layers in bfloat16's precision, normalisation, directions and centroids."""
+def finish(
+    training: TokenizerTraining, corpus: Corpus, clusters: int, in_int8: tuple[str, ...] = ()
+) -> SemanticTokenizer:
+    """The tokenizer that ships: the layers in the precision of the disk, matrices whose names begin so `in_int8`; then
+    normalisation, directions and centroids of what these layers say."""
     source = training.tokenizer
     tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
     wanted = tokenizer.state_dict().keys() - {"centroids", "directions", "mean", "scale"}
     tokenizer.load_state_dict({k: v.cpu() for k, v in source.state_dict().items() if k in wanted}, strict=False)
-    round_to_disk(tokenizer)
+    round_to_disk(tokenizer, in_int8)
     tokenizer.to(next(source.parameters()).device)
     clips = [clip for clip in corpus.clips if clip.samples >= tokenizer.hop]
     rng, recordings, tokens = np.random.default_rng(0), [], 0
@@ -238,9 +249,9 @@ def finish(training: TokenizerTraining, corpus: Corpus, clusters: int) -> Semant
     tokenizer.scale.copy_(1 / hidden.std(0))
     if source.config.directions:
         tokenizer.directions.copy_(content_directions(tokenizer, recordings, rng))
-    round_to_disk(tokenizer)
+    round_to_disk(tokenizer, in_int8)
     tokenizer.centroids.copy_(best_of(SEEDINGS, tokenizer.points(hidden), clusters, iterations=30))
-    round_to_disk(tokenizer)
+    round_to_disk(tokenizer, in_int8)
     return tokenizer
 
 
@@ -355,6 +366,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
+    add_matrices(parser)
     args = parser.parse_args()
     chosen, material = preset(args.preset), MATERIALS[args.material]
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
@@ -409,7 +421,8 @@ def main() -> None:
     )
     if trainer.rank:
         return
-    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary)
+    own = matrices(args, "tokenizer")
+    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary, own)
     if args.warm_start:
         old, _ = load_part(args.runs, "tokenizer")
         assert isinstance(old, SemanticTokenizer)
@@ -420,7 +433,7 @@ def main() -> None:
         "tokens": dataclasses.asdict(spec),
         "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **before},
     }
-    save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about)
+    save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about, own)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
+from audiolm_cli import int8
 from audiolm_cli.bundle import read_about, whole
 from audiolm_cli.options import threads
 from audiolm_cli.processor import Processor, processor
@@ -51,6 +52,16 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
     return parser
 
 
+def add_matrices(parser: argparse.ArgumentParser) -> None:
+    """The option of those trainings whose part can have matrices in int8."""
+    parser.add_argument("--matrices", choices=("int8", "bfloat16"), default="int8", help="of a part on disk")
+
+
+def matrices(args: argparse.Namespace, part: str) -> tuple[str, ...]:
+    """How the names of the matrices begin that a part stores in int8."""
+    return int8.MATRICES[part] if args.matrices == "int8" else ()
+
+
 def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> dict[str, Any]:
     """With --warm-start, gives a module the weights of a part that was trained before, and returns what that part says
     of its training, as `before`; raises ModelError.
@@ -62,7 +73,7 @@ def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> dict[s
         return {}
     file = args.runs / "parts" / f"{part}.safetensors"
     before, wanted = read_about(file)["trained"], module.state_dict()
-    found = load_file(file)
+    found = int8.restored(load_file(file))
     fit = {name: found[name].float() for name in wanted if name in found and found[name].shape == wanted[name].shape}
     module.load_state_dict(fit, strict=False)
     return {"before": before, **({"anew": sorted(wanted.keys() - fit.keys())} if len(fit) < len(wanted) else {})}
