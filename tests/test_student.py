@@ -21,6 +21,7 @@ from audiolm_cli.training import hearing, student, teacher
 from audiolm_cli.training.data import load_corpus
 from audiolm_cli.training.hearing import RATE, Changes
 from audiolm_cli.training.student import TOKEN, UNKNOWN, Lesson
+from audiolm_cli.training.trainer import optimizers
 
 WIDTH, HEADS = 16, 2
 
@@ -191,3 +192,11 @@ def test_a_student_learns_resumes_and_ships(
 def test_classes_have_no_directions():
     with pytest.raises(ModelError, match="directions"):
         from_json(TokenizerConfig, {"units": "classes", "directions": 8}, "tokenizer")
+
+
+def test_heads_learn_by_adamw():
+    taught = student.Student(TokenizerConfig(width=16, heads=2, feedforward=32, layers=1))
+    adam, muon = optimizers(taught, 1e-3, (0.9, 0.98), 0.0)
+    trained = [{id(p) for group in o.param_groups for p in group["params"]} for o in (adam, muon)]
+    assert trained[1]
+    assert all(id(head.weight) in trained[0] for head in taught.heads.values())
