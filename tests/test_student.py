@@ -195,7 +195,7 @@ def test_classes_have_no_directions():
 
 
 def test_heads_learn_by_adamw():
-    taught = student.Student(TokenizerConfig(width=16, heads=2, feedforward=32, layers=1))
+    taught = student.Student(TokenizerConfig(width=16, heads=2, feedforward=32, layers=1, units="classes"))
     adam, muon = optimizers(taught, 1e-3, (0.9, 0.98), 0.0)
     trained = [{id(p) for group in o.param_groups for p in group["params"]} for o in (adam, muon)]
     assert trained[1]
