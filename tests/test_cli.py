@@ -250,7 +250,9 @@ def test_a_job_list(audiolm, prompt, fake, tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps(lines[0]) + '\n{"input": "a.wav", "mode": 1}\n')
     code, _, err = audiolm("continue", "--jobs", "bad.jsonl", "--out-dir", "o")
     assert code == 2
-    assert err.startswith("audiolm: error: bad.jsonl:2: unknown key 'mode'; known are continuation-only, duration, ")
+    assert err.startswith(
+        "audiolm: error: bad.jsonl:2: unknown key 'mode'; known are best-of, continuation-only, duration, "
+    )
     assert audiolm("continue", "--jobs", "missing.jsonl", "--out-dir", "o")[0] == 1
 
 

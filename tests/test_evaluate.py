@@ -16,7 +16,7 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training import bits, continuations, evaluate, music, tables
+from audiolm_cli.training import bits, continuations, evaluate, music, setting, tables
 from audiolm_cli.training.data import Clip, Corpus
 from audiolm_cli.training.measures import Figure
 
@@ -78,7 +78,7 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
     effects = bits.conditioning_effects(bundle, data, crops=8)
     assert set(effects) == {"own", "other semantics", "other reference"}
     assert effects["other semantics"].mean != 0
-    drawn = bits._pairs(bits._drawn(bundle.coarse, data, bits.EFFECTS, 20))
+    drawn = bits._pairs(bits._drawn(bundle.coarse, [data], bits.EFFECTS, 20))
     speakers = [track.speaker for _, track, _, _ in drawn]
     assert speakers
     assert all(a != b for a, b in zip(speakers[::2], speakers[1::2], strict=True))
@@ -87,9 +87,9 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
 def test_generated_continuations_have_the_length_asked_for(bundle, monkeypatch):
     monkeypatch.setattr(continuations, "NEW", 8000)
     case = continuations.Case("a", np.zeros(continuations.PROMPT, np.float32), np.zeros(0), np.zeros(2))
-    own = evaluate.samplings(bundle, [])["AudioLM"]
+    own = setting.samplings(bundle, [])["AudioLM"]
     for seconds, samples in ((0.5, 8000), (0.75, 12000)):
-        (new,) = evaluate.generated(bundle, [case], own, seconds)
+        (new,) = setting.generated(bundle, [case], own, seconds)
         assert len(new) == samples
 
 
@@ -105,7 +105,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
 
     monkeypatch.setattr(music, "hear", hear)
     monkeypatch.setattr(music, "NEW", RATE * 3 // 2)
-    setting = evaluate.Setting(
+    asked = setting.Setting(
         bundle=bundle,
         training=corpus,
         validation=corpus,
@@ -113,9 +113,9 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         quick=False,
         piano=True,
         prompts=4,
-        samplings=evaluate.samplings(bundle, []),
+        samplings=setting.samplings(bundle, []),
     )
-    ((title, table),) = evaluate.music_tables(setting).items()
+    ((title, table),) = evaluate.music_tables(asked).items()
     assert title == "4 continuations, 4 s + 6 s, of 4 pieces"
     assert next(iter(table)) == "AudioLM"
     assert "acoustic stages alone" in table
@@ -125,7 +125,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
 
 def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypatch):
     case = music.Case("a", np.random.default_rng(0).uniform(-0.3, 0.3, music.PROMPT).astype(np.float32), np.zeros(0))
-    own = evaluate.samplings(bundle, [])["AudioLM"]
+    own = setting.samplings(bundle, [])["AudioLM"]
     (made,) = evaluate.without_semantics(bundle, [case], own, 0.4)
     assert len(made) == 6400
     with monkeypatch.context() as other:
@@ -140,11 +140,11 @@ def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypat
 
 def test_samplings_given_as_text_change_the_bundles_own(bundle):
     own, text = bundle.config.sampling, '{"guidance": 1.5, "top_p": [1, 1, 1]}'
-    (changed,) = evaluate.samplings(bundle, [text]).values()
+    (changed,) = setting.samplings(bundle, [text]).values()
     assert (changed.guidance, changed.top_p, changed.temperature) == (1.5, [1, 1, 1], own.temperature)
     for wrong in ("{", '{"heat": 1}', "3"):
         with pytest.raises(UsageError):
-            evaluate.samplings(bundle, [wrong])
+            setting.samplings(bundle, [wrong])
 
 
 def test_tables_print_and_become_json(capsys):
@@ -163,5 +163,5 @@ def test_tables_print_and_become_json(capsys):
 
 def test_clips_of_a_corpus_without_names_are_all_of_them(corpus):
     unnamed = Corpus(corpus.audio, [Clip(c.path, c.speaker, "", "", c.offset, c.samples) for c in corpus.clips])
-    assert len(evaluate.of_corpus(unnamed, "librispeech")) == 12
-    assert evaluate.of_corpus(unnamed, "commonvoice") == []
+    assert len(setting.of_corpus(unnamed, "librispeech")) == 12
+    assert setting.of_corpus(unnamed, "commonvoice") == []
