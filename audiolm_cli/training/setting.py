@@ -44,13 +44,19 @@ class Setting:
     made: dict[str, list[np.ndarray]] = field(default_factory=dict)  # continuations that several sections judge
 
     def cases(self, count: int) -> tuple[list[continuations.Case], continuations.Voices]:
-        """Cases of the half's LibriSpeech speakers, and the voices of all of these speakers, to tell theirs from."""
+        """Up to so many cases of the half's LibriSpeech speakers, the first of more, and the voices of all of these
+        speakers, to tell theirs from."""
+        found, voices = self._cases
+        return found[:count], voices
+
+    @functools.cached_property
+    def _cases(self) -> tuple[list[continuations.Case], continuations.Voices]:
         clips = of_corpus(self.validation, "librispeech")
         voices = continuations.reference_voices(clips)
         if self.half != "both":
             speakers = half(self.validation, self.half)
             clips = [clip for clip in clips if clip.speaker in speakers]
-        return continuations.cases(clips, count, SEED), voices
+        return continuations.cases(clips, len(clips) * 2, SEED), voices
 
     @property
     def whose(self) -> str:
