@@ -222,6 +222,26 @@ def test_without_synthetic_speech_there_is_nothing_to_tell_from_real(asked):
     assert speech.synthetic_tables(asked) == {}
 
 
+def test_synthetic_tokens_are_told_from_real_ones(asked):
+    """Those heard are real ones themselves, those not heard are random."""
+    pytest.importorskip("sklearn", reason="needs the extra 'eval'")
+    spec, identity = asked.bundle.config.tokens, asked.bundle.config.depends["tokenizer"]["self"]
+    real = bits.bundle_tokens(asked.bundle, asked.training, "train", asked.cache, 2.0)
+    (asked.cache.parent / "tokens").mkdir()
+    for name, tokens in (
+        ("synthetic_0_0000", real.semantic),
+        ("synthetic-valid_0_0000", torch.randint(spec.semantic_vocabulary, real.semantic.shape)),
+    ):
+        tracks = [dataclasses.asdict(track) for track in real.tracks]
+        file = asked.cache.parent / "tokens" / f"{name}.safetensors"
+        save_tokens(file, spec, tokens.short(), torch.zeros(12, 0).short(), tracks, {"tokenizer": identity})
+    ((_, table),) = speech.synthetic_tables(asked).items()
+    assert list(table) == ["real, not heard", "synthetic, as heard", "synthetic, not heard, unchanged"]
+    same, other = (table[name]["told from real"].mean for name in list(table)[1:])
+    assert same < 0.7 < 0.9 < other
+    assert table["real, not heard"]["bits"].mean == pytest.approx(table["synthetic, as heard"]["bits"].mean, rel=0.1)
+
+
 def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
     """What is heard of a recording is here its level in three keys."""
 
