@@ -160,8 +160,8 @@ def continue_(
     Ogg. The paths of the outputs go to standard output, all else to standard error. Without INPUT and output, from
     standard input to standard output.
 
-    With --best-of the first stage makes several candidates, and the one goes on that its prompt makes likelier than
-    nothing before it would, by the most: that costs only that stage's time.
+    With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
+    makes likelier than nothing before it would, by the most: that costs only that stage's time.
     """
     Command(ctx, AUDIO).run("Continue", prompts or [])
 

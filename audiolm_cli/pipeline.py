@@ -37,6 +37,7 @@ from audiolm_cli.stages import (
     continue_coarse,
     continue_fine,
     continue_semantic,
+    first_window,
 )
 
 CROSSFADE_SECONDS = 0.02
@@ -284,11 +285,13 @@ class Run:
     ) -> tuple[list[Tensor], list[list[float]]]:
         """Stage 1: known `int64 [S_known]` -> `int64 [totals[i]]`, the best of so many candidates, and the scores of
         all where there is a choice."""
-        with self.clock.stage("semantic", best_of * (sum(totals) - sum(map(len, known)))) as tell:
-            common = known, totals, self.noise, self.sampling.stage(0), self.batch_size
+        model, common = self.bundle.semantic, (known, totals, self.noise, self.sampling.stage(0), self.batch_size)
+        ends = [first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
+        more = (best_of - 1) * (sum(ends) - sum(map(len, known)))
+        with self.clock.stage("semantic", sum(totals) - sum(map(len, known)) + more) as tell:
             if best_of > 1:
-                return best_semantic(self.bundle.semantic, *common, best_of, tell)
-            return continue_semantic(self.bundle.semantic, *common, tell), [[] for _ in known]
+                return best_semantic(model, *common, best_of, tell)
+            return continue_semantic(model, *common, tell), [[] for _ in known]
 
     def acoustic(
         self,

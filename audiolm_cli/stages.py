@@ -89,6 +89,12 @@ def continue_semantic(
     return tokens
 
 
+def first_window(model: Transformer, known: int, total: int) -> Window:
+    """The first of an item's windows in stage 1, the only one that surely hears the known tokens."""
+    size = round(model.config.window_seconds * model.spec.semantic_rate)
+    return windows(total, known, size, size // 2, size)[0]
+
+
 def best_semantic(
     model: Transformer, known: list[Tensor], totals: list[int], noise: list[Noise], sampling: StageSampling,
     batch_size: int, candidates: int, progress: Progress | None = None,
@@ -96,26 +102,25 @@ def best_semantic(
     """As `continue_semantic`, which makes the first of several candidates for each item: the one that goes best with
     what is known, and the scores of all.
 
-    The score is `prompt_gain`, as far as stage 1 hears the known tokens and new ones together: in its first window.
-    Of equals the first is taken. No more than `batch_size` candidates are in memory, and one for each item.
+    Candidates are made in the first window and scored by `prompt_gain`; of equals the first is taken, and only what is
+    taken goes on. No more than `batch_size` candidates are in memory, and one for each item.
     """
-    size = round(model.config.window_seconds * model.spec.semantic_rate)
     best, scores = list(known), [list[float]() for _ in known]
     asked = [(i, candidate) for i in range(len(known)) for candidate in range(candidates)]
     for start in range(0, len(asked), batch_size):
         batch = asked[start : start + batch_size]
-        items = [i for i, _ in batch]
-        numbers = [replace(noise[i], candidate=candidate) for i, candidate in batch]
+        places = [first_window(model, len(known[i]), totals[i]) for i, _ in batch]
         made = continue_semantic(
-            model, [known[i] for i in items], [totals[i] for i in items], numbers, sampling, batch_size, progress
-        )
-        for i, tokens in zip(items, made, strict=True):
-            first, begin, end = windows(totals[i], len(known[i]), size, size // 2, size)[0]
+            model, [known[i] for i, _ in batch], [end for _, _, end in places],
+            [replace(noise[i], candidate=candidate) for i, candidate in batch], sampling, batch_size, progress,
+        )  # fmt: skip
+        for (i, _), (first, begin, end), tokens in zip(batch, places, made, strict=True):
             score = prompt_gain(model, tokens[first:begin], tokens[begin:end])
             if score > max(scores[i], default=-math.inf):
                 best[i] = tokens
             scores[i].append(score)
-    return best, scores
+    taken = [replace(own, candidate=found.index(max(found))) for own, found in zip(noise, scores, strict=True)]
+    return continue_semantic(model, best, totals, taken, sampling, batch_size, progress), scores
 
 
 def continue_coarse(

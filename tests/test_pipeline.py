@@ -152,7 +152,8 @@ def test_the_best_of_several_candidates_goes_on(tiny: bundle.Bundle, duration: f
     scores = [prompt_gain(tiny.semantic, kept[first:], tokens[len(kept) : first + 25]) for tokens in made]
     assert best.candidates == tuple(scores)
     assert torch.equal(best.semantic, made[int(np.argmax(scores))])
-    assert best.stage_tokens["semantic"] == 5 * (len(best.semantic) - len(kept))
+    end = min(first + 25, len(best.semantic))
+    assert best.stage_tokens["semantic"] == 4 * (end - len(kept)) + len(best.semantic) - len(kept)
     assert best.stage_tokens["coarse"] == 4 * (best.codes.shape[1] - 40)  # of the winner alone
     if scores[0] == max(scores):
         (plain,) = run(tiny, [prompt], duration=duration)
@@ -175,6 +176,13 @@ def test_the_best_candidate_does_not_depend_on_the_batch(tiny: bundle.Bundle, mo
             assert a.candidates == b.candidates
             assert np.array_equal(a.samples, b.samples)
     assert max(together) == 8  # of twelve candidates
+
+
+def test_progress_counts_all_candidates(tiny: bundle.Bundle) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    tell = lambda stage, done, total: seen.update({stage: (done, total)})  # noqa: E731
+    run(tiny, [Prompt(noise(1)), Prompt(noise(0.5), 1)], best_of=3, duration=2.2, progress=tell)
+    assert all(done == total > 0 for done, total in seen.values())
 
 
 def test_a_prompt_of_which_nothing_is_known_takes_the_first_candidate(tiny: bundle.Bundle) -> None:
