@@ -130,7 +130,8 @@ def join_tables(setting: Setting) -> dict[str, Table]:
     rows: Table = {}
     for answer, make in answers.items():
         say(f"words across the join: {answer}")
-        heard = {name: [hear(samples) for samples in made] for made in [make()] for name, hear in hearing.items()}
+        made = make()
+        heard = {name: [hear(samples) for samples in made] for name, hear in hearing.items()}
         rows[answer] = across_joins(people, heard, real, join)
     cut = {name: sum(recogniser.at_join(h, join) is not None for h in found) for name, found in real.items()}
     counts = " and ".join(f"{count} by {name}" for name, count in cut.items())
