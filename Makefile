@@ -5,6 +5,9 @@ TORCH ?= torch==2.13.0
 # Without a GPU 2 GB can be saved: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 DATA ?= ../shared/data/speech
+# books, of which some are held out; and where they are read aloud
+TEXT ?= ../shared/data/text
+SYNTHETIC := runs/synthetic
 # MIDI performances and a recorded piano; what is played from them
 PIANO ?= ../shared/data/piano
 CORPUS := runs/piano_corpus
@@ -72,7 +75,8 @@ format: .venv/installed  ## put the code and README's help texts into the form t
 eval: eval-speech eval-piano  ## the figures on quality, from the validation splits of DATA and PIANO
 
 eval-speech: .venv/eval
-	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA)
+	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA) $(if $(wildcard $(TEXT)),--text $(TEXT)) \
+	  $(if $(wildcard $(SYNTHETIC)/manifest.tsv),--synthetic $(SYNTHETIC))
 
 eval-piano: .venv/eval $(CORPUS)/manifest.tsv
 	$(BIN)/python -m audiolm_cli.training.evaluate --piano $(OF_PIANO)

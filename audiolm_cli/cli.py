@@ -56,6 +56,10 @@ Jobs = Annotated[
 NumSamples = Annotated[
     str | None, typer.Option("--num-samples", "-n", metavar="N", help="Outputs of each input; 1 by default.")
 ]
+BestOf = Annotated[
+    str | None,
+    typer.Option("--best-of", metavar="N", help="Candidates of each output, up to 64, of which the best is kept."),
+]
 Seed = Annotated[str | None, typer.Option(metavar="N", help="Same seed, same audio; random unless given.")]
 Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse, fine.")]
 TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
@@ -126,6 +130,7 @@ def continue_(
         typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from: speech 3, piano 4."),
     ] = None,
     num_samples: NumSamples = None,
+    best_of: BestOf = None,
     seed: Seed = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -154,6 +159,9 @@ def continue_(
     be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC or
     Ogg. The paths of the outputs go to standard output, all else to standard error. Without INPUT and output, from
     standard input to standard output.
+
+    With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
+    makes likelier than nothing before it would, by the most: that costs only that stage's time.
     """
     Command(ctx, AUDIO).run("Continue", prompts or [])
 
@@ -194,6 +202,8 @@ def generate(
     """Make audio from nothing: what is said, by whom and in which room, is all sampled.
 
     `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
+    There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
+    would be silence and loops.
     """
     Command(ctx, AUDIO).run("Generate", [None])
 

@@ -169,6 +169,22 @@ def strangeness(semantic_model: Transformer, coarse_model: Decoder, semantic: Te
 
 
 @torch.inference_mode()
+def prompt_gain(model: Transformer, prompt: Tensor, continuation: Tensor) -> float:
+    """By how many bits a token a prompt makes its continuation likelier to stage 1 than nothing before it would:
+    semantic `int64 [P]` and `int64 [N]`, N at least 1, together no more than the model's window.
+
+    What is likely after anything, such as silence or a loop, gains nothing by that. Each call is a batch of its own, so
+    that the last bit does not depend on what else is asked.
+    """
+    layout, spec, device = model.config.layout, model.spec, model.ids.weight.device
+    nats = []
+    for tokens in (continuation, torch.cat([prompt, continuation])):
+        batch = batch_of("semantic", layout, spec, [(tokens, tokens[:0])]).to(device)
+        nats.append(float(token_losses(model, batch)[0, -len(continuation) - 1 : -1].double().mean()))  # without <end>
+    return (nats[0] - nats[1]) / math.log(2)
+
+
+@torch.inference_mode()
 def traces(
     models: dict[StageName, Stack], semantic: Tensor, codes: Tensor, size: int, progress: Progress | None = None
 ) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 from audiolm_cli.errors import UsageError
 
 MAX_SECONDS = 3600.0
+MAX_CANDIDATES = 64  # of one output
 MAX_THREADS = 256  # some thousands end the process: the system gives it no more
 PICTURES = (".png",)  # their suffixes
 Three = tuple[Any, Any, Any]  # semantic, coarse, fine
@@ -28,6 +29,7 @@ class Options:
     duration: float | None = None  # seconds of new audio
     prompt_seconds: float | None = None  # of the prompt's end, to go on from
     continuation_only: bool | None = None
+    best_of: int | None = None  # candidates; None for one, which leaves no choice
     speaker: str | None = None  # path of a reference recording
     plot: str | None = None  # path of a picture, or its template
     quantizers: int | None = None
@@ -85,6 +87,12 @@ def strength(option: str, value: Any) -> float:
     if not 0 <= number <= 10:
         raise UsageError(f"{option}: must be from 0 to 10, not {number:g}")
     return number
+
+
+def candidates(option: str, value: Any) -> int | None:
+    """None for 1: outputs are the same as without the option, down to what their metadata say."""
+    number = whole(1, MAX_CANDIDATES)(option, value)
+    return number if number > 1 else None
 
 
 def flag(option: str, value: Any) -> bool:
@@ -188,6 +196,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "duration": seconds,
     "prompt_seconds": seconds,
     "continuation_only": flag,
+    "best_of": candidates,
     "speaker": path,
     "plot": picture,
     "quantizers": whole(1, 64),

@@ -33,9 +33,11 @@ from audiolm_cli.sampling import StageSampling
 from audiolm_cli.stages import (
     REFERENCE_SECONDS,
     Noise,
+    best_semantic,
     continue_coarse,
     continue_fine,
     continue_semantic,
+    first_window,
 )
 
 CROSSFADE_SECONDS = 0.02
@@ -70,7 +72,8 @@ class Output:
     """Audio `float32 [T]`, the first `prompt_samples` of it the prompt; by stage, what its batch took and made; its
     tokens, semantic `int64 [S]` and codes `int64 [Q, F]`, from sample `tokens_start` on; and how strange its prompt or
     source is to the bundle (`likelihood.Strangeness`, bits), where the bundle says what is strange, and what is strange
-    about it, in words."""
+    about it, in words; and the scores of the `candidates` of which this is the best (`likelihood.prompt_gain`, bits a
+    token), where there was a choice."""
 
     samples: np.ndarray
     semantic: Tensor
@@ -81,6 +84,7 @@ class Output:
     stage_tokens: dict[str, int] = field(default_factory=dict)  # frames in `decode`
     surprise: float | None = None
     unfamiliar: str = ""
+    candidates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,28 +180,32 @@ def decode(
 
 
 def continue_(
-    bundle: Bundle, prompts: list[Prompt], *, duration: float, prompt_seconds: float, **options: Any
-) -> Iterator[Output]:
+    bundle: Bundle, prompts: list[Prompt], *, duration: float, prompt_seconds: float, best_of: int = 1,
+    provisional: bool = False, **options: Any,
+) -> Iterator[Output]:  # fmt: skip
     """Continues every prompt by `duration` seconds, in order; `options` are the fields of `Run`.
 
     The last `prompt_seconds` of a prompt, cut from its end backwards to whole semantic tokens, condition what follows;
-    a prompt must be at least one semantic token (40 ms) long.
+    a prompt must be at least one semantic token (40 ms) long. Of `best_of` candidates, which stage 1 makes, stages 2
+    and 3 render the one that goes best with the prompt. The prompt's last tokens, which would differ if the recording
+    went on, are made anew by stage 1; if `provisional`, kept as they are.
     """
     spec = bundle.config.tokens
     new_samples, new_tokens = _length(duration, spec)
-    lookahead = bundle.config.tokenizer.lookahead  # the last tokens would differ if the recording went on
+    lookahead = 0 if provisional else bundle.config.tokenizer.lookahead
     for run in _runs(bundle, prompts, options):
         heard = [_condition(p.samples, prompt_seconds, spec) for p in run.prompts]
         known = run.encode(heard)
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]  # stage 1 makes the rest
-        semantic = run.semantic(kept, [len(k.semantic) + new_tokens for k in known])
+        semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], best_of)
         for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
             prompt, repeated = run.prompts[n].samples, known[n].codes.shape[1] * spec.samples_per_frame
             filters = postfilter.chain(bundle.config.output, spec.sample_rate, heard[n], repeated)
             decoded = filters.whole(output.samples[: repeated + new_samples])
             samples = join(prompt, decoded, repeated, spec.sample_rate)
             start = len(prompt) - repeated  # what comes first of what was made renders the prompt's end
-            yield replace(output, samples=samples, prompt_samples=len(prompt), tokens_start=start)
+            made: dict[str, Any] = {"prompt_samples": len(prompt), "tokens_start": start}
+            yield replace(output, samples=samples, candidates=tuple(scores[n]), **made)
 
 
 def generate(bundle: Bundle, prompts: list[Prompt], *, duration: float, **options: Any) -> Iterator[Output]:
@@ -207,7 +215,7 @@ def generate(bundle: Bundle, prompts: list[Prompt], *, duration: float, **option
     new_samples, new_tokens = _length(duration, spec)
     nothing = torch.zeros(0, dtype=torch.int64)
     for run in _runs(bundle, prompts, options):
-        semantic = run.semantic([nothing] * len(run.prompts), [new_tokens] * len(run.prompts))
+        semantic, _ = run.semantic([nothing] * len(run.prompts), [new_tokens] * len(run.prompts))
         for output in run.acoustic(semantic):
             filters = postfilter.chain(bundle.config.output, spec.sample_rate)
             yield replace(output, samples=filters.whole(output.samples[:new_samples]))
@@ -272,11 +280,18 @@ class Run:
                 self.strange[key] = _strange(self.bundle, recording, tokens)
         return [made[id(p.samples)] for p in self.prompts]
 
-    def semantic(self, known: list[Tensor], totals: list[int]) -> list[Tensor]:
-        """Stage 1: known `int64 [S_known]` -> `int64 [totals[i]]`."""
-        with self.clock.stage("semantic", sum(totals) - sum(map(len, known))) as tell:
-            model, sampling = self.bundle.semantic, self.sampling.stage(0)
-            return continue_semantic(model, known, totals, self.noise, sampling, self.batch_size, tell)
+    def semantic(
+        self, known: list[Tensor], totals: list[int], best_of: int = 1
+    ) -> tuple[list[Tensor], list[list[float]]]:
+        """Stage 1: known `int64 [S_known]` -> `int64 [totals[i]]`, the best of so many candidates, and the scores of
+        all where there is a choice."""
+        model, common = self.bundle.semantic, (known, totals, self.noise, self.sampling.stage(0), self.batch_size)
+        ends = [first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
+        more = (best_of - 1) * (sum(ends) - sum(map(len, known)))
+        with self.clock.stage("semantic", sum(totals) - sum(map(len, known)) + more) as tell:
+            if best_of > 1:
+                return best_semantic(model, *common, best_of, tell)
+            return continue_semantic(model, *common, tell), [[] for _ in known]
 
     def acoustic(
         self,

@@ -1,12 +1,14 @@
 """What each stage feeds the engine and takes back: tokens in, more tokens out, for many items at once.
 
-Stage 1 continues semantic tokens; stage 2 makes coarse codes for semantic tokens; stage 3 adds the fine codes. Outputs
-longer than a stage's window are made in windows that overlap; stage 2 then keeps the beginning in front of every
-window, behind the gap token, and little of what it made itself, so that the voice does not drift.
+Stage 1 continues semantic tokens, once or several times to choose from; stage 2 makes coarse codes for semantic tokens;
+stage 3 adds the fine codes. Outputs longer than a stage's window are made in windows that overlap; stage 2 then keeps
+the beginning in front of every window, behind the gap token, and little of what it made itself, so that the voice does
+not drift.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,7 @@ from audiolm_cli import engine
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.engine import Item
 from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.likelihood import prompt_gain
 from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.sampling import StageSampling, sample, uniforms
 from audiolm_cli.tokens import (
@@ -49,6 +52,7 @@ class Noise:
     seed: int
     position: int  # in the job list
     sample: int
+    candidate: int = 0  # of several for this sample, in stage 1
 
     def numbers(self, stage: int, first_frame: int, frames: int, first_quantizer: int, quantizers: int) -> Tensor:
         """`float32 [frames * quantizers]`, in flattened order; frames count from the start of the output."""
@@ -69,7 +73,7 @@ def continue_semantic(
     for active in _rounds(plans):
         items = []
         for i, (first, made, end) in active:
-            numbers = noise[i].numbers(1, made, end - made, 0, 1)
+            numbers = noise[i].numbers(1, made, end - made, noise[i].candidate, 1)  # there is no quantizer to tell
             items.append(
                 Item(
                     semantic_sequence(spec, layout, tokens[i][first:end]),
@@ -83,6 +87,40 @@ def continue_semantic(
         ):
             tokens[i][made:end] = ids
     return tokens
+
+
+def first_window(model: Transformer, known: int, total: int) -> Window:
+    """The first of an item's windows in stage 1, the only one that surely hears the known tokens."""
+    size = round(model.config.window_seconds * model.spec.semantic_rate)
+    return windows(total, known, size, size // 2, size)[0]
+
+
+def best_semantic(
+    model: Transformer, known: list[Tensor], totals: list[int], noise: list[Noise], sampling: StageSampling,
+    batch_size: int, candidates: int, progress: Progress | None = None,
+) -> tuple[list[Tensor], list[list[float]]]:  # fmt: skip
+    """As `continue_semantic`, which makes the first of several candidates for each item: the one that goes best with
+    what is known, and the scores of all.
+
+    Candidates are made in the first window and scored by `prompt_gain`; of equals the first is taken, and only what is
+    taken goes on. No more than `batch_size` candidates are in memory, and one for each item.
+    """
+    best, scores = list(known), [list[float]() for _ in known]
+    asked = [(i, candidate) for i in range(len(known)) for candidate in range(candidates)]
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        places = [first_window(model, len(known[i]), totals[i]) for i, _ in batch]
+        made = continue_semantic(
+            model, [known[i] for i, _ in batch], [end for _, _, end in places],
+            [replace(noise[i], candidate=candidate) for i, candidate in batch], sampling, batch_size, progress,
+        )  # fmt: skip
+        for (i, _), (first, begin, end), tokens in zip(batch, places, made, strict=True):
+            score = prompt_gain(model, tokens[first:begin], tokens[begin:end])
+            if score > max(scores[i], default=-math.inf):
+                best[i] = tokens
+            scores[i].append(score)
+    taken = [replace(own, candidate=found.index(max(found))) for own, found in zip(noise, scores, strict=True)]
+    return continue_semantic(model, best, totals, taken, sampling, batch_size, progress), scores
 
 
 def continue_coarse(

@@ -182,6 +182,8 @@ class Synthesis(ABC):
             "clipped": clipped,
             "surprise": result.surprise,
             "unfamiliar": bool(result.unfamiliar),
+            "candidates": list(result.candidates) or None,
+            "candidate": result.candidates.index(max(result.candidates)) if result.candidates else None,
         }
 
 
@@ -194,8 +196,8 @@ class Continue(Synthesis):
     def make(self, prompts: list[Prompt], options: Options, **common: Any) -> Iterator[Output]:
         from audiolm_cli import pipeline
 
-        lengths: Any = {"duration": options.duration, "prompt_seconds": options.prompt_seconds}
-        return pipeline.continue_(self.bundle, prompts, **lengths, **common)
+        asked: Any = {"duration": options.duration, "prompt_seconds": options.prompt_seconds}
+        return pipeline.continue_(self.bundle, prompts, **asked, best_of=options.best_of or 1, **common)
 
 
 class Generate(Synthesis):

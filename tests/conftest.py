@@ -134,6 +134,7 @@ class FakePipeline:
         self.calls.append({"prompts": prompts, "duration": duration, **options})
         if self.fail_at == len(self.calls) - 1:
             raise self.error
+        best_of = options.get("best_of", 1)
         for prompt in prompts:
             for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):
                 if progress is not None:
@@ -150,6 +151,7 @@ class FakePipeline:
                 stage_tokens={"semantic": 25, "decode": 50},
                 surprise=self.surprise,
                 unfamiliar=self.unfamiliar,
+                candidates=tuple(-n / 4 for n in range(best_of)) if best_of > 1 else (),
             )
 
 
@@ -207,7 +209,7 @@ def continue_(bundle, prompts, **options):
     for prompt in prompts:
         new = np.zeros(16000, np.float32)
         yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
-                                    stage_seconds={}, stage_tokens={}, surprise=None, unfamiliar="")
+                                    stage_seconds={}, stage_tokens={}, surprise=None, unfamiliar="", candidates=())
 bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)

@@ -141,7 +141,35 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "clipped": 0,
         "surprise": None,
         "unfamiliar": False,
+        "candidates": None,
+        "candidate": None,
     }
+
+
+def test_the_best_of_several_candidates(audiolm, prompt, fake, tmp_path):
+    base = ("continue", prompt, "--seed", "1", "--no-watermark", "--json")
+    code, out, _ = audiolm(*base, "-o", "a.wav", "--best-of", "3")
+    record = json.loads(out)
+    assert (code, record["candidates"], record["candidate"]) == (0, [0.0, -0.25, -0.5], 0)
+    assert fake.calls[-1]["best_of"] == 3
+    assert json.loads(soundfile.SoundFile("a.wav").comment)["options"]["best_of"] == 3
+    lines = [{"input": str(prompt), "output": "b.wav", "best-of": 2}, {"input": str(prompt), "output": "c.wav"}]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert audiolm("continue", "--jobs", "jobs.jsonl", "--best-of", "4", "--seed", "1")[0] == 0
+    assert [call["best_of"] for call in fake.calls[-2:]] == [2, 4]
+
+
+def test_the_best_of_one_is_what_it_was(audiolm, prompt):
+    for name, options in (("a.wav", ()), ("b.wav", ("--best-of", "1"))):
+        assert audiolm("continue", prompt, "-o", name, "--seed", "1", *options)[0] == 0
+    assert open("a.wav", "rb").read() == open("b.wav", "rb").read()
+
+
+def test_nothing_to_rank_candidates_by_is_said(audiolm, fake):
+    code, _, err = audiolm("generate", "--unconditional", "-o", "a.wav", "--best-of", "4")
+    assert code == 2
+    assert err == "audiolm: error: No such option: --best-of\n"
+    assert "There is no --best-of here" in " ".join(audiolm("generate", "--help")[1].split())
 
 
 def test_clipping_is_reported(audiolm, prompt, fake):
@@ -222,7 +250,9 @@ def test_a_job_list(audiolm, prompt, fake, tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps(lines[0]) + '\n{"input": "a.wav", "mode": 1}\n')
     code, _, err = audiolm("continue", "--jobs", "bad.jsonl", "--out-dir", "o")
     assert code == 2
-    assert err.startswith("audiolm: error: bad.jsonl:2: unknown key 'mode'; known are continuation-only, duration, ")
+    assert err.startswith(
+        "audiolm: error: bad.jsonl:2: unknown key 'mode'; known are best-of, continuation-only, duration, "
+    )
     assert audiolm("continue", "--jobs", "missing.jsonl", "--out-dir", "o")[0] == 1
 
 
@@ -326,6 +356,9 @@ def test_without_a_usable_input_the_model_is_not_loaded(audiolm, fake):
         (["IN", "-o", "a.wav", "--duration", "0.001"], "--duration"),
         (["IN", "-o", "a.wav", "--prompt-seconds", "-1"], "--prompt-seconds"),
         (["IN", "-o", "a.wav", "--num-samples", "0"], "--num-samples"),
+        (["IN", "-o", "a.wav", "--best-of", "0"], "--best-of: must be from 1 to 64, not 0"),
+        (["IN", "-o", "a.wav", "--best-of", "65"], "--best-of: must be from 1 to 64, not 65"),
+        (["IN", "-o", "a.wav", "--best-of", "2.5"], "--best-of: must be a whole number"),
         (["IN", "-o", "a.wav", "--batch-size", "0"], "--batch-size"),
         (["IN", "-o", "a.wav", "--threads", "0"], "--threads"),
         (["IN", "-o", "a.wav", "--seed", "-1"], "--seed"),

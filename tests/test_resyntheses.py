@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from audiolm_cli import pipeline
-from audiolm_cli.training import continuations, evaluate, resyntheses
+from audiolm_cli.training import pitch, resyntheses, speech
 from audiolm_cli.training.continuations import Case, Voices
 from audiolm_cli.training.measures import Figure
 from audiolm_cli.training.recogniser import Heard
@@ -21,6 +21,7 @@ def case(speaker: str, direction: int) -> Case:
 
 
 CASES = [case(speaker, n) for n, speaker in enumerate("abc")]
+MELODY = np.sin(np.arange(100.0))
 VOICES = Voices(list("abc"), np.eye(3, dtype=np.float32))
 
 
@@ -29,6 +30,7 @@ def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound's first sample, less one, is its speaker."""
     monkeypatch.setattr(resyntheses, "voice", lambda made: np.eye(3)[int(made[0]) - 1])
     monkeypatch.setattr(resyntheses, "dnsmos", lambda made: 3.0)
+    monkeypatch.setattr(pitch, "contour", lambda made: MELODY * made[0])
 
 
 @pytest.mark.parametrize(
@@ -59,33 +61,33 @@ def test_whose_voice_it_is() -> None:
     pairing = resyntheses.Pairing(CASES[0], CASES[1])
     tokens = np.arange(10)
     scores = [
-        resyntheses.score(pairing, np.full(7, 1.0 + n, np.float32), VOICES, tokens, tokens[: 10 - n]) for n in range(3)
+        resyntheses.score(pairing, np.full(7, 1.0 + n, np.float32), VOICES, tokens, tokens[: 10 - n], -MELODY)
+        for n in range(3)
     ]
     assert [(s.speaker_is_reference, s.speaker_is_source) for s in scores] == [(0, 1), (1, 0), (0, 0)]
     assert [s.token_error for s in scores] == [0, 0.1, 0.2]
+    assert [s.pitch_correlation for s in scores] == pytest.approx([-1, -1, -1])  # whatever the register
 
 
 def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """A perfect pipeline: the reference's voice, the source's tokens."""
-    monkeypatch.setattr(continuations, "cases", lambda *_: CASES)
-    monkeypatch.setattr(continuations, "reference_voices", lambda *_: VOICES)
-    monkeypatch.setattr(evaluate.phones, "as_function", lambda _: lambda sound: np.arange(len(sound)))
-    monkeypatch.setattr(evaluate, "autoencoder", lambda *_: lambda sound: sound)
-    monkeypatch.setattr(evaluate, "of_corpus", lambda *_: [])
+    monkeypatch.setattr(speech.phones, "as_function", lambda _: lambda sound: np.arange(len(sound)))
+    monkeypatch.setattr(speech, "autoencoder", lambda *_: lambda sound: sound)
     heard = lambda name, cache: lambda sound: Heard(["a", "b"], 0.0)  # noqa: E731
-    monkeypatch.setattr(evaluate.recogniser, "recogniser", heard)
-    monkeypatch.setattr(evaluate.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
+    monkeypatch.setattr(speech.recogniser, "recogniser", heard)
+    monkeypatch.setattr(speech.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
     said = lambda bundle, prompts, speaker, **_: [types.SimpleNamespace(samples=np.resize(speaker, 7)) for _ in prompts]  # noqa: E731
     monkeypatch.setattr(pipeline, "resynth", said)
     config: Any = types.SimpleNamespace(tokens=types.SimpleNamespace(quantizers=12))
     bundle: Any = types.SimpleNamespace(tokenizer=None, codec=None, config=config)
     setting: Any = types.SimpleNamespace(
-        bundle=bundle, validation=None, cache=None, prompts=20, samplings={"AudioLM": None}
+        bundle=bundle, validation=None, cache=None, prompts=20, samplings={"AudioLM": None}, whose="all speakers"
     )
-    ((title, table),) = evaluate.resynthesis_tables(setting).items()
+    setting.cases = lambda count: (CASES, VOICES)
+    ((title, table),) = speech.resynthesis_tables(setting).items()
     assert title.startswith("10 resyntheses")
     assert (table["AudioLM"]["speaker_is_reference"].mean, table["AudioLM"]["speaker_is_source"].mean) == (1, 0)
     assert (table["source"]["speaker_is_reference"].mean, table["source"]["speaker_is_source"].mean) == (0, 1)
     assert table["AudioLM"]["token_error"].mean == table["source"]["word error, base"].mean == 0
-    errors = {f"word error, {name}": Figure(0.25, 0, 1) for name in evaluate.recogniser.NAMES}
+    errors = {f"word error, {name}": Figure(0.25, 0, 1) for name in speech.recogniser.NAMES}
     assert table["recordings, beside their transcripts"] == errors

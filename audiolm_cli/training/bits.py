@@ -7,7 +7,7 @@ speaker help, against another's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,9 @@ def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops
     """
     rows: dict[str, dict] = {}
     for stage, model in _stages(bundle).items():
-        drawn = _drawn(model, validation, CROPS[stage], crops)
+        drawn = _drawn(model, [validation], CROPS[stage], crops)
         spec, length = validation.spec, round(CROPS[stage].crop * validation.spec.semantic_rate)
-        losses = _losses(model, validation, drawn, CROPS[stage])
+        losses = _losses(model, [validation], drawn, CROPS[stage])
         speakers = [track.speaker for _, track, _, _ in drawn]
         pieces = [validation.cut(track, first, length) for _, track, first, _ in drawn]
         whole = [training.cut(track, 0, track.length) for track in training.tracks]
@@ -81,17 +81,34 @@ def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops
     return rows
 
 
+def semantic_bits(bundle: Bundle, data: Sequence[TokenData], crops: int = 96, by_track: bool = False) -> Figure:
+    """Of stage 1 alone, bits per token on crops of any of the data, which may have no codes. The interval is by
+    bootstrap over speakers, or over tracks if `by_track`, where all have one speaker."""
+    drawn = _drawn(bundle.semantic, data, CROPS["semantic"], crops)
+    losses = _losses(bundle.semantic, data, drawn, CROPS["semantic"])[:, 0]
+    names = [f"{track.speaker}/{track.offset}" if by_track else track.speaker for _, track, _, _ in drawn]
+    return figure(zip(names, losses, strict=True))
+
+
+def synthetic_tokens(bundle: Bundle, runs: Path, split: str) -> list[TokenData]:
+    """The synthetic speech that stage 1 has heard (`train`) or not (`valid`), as tokens of this very bundle: what
+    `tokenize` has left in `runs` with its tokenizer. Empty where there is none."""
+    name = {"train": "synthetic", "valid": "synthetic-valid"}[split]
+    found = [read_tokens(file) for file in sorted((runs / "tokens").glob(f"{name}_*.safetensors"))]
+    return [data for data in found if data.sources == {"tokenizer": bundle.config.depends["tokenizer"]["self"]}]
+
+
 def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96) -> dict[str, Figure]:
     """Stage 2, bits per token behind a reference, and what they rise by when a part of the input is another speaker's.
 
     `own`: everything as it was; `other semantics`, `other reference`: the rise, with its interval.
     """
     model = bundle.coarse
-    drawn = _pairs(_drawn(model, validation, EFFECTS, crops))
+    drawn = _pairs(_drawn(model, [validation], EFFECTS, crops))
     speakers = [track.speaker for _, track, _, _ in drawn]
-    own = _losses(model, validation, drawn, EFFECTS, pairs=True).mean(1)
+    own = _losses(model, [validation], drawn, EFFECTS, pairs=True).mean(1)
     rise = {
-        name: _losses(model, validation, drawn, EFFECTS, pairs=True, **change).mean(1) - own
+        name: _losses(model, [validation], drawn, EFFECTS, pairs=True, **change).mean(1) - own
         for name, change in (("other semantics", {"shuffled": True}), ("other reference", {"others": True}))
     }
     return {name: figure(zip(speakers, values, strict=True)) for name, values in {"own": own, **rise}.items()}
@@ -102,8 +119,8 @@ def _stages(bundle: Bundle) -> dict[StageName, Stack]:
     return {**stages, "fine": bundle.fine} if bundle.fine is not None else stages
 
 
-def _drawn(model: Stack, data: TokenData, shape: Shape, count: int) -> list:
-    drawn = Crops([data], model.stage, model.config.layout, seed=1).draw(shape, count)
+def _drawn(model: Stack, data: Sequence[TokenData], shape: Shape, count: int) -> list:
+    drawn = Crops(list(data), model.stage, model.config.layout, seed=1).draw(shape, count)
     if not drawn:
         raise ValueError(f"no validation recording is {shape.reference + shape.crop:g} s long")
     return drawn
@@ -122,14 +139,14 @@ def _pairs(drawn: list) -> list:
 @torch.inference_mode()
 def _losses(
     model: Stack,
-    data: TokenData,
+    data: Sequence[TokenData],
     drawn: list,
     shape: Shape,
     pairs: bool = False,
     **change: bool,
 ) -> np.ndarray:
     """Mean bits per token of every crop and quantizer, `[crops, quantizers]` (1 quantizer in stage 1)."""
-    crops = Crops([data], model.stage, model.config.layout, seed=1)
+    crops = Crops(list(data), model.stage, model.config.layout, seed=1)
     device, size, parts = next(model.parameters()).device, 2 if pairs else 8, []
     for start in range(0, len(drawn), size):
         losses = token_losses(model, crops.build(drawn[start : start + size], shape, **change).to(device))

@@ -11,13 +11,15 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from audiolm_cli.bundle import whole
 from audiolm_cli.errors import InputError
+
+HALVES = ("tuning", "testing")  # of the validation speakers
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Clip:
     text: str
     offset: int
     samples: int
+    sex: str = ""  # of the speaker, f or m where known
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,28 @@ def read_manifest(data: Path, split: str, hours: float | None = None) -> list[di
     return rows
 
 
+def half(corpus: Corpus, which: str) -> frozenset[str]:
+    """The speakers of one of two HALVES of a split: settings are chosen on `tuning` and reported on `testing`.
+
+    Of speakers of one corpus and sex, ordered by how long they speak, each two neighbours go to different halves, the
+    one who speaks longer to the half that has less by then. So both have as many speakers of every kind, and as much of
+    their speech. The same recordings give the same halves.
+    """
+    amounts: dict[tuple[str, str, str], int] = {}
+    for clip in corpus.clips:
+        who = clip.corpus, clip.sex, clip.speaker
+        amounts[who] = amounts.get(who, 0) + clip.samples
+    ordered = sorted(amounts, key=lambda who: (*who[:2], -amounts[who], who[2]))
+    found: dict[str, list[str]] = {name: [] for name in HALVES}
+    have = dict.fromkeys(HALVES, 0)
+    for _, alike in itertools.groupby(ordered, key=lambda who: who[:2]):
+        while pair := list(itertools.islice(alike, 2)):
+            for name, who in zip(sorted(HALVES, key=lambda name: have[name]), pair, strict=False):
+                found[name].append(who[2])
+                have[name] += amounts[who]
+    return frozenset(found[which])
+
+
 def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | None = None) -> Corpus:
     """Reads the manifest's `split`, or the first `hours` of it; decodes, downmixes and resamples into `cache` on the
     first call.
@@ -76,6 +101,7 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | N
     clips = [Clip(**clip) for clip in json.loads(index_file.read_text())]
     if [clip.path for clip in clips] != [row["path"] for row in rows]:
         raise InputError(f"{cache} was made from another manifest: remove it")
+    clips = [replace(clip, sex=row.get("sex") or "") for clip, row in zip(clips, rows, strict=True)]
     return Corpus(np.memmap(samples_file, np.int16, "r"), clips)
 
 

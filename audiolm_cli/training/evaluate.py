@@ -4,11 +4,15 @@
     python -m audiolm_cli.training.evaluate --data runs/piano_corpus --runs runs/piano --model weights/piano --piano
 
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
-and bigram; words beside pseudo-words; continuations of 3 s by 7 s beside four trivial answers, the words that are heard
-in them, and the end of long ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and
-continuations of 4 s by 6 s beside trivial answers and what the acoustic stages make alone. Of both: how the watermark
-survives, and how often the classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over
-speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
+and bigram; words beside pseudo-words; real tokens beside synthetic ones; continuations of 3 s by 7 s beside four
+trivial answers, the words that are heard in them and across the join, what is between the words, and the end of long
+ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and continuations of 4 s by 6 s beside
+trivial answers and what the acoustic stages make alone. Of both: how the watermark survives, and how often the
+classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the
+extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
+
+Settings are chosen on one half of the validation speakers and reported on the other (`data.half`): with --sampling or
+--best-of prompts and sources are of the tuning half, without of the testing half.
 """
 
 from __future__ import annotations
@@ -19,9 +23,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
@@ -31,7 +33,7 @@ import torch
 from audiolm_cli import bundle as bundles
 from audiolm_cli import pipeline
 from audiolm_cli.bundle import Bundle
-from audiolm_cli.errors import AudioLMError, InputError, UsageError
+from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training import (
     bits,
     continuations,
@@ -39,59 +41,31 @@ from audiolm_cli.training import (
     music,
     outputs,
     phones,
-    recogniser,
-    resyntheses,
     speakers,
+    speech,
     words,
 )
 from audiolm_cli.training import detector as detectors
-from audiolm_cli.training.data import Corpus, load_corpus
+from audiolm_cli.training.data import HALVES, load_corpus
 from audiolm_cli.training.measures import (
     MUSIC_MEASURES,
     RATE,
     SPEECH_MEASURES,
-    Clip,
     Figure,
     autoencoder,
     clips_per_speaker,
     codec_figures,
-    figure,
     opus_rows,
 )
 from audiolm_cli.training.memorised import Training
+from audiolm_cli.training.setting import BATCH, SEED, Setting, of_corpus, samplings, say, training_tokens, usual_answers
 from audiolm_cli.training.tables import Table, plain, show
-from audiolm_cli.training.tokenize import TokenData
 
 SPEECH = (  # sections
-    "codec", "tokenizer", "bits", "words", "continuation", "spoken", "long", "resynthesis", "marks", "detector",
+    "codec", "tokenizer", "bits", "words", "synthetic", "continuation", "spoken", "join", "pauses", "long",
+    "resynthesis", "marks", "detector",
 )  # fmt: skip
 PIANO = ("codec", "bits", "music", "marks", "detector")
-SEED = 0
-LONG = 60.0  # seconds of a long continuation
-BATCH = 10  # continuations made together
-
-
-class Setting(NamedTuple):
-    """What is measured, and on how much of it."""
-
-    bundle: Bundle
-    training: Corpus
-    validation: Corpus
-    cache: Path
-    quick: bool
-    piano: bool
-    prompts: int
-    samplings: dict[str, pipeline.Sampling]  # of continuations, by the name of their row
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def of_corpus(corpus: Corpus, name: str) -> list[Clip]:
-    """The clips of one corpus, such as `librispeech`; all clips where the manifest does not tell corpora apart."""
-    named = [clip for clip in corpus.clips if clip.corpus == name] or ([] if name == "commonvoice" else corpus.clips)
-    return [Clip(clip.speaker, corpus.samples(clip)) for clip in named]
 
 
 def codec_tables(setting: Setting) -> dict[str, Table]:
@@ -165,175 +139,6 @@ def word_tables(setting: Setting) -> dict[str, Table]:
         say(str(error))
         return {}
     return {"words against pseudo-words of the same sounds, spoken by flite; chance 0.5": rows}
-
-
-def training_tokens(setting: Setting) -> TokenData:
-    """The training recordings as tokens of the bundle; two hours of them for quick figures."""
-    say("tokens of the training recordings")
-    hours = 2.0 if setting.quick else None
-    return bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
-
-
-def continuation_tables(setting: Setting) -> dict[str, Table]:
-    """Continuations of real prompts by 7 s, beside the trivial answers."""
-    bundle = setting.bundle
-    clips = of_corpus(setting.validation, "librispeech")
-    chosen = continuations.cases(clips, setting.prompts, SEED)
-    voices = continuations.reference_voices(clips)
-    tokenize = phones.as_function(bundle.tokenizer)
-    prompts, memory = [tokenize(case.prompt) for case in chosen], Training.of(training_tokens(setting))
-    answers = usual_answers(setting, chosen)
-    answers["training clip pasted"] = lambda: continuations.pasted(chosen, setting.training, SEED)
-    rows: Table = {}
-    for name, make in answers.items():
-        say(f"continuations: {name}")
-        scores = [
-            continuations.score(case, new, voices, tokenize, tokens, memory)
-            for case, new, tokens in zip(chosen, make(), prompts, strict=True)
-        ]
-        rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
-    count, people = len(chosen), len({case.speaker for case in chosen})
-    return {f"{count} continuations, 3 s + 7 s, of {people} speakers among {len(voices.speakers)}": rows}
-
-
-def spoken_tables(setting: Setting) -> dict[str, Table]:
-    """The words in continuations that two recognisers hear alike, and what has to hold for them to count."""
-    clips = of_corpus(setting.validation, "librispeech")
-    chosen = continuations.cases(clips, setting.prompts, SEED)
-    hearing = [recogniser.recogniser(name, setting.cache) for name in recogniser.NAMES]
-    answers = usual_answers(setting, chosen)
-    answers["training clip pasted"] = lambda: continuations.pasted(chosen, setting.training, SEED)
-    answers["real tokens, through stages 2 and 3"] = lambda: with_real_tokens(setting, chosen)
-    rows: Table = {}
-    for name, make in answers.items():
-        say(f"words of continuations: {name}")
-        made = list(make())
-        heard = [[hear(new) for hear in hearing] for new in made]
-        people = [case.speaker for case in chosen]
-        alike = [recogniser.heard_alike(tiny.words, base.words) for tiny, base in heard]
-        sure = [base.log_probability for _, base in heard]
-        said = recogniser.speech(made, [base for _, base in heard], (clip.text for clip in setting.training.clips))
-        rows[name] = {
-            "words heard alike": figure(zip(people, alike, strict=True)),
-            "log probability": figure(zip(people, sure, strict=True)),
-            **{key.replace("_", " "): value for key, value in said._asdict().items()},
-        }
-    return {f"words of {len(chosen)} continuations, by Whisper {' and '.join(recogniser.NAMES)}": rows}
-
-
-def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> list[np.ndarray]:
-    """What stages 2 and 3 make of what really followed, as semantic tokens: the most that stage 1 could reach."""
-    bundle, made = setting.bundle, []
-    sampling = next(iter(setting.samplings.values()))
-    for start in range(0, len(chosen), BATCH):
-        cases = chosen[start : start + BATCH]
-        prompts = [pipeline.Prompt(case.prompt, start + n, seed=SEED) for n, case in enumerate(cases)]
-        run = pipeline.Run(bundle, prompts, sampling, BATCH)
-        semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
-        outputs = run.acoustic(semantic, [known.codes for known in run.encode([p.samples for p in prompts])])
-        made += [output.samples[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
-    return made
-
-
-def long_tables(setting: Setting) -> dict[str, Table]:
-    """The last 7 s of continuations of a minute: whether the voice holds, and whether speech goes on."""
-    bundle = setting.bundle
-    clips = of_corpus(setting.validation, "librispeech")
-    chosen = continuations.cases(clips, -(-setting.prompts // 3), SEED)
-    voices, tokenize = continuations.reference_voices(clips), phones.as_function(bundle.tokenizer)
-    rows: Table = {}
-    for name, sampling in setting.samplings.items():
-        made = generated(bundle, chosen, sampling, LONG)
-        scores = [
-            continuations.score(case, new[-continuations.NEW :], voices, tokenize, tokenize(case.prompt))
-            for case, new in zip(chosen, made, strict=True)
-        ]
-        rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
-    return {f"{len(chosen)} continuations of {LONG:g} s, their last 7 s, among {len(voices.speakers)} speakers": rows}
-
-
-def usual_answers(
-    setting: Setting, chosen: Sequence[continuations.Case | music.Case]
-) -> dict[str, Callable[[], Sequence[np.ndarray]]]:
-    """What is judged beside each other: the bundle's continuations by each sampling, and answers that need no model."""
-    bundle, through = setting.bundle, autoencoder(setting.bundle.codec, setting.bundle.config.tokens.quantizers)
-    seconds = len(chosen[0].real) / RATE
-    made: dict[str, Callable[[], Sequence[np.ndarray]]] = {
-        name: functools.partial(generated, bundle, chosen, sampling, seconds)
-        for name, sampling in setting.samplings.items()
-    }
-    return made | {
-        "prompt looped": lambda: [np.resize(case.prompt, len(case.real)) for case in chosen],
-        "real continuation": lambda: [case.real for case in chosen],
-        "real, through the codec": lambda: [
-            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
-        ],
-    }
-
-
-def generated(
-    bundle: Bundle,
-    chosen: Sequence[continuations.Case | music.Case],
-    sampling: pipeline.Sampling,
-    seconds: float,
-) -> list[np.ndarray]:
-    """What the bundle makes of the prompts: the new samples of each."""
-    made = pipeline.continue_(
-        bundle,
-        [pipeline.Prompt(case.prompt, position, seed=SEED) for position, case in enumerate(chosen)],
-        duration=seconds,
-        prompt_seconds=len(chosen[0].prompt) / RATE,
-        sampling=sampling,
-        batch_size=BATCH,
-    )
-    return [continuation.samples[continuation.prompt_samples :] for continuation in made]
-
-
-def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, pipeline.Sampling]:
-    """The bundle's own as `AudioLM`, or instead those given as JSON, each under its text; what one leaves out is as the
-    bundle has it. Raises UsageError."""
-    own = pipeline.Sampling(**vars(bundle.config.sampling))
-    try:
-        return {text: replace(own, **json.loads(text)) for text in given} or {"AudioLM": own}
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--sampling: {error}") from error
-
-
-def resynthesis_tables(setting: Setting) -> dict[str, Table]:
-    """Recordings said again in another's voice: whose it is, and what became of the content."""
-    bundle, clips = setting.bundle, of_corpus(setting.validation, "librispeech")
-    groups = resyntheses.pairings(continuations.cases(clips, setting.prompts, SEED), setting.prompts // 2)
-    voices, tokenize = continuations.reference_voices(clips), phones.as_function(bundle.tokenizer)
-    through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
-    answers: dict[str, Callable[[list[resyntheses.Pairing], int], Sequence[np.ndarray]]] = {
-        name: functools.partial(said_again, bundle, sampling) for name, sampling in setting.samplings.items()
-    }
-    answers |= {
-        "source": lambda group, number: [pairing.source.real for pairing in group],
-        "source, through the codec": lambda group, number: [through(pairing.source.real) for pairing in group],
-    }
-    rows: dict[str, list[resyntheses.Score]] = {}
-    hearing = {name: recogniser.recogniser(name, setting.cache) for name in recogniser.NAMES}
-    words: dict[str, list[dict[str, float]]] = {}
-    for number, group in enumerate(groups):
-        say(f"resynthesis: {number + 1} of {len(groups)}")
-        sources = [pairing.source.real for pairing in group]
-        wanted = [(tokenize(source), {n: hear(source).words for n, hear in hearing.items()}) for source in sources]
-        for name, make in answers.items():
-            for pairing, made, (tokens, said) in zip(group, make(group, number), wanted, strict=True):
-                rows.setdefault(name, []).append(resyntheses.score(pairing, made, voices, tokens, tokenize(made)))
-                wrong = {n: recogniser.word_error(said[n], hear(made).words) for n, hear in hearing.items()}
-                words.setdefault(name, []).append(wrong)
-    voiced = [group[0].reference.speaker for group in groups for _ in group]
-    table: Table = {name: dict(continuations.summarise(voiced, scores)) for name, scores in rows.items()}
-    table["recordings, beside their transcripts"] = {}
-    for n, hear in hearing.items():
-        for name, errors in words.items():
-            table[name][f"word error, {n}"] = figure((v, e[n]) for v, e in zip(voiced, errors, strict=True))
-        own = recogniser.own_error(setting.validation, hear)
-        table["recordings, beside their transcripts"][f"word error, {n}"] = own
-    count = sum(map(len, groups))
-    return {f"{count} resyntheses of 7 s after 3 s of another speaker, among {len(voices.speakers)}": table}
 
 
 def music_tables(setting: Setting) -> dict[str, Table]:
@@ -411,20 +216,6 @@ def without_semantics(
     return made
 
 
-def said_again(
-    bundle: Bundle, sampling: pipeline.Sampling, group: list[resyntheses.Pairing], number: int
-) -> list[np.ndarray]:
-    """What the bundle makes of the sources of a group, in the voice of its reference."""
-    made = pipeline.resynth(
-        bundle,
-        [pipeline.Prompt(pairing.source.real, number, n, SEED) for n, pairing in enumerate(group)],
-        speaker=group[0].reference.prompt,
-        sampling=sampling,
-        batch_size=resyntheses.SOURCES,
-    )
-    return [output.samples for output in made]
-
-
 def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
     """Runs the sections, printing each table as soon as it is there."""
     makers = {
@@ -432,10 +223,13 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "tokenizer": tokenizer_tables,
         "bits": bits_tables,
         "words": word_tables,
-        "continuation": continuation_tables,
-        "spoken": spoken_tables,
-        "long": long_tables,
-        "resynthesis": resynthesis_tables,
+        "synthetic": speech.synthetic_tables,
+        "continuation": speech.continuation_tables,
+        "spoken": speech.spoken_tables,
+        "join": speech.join_tables,
+        "pauses": speech.pause_tables,
+        "long": speech.long_tables,
+        "resynthesis": speech.resynthesis_tables,
         "music": music_tables,
         "marks": mark_tables,
         "detector": detector_tables,
@@ -447,6 +241,13 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
             show(title, table)
             tables[title] = table
     return tables
+
+
+def which_half(options: argparse.Namespace) -> str:
+    """The half that is asked for, or that fits: what is swept is chosen on the tuning half."""
+    if options.piano:
+        return "both"
+    return str(options.half or ("tuning" if options.sampling or options.best_of else "testing"))
 
 
 def main() -> None:
@@ -468,6 +269,12 @@ def main() -> None:
         default=[],
         help='continuations with these instead of the defaults, such as {"guidance": 2}: a row each',
     )
+    parser.add_argument("--best-of", type=int, nargs="+", default=[], help="of so many candidates, too: a row each")
+    parser.add_argument(
+        "--half", choices=(*HALVES, "both"), help="of the speakers whose recordings are continued or said again"
+    )
+    parser.add_argument("--text", type=Path, help="folder of books, some held out, to tell English by")
+    parser.add_argument("--synthetic", type=Path, help="folder of the synthetic speech that stage 1 has heard")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     audio = options.runs / "audio"
@@ -482,6 +289,10 @@ def main() -> None:
             piano=options.piano,
             prompts=options.prompts or (20 if options.quick else 40 if options.piano else 100),
             samplings=samplings(bundle, options.sampling),
+            best_of=options.best_of,
+            half=which_half(options),
+            text=options.text,
+            synthetic=options.synthetic,
         )
         tables = evaluate(setting, options.sections or (PIANO if options.piano else SPEECH))
     except AudioLMError as error:
@@ -489,7 +300,12 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"evaluate: {error}; `make eval` installs what is needed")
     if options.json:
-        report = {"bundle": setting.bundle.config.name, "identity": setting.bundle.identity, "seed": SEED}
+        report = {
+            "bundle": setting.bundle.config.name,
+            "identity": setting.bundle.identity,
+            "seed": SEED,
+            "half": setting.half,
+        }
         options.json.write_text(json.dumps({**report, "tables": plain(tables)}, indent=2) + "\n")
 
 

@@ -46,10 +46,9 @@ class Training:
         self._hashes, self._places = hashes[order], places[order]
 
     @classmethod
-    def of(cls, data: TokenData) -> Training:
-        """Of one pass over a split."""
-        tokens = data.semantic.numpy()
-        return cls(tokens[track.offset : track.offset + track.length] for track in data.tracks)
+    def of(cls, *data: TokenData) -> Training:
+        """Of passes over recordings, real and synthetic."""
+        return cls(d.semantic[track.offset :][: track.length].numpy() for d in data for track in d.tracks)
 
     def share(self, tokens: np.ndarray) -> float:
         """Share of the stretches of an output `int [S]` that the training knows, of those that are lively.

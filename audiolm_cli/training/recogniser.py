@@ -24,21 +24,25 @@ from audiolm_cli.training.synthetic import ngrams, words_of
 from audiolm_cli.training.teacher import model_files
 
 NAMES = ("tiny.en", "base")
+MARGIN = 0.08  # s that a word goes on before and behind a place to be cut by it: Whisper's times are that exact
 COPIED = 8  # words in a row that a text has as well
 
 
 class Heard(NamedTuple):
-    """Words in lower case, and their mean log probability by token (NaN of silence)."""
+    """Words in lower case, their mean log probability by token (NaN of silence), and, where that was asked for, the
+    seconds at which each begins and ends."""
 
     words: list[str]
     log_probability: float
+    times: Sequence[tuple[float, float]] = ()
 
 
 Hear = Callable[[np.ndarray], Heard]
 
 
-def recogniser(name: str, cache: Path) -> Hear:
-    """A function from samples to what the Whisper model `name` hears, without what it heard before.
+def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
+    """A function from samples to what the Whisper model `name` hears, without what it heard before; if `timed`, with
+    the times of the words, by its attention.
 
     tiny.en takes a ninth of a recording's length on one core, base a third. The model's files are gathered in a folder
     of `cache`. Raises ImportError without faster-whisper or the packages of weights (extras `eval` and `teach`).
@@ -63,11 +67,15 @@ def recogniser(name: str, cache: Path) -> Hear:
         segments = list(
             model.transcribe(
                 samples, language="en", beam_size=5, temperature=0.0, condition_on_previous_text=False,
-                compression_ratio_threshold=None, no_speech_threshold=None,
+                compression_ratio_threshold=None, no_speech_threshold=None, word_timestamps=timed,
             )[0]
         )  # fmt: skip
-        words = words_of(" ".join(segment.text for segment in segments))
-        return Heard(words, float(np.mean([segment.avg_logprob for segment in segments])) if segments else float("nan"))
+        sure = float(np.mean([segment.avg_logprob for segment in segments])) if segments else float("nan")
+        if not timed:
+            return Heard(words_of(" ".join(segment.text for segment in segments)), sure)
+        found = [w for segment in segments for w in segment.words or ()]
+        words = [(word, (float(w.start), float(w.end))) for w in found for word in words_of(w.word)]
+        return Heard([word for word, _ in words], sure, [time for _, time in words])
 
     return hear
 
@@ -85,6 +93,31 @@ def heard_alike(one: Sequence[str], other: Sequence[str]) -> float:
     for value in a.tolist():
         row = np.maximum.accumulate(np.concatenate([[0], np.maximum(row[1:], row[:-1] + (b == value))]))
     return int(row[-1]) / max(1, len(a), len(b))
+
+
+def across_join(heard: Heard, join: float, count: int = 2) -> list[str]:
+    """The first words that end behind a place, s: what is said, or said to its end, there. Needs times."""
+    return [word for word, (_, end) in zip(heard.words, heard.times, strict=True) if end > join][:count]
+
+
+def at_join(heard: Heard, join: float) -> str | None:
+    """The word that is being said at a place, s, if any is for MARGIN before and behind it. Needs times."""
+    for word, (begin, end) in zip(heard.words, heard.times, strict=True):
+        if begin <= join - MARGIN and end >= join + MARGIN:
+            return word
+    return None
+
+
+def kept_at_join(real: Heard, made: Heard, join: float) -> float:
+    """Whether the word that a recording cuts at `join`, s, is said there in what was made of its beginning: 1 or 0; NaN
+    where the recording cuts none. Needs times."""
+    word = at_join(real, join)
+    around = [
+        other
+        for other, (begin, end) in zip(made.words, made.times, strict=True)
+        if begin < join + MARGIN and end > join - MARGIN
+    ]
+    return float("nan") if word is None else float(word in around)
 
 
 def _numbered(*texts: Sequence[str]) -> list[np.ndarray]:

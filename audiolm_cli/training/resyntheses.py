@@ -2,8 +2,8 @@
 
 A pairing is 7 s of a validation speaker's recording, to be said again, and 3 s of another speaker for reference. Voices
 are told apart as in `continuations`: by audio that lies outside both. Content is compared by semantic tokens, those
-asked for and those that the output gives; `recogniser` compares words. Audio is
-`float32 [T]` at 16 kHz.
+asked for and those that the output gives, and by its melody; `recogniser` compares words. Audio is `float32 [T]` at
+16 kHz.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audiolm_cli.training import pitch
 from audiolm_cli.training.continuations import Case, Voices
 from audiolm_cli.training.measures import dnsmos, voice
 
@@ -33,6 +34,7 @@ class Score(NamedTuple):
     speaker_is_source: float
     token_error: float
     dnsmos: float
+    pitch_correlation: float
 
 
 def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
@@ -46,8 +48,11 @@ def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
     return groups
 
 
-def score(pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray) -> Score:
-    """Judges an output `float32 [T]` by its sound, and by its tokens `got` beside those `wanted`."""
+def score(
+    pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray, melody: np.ndarray
+) -> Score:
+    """Judges an output `float32 [T]` by its sound, by its tokens `got` beside those `wanted`, and by its melody beside
+    the source's `pitch.contour`."""
     embeddings = voices.embeddings.copy()
     for case in pairing:
         embeddings[voices.speakers.index(case.speaker)] = case.reference
@@ -58,6 +63,7 @@ def score(pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray
         float(nearest == pairing.source.speaker),
         edit_distance(wanted, got) / max(1, len(wanted)),
         dnsmos(made),
+        pitch.correlation(melody, pitch.contour(made)),
     )
 
 
