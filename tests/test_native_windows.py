@@ -162,7 +162,12 @@ def test_a_loaded_bundle_fills_natively(tiny_bundle, monkeypatch) -> None:
     assert isinstance(loaded.fine, ParallelTransformer)
     assert loaded.fine.native is not None
     spec, calls = loaded.config.tokens, list[int]()
-    monkeypatch.setattr(fill, "fill", lambda fillings, progress: calls.append(len(fillings)) or [])
+
+    def counted(fillings: list[Filling], progress: Any) -> list[Tensor]:
+        calls.append(len(fillings))
+        return []
+
+    monkeypatch.setattr(fill, "fill", counted)
     continue_fine(
         loaded.fine, [some_codes(9, 0, spec)[: spec.coarse]], [some_codes(3, 0, spec)], [Noise(1, 0, 0)], LIVELY, 1
     )

@@ -11,7 +11,10 @@
 #endif
 #define OUTSIDE static __attribute__((noinline, unused)) /* inside of what calls it, registers would not do */
 
-enum { SHARED = 4 }; /* queries that are computed together */
+enum {
+    SHARED = 4,           /* queries that are computed together */
+    FURTHER = 64 * LANES, /* floats: so far ahead values are asked for */
+};
 
 /* Turns pairs (i, i + half) of a head by an angle each, and scales the result. */
 static inline void rotate(float *x, const float *sine, const float *cosine, int32_t half, float scale) {
@@ -32,6 +35,12 @@ static inline void keep_value(float *values, const float *value, int32_t place, 
         store(values + (size_t)n * room + (size_t)place * LANES, load(value + n));
 }
 
+/* Asks for what lies so many floats further, where a cache is larger than what is near the core. The address is
+ * calculated as a number: behind the last one is nothing. */
+INLINE void ask_further(const float *from, size_t floats) {
+    __builtin_prefetch((const void *)((uintptr_t)from + (uintptr_t)floats * sizeof *from));
+}
+
 /* Scores of `blocks` times eight positions for some queries, which stand `q_stride` apart. */
 INLINE void score(const int queries, const int blocks, const float *q, size_t q_stride, const float *keys,
                   int32_t width, float *scores, size_t stride) {
@@ -40,7 +49,11 @@ INLINE void score(const int queries, const int blocks, const float *q, size_t q_
         for (int b = 0; b < blocks; b++) total[h][b] = every(0);
     for (int32_t n = 0; n < width; n++) {
         f8 key[2];
-        for (int b = 0; b < blocks; b++) key[b] = load(keys + ((size_t)b * (size_t)width + (size_t)n) * LANES);
+        for (int b = 0; b < blocks; b++) {
+            const float *from = keys + ((size_t)b * (size_t)width + (size_t)n) * LANES;
+            ask_further(from, (size_t)blocks * (size_t)width * LANES);
+            key[b] = load(from);
+        }
         for (int h = 0; h < queries; h++)
             for (int b = 0; b < blocks; b++) total[h][b] = total[h][b] + key[b] * q[h * q_stride + (size_t)n];
     }
@@ -71,7 +84,9 @@ INLINE void weigh(const int queries, const int vectors, const float *scores, siz
         for (int v = 0; v < vectors; v++) total[h][v] = every(0);
     for (int32_t n = 0; n < length; n++)
         for (int v = 0; v < vectors; v++) {
-            f8 value = load(values + ((size_t)v * room + (size_t)n) * LANES);
+            const float *from = values + ((size_t)v * room + (size_t)n) * LANES;
+            ask_further(from, FURTHER);
+            f8 value = load(from);
             for (int h = 0; h < queries; h++) total[h][v] = total[h][v] + value * scores[h * stride + (size_t)n];
         }
     for (int h = 0; h < queries; h++)
