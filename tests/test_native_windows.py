@@ -155,6 +155,19 @@ def test_values_that_overflow_are_said(best) -> None:
         continue_fine(model, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], LIVELY, 1)
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, LIVELY], ids=str)
+def test_nothing_is_drawn_from_logits_that_are_not_finite(best, sampling) -> None:
+    windows, frames = parallel_model(), coarse_model("frames")
+    for model in (windows, frames):
+        model.norm.weight.data.fill_(1e30)
+        model.ids.weight.data.mul_(1e15)
+        model.native = prepare(model, best)
+    with pytest.raises(ModelError, match="not finite"):
+        continue_fine(windows, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], sampling, 1)
+    with pytest.raises(ModelError, match="not finite"):
+        decode.generate(frames.native, [coarse_item(6, 4, 0, "frames")], sampling, 1)
+
+
 @needs_kernel
 def test_a_loaded_bundle_fills_natively(tiny_bundle, monkeypatch) -> None:
     monkeypatch.delenv("AUDIOLM_KERNEL", raising=False)

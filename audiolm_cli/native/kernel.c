@@ -160,8 +160,8 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
     int32_t step = s->made[number];
     size_t place = (size_t)step * (size_t)s->work.model.quantizers + (size_t)q;
     if (item->branches > 1) guide(s, logits);
-    s->work.finite &= all_finite(logits, s->work.sampling.size);
-    item->made[place] = item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.spare);
+    item->made[place] =
+        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.spare, &s->work.finite);
 }
 
 /* Draws one code of items from the states in `attended`, whose rows are those of the items' branches. Items that draw

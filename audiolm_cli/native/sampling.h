@@ -92,10 +92,12 @@ static inline int32_t likeliest(const float *logits, int32_t size) {
     return n;
 }
 
-/* Draws from finite logits, which are overwritten; `spare` has room for twice as many, and logits for a multiple of
- * eight. Ids that are as likely as the last one kept are kept as well. */
-static inline int32_t draw(float *logits, float uniform, const audiolm_sampling *s, uint32_t *spare) {
-    int32_t size = s->size, best = likeliest(logits, size);
+/* Draws from logits, which are overwritten; `spare` has room for twice as many, and logits for a multiple of eight. Ids
+ * that are as likely as the last one kept are kept as well. Of logits that are not finite it is 0, and so is `finite`. */
+static inline int32_t draw(float *logits, float uniform, const audiolm_sampling *s, uint32_t *spare, int *finite) {
+    int32_t size = s->size;
+    if (!all_finite(logits, size)) return *finite = 0;
+    int32_t best = likeliest(logits, size);
     if (s->temperature < COLDEST) return best;
     float top = logits[best], temperature = (float)s->temperature;
     for (int32_t n = 0; n < size; n += LANES) store(logits + n, exponential((load(logits + n) - top) / temperature));

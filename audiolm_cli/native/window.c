@@ -62,10 +62,9 @@ static void draw_frames(workspace *w, const audiolm_window *window, int32_t quan
         normalize_rows(&m->norm, rows, w->x + (size_t)first * width, states, m->width);
         quantize_rows(w, rows, states, width, m->width);
         float *logits = find_logits(w, quantizer * m->vocabulary, 0, rows);
-        for (int32_t r = 0; r < rows; r++, logits += w->logits_stride) {
-            w->finite &= all_finite(logits, w->sampling.size);
-            made[first + r] = draw(logits, window->uniform[first + r - window->known], &w->sampling, w->spare);
-        }
+        const float *uniform = window->uniform + first - window->known;
+        for (int32_t r = 0; r < rows; r++, logits += w->logits_stride)
+            made[first + r] = draw(logits, uniform[r], &w->sampling, w->spare, &w->finite);
     }
 }
 
