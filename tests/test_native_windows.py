@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from audiolm_cli import bundle, native
+from audiolm_cli import bundle, engine, native
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.errors import ModelError
 from audiolm_cli.native import decode, fill
@@ -165,7 +165,7 @@ def test_nothing_is_drawn_from_logits_that_are_not_finite(best, sampling) -> Non
     with pytest.raises(ModelError, match="not finite"):
         continue_fine(windows, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], sampling, 1)
     with pytest.raises(ModelError, match="not finite"):
-        decode.generate(frames.native, [coarse_item(6, 4, 0, "frames")], sampling, 1)
+        engine.generate(frames, [coarse_item(6, 4, 0, "frames")], sampling, 1)
 
 
 @needs_kernel
