@@ -54,7 +54,7 @@ test: .venv/installed  ## all tests that need no network, no GPU and no data
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
 	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
-	  $(BIN)/python -m pytest -q tests/test_native.py
+	  $(BIN)/python -m pytest -q tests/test_native.py tests/test_native_windows.py
 
 test-fast: .venv/installed  ## the same without the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow'

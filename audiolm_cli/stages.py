@@ -184,9 +184,7 @@ def continue_fine(
     Token by token, chunks do not see each other, so all of them, of all items, go through the engine together.
     """
     if isinstance(model, ParallelTransformer):
-        return [
-            _fine_in_parallel(model, c, k, n, sampling, progress) for c, k, n in zip(coarse, known, noise, strict=True)
-        ]
+        return _fine_in_parallel(model, coarse, known, noise, sampling, progress)
     spec, layout = model.spec, model.config.layout
     size, context = _fine_window(model)
     lows = [model.vocabulary.code(q) for q in range(spec.coarse, spec.quantizers)]
@@ -210,24 +208,48 @@ def continue_fine(
 
 @torch.inference_mode()
 def _fine_in_parallel(
-    model: ParallelTransformer, coarse: Tensor, known: Tensor, noise: Noise, s: StageSampling, progress: Progress | None
-) -> Tensor:
-    """One item's codes, in windows that each begin with up to 1 s of what is there already."""
-    spec, device = model.spec, model.ids.weight.device
+    model: ParallelTransformer, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], s: StageSampling,
+    progress: Progress | None,
+) -> list[Tensor]:  # fmt: skip
+    """In windows that each begin with up to 1 s of what is there already, one quantizer after the other."""
+    spec, device, plans, numbers = model.spec, model.ids.weight.device, [], []
+    codes = [_extended(k, c.shape[1]) for c, k in zip(coarse, known, strict=True)]
+    for full, c, k, n in zip(codes, coarse, known, noise, strict=True):
+        full[: spec.coarse] = c
+        plans.append(_parallel_windows(model, k.shape[1], c.shape[1]))
+        drawn = (n.numbers(3, made, end - made, spec.coarse, spec.fine) for _, made, end in plans[-1])
+        numbers.append([some.view(-1, spec.fine).T for some in drawn])
+    if model.native is not None:
+        from audiolm_cli.native.fill import Filling, fill
+
+        items = zip((full.numpy().astype(np.int32) for full in codes), plans, numbers, strict=True)
+        return fill(
+            [
+                Filling(model.native, full, spec.coarse, plan, [n.numpy() for n in some], s)
+                for full, plan, some in items
+            ],
+            progress,
+        )
+    for i, plan in enumerate(plans):
+        codes[i] = codes[i].to(device)
+        for (first, made, end), some in zip(plan, numbers[i], strict=True):
+            for q, uniform in enumerate(some.to(device), spec.coarse):
+                hidden = model(codes[i][None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
+                logits = model.code_logits(hidden, q)
+                codes[i][q, made:end] = sample(logits, uniform.contiguous(), s.temperature, s.top_k, s.top_p)
+                if progress:
+                    progress(end - made)
+    return [full.cpu() for full in codes]
+
+
+def _parallel_windows(model: ParallelTransformer, made: int, frames: int) -> list[Window]:
     size, context = _fine_window(model)
-    codes, made = _extended(known, coarse.shape[1]).to(device), known.shape[1]
-    codes[: spec.coarse] = coarse
-    while made < codes.shape[1]:
+    found = []
+    while made < frames:
         first = max(0, made - context)
-        end = min(codes.shape[1], first + size)
-        for q in range(spec.coarse, spec.quantizers):
-            hidden = model(codes[None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
-            numbers = noise.numbers(3, made, end - made, q, 1).to(device)
-            codes[q, made:end] = sample(model.code_logits(hidden, q), numbers, s.temperature, s.top_k, s.top_p)
-            if progress:
-                progress(end - made)
-        made = end
-    return codes.cpu()
+        found.append((first, made, min(frames, first + size)))
+        made = found[-1][2]
+    return found
 
 
 def _fine_window(model: Stack) -> tuple[int, int]:

@@ -122,6 +122,7 @@ class Stack(nn.Module):
     """Blocks, the norm behind them, and logits as products with the rows of the id embedding."""
 
     ids: nn.Embedding
+    native: Weights | None = None  # what the native kernel decodes with, in place of this module
 
     def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float):
         super().__init__()
@@ -177,8 +178,6 @@ class Stack(nn.Module):
 class Decoder(Stack, ABC):
     """A stage's model that goes on from what it has made. What it makes in a step is one token, or one frame of Q of
     them: ids are `[B, L]` or `[B, L, Q]` then."""
-
-    native: Weights | None = None  # what the native kernel decodes with, in place of this module
 
     @abstractmethod
     def features(self, fields: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import soundfile
 
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.errors import InputError
+from tests.kernels import best, library  # noqa: F401
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
 

@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.sampling import StageSampling
-from audiolm_cli.transformer import Decoder
+from audiolm_cli.transformer import Stack
 
 F = np.float32
 SHIFT = F(12582912.0)
@@ -102,7 +103,7 @@ def product(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
 class Int8Model:
     """A model as the kernel decodes it. A sequence is a list of positions' keys and values, by layer."""
 
-    def __init__(self, model: Decoder):
+    def __init__(self, model: Stack):
         self.model, self.c = model, model.config
         self.head = self.c.width // self.c.heads
         half = self.head // 2
@@ -110,7 +111,8 @@ class Int8Model:
             base = decimal.Decimal(self.c.rotary_base)
             self.turns = np.array([float(base ** (-decimal.Decimal(n) / half)) for n in range(half)])
         self.ids = array(model.ids.weight)
-        self.quantizers = model.spec.coarse if isinstance(model, FrameTransformer) else 1
+        parallel = model.spec.quantizers if isinstance(model, ParallelTransformer) else 1
+        self.quantizers = model.spec.coarse if isinstance(model, FrameTransformer) else parallel
         self.rows = len(self.ids) // self.quantizers
 
     def features(self, fields: np.ndarray) -> np.ndarray:
@@ -123,46 +125,68 @@ class Int8Model:
             found = found + array(m.context.weight)[fields[:, 2 + slot]]
         return found
 
-    def rotated(self, x: np.ndarray, position: int, scale: np.float32) -> np.ndarray:
-        """Heads `[heads, head width]`."""
-        sine, cosine = sine_cosine(np.float64(position) * self.turns)
-        a, b = x[:, : self.head // 2], x[:, self.head // 2 :]
-        return np.concatenate([(a * cosine - b * sine) * scale, (b * cosine + a * sine) * scale], 1)
+    def rotated(self, x: np.ndarray, positions: np.ndarray, scale: np.float32) -> np.ndarray:
+        """Heads `[N, heads, W]` at positions `[N]`."""
+        sine, cosine = sine_cosine(positions[:, None, None] * self.turns)
+        a, b = x[..., : self.head // 2], x[..., self.head // 2 :]
+        return np.concatenate([(a * cosine - b * sine) * scale, (b * cosine + a * sine) * scale], -1)
 
     def attend(self, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """One head: q `[W]`, keys and values `[N, W]`."""
-        scores = np.zeros(len(keys), F)
+        """One head: q `[N, W]`, keys and values `[L, W]` -> `[N, W]`."""
+        scores = np.zeros((len(q), len(keys)), F)
         for n in range(self.head):
-            scores = scores + keys[:, n] * q[n]
-        padded = np.pad(scores, (0, -len(scores) % 8), constant_values=-np.inf)
-        shares = exponential(padded - padded.max())
-        scale, total = F(1) / lane_sum(shares), np.zeros(self.head, F)
+            scores = scores + keys[:, n] * q[:, n, None]
+        padded = np.pad(scores, ((0, 0), (0, -len(keys) % 8)), constant_values=-np.inf)
+        shares = exponential(padded - padded.max(-1)[:, None])
+        scale, total = F(1) / lane_sum(shares), np.zeros_like(q)
         for n in range(len(keys)):
-            total = total + values[n] * shares[n]
-        return total * scale
+            total = total + values[n] * shares[:, n, None]
+        return total * scale[:, None]
+
+    def project(self, block: Any, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries `[N, heads, W]`, keys and values `[N, kv heads, W]` of rows `[N, width]` at positions `[N]`."""
+        heads, kv_heads = self.c.heads, self.c.kv_heads
+        qkv = product(norm(x, block.attention_norm), array(block.qkv.weight)).reshape(len(x), -1, self.head)
+        queries = self.rotated(qkv[:, :heads], positions, F(1) / np.sqrt(F(self.head)))
+        keys = self.rotated(qkv[:, heads : heads + kv_heads], positions, F(1))
+        return queries, keys, qkv[:, heads + kv_heads :]
+
+    def finish(
+        self, block: Any, x: np.ndarray, queries: np.ndarray, keys: np.ndarray, values: np.ndarray
+    ) -> np.ndarray:
+        """What becomes of rows `[N, width]` that attend to keys and values `[L, kv heads, W]`."""
+        group = self.c.heads // self.c.kv_heads
+        heads = (self.attend(queries[:, h], keys[:, h // group], values[:, h // group]) for h in range(self.c.heads))
+        x = x + product(np.concatenate(list(heads), 1), array(block.output.weight))
+        up = gelu(product(norm(x, block.feedforward_norm), array(block.up.weight)))
+        return x + product(up, array(block.down.weight))
 
     def step(self, cache: list, ids: np.ndarray, features: np.ndarray, position: int) -> np.ndarray:
         """One more position: its hidden state `[width]`."""
-        c = self.c
         x = self.ids[ids[0]]
         for q in range(1, self.quantizers):
             x = x + self.ids[q * self.rows + ids[q]]
-        x = x + features
+        x = (x + features)[None]
         for layer, block in enumerate(self.model.layers()):
-            qkv = product(norm(x[None], block.attention_norm), array(block.qkv.weight))[0].reshape(-1, self.head)
-            queries = self.rotated(qkv[: c.heads], position, F(1) / np.sqrt(F(self.head)))
-            keys = self.rotated(qkv[c.heads : c.heads + c.kv_heads], position, F(1))
+            queries, *made = self.project(block, x, np.array([position]))
             if len(cache) <= layer:
-                cache.append(([], []))
-            cache[layer][0].append(keys)
-            cache[layer][1].append(qkv[c.heads + c.kv_heads :])
-            k, v = (np.stack(part, 1) for part in cache[layer])  # [kv heads, N, W]
-            group = c.heads // c.kv_heads
-            attended = [self.attend(queries[h], k[h // group], v[h // group]) for h in range(c.heads)]
-            x = x + product(np.concatenate(attended)[None], array(block.output.weight))[0]
-            up = gelu(product(norm(x[None], block.feedforward_norm), array(block.up.weight)))
-            x = x + product(up, array(block.down.weight))[0]
-        return norm(x, self.model.norm)
+                cache.append(made)
+            else:
+                cache[layer] = [np.concatenate(parts) for parts in zip(cache[layer], made, strict=True)]
+            x = self.finish(block, x, queries, *cache[layer])
+        return norm(x[0], self.model.norm)
+
+    def fill(self, codes: np.ndarray, known: int, q: int, uniform: np.ndarray, sampling: StageSampling) -> np.ndarray:
+        """A quantizer's codes of the frames of a window `int [Q, F]` behind those that are known, of all at once."""
+        model: Any = self.model
+        asked, ids, x = array(model.asked.weight), self.ids, np.zeros((codes.shape[1], self.c.width), F)
+        for level, row in enumerate(codes):
+            x = x + ids[np.where(row < 0, len(ids) - 1, level * self.rows + row)]
+        x = x + asked[np.where(codes[q] < 0, q, self.quantizers)]
+        for block in model.layers():
+            x = self.finish(block, x, *self.project(block, x, np.arange(len(x))))
+        logits = product(norm(x, model.norm)[known:], self.ids[q * self.rows : (q + 1) * self.rows])
+        return np.array([draw(row, number, sampling) for row, number in zip(logits, uniform, strict=True)])
 
     def state(self, hidden: np.ndarray, before: np.ndarray, q: int) -> np.ndarray:
         if q == 0:
@@ -221,13 +245,14 @@ def guided(logits: list[np.ndarray], s: StageSampling) -> np.ndarray:
 def draw(logits: np.ndarray, uniform: np.float32, s: StageSampling) -> int:
     if s.temperature < 1e-6:
         return int(logits.argmax())
-    weights, least = exponential((logits - logits.max()) / F(s.temperature)), F(0)
+    weights = exponential((logits - logits.max()) / F(s.temperature))
+    whole, least = np.trunc(weights * F(2**30)).astype(np.int64), 0
     if 0 < s.top_k < len(logits) or s.top_p < 1:
-        ordered = np.sort(weights)[-s.top_k if 0 < s.top_k < len(logits) else 0 :]
-        below = ordered.astype(np.float64).cumsum()
+        ordered = np.sort(whole)[-s.top_k if 0 < s.top_k < len(logits) else 0 :]
+        below = ordered.cumsum().astype(np.float64)
         over = (below > below[-1] * (1.0 - s.top_p)).nonzero()[0]
         least = ordered[over[0]] if len(over) else ordered[-1]
-    reached = np.where(weights >= least, weights, F(0)).astype(np.float64).cumsum()
+    reached = np.where(whole >= least, whole, 0).cumsum().astype(np.float64)
     return int(np.searchsorted(reached, reached[-1] * np.float64(uniform)))
 
 

@@ -27,7 +27,9 @@ from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.frames import FrameTransformer
 from audiolm_cli.native import build, decode
 from audiolm_cli.native.model import Weights, fits, give, packed, pointer, prepare, quantized
+from audiolm_cli.parallel import ParallelTransformer
 from audiolm_cli.sampling import StageSampling, sample, uniforms
+from audiolm_cli.stages import Noise, continue_fine
 from audiolm_cli.tokens import coarse_sequence, semantic_sequence
 from audiolm_cli.transformer import Decoder, Transformer
 from tests import int8_model
@@ -39,48 +41,8 @@ from tests.test_golden import settled
 
 GOLDEN = ROOT / "tests" / "golden" / "native.safetensors"
 GREEDY, LIVELY = StageSampling(0.0, 0, 1.0), StageSampling(1.0, 0, 0.9)
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
-SANITIZED = SANITIZERS if os.environ.get("AUDIOLM_SANITIZE") else []
-# the path for AVX-512 without its one instruction, to be run anywhere
-OPTIONS = {**build.KERNELS, "emulated": ["-DKERNEL_AVX512", "-DKERNEL_EMULATED"]}
-
 needs_kernel = pytest.mark.skipif(not native.load("plain"), reason="the native kernel is not compiled here")
 needs_compiler = pytest.mark.skipif(not build.compiler(), reason="there is no C compiler here")
-
-
-@pytest.fixture(scope="module", params=OPTIONS)
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Each kernel that this machine can run."""
-    name = request.param
-    if name != "emulated" and not SANITIZED:
-        found = native.load(name)
-        if found is None:
-            pytest.skip(f"the kernel {name} is not compiled here, or not for this processor")
-        return found
-    plain = native.load("plain")
-    if not build.compiler() or plain is None:
-        pytest.skip("there is no C compiler here")
-    if name != "emulated" and not plain.audiolm_supports(name.encode()):
-        pytest.skip(f"this processor cannot run the kernel {name}")
-    return compiled(OPTIONS[name], tmp_path_factory.mktemp("kernels") / f"{name}.so")
-
-
-def compiled(options: list[str], target: Path) -> ctypes.CDLL:
-    assert not build.compile_kernel([*options, *SANITIZED], target)
-    library = native.declared(ctypes.CDLL(str(target)))
-    assert library is not None
-    return library
-
-
-@pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernel that the program would use."""
-    name = next((name for name in build.KERNELS if native.load(name)), None)
-    if name is None:
-        pytest.skip("the native kernel is not compiled here")
-    found = native.load(name)
-    assert found is not None
-    return compiled(OPTIONS[name], tmp_path_factory.mktemp("kernels") / "best.so") if SANITIZED else found
 
 
 def state_of(weights: Weights, item: Item) -> np.ndarray:
@@ -296,6 +258,11 @@ def golden(library: ctypes.CDLL) -> dict[str, Tensor]:
     item = Item(sequence, [0] * 30, spec.codebook_size, noise[:120].view(30, 4), guides=(less,))
     sampling = StageSampling(1.0, 0, 0.95, guidance=1.0)
     found["coarse"] = decode.generate(prepare(coarse, library), [item], sampling, 1)[0]
+    fine = cast("ParallelTransformer", settled(parts["fine"], 22))
+    fine.native = prepare(fine, library)
+    whole = torch.arange(spec.quantizers * 90).view(-1, 90) * 13 % spec.codebook_size
+    (made,) = continue_fine(fine, [whole[: spec.coarse]], [whole[:, :20]], [Noise(1, 0, 0)], LIVELY, 1)
+    found["fine"] = made[spec.coarse :, 20:].contiguous()
     return {name: ids.int() for name, ids in found.items()}
 
 

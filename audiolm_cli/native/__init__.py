@@ -1,5 +1,5 @@
 """The native kernel: decoding on a CPU with int8 weights, in C. This module finds the compiled library that suits the
-processor; `model` gives it a stage's weights, `decode` items.
+processor; `model` gives it a stage's weights, `decode` items, `fill` the windows of the layout `parallel`.
 
 All libraries give the same bits, whatever the processor and the number of threads. AUDIOLM_KERNEL chooses: `native`
 (the default, where it is compiled), `torch`, or one library: `avx512`, `avx2`, `plain`.
@@ -62,6 +62,7 @@ class Model(Structure):
         ("blocks", POINTER(Block)),
         ("norm", Norm),
         ("levels", POINTER(Level)),
+        ("asked", POINTER(c_float)),
     )
 
 
@@ -98,7 +99,16 @@ class Sampling(Structure):
     )
 
 
-LAYOUT = sum(map(ctypes.sizeof, (Matrix, Norm, Block, Level, Model, Branch, Item, Sampling)))
+class Window(Structure):
+    _fields_ = (
+        ("frames", c_int32),
+        ("known", c_int32),
+        ("codes", POINTER(c_int32)),
+        ("uniform", POINTER(c_float)),
+    )
+
+
+LAYOUT = sum(map(ctypes.sizeof, (Matrix, Norm, Block, Level, Model, Branch, Item, Sampling, Window)))
 
 
 def kernel() -> str | None:
@@ -159,6 +169,7 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL | None:
     library.audiolm_advance.restype = c_int64
     library.audiolm_state.argtypes = (c_void_p, c_int32)
     library.audiolm_state.restype = POINTER(c_float)
+    library.audiolm_fill.argtypes = (POINTER(Model), POINTER(Window), POINTER(Sampling), c_int32)
     library.audiolm_close.argtypes = (c_void_p,)
     library.audiolm_close.restype = None
     return library

@@ -1,6 +1,6 @@
-/* Attention of one position over a cache. Keys stand as [length / 8][head width][8], so that eight positions' scores
+/* Attention of queries over a cache. Keys stand as [length / 8][head width][8], so that eight positions' scores
  * come out of one pass without sums across lanes; values as [head width / 8][length][8], so that a pass reads memory in
- * its order. Both are read once for up to four query heads that share them. */
+ * its order. Both are read once for up to four queries that share them: heads of one position, or positions of one head. */
 #ifndef AUDIOLM_ATTENTION_H
 #define AUDIOLM_ATTENTION_H
 
@@ -9,8 +9,12 @@
 #ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
 #endif
+#define OUTSIDE static __attribute__((noinline, unused)) /* inside of what calls it, registers would not do */
 
-enum { SHARED = 4 }; /* query heads that are computed together */
+enum {
+    SHARED = 4,           /* queries that are computed together */
+    FURTHER = 64 * LANES, /* floats: so far ahead values are asked for */
+};
 
 /* Turns pairs (i, i + half) of a head by an angle each, and scales the result. */
 static inline void rotate(float *x, const float *sine, const float *cosine, int32_t half, float scale) {
@@ -31,19 +35,29 @@ static inline void keep_value(float *values, const float *value, int32_t place, 
         store(values + (size_t)n * room + (size_t)place * LANES, load(value + n));
 }
 
-/* Scores of `blocks` times eight positions for `heads` heads. */
-INLINE void score(const int heads, const int blocks, const float *q, const float *keys, int32_t width, float *scores,
-                  size_t stride) {
+/* Asks for what lies so many floats further, where a cache is larger than what is near the core. The address is
+ * calculated as a number: behind the last one is nothing. */
+INLINE void ask_further(const float *from, size_t floats) {
+    __builtin_prefetch((const void *)((uintptr_t)from + (uintptr_t)floats * sizeof *from));
+}
+
+/* Scores of `blocks` times eight positions for some queries, which stand `q_stride` apart. */
+INLINE void score(const int queries, const int blocks, const float *q, size_t q_stride, const float *keys,
+                  int32_t width, float *scores, size_t stride) {
     f8 total[SHARED][2];
-    for (int h = 0; h < heads; h++)
+    for (int h = 0; h < queries; h++)
         for (int b = 0; b < blocks; b++) total[h][b] = every(0);
     for (int32_t n = 0; n < width; n++) {
         f8 key[2];
-        for (int b = 0; b < blocks; b++) key[b] = load(keys + ((size_t)b * (size_t)width + (size_t)n) * LANES);
-        for (int h = 0; h < heads; h++)
-            for (int b = 0; b < blocks; b++) total[h][b] = total[h][b] + key[b] * q[h * width + n];
+        for (int b = 0; b < blocks; b++) {
+            const float *from = keys + ((size_t)b * (size_t)width + (size_t)n) * LANES;
+            ask_further(from, (size_t)blocks * (size_t)width * LANES);
+            key[b] = load(from);
+        }
+        for (int h = 0; h < queries; h++)
+            for (int b = 0; b < blocks; b++) total[h][b] = total[h][b] + key[b] * q[h * q_stride + (size_t)n];
     }
-    for (int h = 0; h < heads; h++)
+    for (int h = 0; h < queries; h++)
         for (int b = 0; b < blocks; b++) store(scores + h * stride + b * LANES, total[h][b]);
 }
 
@@ -62,44 +76,51 @@ static inline float shares(float *scores, int32_t length) {
     return 1.0f / sum(total);
 }
 
-/* `vectors` times eight dimensions of the weighted sum of values, for `heads` heads. */
-INLINE void weigh(const int heads, const int vectors, const float *scores, size_t stride, const float *values,
-                  size_t room, int32_t width, int32_t length, const float *scale, float *out) {
+/* `vectors` times eight dimensions of the weighted sum of values, for some queries. */
+INLINE void weigh(const int queries, const int vectors, const float *scores, size_t stride, const float *values,
+                  size_t room, int32_t length, const float *scale, float *out, size_t out_stride) {
     f8 total[SHARED][2];
-    for (int h = 0; h < heads; h++)
+    for (int h = 0; h < queries; h++)
         for (int v = 0; v < vectors; v++) total[h][v] = every(0);
     for (int32_t n = 0; n < length; n++)
         for (int v = 0; v < vectors; v++) {
-            f8 value = load(values + ((size_t)v * room + (size_t)n) * LANES);
-            for (int h = 0; h < heads; h++) total[h][v] = total[h][v] + value * scores[h * stride + (size_t)n];
+            const float *from = values + ((size_t)v * room + (size_t)n) * LANES;
+            ask_further(from, FURTHER);
+            f8 value = load(from);
+            for (int h = 0; h < queries; h++) total[h][v] = total[h][v] + value * scores[h * stride + (size_t)n];
         }
-    for (int h = 0; h < heads; h++)
-        for (int v = 0; v < vectors; v++) store(out + h * width + v * LANES, total[h][v] * scale[h]);
+    for (int h = 0; h < queries; h++)
+        for (int v = 0; v < vectors; v++) store(out + h * out_stride + v * LANES, total[h][v] * scale[h]);
 }
 
-INLINE void attend_heads(const int heads, const float *q, const float *keys, const float *values, size_t room,
-                         int32_t width, int32_t length, float *scores, size_t stride, float *out) {
+INLINE void attend_together(const int queries, const float *q, size_t q_stride, const float *keys, const float *values,
+                            size_t room, int32_t width, int32_t length, float *scores, size_t stride, float *out,
+                            size_t out_stride) {
     float scale[SHARED];
     int32_t blocks = (length + LANES - 1) / LANES, b = 0;
     for (; b + 1 < blocks; b += 2)
-        score(heads, 2, q, keys + (size_t)b * LANES * (size_t)width, width, scores + b * LANES, stride);
-    if (b < blocks) score(heads, 1, q, keys + (size_t)b * LANES * (size_t)width, width, scores + b * LANES, stride);
-    for (int h = 0; h < heads; h++) scale[h] = shares(scores + h * stride, length);
+        score(queries, 2, q, q_stride, keys + (size_t)b * LANES * (size_t)width, width, scores + b * LANES, stride);
+    if (b < blocks)
+        score(queries, 1, q, q_stride, keys + (size_t)b * LANES * (size_t)width, width, scores + b * LANES, stride);
+    for (int h = 0; h < queries; h++) scale[h] = shares(scores + h * stride, length);
     int32_t n = 0;
     for (; n + LANES < width; n += 2 * LANES)
-        weigh(heads, 2, scores, stride, values + (size_t)n * room, room, width, length, scale, out + n);
-    if (n < width) weigh(heads, 1, scores, stride, values + (size_t)n * room, room, width, length, scale, out + n);
+        weigh(queries, 2, scores, stride, values + (size_t)n * room, room, length, scale, out + n, out_stride);
+    if (n < width) weigh(queries, 1, scores, stride, values + (size_t)n * room, room, length, scale, out + n, out_stride);
 }
 
-/* Attention of the `heads` query heads that share keys and values, in a cache with `room` for so many positions.
- * `scores` has room for SHARED times `stride`, which is at least the length, rounded up to lanes. */
-static void attend(int32_t heads, const float *q, const float *keys, const float *values, size_t room, int32_t width,
-                   int32_t length, float *scores, size_t stride, float *out) {
-    int32_t h = 0;
-    for (; h + SHARED <= heads; h += SHARED)
-        attend_heads(SHARED, q + h * width, keys, values, room, width, length, scores, stride, out + h * width);
-    for (; h < heads; h++)
-        attend_heads(1, q + h * width, keys, values, room, width, length, scores, stride, out + h * width);
+/* Attention of queries that share keys and values, in a cache with `room` for so many positions; they and what comes
+ * out stand `q_stride` and `out_stride` apart. `scores` has room for SHARED times `stride`, which is at least the
+ * length, rounded up to lanes. */
+OUTSIDE void attend(int32_t queries, const float *q, size_t q_stride, const float *keys, const float *values, size_t room,
+                    int32_t width, int32_t length, float *scores, size_t stride, float *out, size_t out_stride) {
+    int32_t n = 0;
+    for (; n + SHARED <= queries; n += SHARED)
+        attend_together(SHARED, q + (size_t)n * q_stride, q_stride, keys, values, room, width, length, scores, stride,
+                        out + (size_t)n * out_stride, out_stride);
+    for (; n < queries; n++)
+        attend_together(1, q + (size_t)n * q_stride, q_stride, keys, values, room, width, length, scores, stride,
+                        out + (size_t)n * out_stride, out_stride);
 }
 
 #endif

@@ -21,7 +21,8 @@ static inline int good_matrix(const audiolm_matrix *m, int32_t outputs, int32_t 
 
 static inline int good_norm(const audiolm_norm *n) { return n->weight && n->bias; }
 
-static inline int good_model(const audiolm_model *m) {
+/* All that every kind of model has. */
+static inline int good_stack(const audiolm_model *m) {
     if (m->width < OUTPUTS || m->width > MOST_WIDTH || m->width % OUTPUTS || m->feedforward < OUTPUTS ||
         m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->width % m->heads ||
         m->width / m->heads % LANES || m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
@@ -40,6 +41,12 @@ static inline int good_model(const audiolm_model *m) {
             !good_matrix(&b->down, m->width, m->feedforward))
             return 0;
     }
+    return 1;
+}
+
+/* A model that makes step after step. */
+static inline int good_model(const audiolm_model *m) {
+    if (!good_stack(m) || m->asked) return 0;
     for (int32_t n = 0; n + 1 < m->quantizers; n++) {
         const audiolm_level *l = m->levels + n;
         if (!m->levels || !good_norm(&l->codes_norm) || !good_norm(&l->norm) ||
@@ -59,6 +66,18 @@ static inline int good_branch(const audiolm_model *m, const audiolm_branch *b, i
         }
     for (int32_t n = 0; n < b->known + steps; n++)
         if (b->positions[n] < 0 || b->positions[n] > MOST_LENGTH) return 0;
+    return 1;
+}
+
+/* A quantizer's codes of a window of a model that fills windows, and how they are drawn. */
+static inline int good_window(const audiolm_model *m, const audiolm_window *w, const audiolm_sampling *s,
+                              int32_t quantizer) {
+    if (!good_stack(m) || m->levels || !m->asked || w->frames < 1 || w->frames > MOST_LENGTH || w->known < 0 ||
+        w->known >= w->frames || !w->codes || !w->uniform || quantizer < 0 || quantizer >= m->quantizers ||
+        s->size != m->vocabulary || s->guides)
+        return 0;
+    for (size_t n = 0; n < (size_t)m->quantizers * (size_t)w->frames; n++)
+        if (w->codes[n] < -1 || w->codes[n] >= m->vocabulary) return 0;
     return 1;
 }
 

@@ -110,18 +110,18 @@ class Session:
         array, branches = (native.Item * len(entries))(*entries), (native.Branch * len(self.branches))(*self.branches)
         self.kept += [array, branches, how]
         self.handle = self.weights.library.audiolm_open(model, len(entries), array, branches, how, error)
-        _check(error.value)
+        check(error.value)
 
     def close(self) -> None:
         self.weights.library.audiolm_close(self.handle)
 
     def prefill(self) -> None:
         for number in range(len(self.branches)):
-            _check(self.weights.library.audiolm_prefill(self.handle, number))
+            check(self.weights.library.audiolm_prefill(self.handle, number))
 
     def advance(self) -> int:
         """Makes some more steps; how many ids that were."""
-        return _check(self.weights.library.audiolm_advance(self.handle, STEPS))
+        return check(self.weights.library.audiolm_advance(self.handle, STEPS))
 
     def results(self) -> list[Tensor]:
         found = []
@@ -182,11 +182,11 @@ def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.n
     around = weights.features[0][context].reshape(len(context), -1)
     rows = np.ascontiguousarray(np.pad(around, ((0, 0), (0, weights.context.inputs - around.shape[1]))))
     found = np.empty((len(rows), weights.context.outputs), np.float32)
-    _check(weights.library.audiolm_product(weights.context, len(rows), pointer(rows), pointer(found)))
+    check(weights.library.audiolm_product(weights.context, len(rows), pointer(rows), pointer(found)))
     return found
 
 
-def _check(code: int) -> int:
+def check(code: int) -> int:
     """A result of the kernel that is no error. Raises ModelError."""
     if code < 0:
         raise ModelError(ERRORS.get(code, f"the native kernel refuses these sizes ({code})"))

@@ -3,9 +3,7 @@
 #include <fenv.h>
 #include <stdlib.h>
 
-#include "attention.h"
 #include "checks.h"
-#include "products.h"
 #include "sampling.h"
 #include "session.h"
 
@@ -27,7 +25,8 @@ const char *audiolm_kernel(void) {
 
 size_t audiolm_layout(void) {
     return sizeof(audiolm_matrix) + sizeof(audiolm_norm) + sizeof(audiolm_block) + sizeof(audiolm_level) +
-           sizeof(audiolm_model) + sizeof(audiolm_branch) + sizeof(audiolm_item) + sizeof(audiolm_sampling);
+           sizeof(audiolm_model) + sizeof(audiolm_branch) + sizeof(audiolm_item) + sizeof(audiolm_sampling) +
+           sizeof(audiolm_window);
 }
 
 int audiolm_supports(const char *kernel) {
@@ -42,22 +41,6 @@ int audiolm_supports(const char *kernel) {
 }
 
 /* -------------------------------------------------------------------------------------------------- products */
-
-/* Rows `[rows][width]` `stride` apart -> the session's int8 rows. */
-static void quantize_rows(audiolm_session *s, int32_t rows, const float *x, size_t stride, int32_t width) {
-    for (int32_t r = 0; r < rows; r++)
-        s->finite &= quantize(x + (size_t)r * stride, width, s->q + (size_t)r * s->inner, s->scale + r);
-}
-
-static void normalize_rows(const audiolm_norm *norm, int32_t rows, const float *x, float *y, int32_t width) {
-    for (int32_t r = 0; r < rows; r++)
-        normalize(x + (size_t)r * (size_t)width, norm->weight, norm->bias, y + (size_t)r * (size_t)width, width);
-}
-
-static void multiply_rows(audiolm_session *s, const audiolm_matrix *m, int32_t rows, float *y, size_t stride,
-                          enum result result) {
-    product(m, 0, m->outputs / OUTPUTS, rows, s->q, s->inner, s->scale, y, stride, result);
-}
 
 int audiolm_product(const audiolm_matrix *weights, int32_t rows, const float *x, float *y) {
     if (!weights || rows < 0 || !x || !y || !good_matrix(weights, weights->outputs, weights->inputs))
@@ -84,82 +67,52 @@ int audiolm_product(const audiolm_matrix *weights, int32_t rows, const float *x,
 
 /* ------------------------------------------------------------------------------------------------------ rows */
 
-static size_t cache_place(const audiolm_session *s, const slot *to, int32_t layer, int32_t kv_head) {
-    size_t head = (size_t)layer * (size_t)s->model.kv_heads + (size_t)kv_head;
-    return head * to->length * (size_t)s->head_width;
-}
-
-/* Angles of a row's position, sine and cosine. */
-static void find_turns(audiolm_session *s, int32_t row) {
-    int32_t half = s->head_width / 2, position = s->row_slot[row]->branch->positions[s->row_place[row]];
-    for (int32_t n = 0; n < half; n++)
-        sine_cosine((double)position * s->model.turns[n], s->sine + row * half + n, s->cosine + row * half + n);
-}
-
-/* Turns a row's queries and keys, keeps keys and values. */
-static void place_row(audiolm_session *s, int32_t layer, int32_t row) {
-    const audiolm_model *m = &s->model;
-    int32_t width = s->head_width, half = width / 2, place = s->row_place[row];
-    float *queries = s->qkv + (size_t)row * s->qkv_stride;
-    float *keys = queries + m->heads * width, *values = keys + m->kv_heads * width;
-    const float *sine = s->sine + row * half, *cosine = s->cosine + row * half;
-    float scale = 1.0f / root((float)width);
-    for (int32_t h = 0; h < m->heads; h++) rotate(queries + h * width, sine, cosine, half, scale);
-    for (int32_t h = 0; h < m->kv_heads; h++) {
-        slot *to = s->row_slot[row];
-        size_t start = cache_place(s, to, layer, h);
-        rotate(keys + h * width, sine, cosine, half, 1.0f);
-        keep_key(to->keys + start, keys + h * width, place, width);
-        keep_value(to->values + start, values + h * width, place, width, to->length);
-    }
+/* Where a layer's part of a cache begins. */
+static size_t cache_place(const audiolm_model *m, const slot *to, int32_t layer) {
+    return (size_t)layer * (size_t)m->kv_heads * to->length * (size_t)(m->width / m->heads);
 }
 
 static void attend_row(audiolm_session *s, int32_t layer, int32_t row) {
-    const audiolm_model *m = &s->model;
-    int32_t width = s->head_width, group = m->heads / m->kv_heads;
+    workspace *w = &s->work;
+    const audiolm_model *m = &w->model;
+    int32_t group = m->heads / m->kv_heads;
+    size_t width = (size_t)w->head_width;
     const slot *from = s->row_slot[row];
-    const float *queries = s->qkv + (size_t)row * s->qkv_stride;
     for (int32_t h = 0; h < m->kv_heads; h++) {
-        size_t start = cache_place(s, from, layer, h);
-        attend(group, queries + h * group * width, from->keys + start, from->values + start, from->length, width,
-               s->row_place[row] + 1, s->scores, s->scores_stride,
-               s->attended + (size_t)row * (size_t)m->width + h * group * width);
+        size_t start = cache_place(m, from, layer) + (size_t)h * from->length * width, head = (size_t)(h * group) * width;
+        attend(group, w->qkv + (size_t)row * w->qkv_stride + head, width, from->keys + start, from->values + start,
+               from->length, w->head_width, s->row_place[row] + 1, w->scores, w->scores_stride,
+               w->attended + (size_t)row * (size_t)m->width + head, width);
     }
 }
 
 /* Takes the tile's rows `x` through all blocks. What the last `keep` rows became is in `x` and behind the last norm in
  * their slots' `hidden`; of the others only the cache is of use. */
 static void forward(audiolm_session *s, int32_t rows, int32_t keep) {
-    const audiolm_model *m = &s->model;
-    size_t width = (size_t)m->width;
-    for (int32_t r = 0; r < rows; r++) find_turns(s, r);
+    workspace *w = &s->work;
+    const audiolm_model *m = &w->model;
+    for (int32_t r = 0; r < rows; r++) find_turns(w, r, s->row_slot[r]->branch->positions[s->row_place[r]]);
     for (int32_t layer = 0; layer < m->layers; layer++) {
         const audiolm_block *b = m->blocks + layer;
-        normalize_rows(&b->attention_norm, rows, s->x, s->attended, m->width);
-        quantize_rows(s, rows, s->attended, width, m->width);
-        multiply_rows(s, &b->qkv, rows, s->qkv, s->qkv_stride, REPLACE);
-        for (int32_t r = 0; r < rows; r++) place_row(s, layer, r);
-        int32_t first = layer + 1 < m->layers ? 0 : rows - keep, left = rows - first;
-        float *x = s->x + (size_t)first * width;
+        project(w, b, 0, rows);
+        for (int32_t r = 0; r < rows; r++) {
+            slot *to = s->row_slot[r];
+            size_t start = cache_place(m, to, layer);
+            place_row(w, r, to->keys + start, to->values + start, s->row_place[r], to->length);
+        }
+        int32_t first = layer + 1 < m->layers ? 0 : rows - keep;
         for (int32_t r = first; r < rows; r++) attend_row(s, layer, r);
-        quantize_rows(s, left, s->attended + (size_t)first * width, width, m->width);
-        multiply_rows(s, &b->output, left, x, width, ADD);
-        normalize_rows(&b->feedforward_norm, left, x, s->attended, m->width);
-        quantize_rows(s, left, s->attended, width, m->width);
-        multiply_rows(s, &b->up, left, s->up, (size_t)m->feedforward, REPLACE);
-        for (int32_t r = 0; r < left; r++) gelu_row(s->up + (size_t)r * (size_t)m->feedforward, m->feedforward);
-        quantize_rows(s, left, s->up, (size_t)m->feedforward, m->feedforward);
-        multiply_rows(s, &b->down, left, x, width, ADD);
+        finish(w, b, first, rows - first);
     }
     for (int32_t r = rows - keep; r < rows; r++)
-        normalize(s->x + (size_t)r * width, m->norm.weight, m->norm.bias, s->row_slot[r]->hidden, m->width);
+        normalize(w->x + (size_t)r * (size_t)m->width, m->norm.weight, m->norm.bias, s->row_slot[r]->hidden, m->width);
 }
 
 /* The tile's next row: a position of a slot, whose ids are given. */
 static void enter(audiolm_session *s, int32_t row, slot *to, int32_t place, const int32_t *ids) {
-    const audiolm_model *m = &s->model;
+    const audiolm_model *m = &s->work.model;
     size_t width = (size_t)m->width;
-    float *x = s->x + (size_t)row * width;
+    float *x = s->work.x + (size_t)row * width;
     s->row_slot[row] = to;
     s->row_place[row] = place;
     memcpy(x, m->ids + (size_t)ids[0] * width, width * sizeof *x);
@@ -173,29 +126,30 @@ static void enter(audiolm_session *s, int32_t row, slot *to, int32_t place, cons
 /* States behind a level's norm, of which the next codes come: from `hidden` of the rows' slots and what their codes so
  * far add up to. They stand in `attended`. */
 static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) {
-    size_t width = (size_t)s->model.width;
+    workspace *w = &s->work;
+    int32_t wide = w->model.width;
+    size_t width = (size_t)wide;
     for (int32_t r = 0; r < rows; r++) {
         float *both = s->both + 2 * width * (size_t)r;
         memcpy(both, s->row_slot[r]->hidden, width * sizeof *both);
-        memcpy(s->x + (size_t)r * width, both, width * sizeof *both);
-        normalize(s->before + (size_t)r * width, level->codes_norm.weight, level->codes_norm.bias, both + width,
-                  s->model.width);
+        memcpy(w->x + (size_t)r * width, both, width * sizeof *both);
+        normalize(s->before + (size_t)r * width, level->codes_norm.weight, level->codes_norm.bias, both + width, wide);
     }
-    quantize_rows(s, rows, s->both, 2 * width, 2 * s->model.width);
-    multiply_rows(s, &level->up, rows, s->both, width, REPLACE);
-    for (int32_t r = 0; r < rows; r++) gelu_row(s->both + (size_t)r * width, s->model.width);
-    quantize_rows(s, rows, s->both, width, s->model.width);
-    multiply_rows(s, &level->down, rows, s->x, width, ADD);
-    normalize_rows(&level->norm, rows, s->x, s->attended, s->model.width);
+    quantize_rows(w, rows, s->both, 2 * width, 2 * wide);
+    multiply_rows(w, &level->up, rows, s->both, width, REPLACE);
+    for (int32_t r = 0; r < rows; r++) gelu_row(s->both + (size_t)r * width, wide);
+    quantize_rows(w, rows, s->both, width, wide);
+    multiply_rows(w, &level->down, rows, w->x, width, ADD);
+    normalize_rows(&level->norm, rows, w->x, w->attended, wide);
 }
 
 /* Leads an item's logits away from those of its guides, which stand in the rows behind it. */
 static void guide(const audiolm_session *s, float *logits) {
-    const audiolm_sampling *how = &s->sampling;
+    const audiolm_sampling *how = &s->work.sampling;
     for (int32_t n = 0; n < how->size; n++) {
         float less = 0;
         for (int32_t g = 0; g < how->guides; g++)
-            less = less + how->shares[g] * logits[(size_t)(g + 1) * s->logits_stride + (size_t)n];
+            less = less + how->shares[g] * logits[(size_t)(g + 1) * s->work.logits_stride + (size_t)n];
         logits[n] = logits[n] + how->guidance * (logits[n] - less);
     }
 }
@@ -204,42 +158,41 @@ static void guide(const audiolm_session *s, float *logits) {
 static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logits) {
     const audiolm_item *item = s->items + number;
     int32_t step = s->made[number];
-    size_t place = (size_t)step * (size_t)s->model.quantizers + (size_t)q;
+    size_t place = (size_t)step * (size_t)s->work.model.quantizers + (size_t)q;
     if (item->branches > 1) guide(s, logits);
-    s->finite &= all_finite(logits, s->sampling.size);
-    item->made[place] = item->lows[step] + draw(logits, item->uniform[place], &s->sampling, s->spare);
+    item->made[place] =
+        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.spare, &s->work.finite);
 }
 
 /* Draws one code of items from the states in `attended`, whose rows are those of the items' branches. Items that draw
  * from the same ids share the read of these ids' weights. */
 static void draw_codes(audiolm_session *s, const int32_t *numbers, int32_t count, int32_t rows, int32_t q) {
-    const audiolm_model *m = &s->model;
-    quantize_rows(s, rows, s->attended, (size_t)m->width, m->width);
+    workspace *w = &s->work;
+    const audiolm_model *m = &w->model;
+    quantize_rows(w, rows, w->attended, (size_t)m->width, m->width);
     for (int32_t n = 0, row = 0; n < count;) {
         int32_t low = s->items[numbers[n]].lows[s->made[numbers[n]]], id = q * m->vocabulary + low;
         int32_t last = n, alike = 0;
         for (; last < count && s->items[numbers[last]].lows[s->made[numbers[last]]] == low; last++)
             alike += s->items[numbers[last]].branches;
-        product(&m->head, id / OUTPUTS, (id % OUTPUTS + s->sampling.size + OUTPUTS - 1) / OUTPUTS, alike,
-                s->q + (size_t)row * s->inner, s->inner, s->scale + row, s->logits, s->logits_stride, REPLACE);
+        float *logits = find_logits(w, id, row, alike);
         row += alike;
-        float *logits = s->logits + id % OUTPUTS;
         for (; n < last; n++) {
             draw_code(s, numbers[n], q, logits);
-            logits += (size_t)s->items[numbers[n]].branches * s->logits_stride;
+            logits += (size_t)s->items[numbers[n]].branches * w->logits_stride;
         }
     }
 }
 
 /* One step of items whose branches fit into a tile. */
 static void step(audiolm_session *s, const int32_t *numbers, int32_t count) {
-    const audiolm_model *m = &s->model;
+    const audiolm_model *m = &s->work.model;
     size_t width = (size_t)m->width;
     int32_t rows = 0;
     for (int32_t n = 0; n < count; n++)
         for (int32_t b = 0; b < s->items[numbers[n]].branches; b++, rows++) {
             s->row_slot[rows] = s->slot + s->first[numbers[n]] + b;
-            memcpy(s->attended + (size_t)rows * width, s->row_slot[rows]->hidden, width * sizeof(float));
+            memcpy(s->work.attended + (size_t)rows * width, s->row_slot[rows]->hidden, width * sizeof(float));
         }
     memset(s->before, 0, (size_t)rows * width * sizeof(float));
     draw_codes(s, numbers, count, rows, 0);
@@ -284,22 +237,23 @@ int64_t audiolm_advance(audiolm_session *s, int32_t steps) {
                     rows += s->items[n].branches;
                 }
             if (count) step(s, numbers, count);
-            made += (int64_t)count * s->model.quantizers;
+            made += (int64_t)count * s->work.model.quantizers;
         }
     fesetenv(&before);
-    return s->finite ? made : AUDIOLM_NOT_FINITE;
+    return s->work.finite ? made : AUDIOLM_NOT_FINITE;
 }
 
 /* --------------------------------------------------------------------------------------------------- prefill */
 
 /* What another branch with the same known part has. */
 static void copy_slot(const audiolm_session *s, slot *to, const slot *from) {
-    const audiolm_model *m = &s->model;
-    size_t width = (size_t)s->head_width, known = (size_t)to->branch->known;
+    const audiolm_model *m = &s->work.model;
+    size_t width = (size_t)s->work.head_width, known = (size_t)to->branch->known;
     size_t kept = (known + LANES - 1) / LANES * LANES;
     for (int32_t layer = 0; layer < m->layers; layer++)
         for (int32_t h = 0; h < m->kv_heads; h++) {
-            size_t place = cache_place(s, to, layer, h), source = cache_place(s, from, layer, h);
+            size_t place = cache_place(m, to, layer) + (size_t)h * to->length * width;
+            size_t source = cache_place(m, from, layer) + (size_t)h * from->length * width;
             memcpy(to->keys + place, from->keys + source, kept * width * sizeof(float));
             for (size_t n = 0; n < width; n += LANES)
                 memcpy(to->values + place + n * to->length, from->values + source + n * from->length,
@@ -320,10 +274,10 @@ int audiolm_prefill(audiolm_session *s, int32_t number) {
         for (int32_t done = 0; done < known; done += TILE) {
             int32_t rows = known - done < TILE ? known - done : TILE;
             for (int32_t r = 0; r < rows; r++)
-                enter(s, r, to, done + r, to->branch->ids + (size_t)(done + r) * (size_t)s->model.quantizers);
+                enter(s, r, to, done + r, to->branch->ids + (size_t)(done + r) * (size_t)s->work.model.quantizers);
             forward(s, rows, done + rows == known);
         }
     fesetenv(&before);
     s->prefilled++;
-    return s->finite ? 0 : AUDIOLM_NOT_FINITE;
+    return s->work.finite ? 0 : AUDIOLM_NOT_FINITE;
 }

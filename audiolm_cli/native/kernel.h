@@ -52,7 +52,9 @@ typedef struct {
     audiolm_matrix head; /* the same as outputs: logits of all ids */
     const audiolm_block *blocks;
     audiolm_norm norm;
-    const audiolm_level *levels; /* [quantizers - 1] */
+    const audiolm_level *levels; /* [quantizers - 1], NULL where a step is a token and in a model that fills windows */
+    const float *asked;          /* [quantizers + 1][width] of a model that fills windows: which quantizer is asked for,
+                                  * the last one none; its `ids` have one row more, for what is not known. Else NULL. */
 } audiolm_model;
 
 /* One sequence that a token is made for: the item's own, or one of its guides. */
@@ -83,6 +85,13 @@ typedef struct {
     const float *shares; /* [guides] */
 } audiolm_sampling;
 
+/* Frames of which a model makes one quantizer's codes after another, of all frames at once. */
+typedef struct {
+    int32_t frames, known; /* those at the beginning that are known of every quantizer */
+    int32_t *codes;        /* [quantizers][frames], -1 where unknown: the result */
+    const float *uniform;  /* [frames - known] in (0, 1), for the quantizer that is made */
+} audiolm_window;
+
 typedef struct audiolm_session audiolm_session;
 
 /* What this file was compiled for, and of which source: to be compared with what the caller knows. */
@@ -106,5 +115,9 @@ int64_t audiolm_advance(audiolm_session *session, int32_t steps);
 /* The hidden state `[width]` of a prefilled branch, of which its next ids come. */
 const float *audiolm_state(const audiolm_session *session, int32_t branch);
 void audiolm_close(audiolm_session *session);
+
+/* Makes a quantizer's codes of a window, from all that is known of it. 0 or an error. */
+int audiolm_fill(const audiolm_model *model, const audiolm_window *window, const audiolm_sampling *sampling,
+                 int32_t quantizer);
 
 #endif

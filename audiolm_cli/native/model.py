@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from audiolm_cli import native
 from audiolm_cli.errors import ModelError
 from audiolm_cli.frames import FrameTransformer, Level
-from audiolm_cli.transformer import Decoder, Transformer
+from audiolm_cli.parallel import ParallelTransformer
+from audiolm_cli.transformer import Stack, Transformer
 
 OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
 KINDS: dict[Any, Any] = {
@@ -53,7 +54,7 @@ def packed(values: np.ndarray) -> np.ndarray:
 @dataclass
 class Weights:
     """A stage's weights; `model` points into what `kept` holds. Of the layout `frames` also what its features are made
-    of, else the tables that they are sums of."""
+    of, of those that make tokens the tables that they are sums of; `parallel` has none."""
 
     model: native.Model
     library: ctypes.CDLL
@@ -64,7 +65,7 @@ class Weights:
 
 def fits(model: nn.Module) -> bool:
     """Whether the native kernel decodes a model of this kind and size."""
-    if not isinstance(model, Transformer | FrameTransformer):
+    if not isinstance(model, Transformer | FrameTransformer | ParallelTransformer):
         return False
     config = model.config
     whole = config.width % OUTPUTS == 0 and config.feedforward % OUTPUTS == 0 and config.width // config.heads % 8 == 0
@@ -102,7 +103,7 @@ class _Packer:
         return native.Norm(self.keep(self.table(norm.weight)), self.keep(self.table(norm.bias)))
 
     def array(self, kind: Any, made: list[Any]) -> Any:
-        array = (kind * max(1, len(made)))(*made)
+        array = (kind * len(made))(*made)
         self.kept.append(array)
         return array
 
@@ -113,11 +114,11 @@ def give(model: nn.Module) -> None:
     name = native.kernel()
     library = native.load(name) if name else None
     if library is not None and fits(model):
-        decoder = cast("Decoder", model)
-        decoder.native = prepare(decoder, library)
+        stack = cast("Stack", model)
+        stack.native = prepare(stack, library)
 
 
-def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
+def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
     """The weights of a model that `fits`, on a CPU and not packed. Raises ModelError where they are not finite."""
     packer, config = _Packer(model.stage), model.config
     blocks = []
@@ -130,8 +131,9 @@ def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
     for level in cast("list[Level]", model.levels) if isinstance(model, FrameTransformer) else ():
         norms = packer.norm(level.codes_norm), packer.norm(level.norm)
         levels.append(native.Level(*norms, packer.matrix(level.up.weight), packer.matrix(level.down.weight)))
-    quantizers = 1 + len(levels)
-    ids = packer.table(model.ids.weight)
+    parallel = model if isinstance(model, ParallelTransformer) else None
+    quantizers = model.spec.quantizers if parallel else 1 + len(levels)
+    codes = len(model.ids.weight) // quantizers * quantizers  # without what is not known
     ready = native.Model(
         config.width,
         config.heads,
@@ -139,20 +141,23 @@ def prepare(model: Decoder, library: ctypes.CDLL) -> Weights:
         config.feedforward,
         config.layers,
         quantizers,
-        len(ids) // quantizers,
+        codes // quantizers,
         packer.keep(turns(config.width // config.heads // 2, config.rotary_base)),
-        packer.keep(ids),
-        packer.matrix(model.ids.weight),
+        packer.keep(packer.table(model.ids.weight)),
+        packer.matrix(model.ids.weight[:codes]),
         packer.array(native.Block, blocks),
         packer.norm(model.norm),
-        packer.array(native.Level, levels),
+        packer.array(native.Level, levels) if levels else None,
+        packer.keep(packer.table(parallel.asked.weight)) if parallel else None,
     )
+    features: list[np.ndarray] = []
+    context = None
     if isinstance(model, FrameTransformer):
-        context = packer.matrix(model.context.weight)
-        return Weights(ready, library, [packer.table(model.semantic.weight)], context, packer.kept)
-    assert isinstance(model, Transformer)
-    tables = [model.streams, *([model.context] if model.context is not None else [])]
-    return Weights(ready, library, [packer.table(table.weight) for table in tables], None, packer.kept)
+        features, context = [packer.table(model.semantic.weight)], packer.matrix(model.context.weight)
+    elif isinstance(model, Transformer):
+        tables = [model.streams, *([model.context] if model.context is not None else [])]
+        features = [packer.table(table.weight) for table in tables]
+    return Weights(ready, library, features, context, packer.kept)
 
 
 def turns(half: int, base: float) -> np.ndarray:

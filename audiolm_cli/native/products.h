@@ -187,7 +187,7 @@ INLINE void scaled(const int rows, const audiolm_matrix *m, int32_t block, const
 }
 
 /* y[rows][16 * blocks] = x times the weights of the outputs from 16 * first on. Each block of weights is read once. */
-static void product(const audiolm_matrix *m, int32_t first, int32_t blocks, int32_t rows, const activation *x,
+static inline void product(const audiolm_matrix *m, int32_t first, int32_t blocks, int32_t rows, const activation *x,
                     size_t stride, const float *scales, float *y, size_t y_stride, enum result result) {
     for (int32_t n = 0; n < blocks; n++, y += OUTPUTS) {
         int32_t r = 0;

@@ -3,9 +3,7 @@
 #define AUDIOLM_SESSION_H
 
 #include "kernel.h"
-#include "products.h"
-
-enum { TILE = 64 }; /* rows that share a read of the weights */
+#include "workspace.h"
 
 /* A branch's cache and what comes next of it. */
 typedef struct {
@@ -16,21 +14,15 @@ typedef struct {
 } slot;
 
 struct audiolm_session {
-    audiolm_model model;
-    audiolm_sampling sampling;
+    workspace work;
     const audiolm_item *items;
-    int32_t count, slots, prefilled, head_width;
+    int32_t count, slots, prefilled;
     int32_t *first, *made; /* of each item: its first slot, its steps so far */
     slot *slot;
-    int finite;
     /* rows of a tile */
     slot *row_slot[TILE];
     int32_t row_place[TILE];
-    float scale[TILE];
-    size_t inner, qkv_stride, logits_stride, scores_stride;
-    activation *q; /* [TILE][inner] */
-    float *x, *qkv, *attended, *up, *before, *both, *logits, *scores, *sine, *cosine;
-    uint32_t *spare;
+    float *before, *both; /* [TILE][width], [TILE][2 * width]: codes so far; these and hidden states */
 };
 
 #endif

@@ -1,0 +1,103 @@
+/* Room for rows on their way through a model, and what happens to rows whatever they belong to. workspace.c makes it. */
+#ifndef AUDIOLM_WORKSPACE_H
+#define AUDIOLM_WORKSPACE_H
+
+#include "attention.h"
+#include "kernel.h"
+#include "products.h"
+
+enum { TILE = 64 }; /* rows that share a read of the weights */
+
+typedef struct {
+    audiolm_model model;
+    audiolm_sampling sampling;
+    int32_t head_width;
+    int finite;
+    size_t inner, qkv_stride, logits_stride, scores_stride;
+    /* of a tile */
+    float scale[TILE];
+    activation *q; /* [TILE][inner] */
+    float *up, *logits, *scores;
+    uint32_t *spare;
+    /* of all rows */
+    float *x, *qkv, *attended, *sine, *cosine;
+} workspace;
+
+/* Room for so many rows, at least a tile, whose attention reads up to `longest` positions. Whether there is memory. */
+int make_workspace(workspace *w, const audiolm_model *model, const audiolm_sampling *sampling, size_t rows,
+                   size_t longest);
+void free_workspace(workspace *w);
+
+/* Rows `[rows][width]` `stride` apart, a tile at most, -> the workspace's int8 rows. */
+static inline void quantize_rows(workspace *w, int32_t rows, const float *x, size_t stride, int32_t width) {
+    for (int32_t r = 0; r < rows; r++)
+        w->finite &= quantize(x + (size_t)r * stride, width, w->q + (size_t)r * w->inner, w->scale + r);
+}
+
+static inline void normalize_rows(const audiolm_norm *norm, int32_t rows, const float *x, float *y, int32_t width) {
+    for (int32_t r = 0; r < rows; r++)
+        normalize(x + (size_t)r * (size_t)width, norm->weight, norm->bias, y + (size_t)r * (size_t)width, width);
+}
+
+static inline void multiply_rows(workspace *w, const audiolm_matrix *m, int32_t rows, float *y, size_t stride,
+                                 enum result result) {
+    product(m, 0, m->outputs / OUTPUTS, rows, w->q, w->inner, w->scale, y, stride, result);
+}
+
+/* Sine and cosine of the angles of a row at a position. */
+static inline void find_turns(workspace *w, int32_t row, int32_t position) {
+    int32_t half = w->head_width / 2;
+    float *sine = w->sine + (size_t)row * (size_t)half, *cosine = w->cosine + (size_t)row * (size_t)half;
+    for (int32_t n = 0; n < half; n++) sine_cosine((double)position * w->model.turns[n], sine + n, cosine + n);
+}
+
+/* Queries, keys and values of a tile of rows. */
+static inline void project(workspace *w, const audiolm_block *b, int32_t first, int32_t rows) {
+    size_t width = (size_t)w->model.width;
+    float *normal = w->attended + (size_t)first * width;
+    normalize_rows(&b->attention_norm, rows, w->x + (size_t)first * width, normal, w->model.width);
+    quantize_rows(w, rows, normal, width, w->model.width);
+    multiply_rows(w, &b->qkv, rows, w->qkv + (size_t)first * w->qkv_stride, w->qkv_stride, REPLACE);
+}
+
+/* Turns a row's queries and keys; keeps keys and values as those of a place in a layer's cache with `room` for so many
+ * positions. */
+static inline void place_row(workspace *w, int32_t row, float *keys, float *values, int32_t place, size_t room) {
+    const audiolm_model *m = &w->model;
+    int32_t width = w->head_width, half = width / 2;
+    float *query = w->qkv + (size_t)row * w->qkv_stride, *key = query + m->heads * width;
+    const float *sine = w->sine + (size_t)row * (size_t)half, *cosine = w->cosine + (size_t)row * (size_t)half;
+    float scale = 1.0f / root((float)width);
+    for (int32_t h = 0; h < m->heads; h++) rotate(query + h * width, sine, cosine, half, scale);
+    for (int32_t h = 0; h < m->kv_heads; h++, key += width) {
+        size_t start = (size_t)h * room * (size_t)width;
+        rotate(key, sine, cosine, half, 1.0f);
+        keep_key(keys + start, key, place, width);
+        keep_value(values + start, key + m->kv_heads * width, place, width, room);
+    }
+}
+
+/* Adds what a tile of rows attended to, and the feed-forward part. */
+static inline void finish(workspace *w, const audiolm_block *b, int32_t first, int32_t rows) {
+    const audiolm_model *m = &w->model;
+    size_t width = (size_t)m->width, inner = (size_t)m->feedforward;
+    float *x = w->x + (size_t)first * width, *attended = w->attended + (size_t)first * width;
+    quantize_rows(w, rows, attended, width, m->width);
+    multiply_rows(w, &b->output, rows, x, width, ADD);
+    normalize_rows(&b->feedforward_norm, rows, x, attended, m->width);
+    quantize_rows(w, rows, attended, width, m->width);
+    multiply_rows(w, &b->up, rows, w->up, inner, REPLACE);
+    for (int32_t r = 0; r < rows; r++) gelu_row(w->up + (size_t)r * inner, m->feedforward);
+    quantize_rows(w, rows, w->up, inner, m->feedforward);
+    multiply_rows(w, &b->down, rows, x, width, ADD);
+}
+
+/* Logits of the ids from `id` on of a tile's int8 rows; where the first of them stands. Rows are logits_stride apart. */
+static inline float *find_logits(workspace *w, int32_t id, int32_t first, int32_t rows) {
+    int32_t blocks = (id % OUTPUTS + w->sampling.size + OUTPUTS - 1) / OUTPUTS;
+    product(&w->model.head, id / OUTPUTS, blocks, rows, w->q + (size_t)first * w->inner, w->inner, w->scale + first,
+            w->logits, w->logits_stride, REPLACE);
+    return w->logits + id % OUTPUTS;
+}
+
+#endif
