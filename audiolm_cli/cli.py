@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -461,6 +462,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: all done; 1: a file, model or output problem; 2: a command that cannot be right; 130: interrupted.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
+    gc.set_threshold(
+        100_000
+    )  # torch's import makes many objects that stay: looking for garbage took a tenth of a start
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell has it ignored
         signal.signal(signal.SIGINT, _interrupt)
