@@ -464,7 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
     gc.set_threshold(
         100_000
-    )  # torch's import makes many objects that stay: looking for garbage took a tenth of a start
+    )  # importing torch makes many objects, and all stay: no need to look for garbage
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell has it ignored
         signal.signal(signal.SIGINT, _interrupt)
