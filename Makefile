@@ -75,22 +75,22 @@ format: .venv/installed  ## put the code and README's help texts into the form t
 eval: eval-speech eval-piano  ## the figures on quality, from the validation splits of DATA and PIANO
 
 eval-speech: .venv/eval
-	$(BIN)/python -m audiolm_cli.training.evaluate --data $(DATA) $(if $(wildcard $(TEXT)),--text $(TEXT)) \
+	$(BIN)/python -m audiolm_cli.training.evaluation.evaluate --data $(DATA) $(if $(wildcard $(TEXT)),--text $(TEXT)) \
 	  $(if $(wildcard $(SYNTHETIC)/manifest.tsv),--synthetic $(SYNTHETIC))
 
 eval-piano: .venv/eval $(CORPUS)/manifest.tsv
-	$(BIN)/python -m audiolm_cli.training.evaluate --piano $(OF_PIANO)
+	$(BIN)/python -m audiolm_cli.training.evaluation.evaluate --piano $(OF_PIANO)
 
 # needs Debian's fluidsynth and fluid-soundfont-gm
 $(CORPUS)/manifest.tsv: .venv/installed
-	$(BIN)/python -m audiolm_cli.training.piano --data $(PIANO) --out $(CORPUS) --hours 30 --processes $(PROCESSES)
+	$(BIN)/python -m audiolm_cli.training.corpora.piano --data $(PIANO) --out $(CORPUS) --hours 30 --processes $(PROCESSES)
 
 # makes outputs, and trains the classifier anew and others to compare it with, into runs/
 eval-detector: .venv/installed $(CORPUS)/manifest.tsv  ## false alarms of the classifiers on corpora that they never heard
-	$(BIN)/python -m audiolm_cli.training.outputs --data $(DATA)
-	$(BIN)/python -m audiolm_cli.training.detector --data $(DATA) --report
-	$(BIN)/python -m audiolm_cli.training.outputs $(OF_PIANO)
-	$(BIN)/python -m audiolm_cli.training.detector $(OF_PIANO) --report --preset piano
+	$(BIN)/python -m audiolm_cli.training.parts.outputs --data $(DATA)
+	$(BIN)/python -m audiolm_cli.training.parts.detector --data $(DATA) --report
+	$(BIN)/python -m audiolm_cli.training.parts.outputs $(OF_PIANO)
+	$(BIN)/python -m audiolm_cli.training.parts.detector $(OF_PIANO) --report --preset piano
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py

@@ -2,7 +2,7 @@
 
 import sys
 
-from audiolm_cli.cli import main
+from audiolm_cli.command_line.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,15 +22,15 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 from torch import Tensor
 
-from audiolm_cli import postfilter
-from audiolm_cli.audio import MAX_SECONDS
-from audiolm_cli.bundle import Bundle
+from audiolm_cli.audio import postfilter
+from audiolm_cli.audio.files import MAX_SECONDS
+from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.console import Tell, counted
 from audiolm_cli.errors import InputError, display
-from audiolm_cli.likelihood import strangeness
-from audiolm_cli.sampling import StageSampling
-from audiolm_cli.stages import (
+from audiolm_cli.language_models.likelihood import strangeness
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.stages import (
     REFERENCE_SECONDS,
     Noise,
     best_semantic,

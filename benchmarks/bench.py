@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from decode import machine
 
-from audiolm_cli import bundle
+from audiolm_cli.bundles import bundle
+from audiolm_cli.command_line.options import threads
 from audiolm_cli.errors import AudioLMError
-from audiolm_cli.options import threads
 
 PROMPT = Path(__file__).resolve().parent.parent / "examples" / "prompt.flac"
 NEW_SECONDS = 7.0
 TOKEN_SECONDS = 0.04  # of one semantic token
-IMPORTS = "import audiolm_cli.pipeline, audiolm_cli.tasks, audiolm_cli.jobs"  # what a command imports when it runs
+# what a command imports when it runs
+IMPORTS = "import audiolm_cli.pipeline, audiolm_cli.command_line.tasks, audiolm_cli.command_line.jobs"
 
 
 def process(*command: object) -> tuple[float, str]:

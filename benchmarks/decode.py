@@ -27,17 +27,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the prog
 
 import torch
 
-from audiolm_cli import bundle, native
-from audiolm_cli.bundle import stage_model
+from audiolm_cli import native
+from audiolm_cli.bundles import bundle
+from audiolm_cli.bundles.bundle import stage_model
+from audiolm_cli.command_line.options import threads
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
-from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.sampling import StageSampling, draw
+from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
+from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear, Stack
 from audiolm_cli.native.model import give
-from audiolm_cli.options import threads
 from audiolm_cli.pipeline import Sampling
-from audiolm_cli.sampling import StageSampling, draw
-from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
-from audiolm_cli.transformer import Decoder, KVCache, Linear, Stack
 
 PROMPT_SECONDS = 3.0
 SAMPLING = StageSampling(temperature=0.9, top_k=0, top_p=0.95)

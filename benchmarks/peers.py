@@ -39,11 +39,11 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
     """Seconds of each stage for a whole piece of audio from nothing."""
     import torch
 
-    from audiolm_cli.bundle import stage_model
+    from audiolm_cli.bundles.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
+    from audiolm_cli.language_models.sampling import StageSampling
+    from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
     from audiolm_cli.native.model import give
-    from audiolm_cli.sampling import StageSampling
-    from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
 
     width, layers, heads = SIZES[size]
     layouts = ("plain", "plain", "plain") if kind == "token by token" else ("aligned", "frames", "parallel")
@@ -165,13 +165,13 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from audiolm_cli import engine
-    from audiolm_cli.bundle import stage_model
+    from audiolm_cli.bundles.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
+    from audiolm_cli.language_models import engine
+    from audiolm_cli.language_models.sampling import StageSampling, uniforms
+    from audiolm_cli.language_models.stages import Noise, continue_fine
+    from audiolm_cli.language_models.tokens import coarse_sequence, semantic_sequence
     from audiolm_cli.native.model import give
-    from audiolm_cli.sampling import StageSampling, uniforms
-    from audiolm_cli.stages import Noise, continue_fine
-    from audiolm_cli.tokens import coarse_sequence, semantic_sequence
 
     width, layers, heads = BARK
     spec = TokenSpec(quantizers=8, coarse=2, semantic_vocabulary=10048)
@@ -261,7 +261,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args.child, int(args.threads))
-    from audiolm_cli.options import threads
+    from audiolm_cli.command_line.options import threads
 
     try:
         counts = [threads(1)(text) for text in args.threads.split(",")]

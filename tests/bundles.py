@@ -8,13 +8,13 @@ from typing import cast
 
 import torch
 
-from audiolm_cli import int8
-from audiolm_cli.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
+from audiolm_cli.bundles import int8
+from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
+from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import STAGES, BundleConfig, preset
-from audiolm_cli.detector import make_detector
-from audiolm_cli.semantic import SemanticTokenizer
-from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training.assemble import SETTINGS, assemble
+from audiolm_cli.provenance.detector import make_detector
+from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training.parts.assemble import SETTINGS, assemble
 
 
 def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:

@@ -89,7 +89,7 @@ def prompt(tmp_path: Path) -> Path:
 @pytest.fixture
 def audiolm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
     """Runs a command line in an empty folder: -> exit code, stdout, stderr."""
-    from audiolm_cli import cli
+    from audiolm_cli.command_line import cli
 
     monkeypatch.chdir(tmp_path)
 
@@ -174,7 +174,7 @@ class FakeTokens:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     """Replaces the models by a `FakePipeline`, and with them torch."""
     fake = FakePipeline()
-    bundle = types.ModuleType("audiolm_cli.bundle")
+    bundle = types.ModuleType("audiolm_cli.bundles.bundle")
     bundle.load = fake.load  # type: ignore[attr-defined]
     pipeline = types.ModuleType("audiolm_cli.pipeline")
     for name, value in {
@@ -211,7 +211,7 @@ def continue_(bundle, prompts, **options):
         new = np.zeros(16000, np.float32)
         yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
                                     stage_seconds={}, stage_tokens={}, surprise=None, unfamiliar="", candidates=())
-bundle = types.ModuleType("audiolm_cli.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
+bundle = types.ModuleType("audiolm_cli.bundles.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
 sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)
 config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling, prompt_seconds=3,
@@ -231,5 +231,5 @@ def spawn(*arguments: object, code: str = f"exec({STAND_IN!r})", **options: Any)
     """Starts a command line in another process, after `code`; unless told otherwise with a stand-in for the models."""
     interruptible = "import signal; signal.signal(2, signal.default_int_handler)"  # as it is not in the background
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {interruptible}; {code}"
-    program += "; from audiolm_cli.cli import main; sys.exit(main())"
+    program += "; from audiolm_cli.command_line.cli import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], **options)

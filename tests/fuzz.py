@@ -33,7 +33,7 @@ def damaged(content: bytes, number: int, random: np.random.Generator) -> bytes:
 
 def run(command: list[str]) -> tuple[int, list[str]]:
     """Exit code of a command line, and what is said on the process's stderr, by whomever."""
-    from audiolm_cli import cli
+    from audiolm_cli.command_line import cli
 
     with open("messages", "w+b") as messages:
         stderr = os.dup(2)
@@ -48,9 +48,9 @@ def run(command: list[str]) -> tuple[int, list[str]]:
 
 
 def main(folder: str, count: int) -> None:
-    from audiolm_cli import audio
+    from audiolm_cli.audio import files
 
-    seconds, read = [0.0], audio.read
+    seconds, read = [0.0], files.read
 
     def timed(*arguments, **options):
         signal.alarm(ALARM)
@@ -61,7 +61,7 @@ def main(folder: str, count: int) -> None:
             seconds.append(time.monotonic() - start)
             signal.alarm(0)
 
-    audio.read = timed
+    files.read = timed
     seeds = [open(os.path.join(folder, name), "rb").read() for name in sorted(os.listdir(folder))]
     random, used = np.random.default_rng(0), 0
     for begin in range(0, count, BATCH):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from audiolm_cli.frames import FrameTransformer
-from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.sampling import StageSampling
-from audiolm_cli.transformer import Stack
+from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.transformer import Stack
 
 F = np.float32
 SHIFT = F(12582912.0)

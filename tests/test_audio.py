@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audiolm_cli import audio
+from audiolm_cli.audio import files
 from audiolm_cli.errors import OutputError
 from tests.conftest import ROOT, tone
 
@@ -20,11 +20,11 @@ from tests.conftest import ROOT, tone
 def test_16_bit_audio_survives_reading_and_writing_exactly(tmp_path):
     whole = np.arange(-32768, 32768, dtype=np.int16)
     soundfile.write(tmp_path / "in.wav", whole, 16000)
-    recording = audio.read(tmp_path / "in.wav", 16000)
+    recording = files.read(tmp_path / "in.wav", 16000)
     assert recording.samples.dtype == np.float32
     assert recording.notes == ()
     for name in ("out.wav", "out.flac"):
-        assert audio.write(tmp_path / name, recording.samples, 16000, {}) == 0
+        assert files.write(tmp_path / name, recording.samples, 16000, {}) == 0
         written, rate = soundfile.read(tmp_path / name, dtype="int16")
         assert rate == 16000
         assert np.array_equal(written, whole)
@@ -36,7 +36,7 @@ def test_resampling_is_torchaudios(rate):
     torchaudio = pytest.importorskip("tests._torchaudio", reason="needs torchaudio")
     noise = np.random.default_rng(0).standard_normal(rate // 3 + 7).astype(np.float32) / 10
     expected = torchaudio.resample(torch.from_numpy(noise), rate, 16000).numpy()
-    got = np.concatenate(list(audio._resampled(np.array_split(noise, 3), rate, 16000)))
+    got = np.concatenate(list(files._resampled(np.array_split(noise, 3), rate, 16000)))
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() < 1e-4
 
@@ -49,8 +49,8 @@ def test_resampling_is_torchaudios(rate):
 )
 def test_resampling_does_not_depend_on_the_blocks(old, lengths, new):
     noise = np.random.default_rng(1).standard_normal(sum(lengths)).astype(np.float32) / 10
-    pieces = list(audio._resampled(np.split(noise, np.cumsum(lengths)[:-1]), old, new))
-    whole = list(audio._resampled([noise], old, new))
+    pieces = list(files._resampled(np.split(noise, np.cumsum(lengths)[:-1]), old, new))
+    whole = list(files._resampled([noise], old, new))
     assert sum(map(len, pieces)) == -(-len(noise) * new // old) or old == new
     if pieces:
         assert np.array_equal(np.concatenate(pieces), np.concatenate(whole))
@@ -59,7 +59,7 @@ def test_resampling_does_not_depend_on_the_blocks(old, lengths, new):
 @pytest.mark.parametrize("rate", [8000, 15999, 44100, 44101, 192_000])
 def test_a_tone_stays_a_tone_at_any_rate(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(1.0, rate), rate, subtype="FLOAT")
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     assert recording.rate == 16000
     assert len(recording.samples) == 16000
     assert np.abs(recording.samples - tone(1.0))[200:-200].max() < 2e-3
@@ -71,7 +71,7 @@ def test_any_format_is_read_whatever_its_name(tmp_path, name):
     suffix = name.rpartition(".")[2].upper()
     soundfile.write(tmp_path / name, tone(1.0), 16000, format=suffix)
     os.rename(tmp_path / name, tmp_path / "audio.raw")  # the name says nothing about the content
-    recording = audio.read(tmp_path / "audio.raw", 16000)
+    recording = files.read(tmp_path / "audio.raw", 16000)
     assert recording.notes == ()
     assert len(recording.samples) == pytest.approx(16000, abs=2500)  # MP3 pads
 
@@ -81,7 +81,7 @@ def test_any_format_is_read_whatever_its_name(tmp_path, name):
 def test_any_depth_and_number_of_channels(tmp_path, subtype, channels):
     scale = np.linspace(0.5, 1.5, channels) if channels > 1 else np.ones(1)
     soundfile.write(tmp_path / "a.wav", tone(0.5)[:, None] * scale, 16000, subtype=subtype)
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     assert np.abs(recording.samples - tone(0.5)).max() < 0.02
     assert recording.notes == ((f"downmixed from {channels} channels",) if channels > 1 else ())
 
@@ -91,7 +91,7 @@ def test_channels_that_cancel_each_other_are_not_mixed(tmp_path, flipped):
     hum = np.sin(2 * np.pi * 50 * np.arange(16000) / 16000) / 4  # of both, as a balanced line picks it up
     pair = np.stack([tone(1.0) * flipped, tone(1.0)], axis=1) + hum[:, None]
     soundfile.write(tmp_path / "a.wav", pair, 16000, subtype="FLOAT")
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     assert np.abs(recording.samples - pair[:, 1]).max() < 1e-6 or flipped == -1.0
     assert np.abs(np.abs(recording.samples - hum) - np.abs(tone(1.0))).max() < 1e-6
     assert len(recording.notes) == 1
@@ -101,7 +101,7 @@ def test_channels_that_cancel_each_other_are_not_mixed(tmp_path, flipped):
 @pytest.mark.parametrize("pair", [(1, 1), (1, 0), (0, 0), (1, -0.4), (1, 0, 0, 0, 0, 0, 0, 0)])
 def test_other_channels_are_mixed(tmp_path, pair):
     soundfile.write(tmp_path / "a.wav", tone(1.0)[:, None] * np.array(pair), 16000, subtype="FLOAT")
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     assert recording.notes == (f"downmixed from {len(pair)} channels",)
     assert np.abs(recording.samples - tone(1.0) * np.mean(pair)).max() < 1e-6
 
@@ -109,13 +109,13 @@ def test_other_channels_are_mixed(tmp_path, pair):
 def test_channels_of_independent_noise_are_mixed(tmp_path):
     noise = np.random.default_rng(0).standard_normal((16000, 6)) / 10
     soundfile.write(tmp_path / "a.wav", noise, 16000, subtype="FLOAT")
-    assert audio.read(tmp_path / "a.wav", 16000).notes == ("downmixed from 6 channels",)
+    assert files.read(tmp_path / "a.wav", 16000).notes == ("downmixed from 6 channels",)
 
 
 def test_what_was_done_is_noted_once(tmp_path):
     loud = np.stack([tone(1.0, 44100) * 20] * 2, axis=1)
     soundfile.write(tmp_path / "a.wav", loud, 44100, subtype="FLOAT")
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     down, resampled, clipped = recording.notes
     assert down == "downmixed from 2 channels"
     assert resampled == "resampled from 44100 to 16000 Hz"
@@ -144,7 +144,7 @@ def test_reading_a_long_file_takes_little_memory_beyond_the_result(tmp_path):
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
 def test_tags_are_stored(tmp_path, suffix):
     comment = "x" * 999
-    audio.write(tmp_path / f"a{suffix}", tone(0.5), 16000, {"software": "audiolm 9", "comment": comment})
+    files.write(tmp_path / f"a{suffix}", tone(0.5), 16000, {"software": "audiolm 9", "comment": comment})
     with soundfile.SoundFile(tmp_path / f"a{suffix}") as file:
         assert file.software.startswith("audiolm 9")
         assert file.comment == comment
@@ -153,45 +153,45 @@ def test_tags_are_stored(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_writing_gives_the_same_bytes_every_time(suffix):
-    assert audio.encode(tone(1.0), 16000, suffix, {}) == audio.encode(tone(1.0), 16000, suffix, {})
+    assert files.encode(tone(1.0), 16000, suffix, {}) == files.encode(tone(1.0), 16000, suffix, {})
 
 
 def test_long_ogg_can_be_written():
-    data, _ = audio.encode(np.tile(tone(1.0), 200), 16000, ".ogg", {})
+    data, _ = files.encode(np.tile(tone(1.0), 200), 16000, ".ogg", {})
     assert soundfile.info(io.BytesIO(data)).frames == 200 * 16000
 
 
 def test_clipping_is_counted_and_nan_refused(tmp_path):
     samples = np.array([0.0, 1.0, -1.0, 1.5, -3.0], np.float32)
-    assert audio.write(tmp_path / "a.wav", samples, 16000, {}) == 2
+    assert files.write(tmp_path / "a.wav", samples, 16000, {}) == 2
     assert list(soundfile.read(tmp_path / "a.wav", dtype="int16")[0]) == [0, 32767, -32768, 32767, -32768]
     with pytest.raises(OutputError, match="NaN"):
-        audio.write(tmp_path / "b.wav", np.array([0, np.nan], np.float32), 16000, {})
+        files.write(tmp_path / "b.wav", np.array([0, np.nan], np.float32), 16000, {})
     assert os.listdir(tmp_path) == ["a.wav"]
 
 
 def test_an_existing_file_is_replaced_only_with_force(tmp_path):
     target = tmp_path / "a.bin"
-    audio.write_bytes(target, b"first")
+    files.write_bytes(target, b"first")
     with pytest.raises(OutputError, match="exists already"):
-        audio.write_bytes(target, b"second")
+        files.write_bytes(target, b"second")
     assert target.read_bytes() == b"first"
-    audio.write_bytes(target, b"third", force=True)
+    files.write_bytes(target, b"third", force=True)
     assert target.read_bytes() == b"third"
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path, monkeypatch):
     target = tmp_path / "a.bin"
-    reserve = audio._reserve
+    reserve = files._reserve
 
     def somebody_else_first(part, path):
         target.write_bytes(b"theirs")
         reserve(part, path)
 
-    monkeypatch.setattr(audio, "_reserve", somebody_else_first)
+    monkeypatch.setattr(files, "_reserve", somebody_else_first)
     with pytest.raises(OutputError, match="exists already"):
-        audio.write_bytes(target, b"ours")
+        files.write_bytes(target, b"ours")
     assert target.read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["a.bin"]
 
@@ -202,9 +202,9 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", link)
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # what has the one has the other
-    audio.write_bytes(tmp_path / "a.bin", b"first")
+    files.write_bytes(tmp_path / "a.bin", b"first")
     with pytest.raises(OutputError, match="exists already"):
-        audio.write_bytes(tmp_path / "a.bin", b"second")
+        files.write_bytes(tmp_path / "a.bin", b"second")
     assert (tmp_path / "a.bin").read_bytes() == b"first"
 
 
@@ -224,19 +224,19 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(KeyboardInterrupt):
-        audio.write_bytes(tmp_path / "a.bin", b"x" * 1000)
+        files.write_bytes(tmp_path / "a.bin", b"x" * 1000)
     assert os.listdir(tmp_path) == []
 
 
 def test_the_file_has_the_usual_permissions_and_a_link_stays_one(tmp_path):
     mask = os.umask(0o027)
     try:
-        audio.write_bytes(tmp_path / "real.bin", b"1")
+        files.write_bytes(tmp_path / "real.bin", b"1")
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "real.bin").stat().st_mode) == 0o640
     os.symlink(tmp_path / "real.bin", tmp_path / "link.bin")
-    audio.write_bytes(tmp_path / "link.bin", b"2", force=True)
+    files.write_bytes(tmp_path / "link.bin", b"2", force=True)
     assert (tmp_path / "link.bin").is_symlink()
     assert (tmp_path / "real.bin").read_bytes() == b"2"
 
@@ -246,7 +246,7 @@ def test_what_is_no_file_is_never_replaced(tmp_path):
     os.mkdir(tmp_path / "folder.wav")
     for target in ("/dev/full", tmp_path / "folder.wav"):
         with pytest.raises(OutputError, match="not a regular file"):
-            audio.write_bytes(target, b"x", force=True)
+            files.write_bytes(target, b"x", force=True)
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
@@ -256,14 +256,14 @@ def test_what_replaces_a_file_has_its_permissions(tmp_path, monkeypatch, mode, n
     if not nameless:
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     target = tmp_path / "a.bin"
-    audio.write_bytes(target, b"first")
+    files.write_bytes(target, b"first")
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~_umask()
     target.chmod(mode)
     if os.geteuid() == 0:
         os.chown(target, 12345, 54321)
     os.utime(target, (1, 1))
     before = target.stat()
-    audio.write_bytes(target, b"second", force=True)
+    files.write_bytes(target, b"second", force=True)
     after = target.stat()
     assert target.read_bytes() == b"second"
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
@@ -275,8 +275,8 @@ def test_what_replaces_a_private_file_is_never_open_to_others(tmp_path, monkeypa
     target, modes = tmp_path / "a.bin", []
     target.write_bytes(b"first")
     target.chmod(0o600)
-    monkeypatch.setattr(audio, "_like", lambda path, part: modes.append(os.stat(part).st_mode))
-    audio.write_bytes(target, b"second", force=True)
+    monkeypatch.setattr(files, "_like", lambda path, part: modes.append(os.stat(part).st_mode))
+    files.write_bytes(target, b"second", force=True)
     assert [stat.S_IMODE(mode) for mode in modes] == [0o600]
 
 

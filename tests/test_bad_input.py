@@ -11,7 +11,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiolm_cli import audio, cli
+from audiolm_cli.audio import files
+from audiolm_cli.command_line import cli
 from audiolm_cli.errors import InputError
 from tests.conftest import FFMPEG_FORMATS, ROOT, needs_ffmpeg, recorded_with_ffmpeg, spawn, tone
 
@@ -95,9 +96,9 @@ def test_a_truncated_file_is_used_as_far_as_it_goes(tmp_path, format, capfd):
     noise = (np.random.default_rng(0).standard_normal(5 * 16000) / 10).astype(np.float32)
     data = wav(noise, subtype=None, format=format)
     (tmp_path / "whole").write_bytes(data)
-    assert audio.read(tmp_path / "whole", 16000).notes == ()
+    assert files.read(tmp_path / "whole", 16000).notes == ()
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])
-    recording = audio.read(tmp_path / "cut", 16000)
+    recording = files.read(tmp_path / "cut", 16000)
     assert 1.0 < len(recording.samples) / 16000 < 3.0
     assert recording.notes == (f"the file is truncated: {len(recording.samples) / 16000:.2f} s of it are used",)
     assert capfd.readouterr().err == ""
@@ -117,35 +118,35 @@ def write_silence(path, seconds, **options):
 
 @pytest.mark.parametrize("name", ["long.flac", "long.wav"])
 def test_hours_of_silence_in_a_small_file_are_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(audio, "MAX_SECONDS", 60)
+    monkeypatch.setattr(files, "MAX_SECONDS", 60)
     write_silence(tmp_path / name, 61)
     with pytest.raises(InputError, match=r"longer than 1 minutes; cut it first"):
-        audio.read(tmp_path / name, 16000)
+        files.read(tmp_path / name, 16000)
 
 
 @pytest.mark.parametrize("name", ["long.flac", "long.wav", "long.mp3"])
 def test_of_hours_only_the_end_is_kept_where_no_more_is_needed(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(audio, "MAX_SECONDS", 60)
-    monkeypatch.setattr(audio, "MAX_END_SECONDS", 180)
+    monkeypatch.setattr(files, "MAX_SECONDS", 60)
+    monkeypatch.setattr(files, "MAX_END_SECONDS", 180)
     with soundfile.SoundFile(tmp_path / name, "w", 16000, 1) as file:
         for second in range(100):
             file.write(tone(1.0) * (second / 100))
-    recording = audio.read(tmp_path / name, 16000, end_only=True)
+    recording = files.read(tmp_path / name, 16000, end_only=True)
     assert len(recording.samples) == 60 * 16000
     first, last = (np.abs(part).max() / np.abs(tone(1.0)).max() for part in np.split(recording.samples, 60)[::59])
     assert first == pytest.approx(0.4, abs=0.02)
     assert last == pytest.approx(0.99, abs=0.02)
     assert recording.notes == ("longer than 1 minutes: what comes before is left out",)
-    monkeypatch.setattr(audio, "MAX_END_SECONDS", 90)
+    monkeypatch.setattr(files, "MAX_END_SECONDS", 90)
     if name.endswith("wav"):  # where one can search no more is read than is kept
-        assert np.array_equal(audio.read(tmp_path / name, 16000, end_only=True).samples, recording.samples)
+        assert np.array_equal(files.read(tmp_path / name, 16000, end_only=True).samples, recording.samples)
     else:
         with pytest.raises(InputError, match="longer than 1 minutes"):
-            audio.read(tmp_path / name, 16000, end_only=True)
+            files.read(tmp_path / name, 16000, end_only=True)
 
 
 def test_a_prompt_of_hours_can_be_continued_without_the_prompt(fake, tmp_path, monkeypatch, audiolm):
-    monkeypatch.setattr(audio, "MAX_SECONDS", 60)
+    monkeypatch.setattr(files, "MAX_SECONDS", 60)
     write_silence(tmp_path / "long.flac", 61)
     code, _, err = audiolm("continue", "long.flac", "-o", "out.wav", "--duration", "1")
     assert code == 1
@@ -188,7 +189,7 @@ def test_mutated_files_are_read_or_refused(tmp_path, no_ffmpeg, data):
     content = content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]
     (tmp_path / "mutated").write_bytes(content)
     try:
-        recording = audio.read(tmp_path / "mutated", 16000)
+        recording = files.read(tmp_path / "mutated", 16000)
     except InputError as error:
         assert "\n" not in str(error)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import cli
+from audiolm_cli.command_line import cli
 from audiolm_cli.errors import ModelError
 from tests.conftest import ROOT, spawn, tone
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from audiolm_cli.cli import main
-from audiolm_cli.cluster import Worker
-from audiolm_cli.command import RAY_ADDRESS
+from audiolm_cli.command_line.cli import main
+from audiolm_cli.command_line.cluster import Worker
+from audiolm_cli.command_line.command import RAY_ADDRESS
+from audiolm_cli.command_line.tasks import TaskSpec
 from audiolm_cli.console import Console
-from audiolm_cli.tasks import TaskSpec
 from tests.conftest import ROOT, tone
 
 ray = pytest.importorskip("ray")
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def audiolm(*arguments: object, cwd: Path, env: dict[str, str]) -> subprocess.Popen:
-    command = [sys.executable, "-c", "import sys; from audiolm_cli.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from audiolm_cli.command_line.cli import main; sys.exit(main())"]
     pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, arguments)], cwd=cwd, env=env, **pipes)
 

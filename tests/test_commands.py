@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import cli
+from audiolm_cli.command_line import cli
 from audiolm_cli.console import Console
 from tests.conftest import EXAMPLE, ROOT, tone
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from audiolm_cli.training import continuations, data
-from audiolm_cli.training.continuations import NEW, PROMPT, RATE, SECOND, Case, Score, Voices
-from audiolm_cli.training.measures import Clip
-from audiolm_cli.training.memorised import Training
+from audiolm_cli.training.corpora import data
+from audiolm_cli.training.evaluation import continuations
+from audiolm_cli.training.evaluation.continuations import NEW, PROMPT, RATE, SECOND, Case, Score, Voices
+from audiolm_cli.training.evaluation.memorised import Training
+from audiolm_cli.training.measures.measures import Clip
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from audiolm_cli.training import curves
+from audiolm_cli.training.evaluation import curves
 
 LINES = [
     {"step": 1, "seconds": 60, "bits": 9.0, "loss": 6.2},

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import audio
-from audiolm_cli.training.data import HALVES, Clip, Corpus, half, load_corpus
+from audiolm_cli.audio import files
+from audiolm_cli.training.corpora.data import HALVES, Clip, Corpus, half, load_corpus
 
 RATE = 16000
 
@@ -24,7 +24,7 @@ def test_a_process_that_begins_to_decode_disturbs_no_other(tmp_path: Path, monke
         soundfile.write(tmp_path / f"{number}.wav", samples, RATE)
         lines.append(f"{number}.wav\ttrain\tone\n")
     (tmp_path / "manifest.tsv").write_text("".join(lines))
-    numbers, read = itertools.count(1), audio.read
+    numbers, read = itertools.count(1), files.read
     monkeypatch.setattr(os, "getpid", lambda: next(numbers))
 
     def broken_off(path: Path, rate: int) -> Any:
@@ -32,12 +32,12 @@ def test_a_process_that_begins_to_decode_disturbs_no_other(tmp_path: Path, monke
 
     def disturbed(path: Path, rate: int) -> Any:
         if path.name == "1.wav":
-            monkeypatch.setattr(audio, "read", broken_off)
+            monkeypatch.setattr(files, "read", broken_off)
             with pytest.raises(KeyboardInterrupt):
                 load_corpus(tmp_path, "train", RATE, tmp_path / "cache")
         return read(path, rate)
 
-    monkeypatch.setattr(audio, "read", disturbed)
+    monkeypatch.setattr(files, "read", disturbed)
     corpus = load_corpus(tmp_path, "train", RATE, tmp_path / "cache")
     for clip, samples in zip(corpus.clips, recordings, strict=True):
         np.testing.assert_allclose(corpus.samples(clip), samples, atol=1e-4)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiolm_cli import engine, processor
+from audiolm_cli import processor
 from audiolm_cli.config import Layout, StageConfig, TokenSpec, preset
-from audiolm_cli.engine import Item
-from audiolm_cli.frames import FrameTransformer, Level
-from audiolm_cli.sampling import StageSampling, sample, uniforms
-from audiolm_cli.tokens import Sequence, coarse_sequence
-from audiolm_cli.transformer import Block, Decoder, KVCache
+from audiolm_cli.language_models import engine
+from audiolm_cli.language_models.engine import Item
+from audiolm_cli.language_models.frames import FrameTransformer, Level
+from audiolm_cli.language_models.sampling import StageSampling, sample, uniforms
+from audiolm_cli.language_models.tokens import Sequence, coarse_sequence
+from audiolm_cli.language_models.transformer import Block, Decoder, KVCache
 from tests.bundles import modules
 
 TINY = preset("tiny")

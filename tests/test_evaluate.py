@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli.bundle import Bundle, stage_model
+from audiolm_cli.bundles.bundle import Bundle, stage_model
+from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
-from audiolm_cli.semantic import SemanticTokenizer
-from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.training import bits, continuations, evaluate, music, recogniser, setting, speech, tables
-from audiolm_cli.training.data import HALVES, Clip, Corpus, half, writing_manifest
-from audiolm_cli.training.measures import Figure
-from audiolm_cli.training.recogniser import Heard
-from audiolm_cli.training.tokenize import save_tokens
+from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training.corpora.data import HALVES, Clip, Corpus, half, writing_manifest
+from audiolm_cli.training.corpora.tokenize import save_tokens
+from audiolm_cli.training.evaluation import bits, continuations, evaluate, setting, speech, tables
+from audiolm_cli.training.measures import music, recogniser
+from audiolm_cli.training.measures.measures import Figure
+from audiolm_cli.training.measures.recogniser import Heard
 
 RATE = 16000
 

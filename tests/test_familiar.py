@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli.training import familiar
-from audiolm_cli.training.data import Clip, Corpus
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.parts import familiar
 
 
 def corpus(folder: Path, sound: np.ndarray) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import audio, ffmpeg
+from audiolm_cli.audio import ffmpeg, files
 from audiolm_cli.errors import InputError
 from tests.conftest import FFMPEG_FORMATS, needs_ffmpeg, recorded_with_ffmpeg, spawn, tone
 
@@ -50,7 +50,7 @@ def test_other_formats_are_read_whatever_their_names(tmp_path, suffix):
     if not path.exists():
         pytest.skip("this ffmpeg cannot write it")
     os.rename(path, tmp_path / "-a%d:\n\udcff")  # nothing of which means anything to a shell or to ffmpeg
-    recording = audio.read(tmp_path / "-a%d:\n\udcff", 16000)
+    recording = files.read(tmp_path / "-a%d:\n\udcff", 16000)
     assert len(recording.samples) == pytest.approx(16000, abs=2500)  # codecs pad
     pitch = np.abs(np.fft.rfft(recording.samples[2000:14000])).argsort()[-40:] * 16000 / 12000
     assert {220, 331, 447} <= {wanted for wanted in (220, 331, 447) if np.abs(pitch - wanted).min() < 3}
@@ -70,7 +70,7 @@ def test_other_formats_are_read_from_a_pipe_even_with_their_index_at_the_end(tmp
 @needs_ffmpeg
 def test_tags_are_read(tmp_path):
     path = recorded_with_ffmpeg(tmp_path, "m4a", tone(1.0), "-metadata", "comment=made ☺", "-metadata", "artist=me")
-    assert audio.read(path, 16000).tags == {"comment": "made ☺", "artist": "me"}
+    assert files.read(path, 16000).tags == {"comment": "made ☺", "artist": "me"}
 
 
 @needs_ffmpeg
@@ -79,7 +79,7 @@ def test_a_truncated_file_of_another_format_is_used_and_noted(tmp_path):
     path = recorded_with_ffmpeg(tmp_path, "mka", noise)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    recording = audio.read(path, 16000)
+    recording = files.read(path, 16000)
     assert 2.0 < len(recording.samples) / 16000 < 3.0
     assert recording.notes[-1].startswith("the file is damaged (")
 
@@ -101,13 +101,13 @@ def test_nothing_that_names_other_files_is_followed(tmp_path, content):
     path = recorded_with_ffmpeg(tmp_path, "ts", tone(1.0))
     (tmp_path / "list").write_text(content.format(path))
     with pytest.raises(InputError, match="not audio that libsndfile or ffmpeg can read") as caught:
-        audio.read(tmp_path / "list", 16000)
+        files.read(tmp_path / "list", 16000)
     assert "asf" not in str(caught.value)  # no list of all that it knows
 
 
 def test_without_ffmpeg_it_is_said_how_to_get_it(unknown, no_ffmpeg):
     with pytest.raises(InputError, match=r"unknown.m4a: not audio that libsndfile can read; ffmpeg .*apt install"):
-        audio.read(unknown, 16000)
+        files.read(unknown, 16000)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_whatever_ffmpeg_does_ends_in_one_line(unknown, stand_in, monkeypatch, c
     stand_in("open('pid', 'w').write(str(os.getpgid(0)))\n" + code)
     monkeypatch.chdir(unknown.parent)
     with pytest.raises(InputError, match=says) as raised:
-        audio.read(unknown, 16000)
+        files.read(unknown, 16000)
     assert len(str(raised.value).splitlines()) == 1
     group = int((unknown.parent / "pid").read_text())
     deadline = time.monotonic() + 10
@@ -153,7 +153,7 @@ def test_whatever_ffmpeg_does_ends_in_one_line(unknown, stand_in, monkeypatch, c
 
 def test_sound_that_comes_with_a_complaint_is_used_and_noted(unknown, stand_in):
     stand_in("os.write(2, b'file:/dev/fd/7: bad frame\\n'); write(header + bytes(4 * 8000) + b'xx'); sys.exit(1)")
-    recording = audio.read(unknown, 16000)
+    recording = files.read(unknown, 16000)
     assert len(recording.samples) == 8000
     assert recording.notes == ("the file is damaged (bad frame): 0.50 s of it are used",)
 
@@ -161,7 +161,7 @@ def test_sound_that_comes_with_a_complaint_is_used_and_noted(unknown, stand_in):
 def test_ffmpeg_gets_the_open_file_and_no_terminal_and_no_network(unknown, stand_in, monkeypatch):
     stand_in("open('seen', 'w').write(repr((sys.argv, sys.stdin.read())))\nwrite(header + bytes(4000))")
     monkeypatch.chdir(unknown.parent)
-    audio.read(unknown, 16000)
+    files.read(unknown, 16000)
     arguments, stdin = eval((unknown.parent / "seen").read_text())
     assert stdin == ""
     assert arguments[arguments.index("-i") + 1].startswith("file:/dev/fd/")
@@ -175,7 +175,7 @@ def test_what_is_no_program_is_said(unknown, stand_in):
     stand_in("")
     (unknown.parent / "bin" / "ffmpeg").write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match="ffmpeg cannot be started: Exec format error"):
-        audio.read(unknown, 16000)
+        files.read(unknown, 16000)
 
 
 def test_an_interrupt_ends_ffmpeg(unknown, stand_in, monkeypatch):
@@ -189,5 +189,5 @@ def test_an_interrupt_ends_ffmpeg(unknown, stand_in, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(np, "frombuffer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        audio.read(unknown, 16000)
+        files.read(unknown, 16000)
     assert started[0].returncode == -9

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from audiolm_cli.config import preset
-from audiolm_cli.frames import FrameTransformer
-from audiolm_cli.likelihood import Batch, token_losses
-from audiolm_cli.tokens import coarse_sequence
-from audiolm_cli.training.lm import training_loss
+from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.likelihood import Batch, token_losses
+from audiolm_cli.language_models.tokens import coarse_sequence
+from audiolm_cli.training.parts.lm import training_loss
 from tests.bundles import modules
 
 SPEC = preset("tiny").tokens

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import WaveformConfig, preset
-from audiolm_cli.sampling import StageSampling
-from audiolm_cli.soundstream import SoundStream
-from audiolm_cli.stages import Noise, continue_coarse, continue_fine, continue_semantic
-from audiolm_cli.tokens import Sequence, coarse_sequence, fine_sequence, semantic_sequence
-from audiolm_cli.transformer import Transformer
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
+from audiolm_cli.language_models.tokens import Sequence, coarse_sequence, fine_sequence, semantic_sequence
+from audiolm_cli.language_models.transformer import Transformer
 from tests.bundles import in_memory, modules
 from tests.conftest import ROOT
 

@@ -19,7 +19,7 @@ import torch
 from bundles import write_bundle
 from safetensors.torch import load, save_file
 
-from audiolm_cli.training.assemble import write_sums
+from audiolm_cli.training.parts.assemble import write_sums
 from tests.conftest import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import audio, inputs
+from audiolm_cli.audio import files, inputs
 from audiolm_cli.errors import InputError
 from tests.conftest import needs_ffmpeg, spawn, tone
 
@@ -56,9 +56,9 @@ def through_a_pipe(path, content, pause=0.0):
 def test_a_pipe_is_read_to_its_end(tmp_path, long_prompt, pause):
     writer = through_a_pipe(tmp_path / "fifo", long_prompt.read_bytes(), pause)
     inputs.check(tmp_path / "fifo")
-    recording = audio.read(tmp_path / "fifo", 16000)
+    recording = files.read(tmp_path / "fifo", 16000)
     writer.join()
-    assert np.array_equal(recording.samples, audio.read(long_prompt, 16000).samples)
+    assert np.array_equal(recording.samples, files.read(long_prompt, 16000).samples)
     assert recording.notes == ()
 
 
@@ -96,7 +96,7 @@ def test_a_pipe_that_cannot_be_kept_is_said(tmp_path, long_prompt, monkeypatch):
     monkeypatch.setattr(inputs.tempfile, "TemporaryFile", full)
     writer = through_a_pipe(tmp_path / "fifo", long_prompt.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"fifo: cannot be kept in a temporary file: No space left .*TMPDIR"):
-        audio.read(tmp_path / "fifo", 16000)
+        files.read(tmp_path / "fifo", 16000)
     writer.join()
 
 
@@ -106,7 +106,7 @@ def test_a_pipe_without_end_is_refused(tmp_path, monkeypatch):
     assert process.stdout is not None
     try:
         with pytest.raises(InputError, match="larger than 1 MB"):
-            audio.read(f"/dev/fd/{process.stdout.fileno()}", 16000)
+            files.read(f"/dev/fd/{process.stdout.fileno()}", 16000)
     finally:
         process.kill()
         process.communicate()
@@ -119,7 +119,7 @@ def test_devices_are_refused_and_not_opened(name, audiolm):
     code, _, err = audiolm("continue", name, "--out-dir", "o", "--seed", "1")
     assert (code, err.splitlines()[-1]) == (1, f"audiolm: error: {name}: a device, not a recording")
     with pytest.raises(InputError, match="a device, not a recording"):
-        audio.read(name, 16000)
+        files.read(name, 16000)
 
 
 def test_standard_input_from_a_device_is_refused(tmp_path):
@@ -135,7 +135,7 @@ def test_a_socket_is_refused(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)  # names of sockets are short
         listener.bind("socket")
         with pytest.raises(InputError, match="socket: cannot be read: No such device or address"):
-            audio.read("socket", 16000)
+            files.read("socket", 16000)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_odd_names_are_read_and_named_in_one_line(tmp_path, long_prompt, name, m
         inputs.check(name)
     assert str(raised.value).isprintable()
     os.rename(long_prompt, name)
-    assert len(audio.read(name, 16000).samples) == 80000
+    assert len(files.read(name, 16000).samples) == 80000
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000, "no/such/folder/a.wav", ""])
 def test_names_that_cannot_be(name):
-    for read in (inputs.check, inputs.read_bytes, lambda name: audio.read(name, 16000)):
+    for read in (inputs.check, inputs.read_bytes, lambda name: files.read(name, 16000)):
         with pytest.raises(InputError) as raised:
             read(name)
         assert str(raised.value).isprintable()
@@ -165,15 +165,15 @@ def sparse(path, head, size):
 
 
 def test_sparse_files_of_gigabytes_cost_nothing(tmp_path, no_ffmpeg, monkeypatch):
-    monkeypatch.setattr(audio, "MAX_SECONDS", 60)
+    monkeypatch.setattr(files, "MAX_SECONDS", 60)
     sparse(tmp_path / "zeros", b"", 2**36)
     with pytest.raises(InputError, match="not audio that libsndfile"):
-        audio.read(tmp_path / "zeros", 16000)
+        files.read(tmp_path / "zeros", 16000)
     sparse(tmp_path / "a.wav", wav(b"", data_size=2**32 - 1), 2**32)
     start = time.monotonic()
     with pytest.raises(InputError, match="longer than 1 minutes"):
-        audio.read(tmp_path / "a.wav", 16000)
-    assert len(audio.read(tmp_path / "a.wav", 16000, end_only=True).samples) == 60 * 16000
+        files.read(tmp_path / "a.wav", 16000)
+    assert len(files.read(tmp_path / "a.wav", 16000, end_only=True).samples) == 60 * 16000
     assert time.monotonic() - start < 10
 
 
@@ -181,7 +181,7 @@ def test_sparse_files_of_gigabytes_cost_nothing(tmp_path, no_ffmpeg, monkeypatch
 def test_sparse_files_of_gigabytes_cost_ffmpeg_nothing(tmp_path):
     sparse(tmp_path / "zeros", b"", 2**36)
     with pytest.raises(InputError, match="not audio that libsndfile or ffmpeg can read"):
-        audio.read(tmp_path / "zeros", 16000)
+        files.read(tmp_path / "zeros", 16000)
 
 
 @pytest.mark.parametrize("data_size", [None, 0, 0xFFFFFFFF])
@@ -198,7 +198,7 @@ def test_a_file_that_grows_while_it_is_read_ends_where_it_ended(tmp_path, data_s
     growing = threading.Thread(target=grow)
     growing.start()
     try:
-        assert len(audio.read(path, 16000).samples) >= 80000
+        assert len(files.read(path, 16000).samples) >= 80000
     except InputError as error:
         assert "longer than 60 minutes" in str(error)  # it grew faster than it was opened
     finally:
@@ -219,7 +219,7 @@ def test_a_file_that_grows_while_it_is_read_ends_where_it_ended(tmp_path, data_s
 )
 def test_samples_behind_a_header_that_was_never_finished_are_used(tmp_path, sizes):
     (tmp_path / "a.wav").write_bytes(wav(PCM, **sizes))
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     assert np.array_equal(recording.samples, np.frombuffer(PCM, "<i2").astype(np.float32) / 32768)
     if sizes != {"data_size": 0, "riff_size": 8}:  # which libsndfile mends by itself
         assert recording.notes == ("the header was never finished: 5.00 s of it are used",)
@@ -231,7 +231,7 @@ def test_other_headers_that_were_never_finished(tmp_path):
         data = bytearray((tmp_path / "a").read_bytes())
         data[place : place + size] = bytes(size)
         (tmp_path / "a").write_bytes(data)
-        recording = audio.read(tmp_path / "a", 16000)
+        recording = files.read(tmp_path / "a", 16000)
         assert np.abs(recording.samples - tone(5.0)).max() < 1e-4
         assert recording.notes == ("the header was never finished: 5.00 s of it are used",)
 
@@ -239,18 +239,18 @@ def test_other_headers_that_were_never_finished(tmp_path):
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000])
 def test_a_length_that_means_to_the_end_is_no_fault(tmp_path, size):
     (tmp_path / "a.wav").write_bytes(wav(PCM, data_size=size))
-    recording = audio.read(tmp_path / "a.wav", 16000)
+    recording = files.read(tmp_path / "a.wav", 16000)
     assert (len(recording.samples), recording.notes) == (80000, ())
 
 
 def test_what_else_stands_behind_the_samples_is_no_sound(tmp_path):
     for behind in (LIST, b"TAG" + bytes(125), bytes(3), LIST + b"id3 \4\0\0\0abcd"):
         (tmp_path / "a.wav").write_bytes(wav(PCM, behind=behind))
-        recording = audio.read(tmp_path / "a.wav", 16000)
+        recording = files.read(tmp_path / "a.wav", 16000)
         assert (len(recording.samples), recording.notes) == (80000, ())
     (tmp_path / "a.wav").write_bytes(wav(b"", behind=LIST))
     with pytest.raises(InputError, match="there is no audio in it"):
-        audio.read(tmp_path / "a.wav", 16000)
+        files.read(tmp_path / "a.wav", 16000)
 
 
 @pytest.mark.parametrize(
@@ -259,34 +259,34 @@ def test_what_else_stands_behind_the_samples_is_no_sound(tmp_path):
 def test_what_stands_before_the_samples_does_not_matter(tmp_path, before):
     data = before + wav(PCM) if before.startswith(b"ID3") else wav(PCM, before=before)
     (tmp_path / "a.wav").write_bytes(data)
-    assert len(audio.read(tmp_path / "a.wav", 16000).samples) == 80000
+    assert len(files.read(tmp_path / "a.wav", 16000).samples) == 80000
 
 
 def test_an_id3_tag_before_flac(tmp_path):
     soundfile.write(tmp_path / "a.flac", tone(1.0), 16000)
     data = b"ID3\3\0\0\0\0\2\0" + bytes(256) + (tmp_path / "a.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(data)
-    assert len(audio.read(tmp_path / "a.flac", 16000).samples) == 16000
+    assert len(files.read(tmp_path / "a.flac", 16000).samples) == 16000
 
 
 @pytest.mark.parametrize("rate", [0, 1, 999, 1_000_001, 10_000_000, 2**31, 2**32 - 1])
 def test_sample_rates_that_no_sound_has_are_refused(tmp_path, rate, no_ffmpeg):
     (tmp_path / "a.wav").write_bytes(wav(PCM, rate=rate))
     with pytest.raises(InputError, match=r"a sample rate of|not audio that libsndfile"):
-        audio.read(tmp_path / "a.wav", 16000)
+        files.read(tmp_path / "a.wav", 16000)
 
 
 @pytest.mark.parametrize("channels", [1000, 1024])
 def test_a_thousand_channels(tmp_path, channels):
     (tmp_path / "a.wav").write_bytes(wav(bytes(channels * 2 * 1000), channels=channels))
-    assert audio.read(tmp_path / "a.wav", 16000).notes == (f"downmixed from {channels} channels",)
+    assert files.read(tmp_path / "a.wav", 16000).notes == (f"downmixed from {channels} channels",)
 
 
 @pytest.mark.parametrize("channels", [0, 1025, 65535])
 def test_more_channels_are_refused(tmp_path, channels):
     (tmp_path / "a.wav").write_bytes(wav(bytes(max(1, channels) * 2 * 100), channels=channels))
     with pytest.raises(InputError, match="not audio that libsndfile"):
-        audio.read(tmp_path / "a.wav", 16000)
+        files.read(tmp_path / "a.wav", 16000)
 
 
 def test_libraries_say_nothing_by_themselves(tmp_path, capfd):
@@ -297,7 +297,7 @@ def test_libraries_say_nothing_by_themselves(tmp_path, capfd):
     (tmp_path / "b.wav").write_bytes(wav(data[: len(data) // 2], kind=0x55))
     for name in ("a.mp3", "b.wav"):
         try:
-            audio.read(tmp_path / name, 16000)
+            files.read(tmp_path / name, 16000)
         except InputError as error:
             assert "b.wav" in str(error)
     assert capfd.readouterr().err == ""

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from audiolm_cli import bundle, int8, native
+from audiolm_cli import native
+from audiolm_cli.bundles import bundle, int8
+from audiolm_cli.bundles.folder import read_config
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
-from audiolm_cli.folder import read_config
 from audiolm_cli.native import model as kernel
-from audiolm_cli.training.assemble import assemble, main, quantize, unpack, write_sums
-from audiolm_cli.training.tokenize import load_part
+from audiolm_cli.training.corpora.tokenize import load_part
+from audiolm_cli.training.parts.assemble import assemble, main, quantize, unpack, write_sums
 
 STAGES = ("semantic", "coarse", "fine")
 MATRIX = "blocks.0.up.weight"  # of stages

@@ -60,7 +60,8 @@ def test_killed_batches_leave_whole_files_and_go_on(tmp_path: Path) -> None:
 # The real program, which interrupts itself in a stage as Ctrl-C would.
 SELF_INTERRUPTING = """
 import os, signal
-from audiolm_cli import audio, pipeline
+from audiolm_cli.audio import files
+from audiolm_cli import pipeline
 begin, write = pipeline._Stage.__enter__, audio._write_new
 def begun(self):
     if self.name == os.environ["STAGE"]:
@@ -183,11 +184,11 @@ def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, f
         except KeyboardInterrupt:
             raise ValueError("could not determine the shape") from None
 
-    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", load)
+    monkeypatch.setattr(sys.modules["audiolm_cli.bundles.bundle"], "load", load)
     code, out, err = audiolm("continue", prompt, "-o", "out.wav", "--seed", "1")
     assert (code, out) == (130, "")
     assert err.startswith("audiolm: seed 1\naudiolm: interrupted: 0 of 1 outputs are done")
-    monkeypatch.setattr(sys.modules["audiolm_cli.bundle"], "load", fake.load)
+    monkeypatch.setattr(sys.modules["audiolm_cli.bundles.bundle"], "load", fake.load)
     fake.fail_at, fake.error = 0, ZeroDivisionError("x")
     assert audiolm("continue", prompt, "-o", "out.wav")[0] == 1  # another run's interrupt does not count
 

@@ -1,9 +1,9 @@
 import pytest
 
-from audiolm_cli import jobs, planning
+from audiolm_cli.command_line import jobs, planning
+from audiolm_cli.command_line.options import Options, Request
 from audiolm_cli.console import Console
 from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError
-from audiolm_cli.options import Options, Request
 
 AUDIO = (".wav", ".flac", ".ogg")
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from audiolm_cli.config import preset
-from audiolm_cli.semantic import SemanticTokenizer
-from audiolm_cli.training import tokenizer as training
-from audiolm_cli.training.data import Clip, Corpus
-from audiolm_cli.training.kmeans import best_of, kmeans
-from audiolm_cli.training.tokenizer import PITCHES
+from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.parts import tokenizer as training
+from audiolm_cli.training.parts.kmeans import best_of, kmeans
+from audiolm_cli.training.parts.tokenizer import PITCHES
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli import bundle, pipeline, postfilter
+from audiolm_cli import pipeline
+from audiolm_cli.audio import postfilter
+from audiolm_cli.bundles import bundle
 from audiolm_cli.config import Layout, preset
-from audiolm_cli.likelihood import (
+from audiolm_cli.language_models.likelihood import (
     EVIDENCE,
     SEMANTIC_SHARE,
     batch_of,

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from audiolm_cli import audio, watermark
-from audiolm_cli.training import marks
-from audiolm_cli.training.data import Clip, Corpus
+from audiolm_cli.audio import files
+from audiolm_cli.provenance import watermark
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.evaluation import marks
 from tests.conftest import EXAMPLE
 
 RATE = marks.RATE
@@ -15,7 +16,7 @@ RATE = marks.RATE
 
 @pytest.fixture(scope="module")
 def speech():
-    return np.tile(audio.read(EXAMPLE, RATE).samples, 3)
+    return np.tile(files.read(EXAMPLE, RATE).samples, 3)
 
 
 class Sign:
@@ -66,7 +67,7 @@ def test_a_mark_without_a_threshold_gets_one_from_recordings(speech):
 
 
 def test_our_mark_survives_what_is_measured(speech):
-    from audiolm_cli import bundle
+    from audiolm_cli.bundles import bundle
 
     loaded = bundle.load("speech", device="cpu")
     changes = marks.handlings(loaded.codec)

@@ -5,8 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from audiolm_cli.training import measures
-from audiolm_cli.training.measures import Clip, Figure, bootstrap, clips_per_speaker, figure
+from audiolm_cli.training.measures import measures
+from audiolm_cli.training.measures.measures import Clip, Figure, bootstrap, clips_per_speaker, figure
 
 RATE = measures.RATE
 

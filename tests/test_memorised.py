@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolm_cli.config import TokenSpec
-from audiolm_cli.training import memorised
-from audiolm_cli.training.memorised import LIVELY, NEEDED, PIECE, RUN, WIDTH, Training
-from audiolm_cli.training.tokenize import TokenData, Track
+from audiolm_cli.training.corpora.tokenize import TokenData, Track
+from audiolm_cli.training.evaluation import memorised
+from audiolm_cli.training.evaluation.memorised import LIVELY, NEEDED, PIECE, RUN, WIDTH, Training
 
 
 def brute_force(tracks: list[np.ndarray], tokens: np.ndarray) -> list[bool]:

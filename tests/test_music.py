@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audiolm_cli.training import music
-from audiolm_cli.training.data import Clip, Corpus
-from audiolm_cli.training.memorised import Training
-from audiolm_cli.training.music import NEW, PROMPT, RATE, REACH, Heard
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.evaluation.memorised import Training
+from audiolm_cli.training.measures import music
+from audiolm_cli.training.measures.music import NEW, PROMPT, RATE, REACH, Heard
 
 NOTHING = Training([])
 LIVELY = np.random.default_rng(0).integers(1000, size=150)  # tokens

@@ -20,18 +20,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from audiolm_cli import bundle, engine, native
+from audiolm_cli import native
+from audiolm_cli.bundles import bundle
 from audiolm_cli.config import StageConfig, TokenSpec, preset
-from audiolm_cli.engine import Item
 from audiolm_cli.errors import ModelError, UsageError
-from audiolm_cli.frames import FrameTransformer
+from audiolm_cli.language_models import engine
+from audiolm_cli.language_models.engine import Item
+from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.sampling import StageSampling, sample, uniforms
+from audiolm_cli.language_models.stages import Noise, continue_fine
+from audiolm_cli.language_models.tokens import coarse_sequence, semantic_sequence
+from audiolm_cli.language_models.transformer import Decoder, Transformer
 from audiolm_cli.native import build, decode
 from audiolm_cli.native.model import Weights, fits, give, packed, pointer, prepare, quantized
-from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.sampling import StageSampling, sample, uniforms
-from audiolm_cli.stages import Noise, continue_fine
-from audiolm_cli.tokens import coarse_sequence, semantic_sequence
-from audiolm_cli.transformer import Decoder, Transformer
 from tests import int8_model
 from tests.bundles import modules
 from tests.conftest import ROOT

@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from audiolm_cli import bundle, engine, native
+from audiolm_cli import native
+from audiolm_cli.bundles import bundle
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.errors import ModelError
+from audiolm_cli.language_models import engine
+from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.stages import Noise, continue_fine
 from audiolm_cli.native import decode, fill
 from audiolm_cli.native.fill import Filling
 from audiolm_cli.native.model import fits, pointer, prepare
-from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.sampling import StageSampling
-from audiolm_cli.stages import Noise, continue_fine
 from tests.int8_model import Int8Model
 from tests.test_engine import coarse_item, coarse_model
 from tests.test_native import GREEDY, LIVELY, needs_kernel

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audiolm_cli.training.ngrams import contexts, ngram_bits
+from audiolm_cli.training.measures.ngrams import contexts, ngram_bits
 
 
 def test_contexts_follow_the_flattened_order():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audiolm_cli.command_line.options import CHECKS, Options, Request, checked, read_jobs
 from audiolm_cli.errors import UsageError
-from audiolm_cli.options import CHECKS, Options, Request, checked, read_jobs
 
 KEYS = ("plot", "duration", "temperature", "num_samples", "seed", "continuation_only", "output")
 DEFAULTS = {"duration": 7.0, "seed": 1}

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from audiolm_cli.config import preset
-from audiolm_cli.likelihood import Batch, token_losses
-from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.sampling import StageSampling
-from audiolm_cli.stages import Noise, continue_fine
-from audiolm_cli.training.lm import training_loss
+from audiolm_cli.language_models.likelihood import Batch, token_losses
+from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.stages import Noise, continue_fine
+from audiolm_cli.training.parts.lm import training_loss
 from tests.bundles import modules
 
 SPEC = preset("tiny").tokens

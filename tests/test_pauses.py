@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audiolm_cli.training.pauses import LAG, STRETCH, between_words
+from audiolm_cli.training.measures.pauses import LAG, STRETCH, between_words
 
 RANDOM = np.random.default_rng(0)
 

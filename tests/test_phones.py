@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from audiolm_cli.training import phones
-from audiolm_cli.training.data import Clip, Corpus
-from audiolm_cli.training.phones import PHONES, Spoken, normalised_information, phone_information, token_labels
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.measures import phones
+from audiolm_cli.training.measures.phones import PHONES, Spoken, normalised_information, phone_information, token_labels
 
 
 def test_information_is_one_when_tokens_are_phones_and_zero_when_independent():

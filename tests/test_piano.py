@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audiolm_cli import audio
+from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError, UsageError
-from audiolm_cli.training import piano, sampler
-from audiolm_cli.training.data import load_corpus
-from audiolm_cli.training.piano import Cut, Note, Piece
-from audiolm_cli.training.sampler import RATE
+from audiolm_cli.training.corpora import piano, sampler
+from audiolm_cli.training.corpora.data import load_corpus
+from audiolm_cli.training.corpora.piano import Cut, Note, Piece
+from audiolm_cli.training.corpora.sampler import RATE
 from tests.test_sampler import attacks, check_melody, loudness, melody, recordings
 
 mido = pytest.importorskip("mido", reason="needs the extra 'train'")
@@ -74,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         midi(folder / "midi" / f"{name}.mid", *events)
     for (layer, note), sound in recordings().items():
         (folder / "headroom").mkdir(exist_ok=True)
-        audio.write(folder / "headroom" / f"level{layer}_{note:03d}.flac", sound[:RATE], RATE, {})
+        files.write(folder / "headroom" / f"level{layer}_{note:03d}.flac", sound[:RATE], RATE, {})
     return folder
 
 
@@ -235,7 +235,7 @@ def test_the_corpus_is_what_training_reads(data, tmp_path):
     assert pieces["valid"] == {"ravel-boats", "Ravel_x"}
     assert pieces["train"] == {"chopin-waltz", "beeth-sonata", "Beethoven_Ludwig_Bagatelle"}
     for row in rows:
-        sound = audio.read(tmp_path / "out" / row["path"], RATE).samples
+        sound = files.read(tmp_path / "out" / row["path"], RATE).samples
         assert len(sound) / RATE == pytest.approx(float(row["seconds"]), abs=0.001)
         assert 20 <= len(sound) / RATE <= 60
         assert 0.02 < np.abs(sound).max() < 0.95
@@ -286,7 +286,7 @@ def test_fluidsynth_plays_a_share(data, tmp_path):
         pytest.skip(str(error))
     rows = make(data, tmp_path, timbres=("fluidsynth",))
     assert all("-fluidsynth-" in row["path"] for row in rows)
-    sound = audio.read(tmp_path / rows[0]["path"], RATE).samples
+    sound = files.read(tmp_path / rows[0]["path"], RATE).samples
     assert attacks(sound)[0] < 2 * piano.LEAD
     assert 0.02 < np.abs(sound).max() < 0.95
 

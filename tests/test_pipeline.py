@@ -13,10 +13,13 @@ import torch
 from bundles import in_memory, modules, write_bundle
 from conftest import tone
 
-from audiolm_cli import bundle, pipeline, postfilter, stages
+from audiolm_cli import pipeline
+from audiolm_cli.audio import postfilter
+from audiolm_cli.bundles import bundle
 from audiolm_cli.config import BundleConfig, Layout, from_json, preset, to_json
 from audiolm_cli.errors import InputError
-from audiolm_cli.likelihood import prompt_gain
+from audiolm_cli.language_models import stages
+from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt, Sampling
 
 SAMPLING = Sampling((1.0, 1.0, 1.0), (0, 0, 0), (0.95, 0.95, 0.95))

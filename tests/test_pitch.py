@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audiolm_cli.training import pitch
+from audiolm_cli.training.measures import pitch
 
 RATE = 16000
 

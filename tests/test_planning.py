@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from audiolm_cli import planning
+from audiolm_cli.command_line import planning
+from audiolm_cli.command_line.jobs import DEFAULT
+from audiolm_cli.command_line.options import Options, Request
+from audiolm_cli.command_line.planning import Places
 from audiolm_cli.errors import OutputError, UsageError
-from audiolm_cli.jobs import DEFAULT
-from audiolm_cli.options import Options, Request
-from audiolm_cli.planning import Places
 from tests.conftest import spawn
 
 AUDIO = (".wav", ".flac", ".ogg")
@@ -287,11 +287,11 @@ def test_names_that_are_too_long(name):
 
 
 def test_the_longest_possible_name(tmp_path):
-    from audiolm_cli import audio
+    from audiolm_cli.audio import files
 
     name = "x" * 251 + ".wav"
     assert plan(["a.wav"], name)[0].target == name
-    audio.write_bytes(name, b"x")
+    files.write_bytes(name, b"x")
     assert os.listdir() == [name]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli import cli, plot
+from audiolm_cli.command_line import cli, plot
 from audiolm_cli.config import preset
 from audiolm_cli.pipeline import Output
 from tests.conftest import ROOT, tone
@@ -89,7 +89,7 @@ UNWRITABLE = """
 import os, sys
 sys.path.insert(0, {root!r})
 import numpy as np, torch
-from audiolm_cli import plot
+from audiolm_cli.command_line import plot
 from audiolm_cli.config import preset
 from audiolm_cli.pipeline import Output
 plot.png(Output(np.zeros(1600, np.float32), torch.zeros(0), torch.zeros(12, 0)), preset("tiny").tokens, "nothing")

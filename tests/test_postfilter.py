@@ -6,9 +6,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audiolm_cli import audio, postfilter
+from audiolm_cli.audio import files, postfilter
+from audiolm_cli.audio.postfilter import (
+    ATTACK,
+    FRAMES,
+    HighPass,
+    LevelControl,
+    Limiter,
+    PostFilter,
+    active_level,
+    powers,
+)
 from audiolm_cli.config import OutputConfig
-from audiolm_cli.postfilter import ATTACK, FRAMES, HighPass, LevelControl, Limiter, PostFilter, active_level, powers
 from tests.conftest import EXAMPLE
 
 RATE = 16000
@@ -17,7 +26,7 @@ SPEECH = OutputConfig()
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    return audio.read(EXAMPLE, RATE).samples
+    return files.read(EXAMPLE, RATE).samples
 
 
 def tone(pitch: float, seconds: float, level: float = 0.3) -> np.ndarray:

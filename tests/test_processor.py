@@ -15,12 +15,14 @@ from bundles import modules
 from test_engine import coarse_item, coarse_model
 from torch import Tensor
 
-from audiolm_cli import bundle, engine, processor, transformer
+from audiolm_cli import processor
+from audiolm_cli.bundles import bundle
 from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
+from audiolm_cli.language_models import engine, transformer
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.transformer import Linear
 from audiolm_cli.processor import Processor
-from audiolm_cli.sampling import StageSampling
-from audiolm_cli.transformer import Linear
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -162,7 +164,7 @@ def test_what_only_looks_at_bundles_needs_no_torch() -> None:
     """So that it answers at once."""
     code = """
 import sys
-from audiolm_cli.cli import main
+from audiolm_cli.command_line.cli import main
 assert main(sys.argv[1:]) == 0
 heavy = {"torch", "numpy", "safetensors", "huggingface_hub.hf_api"} & sys.modules.keys()
 assert not heavy, heavy

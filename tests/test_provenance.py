@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import audio, watermark
+from audiolm_cli.audio import files
+from audiolm_cli.provenance import watermark
 from tests.conftest import EXAMPLE, ROOT, tone
 
 RATE = watermark.RATE
@@ -16,10 +17,10 @@ RATE = watermark.RATE
 @pytest.fixture
 def marked(tmp_path):
     """The example and, behind it, itself with the mark of `speech`."""
-    speech = audio.read(EXAMPLE, RATE).samples
+    speech = files.read(EXAMPLE, RATE).samples
     path = tmp_path / "marked.wav"
     both = watermark.embed(np.tile(speech, 2), RATE, watermark.bundle_id("speech"), len(speech))
-    audio.write(path, both, RATE, {"software": "some program"})
+    files.write(path, both, RATE, {"software": "some program"})
     return path
 
 
@@ -81,8 +82,8 @@ def test_what_others_wrote_into_a_file_is_printed_safely(audiolm, tmp_path, tiny
     comment = json.dumps(
         {"bundle": "\x1b[31mred\n", "digitalSourceType": "trainedAlgorithmicMedia"}, ensure_ascii=False
     )
-    audio.write(tmp_path / "a.flac", tone(1.0), RATE, {"comment": comment})
-    audio.write(tmp_path / "b.flac", tone(1.0), RATE, {"comment": "[" * 5000})
+    files.write(tmp_path / "a.flac", tone(1.0), RATE, {"comment": comment})
+    files.write(tmp_path / "b.flac", tone(1.0), RATE, {"comment": "[" * 5000})
     code, out, _ = audiolm("detect", "a.flac", "b.flac", "-m", tiny_bundle)
     assert code == 0
     assert len(out.splitlines()) == 2
@@ -90,8 +91,8 @@ def test_what_others_wrote_into_a_file_is_printed_safely(audiolm, tmp_path, tiny
 
 
 def test_what_is_too_short_to_tell_is_said(audiolm, tmp_path, tiny_bundle):
-    audio.write(tmp_path / "short.wav", tone(0.04), RATE, {})
-    audio.write(tmp_path / "click.wav", np.eye(1, 5 * RATE, RATE, dtype=np.float32)[0], RATE, {})
+    files.write(tmp_path / "short.wav", tone(0.04), RATE, {})
+    files.write(tmp_path / "click.wav", np.eye(1, 5 * RATE, RATE, dtype=np.float32)[0], RATE, {})
     _, found, _ = detect(audiolm, "short.wav", "click.wav", "-m", tiny_bundle)
     assert [(f["generated_probability"], f["classifier"], f["segments"]) for f in found] == [(None, "tiny", [])] * 2
     assert audiolm("detect", "short.wav", "click.wav", "-m", tiny_bundle)[1].count("too little sound to tell") == 2

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiolm_cli import audio
-from audiolm_cli.training import recogniser
-from audiolm_cli.training.data import Clip, Corpus
-from audiolm_cli.training.recogniser import Hear, Heard, heard_alike, own_error, word_error
+from audiolm_cli.audio import files
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.measures import recogniser
+from audiolm_cli.training.measures.recogniser import Hear, Heard, heard_alike, own_error, word_error
 
 PROMPT = Path(__file__).parents[1] / "examples" / "prompt.flac"
 TEXT = "the little woman thought that the secret might keep"
@@ -24,7 +24,7 @@ def hear(tmp_path_factory: pytest.TempPathFactory) -> Hear:
 
 @pytest.fixture(scope="module")
 def prompt() -> np.ndarray:
-    return audio.read(PROMPT, 16000).samples
+    return files.read(PROMPT, 16000).samples
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from audiolm_cli import pipeline
-from audiolm_cli.training import pitch, resyntheses, speech
-from audiolm_cli.training.continuations import Case, Voices
-from audiolm_cli.training.measures import Figure
-from audiolm_cli.training.recogniser import Heard
+from audiolm_cli.training.evaluation import resyntheses, speech
+from audiolm_cli.training.evaluation.continuations import Case, Voices
+from audiolm_cli.training.measures import pitch
+from audiolm_cli.training.measures.measures import Figure
+from audiolm_cli.training.measures.recogniser import Heard
 
 
 def case(speaker: str, direction: int) -> Case:

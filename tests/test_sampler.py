@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from audiolm_cli.errors import InputError, UsageError
-from audiolm_cli.training import sampler
-from audiolm_cli.training.sampler import RATE, Note, Piano
+from audiolm_cli.training.corpora import sampler
+from audiolm_cli.training.corpora.sampler import RATE, Note, Piano
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "piano" / "headroom"
 STEPS = np.arange(21, 109, 0.25)  # keys and what lies between them

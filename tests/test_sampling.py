@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from audiolm_cli.sampling import sample
+from audiolm_cli.language_models.sampling import sample
 
 LOGITS = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from bundles import modules
 
+from audiolm_cli.audio.mel import mel_filters
 from audiolm_cli.config import TokenizerConfig, preset
-from audiolm_cli.conformer import BandedAttention, ConformerLayer
-from audiolm_cli.mel import mel_filters
-from audiolm_cli.semantic import WINDOW_TOKENS, SemanticTokenizer
-from audiolm_cli.training.teacher import whisper_banks
+from audiolm_cli.tokenizer.conformer import BandedAttention, ConformerLayer
+from audiolm_cli.tokenizer.semantic import WINDOW_TOKENS, SemanticTokenizer
+from audiolm_cli.training.parts.teacher import whisper_banks
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audiolm_cli.autoencoders import SpectralDecoder, State
+from audiolm_cli.codec.autoencoders import SpectralDecoder, State
+from audiolm_cli.codec.soundstream import PIECE_FRAMES, SoundStream
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
-from audiolm_cli.soundstream import PIECE_FRAMES, SoundStream
 
 SPEC = TokenSpec(codebook_size=32)
 KINDS: dict[str, SpectralConfig | WaveformConfig] = {

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from audiolm_cli.training import data, speakers
-from audiolm_cli.training.measures import Clip
-from audiolm_cli.training.speakers import FIT_CLIPS, TEST_CLIPS, probe_clips, speaker_probe
+from audiolm_cli.training.corpora import data
+from audiolm_cli.training.measures import speakers
+from audiolm_cli.training.measures.measures import Clip
+from audiolm_cli.training.measures.speakers import FIT_CLIPS, TEST_CLIPS, probe_clips, speaker_probe
 
 CLIPS = FIT_CLIPS + TEST_CLIPS
 

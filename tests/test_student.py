@@ -12,15 +12,16 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from audiolm_cli import int8
-from audiolm_cli.bundle import read_about, read_tensors
+from audiolm_cli.bundles import int8
+from audiolm_cli.bundles.bundle import read_about, read_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
 from audiolm_cli.errors import InputError, ModelError
-from audiolm_cli.semantic import SemanticTokenizer
-from audiolm_cli.training import hearing, student, teacher
-from audiolm_cli.training.data import load_corpus
-from audiolm_cli.training.hearing import RATE, Changes
-from audiolm_cli.training.student import TOKEN, UNKNOWN, Lesson
+from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training.corpora import hearing
+from audiolm_cli.training.corpora.data import load_corpus
+from audiolm_cli.training.corpora.hearing import RATE, Changes
+from audiolm_cli.training.parts import student, teacher
+from audiolm_cli.training.parts.student import TOKEN, UNKNOWN, Lesson
 from audiolm_cli.training.trainer import optimizers
 
 WIDTH, HEADS = 16, 2

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiolm_cli import audio
+from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError
-from audiolm_cli.training import synthetic
-from audiolm_cli.training.data import load_corpus
-from audiolm_cli.training.synthetic import RATE, Passage
+from audiolm_cli.training.corpora import synthetic
+from audiolm_cli.training.corpora.data import load_corpus
+from audiolm_cli.training.corpora.synthetic import RATE, Passage
 
 
 def noise(text: str, speed: float, seed: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def test_what_was_broken_off_goes_on(texts: Path, tmp_path: Path, monkeypatch: p
 def test_paragraphs_are_parted_by_pauses_and_the_level_is_set(tmp_path: Path):
     passage = Passage("a", 0, ("One paragraph of some words.", "And another one of some more."), "train")
     seconds = synthetic.record(tmp_path, noise, passage)
-    samples = audio.read(tmp_path / passage.path, RATE).samples
+    samples = files.read(tmp_path / passage.path, RATE).samples
     assert len(samples) == pytest.approx(seconds * RATE, abs=2)
     quiet = np.abs(samples[: len(samples) // 800 * 800].reshape(-1, 800)).max(1) < 0.01
     assert 0.2 < quiet.sum() * 0.05 < 0.9
@@ -147,5 +147,5 @@ def test_the_engine_reads(tmp_path: Path):
     assert 1.5 < synthetic.record(tmp_path, synthetic.hibari, passage) < 6
     again = tmp_path / "again"
     synthetic.record(again, synthetic.hibari, passage)
-    one, other = (audio.read(folder / passage.path, RATE).samples for folder in (tmp_path, again))
+    one, other = (files.read(folder / passage.path, RATE).samples for folder in (tmp_path, again))
     assert np.array_equal(one, other)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from audiolm_cli import bundle, inputs, pipeline
+from audiolm_cli import pipeline
+from audiolm_cli.audio import inputs
+from audiolm_cli.bundles import bundle
 from audiolm_cli.errors import InputError
 from tests.bundles import write_bundle
 from tests.conftest import tone

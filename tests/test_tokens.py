@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiolm_cli.config import TokenSpec
-from audiolm_cli.tokens import (
+from audiolm_cli.language_models.tokens import (
     CONTEXT_OFFSETS,
     FRAME_OFFSETS,
     Vocabulary,

@@ -25,14 +25,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from audiolm_cli import bundle, int8, pipeline
+from audiolm_cli import pipeline
+from audiolm_cli.bundles import bundle, int8
+from audiolm_cli.bundles.folder import damaged
+from audiolm_cli.codec.soundstream import ResidualQuantizer
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
-from audiolm_cli.folder import damaged
-from audiolm_cli.soundstream import ResidualQuantizer
-from audiolm_cli.training import codec, lm, outputs, recipe, tokenizer, trainer
-from audiolm_cli.training.assemble import assemble, unpack
-from audiolm_cli.training.tokenize import load_tokens
+from audiolm_cli.training import recipe, trainer
+from audiolm_cli.training.corpora.tokenize import load_tokens
+from audiolm_cli.training.parts import codec, lm, outputs, tokenizer
+from audiolm_cli.training.parts.assemble import assemble, unpack
 from tests.bundles import write_parts
 
 pytestmark = pytest.mark.slow
@@ -198,10 +200,10 @@ def test_the_recipe_does_not_do_again_what_is_finished(trained: Path, data: Path
 def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
     common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--kind", "waveform")
     small = ("--batch", 4, "--seconds", 0.2, "--resume")
-    run("audiolm_cli.training.codec", *common, *small, "--minutes", 5)
+    run("audiolm_cli.training.parts.codec", *common, *small, "--minutes", 5)
     first = log(tmp_path, "codec")
     assert steps(tmp_path, "codec") == 5
-    run("audiolm_cli.training.codec", *common, *small, "--minutes", 8)
+    run("audiolm_cli.training.parts.codec", *common, *small, "--minutes", 8)
     state = trainer.load_checkpoint(tmp_path / "codec")
     assert (state["step"], state["seconds"]) == (8, 8 * 60)
     assert {int(moments["step"]) for moments in state["optimizers"][0]["state"].values()} == {8}
@@ -215,7 +217,7 @@ def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_pat
     unpack(trained / "tiny", tmp_path / "parts")
     before = load_file(tmp_path / "parts" / "codec.safetensors")
     common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--rate", 0)
-    run("audiolm_cli.training.codec", *common, "--minutes", 3, "--warm-start", "--resume")
+    run("audiolm_cli.training.parts.codec", *common, "--minutes", 3, "--warm-start", "--resume")
     after = load_file(tmp_path / "parts" / "codec.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("encoder.", "decoder.")))
     about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
@@ -237,7 +239,7 @@ def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:
 
 def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny")
-    run("audiolm_cli.training.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
+    run("audiolm_cli.training.parts.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
     parts = copied / "runs" / "parts"
     with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the tokens of another codec"):
         assemble(parts, "six", copied / "six", quantizers=6)
@@ -270,7 +272,7 @@ def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Pa
     taken = {int(moments["step"]) for moments in state["extra"]["opponent"]["optimizer"]["state"].values()}
     assert taken == {state["step"]}
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--decoder-only", "--resume")
-    run("audiolm_cli.training.codec", *common, "--minutes", state["step"] + 2)
+    run("audiolm_cli.training.parts.codec", *common, "--minutes", state["step"] + 2)
     after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["opponent"]["optimizer"]["state"]
     assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
 
@@ -282,7 +284,7 @@ def test_processes_share_the_recordings_among_them(data: Path, copied: Path, mon
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--passes", 1)
-        run("audiolm_cli.training.tokenize", *common)
+        run("audiolm_cli.training.corpora.tokenize", *common)
     assert len(load_tokens(copied / "runs", "valid")) == 1
     shares = load_tokens(copied / "runs", "train")
     assert sorted(t.length for share in shares for t in share.tracks) == sorted(t.length for t in whole.tracks)
@@ -325,14 +327,14 @@ def test_the_best_state_survives_a_resumption(data: Path, copied: Path, monkeypa
     shutil.rmtree(copied / "runs" / "semantic")
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny", "--stage", "semantic")
     for minutes in (12, 15):
-        run("audiolm_cli.training.lm", *common, "--resume", "--minutes", minutes)
+        run("audiolm_cli.training.parts.lm", *common, "--resume", "--minutes", minutes)
         about = bundle.read_about(copied / "runs" / "parts" / "semantic.safetensors")
         assert (about["trained"]["steps"], about["trained"]["valid_bits"]) == (minutes, 1.0)
 
 
 def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    run("audiolm_cli.training.assemble", "--unpack", "--runs", runs, "--out", trained / "tiny")
+    run("audiolm_cli.training.parts.assemble", "--unpack", "--runs", runs, "--out", trained / "tiny")
     for part in ("codec", "tokenizer", *STAGES):
         file = runs / "parts" / f"{part}.safetensors"
         tensors, wanted = (load_file(folder / file.name) for folder in (file.parent, trained / "tiny"))
@@ -340,7 +342,7 @@ def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Pat
         assert bundle.read_about(file)["config"] == bundle.read_about(trained / "runs" / "parts" / file.name)["config"]
     shutil.copytree(trained / "runs" / "tokens", runs / "tokens")
     common = ("--data", data, "--runs", runs, "--device", "cpu", "--preset", "tiny", "--warm-start", "--resume")
-    lm_options = ("audiolm_cli.training.lm", *common, "--rate", 0, "--stage", "semantic", "--minutes")
+    lm_options = ("audiolm_cli.training.parts.lm", *common, "--rate", 0, "--stage", "semantic", "--minutes")
     for minutes in (1, 2):  # a second run goes on from the first one, not from the part that it left
         run(*lm_options, minutes)
         about = bundle.read_about(runs / "parts" / "semantic.safetensors")
@@ -352,14 +354,24 @@ def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Pat
             torch.equal(tensor, tensors[name])
             for name, tensor in load_file(trained / "tiny/semantic.safetensors").items()
         )
-    run("audiolm_cli.training.tokenizer", *common, "--minutes", 1)
+    run("audiolm_cli.training.parts.tokenizer", *common, "--minutes", 1)
     assert log(runs, "tokenizer")[-1]["round"] == 2  # the first labels are the old tokenizer's
     with pytest.raises(ModelError, match="another tokenizer"):
         assemble(runs / "parts", "tiny", tmp_path / "tiny")
     before = load_tokens(runs, "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResidualQuantizer, "encode", None)  # the codec is the same: its codes are kept
-        run("audiolm_cli.training.tokenize", "--data", data, "--runs", runs, "--device", "cpu", "--passes", len(before))
+        run(
+            "audiolm_cli.training.corpora.tokenize",
+            "--data",
+            data,
+            "--runs",
+            runs,
+            "--device",
+            "cpu",
+            "--passes",
+            len(before),
+        )
     for old, new in zip(before, load_tokens(runs, "train"), strict=True):
         assert torch.equal(old.codes, new.codes)
         assert old.sources["codec"] == new.sources["codec"]
@@ -386,15 +398,15 @@ def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
         assemble(parts, "tiny", tmp_path / "mixture")
     assert not (tmp_path / "mixture").exists()
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
-    run("audiolm_cli.training.tokenize", *common, "--passes", 1)  # the second one stays as it was
+    run("audiolm_cli.training.corpora.tokenize", *common, "--passes", 1)  # the second one stays as it was
     with pytest.raises(ModelError, match="made with different codecs"):
-        run("audiolm_cli.training.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)
+        run("audiolm_cli.training.parts.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)
 
 
 def test_stage_1_learns_from_synthetic_speech_as_well(copied: Path, data: Path) -> None:
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
     for _ in range(2):  # what is there is kept
-        run("audiolm_cli.training.tokenize", *common, "--passes", 2, "--synthetic", data)
+        run("audiolm_cli.training.corpora.tokenize", *common, "--passes", 2, "--synthetic", data)
         files = sorted((copied / "runs" / "tokens").glob("synthetic*"))
         assert [file.name for file in files] == [
             "synthetic-valid_0_0000.safetensors",
@@ -405,7 +417,7 @@ def test_stage_1_learns_from_synthetic_speech_as_well(copied: Path, data: Path) 
     assert all(len(tokens.semantic) > 50 and not tokens.codes.numel() for tokens in read)
     assert not torch.equal(read[0].semantic, read[1].semantic)
     shutil.rmtree(copied / "runs" / "semantic")
-    run("audiolm_cli.training.lm", *common, "--stage", "semantic", "--preset", "tiny", "--minutes", 3)
+    run("audiolm_cli.training.parts.lm", *common, "--stage", "semantic", "--preset", "tiny", "--minutes", 3)
     last = log(copied / "runs", "semantic")[-1]
     assert last["finished"]
     assert np.isfinite([last["bits"], last["bits_synthetic"]]).all()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from audiolm_cli.errors import InputError
-from audiolm_cli.training import trigrams
-from audiolm_cli.training.trigrams import Trigrams, perplexity, unheard
+from audiolm_cli.training.measures import trigrams
+from audiolm_cli.training.measures.trigrams import Trigrams, perplexity, unheard
 
 TEXT = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "sat", "on", "the", "rug"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from audiolm_cli.config import TokenSpec
-from audiolm_cli.training.tokenize import TokenData, Track
-from audiolm_cli.training.two_samples import STRETCH, Stretch, stretches, told_apart
+from audiolm_cli.training.corpora.tokenize import TokenData, Track
+from audiolm_cli.training.measures.two_samples import STRETCH, Stretch, stretches, told_apart
 
 VOCABULARY = 12
 

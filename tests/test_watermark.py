@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli import audio, watermark
-from audiolm_cli.training.marks import bands_below
+from audiolm_cli.audio import files
+from audiolm_cli.provenance import watermark
+from audiolm_cli.training.evaluation.marks import bands_below
 from tests.conftest import EXAMPLE, tone
 
 RATE = watermark.RATE
@@ -13,7 +14,7 @@ RATE = watermark.RATE
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    return audio.read(EXAMPLE, RATE).samples
+    return files.read(EXAMPLE, RATE).samples
 
 
 @pytest.mark.parametrize("bundle", [0, 1, 63])
@@ -112,9 +113,9 @@ def test_long_sound_is_marked_block_by_block_without_seams(speech, monkeypatch):
 
 @pytest.mark.parametrize("rate", [8000, 24000, 44100])
 def test_bundles_of_other_rates_are_marked_too(rate):
-    samples = audio.read(EXAMPLE, rate).samples
+    samples = files.read(EXAMPLE, rate).samples
     marked = watermark.embed(samples, rate, 3)
-    (mark,) = watermark.find(audio.resampled(marked, rate, RATE))
+    (mark,) = watermark.find(files.resampled(marked, rate, RATE))
     assert mark.bundle == 3
 
 
@@ -124,8 +125,8 @@ def test_bundles_of_other_rates_are_marked_too(rate):
         lambda x: x[12345 : 12345 + 2 * RATE],
         lambda x: x * 0.1,
         lambda x: np.round(x * 128).astype(np.float32) / 128,
-        lambda x: audio.resampled(audio.resampled(x, RATE, 8000), 8000, RATE),
-        lambda x: audio.resampled(audio.resampled(x, RATE, 44100), 44100, RATE),
+        lambda x: files.resampled(files.resampled(x, RATE, 8000), 8000, RATE),
+        lambda x: files.resampled(files.resampled(x, RATE, 44100), 44100, RATE),
         lambda x: x + np.random.default_rng(0).normal(0, 0.1 * x.std(), len(x)).astype(np.float32),
     ],
     ids=["cut", "quieter", "8 bits", "8 kHz", "44.1 kHz", "noise"],
@@ -138,7 +139,7 @@ def test_a_mark_survives(speech, handling):
 @pytest.mark.parametrize(("container", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
 def test_a_mark_survives_lossy_formats(speech, tmp_path, container, subtype):
     soundfile.write(tmp_path / "a", watermark.embed(speech, RATE, 6), RATE, format=container, subtype=subtype)
-    assert [mark.bundle for mark in watermark.find(audio.read(tmp_path / "a", RATE).samples)] == [6]
+    assert [mark.bundle for mark in watermark.find(files.read(tmp_path / "a", RATE).samples)] == [6]
 
 
 def test_the_embedded_bundles_have_different_marks():

@@ -11,8 +11,8 @@ import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiolm_cli import cli, options
-from audiolm_cli.command import RAY_ADDRESS
+from audiolm_cli.command_line import cli, options
+from audiolm_cli.command_line.command import RAY_ADDRESS
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli import bundle as bundles
+from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.errors import InputError
-from audiolm_cli.training import words
-from audiolm_cli.training.data import Clip, Corpus
-from audiolm_cli.training.words import Pair, Phones
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.measures import words
+from audiolm_cli.training.measures.words import Pair, Phones
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="needs flite (a Debian package)")
 

@@ -22,9 +22,9 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.native.model import Weights, pointer
 
 if TYPE_CHECKING:
-    from audiolm_cli.engine import Item
-    from audiolm_cli.sampling import StageSampling
-    from audiolm_cli.tokens import Sequence
+    from audiolm_cli.language_models.engine import Item
+    from audiolm_cli.language_models.sampling import StageSampling
+    from audiolm_cli.language_models.tokens import Sequence
 
 STEPS = 16  # made at a time
 ERRORS = {-1: "not enough memory", -3: "the model's weights lead to values that are not finite"}

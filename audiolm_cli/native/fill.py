@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from audiolm_cli import native
+from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.native.decode import check
 from audiolm_cli.native.model import Weights, pointer
-from audiolm_cli.sampling import StageSampling
 
 Window = tuple[int, int, int]  # first frame, first frame to be made, end
 

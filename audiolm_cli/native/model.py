@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from audiolm_cli import native
 from audiolm_cli.errors import ModelError
-from audiolm_cli.frames import FrameTransformer, Level
-from audiolm_cli.parallel import ParallelTransformer
-from audiolm_cli.transformer import Stack, Transformer
+from audiolm_cli.language_models.frames import FrameTransformer, Level
+from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.transformer import Stack, Transformer
 
 OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
 KINDS: dict[Any, Any] = {

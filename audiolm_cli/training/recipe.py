@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from audiolm_cli.config import PRESETS
-from audiolm_cli.training.assemble import assemble, unpack
+from audiolm_cli.training.parts.assemble import assemble, unpack
 from audiolm_cli.training.trainer import add_matrices
 
 SHARES = {
@@ -51,11 +51,19 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
 
     sized, synthetic = [*sizes, *given("--clusters", args.clusters)], args.runs / "synthetic"
     tokenizer = train("tokenizer", "tokenizer", *sized, "--material", args.material)
-    tokenize = [*together, "audiolm_cli.training.tokenize", *common, "--resume", *device, "--passes", str(args.passes)]
+    tokenize = [
+        *together,
+        "audiolm_cli.training.corpora.tokenize",
+        *common,
+        "--resume",
+        *device,
+        "--passes",
+        str(args.passes),
+    ]
     read, heard = [], given("--synthetic", args.text and synthetic)
     if args.text:
         what = ["--text", str(args.text), "--data", str(args.data), "--out", str(synthetic), "--hours", str(args.hours)]
-        read = [["audiolm_cli.training.synthetic", *what, "--processes", str(args.processes)]]
+        read = [["audiolm_cli.training.corpora.synthetic", *what, "--processes", str(args.processes)]]
     if args.teacher:
         tokenizer = train("student", "tokenizer", *sized, "--teacher", args.teacher, *heard)
     stages = [stage for stage in DROPOUT if stage != "fine" or not args.quantizers]
@@ -73,8 +81,8 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
         ),
     ]
     return parts, [
-        ["audiolm_cli.training.outputs", *common, *device, *model],
-        ["audiolm_cli.training.detector", *common, *device, *sizes, *model],
+        ["audiolm_cli.training.parts.outputs", *common, *device, *model],
+        ["audiolm_cli.training.parts.detector", *common, *device, *sizes, *model],
     ]
 
 

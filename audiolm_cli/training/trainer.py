@@ -7,7 +7,7 @@ The learning rate follows the share of the minutes that are over, so a run ends 
 Several processes (GPUs, or CPU cores: one thread each is faster than two threads in one process) train together by
 torchrun: each draws crops of its own, gradients are averaged, and the first one alone writes.
 
-    torchrun --nproc-per-node 2 -m audiolm_cli.training.lm --stage coarse --data DATA
+    torchrun --nproc-per-node 2 -m audiolm_cli.training.parts.lm --stage coarse --data DATA
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
-from audiolm_cli import int8
-from audiolm_cli.bundle import read_about, whole
-from audiolm_cli.options import threads
+from audiolm_cli.bundles import int8
+from audiolm_cli.bundles.bundle import read_about, whole
+from audiolm_cli.command_line.options import threads
 from audiolm_cli.processor import Processor, processor
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20

@@ -1,0 +1,343 @@
+"""Audio files in and out: read, downmix, resample; encode and write so that nothing is lost or left half-written."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import io
+import itertools
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import ceil, gcd
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import soundfile
+
+from audiolm_cli.audio import ffmpeg, headers, inputs
+from audiolm_cli.console import write_stdout
+from audiolm_cli.errors import ExistsError, InputError, OutputError, display
+
+FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}  # by suffix of the output
+MAX_SECONDS = 3600  # of one input; keeps a small file that unpacks to days of silence from filling the memory
+MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is needed; it keeps the time within bounds
+MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
+CANCELLED = 0.1  # share of the energy
+
+_stderr_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Mono audio, `samples` float32 [T] in [-1, 1] at `rate` Hz; `notes` say what was done to the file to get it;
+    `tags` are those of libsndfile's (title, artist, comment, software, ...) that it has."""
+
+    samples: np.ndarray
+    rate: int
+    notes: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> Recording:
+    """Reads a recording as mono at `rate` Hz.
+
+    `source` is a path or "-" for standard input; any format, sample rate and number of channels that libsndfile reads,
+    or else ffmpeg where it is installed. The file is read, downmixed and resampled block by block: memory beyond the
+    result does not grow with its length. Channels that cancel each other are not mixed; the strongest is used. Of what
+    is longer than an hour `end_only` keeps the last hour.
+
+    Raises InputError, with `source` in the message, for what is missing, not audio, empty, longer than an hour (with
+    `end_only`, a day), or contains NaN or infinite samples. A truncated or damaged file that still decodes is used, and
+    noted.
+    """
+    name = display(source)
+    with inputs.opened(source) as file:
+        recording, strongest = _heard(file, name, rate, end_only)
+        if strongest is not None:
+            recording, _ = _heard(file, name, rate, end_only, strongest)
+    return recording
+
+
+def _heard(
+    file: IO[bytes], name: str, rate: int, end_only: bool, channel: int | None = None
+) -> tuple[Recording, int | None]:
+    """The file's sound, of one `channel` or of all mixed; in the latter case also which to take instead, where they
+    cancel each other."""
+    pieces: collections.deque[np.ndarray] = collections.deque()
+    with _decoder(file, name) as sound:
+        if not MIN_RATE <= sound.samplerate <= MAX_RATE:
+            raise InputError(f"{name}: a sample rate of {sound.samplerate} Hz is outside {MIN_RATE} to {MAX_RATE}")
+        mono = _Mono(sound, name, end_only, channel)
+        most, kept = MAX_SECONDS * rate, 0
+        for piece in _resampled(mono, sound.samplerate, rate):
+            pieces.append(piece)
+            kept += len(piece)
+            while kept - len(pieces[0]) >= most:
+                kept -= len(pieces.popleft())
+        if mono.frames == 0:
+            raise InputError(f"{name}: there is no audio in it")
+        notes = []
+        if channel is not None:
+            notes.append(f"its {sound.channels} channels cancel each other: the strongest, {channel + 1}, is used")
+        elif sound.channels > 1:
+            notes.append(f"downmixed from {sound.channels} channels")
+        if sound.samplerate != rate:
+            notes.append(f"resampled from {sound.samplerate} to {rate} Hz")
+        if mono.clipped:
+            notes.append(f"{mono.clipped} samples beyond full scale clipped")
+        if sound.complaint:
+            notes.append(f"{sound.complaint}: {mono.frames / sound.samplerate:.2f} s of it are used")
+        if mono.skipped or kept > most:
+            notes.append(f"longer than {MAX_SECONDS // 60} minutes: what comes before is left out")
+        return Recording(np.concatenate(pieces)[-most:], rate, tuple(notes), sound.tags), mono.strongest()
+
+
+def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Sound `float32 [T]` at `old` Hz as one at `new` Hz, as `read` does it."""
+    return np.concatenate(list(_resampled([samples], old, new)))
+
+
+def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) -> tuple[bytes, int]:
+    """Encodes mono audio as a file of the format that `suffix` names (".wav", ".flac" or ".ogg").
+
+    Takes float32 [T] at `rate` Hz and returns the file's bytes and the number of samples that were beyond [-1, 1] and
+    were clipped. `tags` are libsndfile's (title, artist, comment, software, ...). WAV and FLAC are 16 bit.
+
+    Raises OutputError when samples are NaN or infinite: written, they would be full-scale clicks.
+    """
+    if not np.isfinite(samples).all():
+        raise OutputError("the audio has NaN or infinite samples and was not written")
+    container, subtype = FORMATS[suffix]
+    clipped = int(np.count_nonzero(np.abs(samples) > 1))
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", rate, 1, subtype, format=container) as sound:
+        for key, value in tags.items():  # before the first sample: later ones are dropped silently
+            setattr(sound, key, value)
+        for block in np.array_split(samples, len(samples) // 65536 + 1):  # libvorbis overflows its stack on long ones
+            sound.write(np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16))
+    return buffer.getvalue(), clipped
+
+
+def write(
+    target: str | os.PathLike[str], samples: np.ndarray, rate: int, tags: dict[str, str], force: bool = False
+) -> int:
+    """Encodes float32 [T] at `rate` Hz by the suffix of `target` and writes it; returns the number of clipped samples.
+
+    "-" is standard output, as WAV. Raises OutputError; see `encode` and `write_bytes`.
+    """
+    suffix = ".wav" if os.fspath(target) == "-" else Path(target).suffix.lower()
+    data, clipped = encode(samples, rate, suffix, tags)
+    write_bytes(target, data, force)
+    return clipped
+
+
+def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False) -> None:
+    """Writes a whole file beside `target` and then moves it there, so that `target` is complete or untouched.
+
+    "-" is standard output. Without `force` an existing file is never replaced, not even one that appears meanwhile;
+    with it, the new one has its permissions. Raises ExistsError when it exists, OutputError when it is no regular file
+    or cannot be written.
+    """
+    if os.fspath(target) == "-":
+        write_stdout(data)
+        return
+    path = os.path.realpath(target)  # a symbolic link stays one
+    part = os.path.join(os.path.dirname(path), f".audiolm-{secrets.token_hex(6)}.tmp")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OutputError(f"{display(target)}: not a regular file")
+        try:
+            replaced = force and os.path.exists(path)
+            _write_new(part, data, 0o600 if replaced else 0o666)
+            if replaced:
+                _like(path, part)
+            elif not force:
+                _reserve(part, path)
+            os.replace(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+    except FileExistsError:
+        raise ExistsError(f"{display(target)}: exists already; use --force to replace it") from None
+    except OSError as error:
+        raise OutputError(f"{display(target)}: cannot be written: {error.strerror}") from None
+
+
+def _like(path: str, part: str) -> None:
+    """Gives `part` the owner, the mode and the access list of the file at `path`, as far as the system allows."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.chown(part, os.stat(path).st_uid, os.stat(path).st_gid)
+    with contextlib.suppress(OSError):
+        shutil.copystat(path, part)
+        os.utime(part)  # is new
+
+
+def _write_new(path: str, data: bytes, mode: int) -> None:
+    """Writes a file that is not there yet. Where the system can do that (Linux) it has no name before it is whole: a
+    killed process leaves nothing half-written behind."""
+    folder, nameless = os.path.dirname(path), None
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # a file system that cannot
+            nameless = os.open(folder, os.O_TMPFILE | os.O_WRONLY, mode)
+    own = functools.partial(os.open, mode=mode)
+    with open(path, "xb", opener=own) if nameless is None else open(nameless, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk shows here, not after the move
+        if nameless is not None:
+            place = os.open(folder, os.O_RDONLY)  # given it, link() follows the symbolic link that /proc has
+            try:
+                os.link(f"/proc/self/fd/{nameless}", path, src_dir_fd=place)
+            finally:
+                os.close(place)
+
+
+def _reserve(part: str, path: str) -> None:
+    """Takes `path` for the file `part`; raises FileExistsError where there is something already."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+@contextlib.contextmanager
+def _decoder(file: IO[bytes], name: str) -> Iterator[_Sound | ffmpeg.Sound]:
+    """What decodes the file: libsndfile, else ffmpeg."""
+    file.seek(0)
+    if not file.read(1):
+        raise InputError(f"{name}: the file is empty")
+    with _without_messages():
+        try:
+            sound = _Sound(file)
+        except soundfile.LibsndfileError:
+            sound = None
+        if sound is not None:
+            with sound.file:
+                yield sound
+            return
+    with ffmpeg.Sound(file, name) as other:
+        yield other
+
+
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Keeps libmpg123, which prints to the process's stderr by itself, quiet while a file is read."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
+    with _stderr_lock, open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+class _Sound:
+    """A file that libsndfile decodes; has what `ffmpeg.Sound` has, and its length in frames, 0 where that is unsure.
+    Raises LibsndfileError where it cannot."""
+
+    def __init__(self, file: IO[bytes]):
+        mended = headers.mended(file)
+        file.seek(0)
+        self.file = sound = soundfile.SoundFile(mended or file.fileno(), closefd=False)
+        self.samplerate, self.channels, self.tags = sound.samplerate, sound.channels, sound.copy_metadata()
+        self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # of others, by the file's size
+        self.complaint = "the header was never finished" if mended else ""
+        self.promised = headers.promised_frames(sound, file)
+
+    def blocks(self, skipped: int = 0) -> Iterator[np.ndarray]:
+        """The samples, float32 [n, channels], behind the frames to skip; can be called once."""
+        frames = skipped
+        with contextlib.suppress(soundfile.LibsndfileError):  # the rest is damaged or missing
+            if skipped:
+                self.file.seek(skipped)
+            while len(block := self.file.read(4096, dtype="float32", always_2d=True)):  # what is lost at most
+                frames += len(block)
+                yield block
+        if frames < self.promised:
+            self.complaint = "the file is truncated"
+
+
+class _Mono:
+    """Iterates over a sound as mono float32 [n] in [-1, 1] at its own rate; then says what was found."""
+
+    def __init__(self, sound: _Sound | ffmpeg.Sound, name: str, end_only: bool, channel: int | None):
+        self.sound, self.name, self.channel = sound, name, channel
+        self.most = (MAX_END_SECONDS if end_only else MAX_SECONDS) * sound.samplerate
+        self.skipped = max(0, sound.length - MAX_SECONDS * sound.samplerate) if end_only else 0
+        self.frames = self.clipped = 0
+        self.energies, self.mixed = np.zeros(sound.channels), 0.0  # of each channel and of their mean
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        sound = self.sound
+        self._check_length(sound.length - self.skipped)
+        for block in sound.blocks(self.skipped):
+            if not np.isfinite(block).all():
+                raise InputError(f"{self.name}: has NaN or infinite samples")
+            self.frames += len(block)
+            self._check_length(self.frames)
+            self.clipped += int(np.count_nonzero(np.abs(block) > 1))
+            block = np.clip(block, -1, 1)
+            mono = block.mean(axis=1) if self.channel is None else block[:, self.channel]
+            if sound.channels > 1 and self.channel is None:
+                self.energies += np.square(np.diff(block, axis=0)).sum(axis=0)  # of differences: hum does not count
+                self.mixed += float(np.square(np.diff(mono)).sum())
+            yield mono
+
+    def _check_length(self, frames: int) -> None:
+        if frames > self.most:
+            minutes = self.most // self.sound.samplerate // 60
+            way = "cut it first; `continue --continuation-only` reads only the end of what is longer than 60"
+            raise InputError(f"{self.name}: longer than {minutes} minutes; {way}")
+
+    def strongest(self) -> int | None:
+        """The channel with the most sound where the mean of all has less than a tenth of the energy that it had if they
+        were independent, as when one is the other turned over; else None."""
+        independent = self.energies.sum() / self.sound.channels**2
+        return int(self.energies.argmax()) if self.mixed < CANCELLED * independent else None
+
+
+def _resampled(blocks: Iterable[np.ndarray], old: int, new: int) -> Iterator[np.ndarray]:
+    """Resamples a stream of float32 [n] from `old` to `new` Hz: T samples become ceil(T * new / old).
+
+    Windowed-sinc interpolation with torchaudio's defaults (Hann window over 6 zero crossings, cutoff 0.99), of which
+    only the weights that are not zero are kept: torchaudio's own table takes gigabytes when the two rates share no
+    factor, and importing it takes seconds.
+    """
+    if old == new:
+        yield from blocks
+        return
+    old, new = old // gcd(old, new), new // gcd(old, new)
+    cutoff = min(1.0, new / old) * 0.99  # relative to the old Nyquist frequency
+    half = ceil(6 / cutoff)
+    offsets = np.arange(1 - half, half + 1)  # of the old samples around a new one
+    # Output i lies at i * old / new: `phase` new-ths behind the old sample before it, phase = i * old % new.
+    distance = (np.arange(new)[:, None] / new - offsets) * cutoff
+    weights = cutoff * np.sinc(distance) * np.cos(np.pi / 12 * np.clip(distance, -6, 6)) ** 2
+    weights = weights.astype(np.float32)  # [phase, 2 * half]
+
+    held, first = np.zeros(half - 1, np.float32), 1 - half  # old samples still needed, and the place of the first
+    total = done = 0  # old samples seen, new ones made
+    for block in itertools.chain(blocks, [np.zeros(half, np.float32)]):
+        held = np.concatenate([held, block])
+        total += len(block)
+        ready = max(done, -((half - total) * new // old))  # those whose last old sample has been seen
+        for start in range(done, ready, 32768):
+            index = np.arange(start, min(start + 32768, ready))
+            windows = np.lib.stride_tricks.sliding_window_view(held, 2 * half)[index * old // new + 1 - half - first]
+            yield np.einsum("nk,nk->n", windows, weights[index * old % new]).clip(-1, 1)
+        done = ready
+        unneeded = max(0, done * old // new + 1 - half - first)
+        held, first = held[unneeded:], first + unneeded

@@ -1,0 +1,115 @@
+"""A bundle as a folder of files: found by its name, checked against SHA256SUMS, its config read.
+
+Needs no torch, so that what only looks at bundles answers at once. Whatever is wrong is a ModelError of one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from audiolm_cli.config import FORMAT_VERSION, BundleConfig, from_json
+from audiolm_cli.errors import ModelError
+
+MAX_CONFIG_BYTES = 1 << 20
+PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
+SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
+PACKAGE = Path(__file__).parent.parent
+EMBEDDED = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel, in a checkout
+
+
+def find(name: str, offline: bool = False) -> Path:
+    """The folder of a bundle: a path to one, the name of an embedded one, or `org/repo@revision` of a hub, which is
+    fetched if it is not here."""
+    candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
+    if "/" in name or name in ("", ".", ".."):
+        candidates = candidates[:1]
+    for folder in candidates:
+        if os.path.isfile(folder / "config.json"):  # whatever the name is
+            return folder
+    from audiolm_cli.bundles import hub
+
+    if hub.is_id(name) and not Path(name).exists():
+        return hub.pull(name, offline)
+    raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
+
+
+def embedded() -> list[str]:
+    """Names of the bundles that came with the program."""
+    return sorted({config.parent.name for folder in EMBEDDED for config in folder.glob("*/config.json")})
+
+
+def damaged(folder: Path, contents: bool = True) -> list[str]:
+    """Names of files that are missing, or (with `contents`) are not what SHA256SUMS says. Raises ModelError."""
+    listed = SHA256SUMS.fullmatch(_text(folder / "SHA256SUMS"))
+    if not listed:
+        raise ModelError(f"{folder / 'SHA256SUMS'}: not a list of SHA-256 sums")
+    sums = {name: digest for digest, name in (line.split("  ") for line in listed[0].splitlines())}
+    present = [f"{part}.safetensors" for part in PARTS if (folder / f"{part}.safetensors").exists()]
+    wrong = [name for name in ("config.json", *present) if name not in sums]
+    for name, digest in sums.items():
+        file = folder / name
+        if not file.is_file() or (contents and sha256(file) != digest):
+            wrong.append(name)
+    return wrong
+
+
+def check_sums(folder: Path) -> None:
+    """Raises ModelError when a file is not what SHA256SUMS says."""
+    if wrong := damaged(folder):
+        raise ModelError(f"{folder}: {', '.join(wrong)}: missing, or not what SHA256SUMS says")
+
+
+def check_once(folder: Path) -> None:
+    """`check_sums` on first load, and again when a file has changed; embedded bundles were checked when installed."""
+    if folder.parent in EMBEDDED:
+        return
+    state = [str(folder.resolve()), _text(folder / "SHA256SUMS")]
+    for file in sorted(folder.iterdir()):
+        status = file.stat()
+        state.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiolm" / "checked"
+    mark = cache / hashlib.sha256("\n".join(state).encode()).hexdigest()
+    if not mark.exists():
+        check_sums(folder)
+        with contextlib.suppress(OSError):  # then the next load checks again
+            cache.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable ({error})") from error
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, as sha256sum writes it."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """The checked config.json of a bundle; raises ModelError."""
+    file = folder / "config.json"
+    try:
+        value = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({error})") from error
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:  # whatever else it may say
+        raise ModelError(
+            f"{file}: format_version {version}; this program knows up to {FORMAT_VERSION}, get a newer one"
+        )
+    config: BundleConfig = from_json(BundleConfig, value)
+    return config

@@ -1,0 +1,111 @@
+"""SoundStream (Zeghidour et al., 2021, arXiv 2107.03312): audio <-> codes of a residual vector quantizer.
+
+Audio is `float32 [B, T]` in [-1, 1]; codes are `int64 [B, Q, F]`, one frame per hop (320 samples, 50 frames/s at
+16 kHz). Frame f sees samples before hop * (f + 1); output sample t uses codes up to t // hop + `lookahead`. The first
+q quantizers alone can be decoded, for every q.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from audiolm_cli.codec.autoencoders import SpectralDecoder, SpectralEncoder, State, WaveformDecoder, WaveformEncoder
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
+from audiolm_cli.console import Tell
+
+PIECE_FRAMES = 200  # encoding and decoding work through pieces of this many frames (4 s), whatever the length
+
+
+class ResidualQuantizer(nn.Module):
+    """Each codebook quantizes what the ones before it left over."""
+
+    def __init__(self, quantizers: int, codebook_size: int, latent: int):
+        super().__init__()
+        codebooks = nn.init.normal_(torch.empty(quantizers, codebook_size, latent))
+        self.codebooks = nn.Parameter(codebooks, requires_grad=False)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Latents `float32 [B, F, D]` -> codes `int64 [B, Q, F]`."""
+        residual, codes = latents.flatten(0, 1), []
+        for codebook in self.codebooks:
+            code = nearest(residual, codebook)
+            residual = residual - codebook[code]
+            codes.append(code.view(latents.shape[:2]))
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes `int64 [B, q, F]` of the first q quantizers -> latents `float32 [B, F, D]`."""
+        parts = [codebook[code] for codebook, code in zip(self.codebooks, codes.unbind(1), strict=False)]
+        return functools.reduce(torch.add, parts)
+
+
+def nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """Index of the centroid `[K, D]` nearest to each point `[N, D]`; `int64 [N]`."""
+    return torch.addmm(centroids.square().sum(1), points, centroids.T, alpha=-2).argmin(1)
+
+
+class SoundStream(nn.Module):
+    """Encoder, residual quantizer and decoder of one bundle."""
+
+    def __init__(self, config: SpectralConfig | WaveformConfig, tokens: TokenSpec):
+        super().__init__()
+        self.hop = tokens.samples_per_frame
+        self.encoder: SpectralEncoder | WaveformEncoder
+        self.decoder: SpectralDecoder | WaveformDecoder
+        if isinstance(config, SpectralConfig):
+            self.encoder, self.decoder = SpectralEncoder(config, self.hop), SpectralDecoder(config, self.hop)
+        else:
+            self.encoder, self.decoder = WaveformEncoder(config), WaveformDecoder(config)
+        self.quantizer = ResidualQuantizer(tokens.quantizers, tokens.codebook_size, config.latent)
+
+    @property
+    def lookahead(self) -> int:
+        """Frames beyond t // hop that output sample t depends on."""
+        return self.decoder.lookahead
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
+        """Audio `float32 [B, T]`, T a multiple of the hop -> codes `int64 [B, Q, T // hop]`, in bounded memory. `tell`
+        hears of the frames done.
+
+        Every piece has the same shape (the last is padded; the encoder is causal), so that a recording's beginning
+        gives the same codes whatever follows it.
+        """
+        frames, piece, state = audio.shape[-1] // self.hop, PIECE_FRAMES * self.hop, State()
+        codes = []
+        for start in range(0, frames * self.hop, piece):
+            part = audio[:, start : start + piece]
+            part = nn.functional.pad(part, (0, piece - part.shape[-1]))
+            codes.append(self.quantizer.encode(self.encoder(part, state)))
+            if tell:
+                tell(min(PIECE_FRAMES, frames - start // self.hop))
+        return torch.cat(codes, -1)[..., :frames]
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, tell: Tell | None = None) -> Tensor:
+        """Codes `int64 [B, q, F]` of the first q quantizers -> audio `float32 [B, F * hop]`."""
+        return torch.cat(list(self.decode_pieces(codes, tell)), -1)
+
+    def decode_pieces(self, codes: Tensor, tell: Tell | None = None) -> Iterator[Tensor]:
+        """As `decode`, but yields `[B, ...]` as it goes, so that memory stays bounded."""
+        state, skip = State(), self.decoder.delay
+        for part in codes.split(PIECE_FRAMES, -1):
+            audio = self.decoder(self.quantizer.decode(part), state)
+            if tell:
+                tell(part.shape[-1])
+            yield audio[:, skip:]
+            skip = max(0, skip - audio.shape[-1])
+        if self.decoder.delay:
+            yield self.decoder.flush(state)[:, skip:]
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Latents `[B, F, D]` -> audio `[B, F * hop]` in one piece, for training."""
+        state = State()
+        audio = self.decoder(latents, state)
+        return (
+            torch.cat([audio, self.decoder.flush(state)], -1)[:, self.decoder.delay :] if self.decoder.delay else audio
+        )

@@ -1,0 +1,501 @@
+"""The command line: the commands and their options, and what becomes of errors. `command` does what they share."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from audiolm_cli import __version__
+from audiolm_cli.command_line import options
+from audiolm_cli.command_line.command import Command, RayCommand, check_device, console_of
+from audiolm_cli.console import Console
+from audiolm_cli.errors import AudioLMError, InputError, UsageError, display, explain
+
+app = typer.Typer(
+    name="audiolm",
+    help="Continues audio: give it some seconds of somebody speaking, and it goes on in the same voice.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
+app.add_typer(models, name="models")
+
+AUDIO = (".wav", ".flac", ".ogg")
+
+
+class DType(str, Enum):
+    """Precision of the language models; encoding and decoding audio always run in float32."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+# Options that several commands share.
+Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Output, or - for stdout.")]
+OutDir = Annotated[str | None, typer.Option("--out-dir", metavar="FOLDER", help="Folder for outputs named as inputs.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="TEMPLATE", help="Names in the folder, such as '{stem}.{index}.wav'."),
+]
+Jobs = Annotated[
+    str | None,
+    typer.Option("--jobs", metavar="FILE", help="Job list, one JSON object a line with options as keys; - for stdin."),
+]
+NumSamples = Annotated[
+    str | None, typer.Option("--num-samples", "-n", metavar="N", help="Outputs of each input; 1 by default.")
+]
+BestOf = Annotated[
+    str | None,
+    typer.Option("--best-of", metavar="N", help="Candidates of each output, up to 64, of which the best is kept."),
+]
+Seed = Annotated[str | None, typer.Option(metavar="N", help="Same seed, same audio; random unless given.")]
+Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse, fine.")]
+TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
+TopP = Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")]
+Guidance = Annotated[
+    str | None, typer.Option(metavar="W", help="How strongly stage 2 holds on to the voice; 0: as trained.")
+]
+Plot = Annotated[
+    str | None, typer.Option(metavar="FILE", help="PNG of spectrogram and tokens; '{stem}.{index}.png' names several.")
+]
+NoWatermark = Annotated[bool, typer.Option("--no-watermark", help="Leave out the mark that `detect` finds.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help="Bundle: its name, a folder, or org/repo@rev."
+    ),
+]
+BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")]
+# one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
+Threads = Annotated[int, typer.Option(metavar="N", min=1, max=options.MAX_THREADS, help="Processor threads.")]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="[ADDRESS]", help="Spread the work over a Ray cluster: there, or this machine's cores."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from audiolm_cli import native
+
+        typer.echo(f"audiolm {__version__}, decodes on this processor by {native.described()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _audiolm(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+@app.command("continue", cls=RayCommand)
+def continue_(
+    ctx: typer.Context,
+    prompts: Inputs = None,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of new audio.")] = "7",
+    prompt_seconds: Annotated[
+        str | None,
+        typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from: speech 3, piano 4."),
+    ] = None,
+    num_samples: NumSamples = None,
+    best_of: BestOf = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    plot: Plot = None,
+    continuation_only: Annotated[bool, typer.Option("--continuation-only", help="Leave the prompt out.")] = False,
+    no_watermark: NoWatermark = False,
+    model: Model = "speech",
+    device: Device = "auto",
+    dtype: Precision = DType.auto,
+    threads: Threads = 1,
+    batch_size: BatchSize = 8,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    ray: Ray = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Continue recordings.
+
+    The output is the whole prompt, of up to an hour, and DURATION new seconds; with --continuation-only the prompt can
+    be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC or
+    Ogg. The paths of the outputs go to standard output, all else to standard error. Without INPUT and output, from
+    standard input to standard output.
+
+    With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
+    makes likelier than nothing before it would, by the most: that costs only that stage's time.
+    """
+    Command(ctx, AUDIO).run("Continue", prompts or [])
+
+
+@app.command(cls=RayCommand)
+def generate(
+    ctx: typer.Context,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="From nothing. There is no other way yet, so it may be left out.")
+    ] = False,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of audio.")] = "10",
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    plot: Plot = None,
+    no_watermark: NoWatermark = False,
+    model: Model = "speech",
+    device: Device = "auto",
+    dtype: Precision = DType.auto,
+    threads: Threads = 1,
+    batch_size: BatchSize = 8,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    ray: Ray = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make audio from nothing: what is said, by whom and in which room, is all sampled.
+
+    `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
+    There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
+    would be silence and loops.
+    """
+    Command(ctx, AUDIO).run("Generate", [None])
+
+
+@app.command(cls=RayCommand)
+def resynth(
+    ctx: typer.Context,
+    sources: Inputs = None,
+    speaker: Annotated[
+        str | None, typer.Option("--speaker", metavar="FILE", help="Recording of the voice; sampled unless given.")
+    ] = None,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    plot: Plot = None,
+    no_watermark: NoWatermark = False,
+    model: Model = "speech",
+    device: Device = "auto",
+    dtype: Precision = DType.auto,
+    threads: Threads = 1,
+    batch_size: BatchSize = 8,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    ray: Ray = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say recordings again in another voice: that of a reference recording, or a sampled one.
+
+    What is said and when stays; an output is as long as its source. The 3 seconds of the reference that are fullest of
+    speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
+    their consent.
+    """
+    Command(ctx, AUDIO).run("Resynth", sources or [])
+
+
+@app.command(cls=RayCommand)
+def encode(
+    ctx: typer.Context,
+    recordings: Inputs = None,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    model: Model = "speech",
+    device: Device = "auto",
+    threads: Threads = 1,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    ray: Ray = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn recordings into tokens, in safetensors files.
+
+    Without INPUT and output, from standard input to standard output.
+    """
+    Command(ctx, (".safetensors",)).run("Encode", recordings or [])
+
+
+@app.command(cls=RayCommand)
+def decode(
+    ctx: typer.Context,
+    tokens: Annotated[
+        list[str] | None, typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")
+    ] = None,
+    output: Output = None,
+    out_dir: OutDir = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    quantizers: Annotated[str | None, typer.Option(metavar="N", help="Use only the first of the quantizers.")] = None,
+    model: Model = "speech",
+    device: Device = "auto",
+    threads: Threads = 1,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    fail_fast: FailFast = False,
+    ray: Ray = None,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn tokens, as `audiolm encode` writes them, back into audio.
+
+    Without TOKENS and output, from standard input to standard output.
+    """
+    Command(ctx, AUDIO).run("Decode", tokens or [])
+
+
+@app.command()
+def detect(
+    ctx: typer.Context,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Recordings, or - for stdin.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            envvar="AUDIOLM_MODEL",
+            help="Bundle that may have made it; that of its watermark, or speech, by default.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    fail_fast: FailFast = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tell whether recordings, or stretches of them, were made by audiolm.
+
+    A line each on standard output: the watermark, and where; how likely the sound was made by the bundle, by its
+    classifier, and where; what the metadata says. Silence proves nothing: handling can remove all three.
+    """
+    console = console_of(ctx)
+    check_device(device)
+    if not files:
+        raise UsageError("name the inputs: FILE...")
+    options.checked({"model": model})
+    console.kind = "files"
+    with console.status("loading"):
+        from audiolm_cli.provenance import provenance
+
+        examiner, failed, start = provenance.Examiner(model, device, offline, threads), False, time.monotonic()
+    for number, file in enumerate(files):
+        console.overall = (number, len(files), start)
+        try:
+            with console.progress(0) as progress:
+                found = examiner.examine(file, progress)
+        except InputError as error:
+            console.error(error)
+            failed = True
+            if fail_fast:
+                break
+            continue
+        for note in found.pop("notes"):
+            console.note(f"{display(file)}: {note}")
+        console.data(found, provenance.described(found))
+        console.made += 1
+    if failed:
+        raise typer.Exit(1)
+
+
+@models.command("list")
+def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
+    """List the bundles that are here: embedded in the program, or fetched from a hub."""
+    from audiolm_cli.command_line import models as bundles
+
+    console = console_of(ctx)
+    for record in bundles.listed():
+        size = f"{record['bytes'] / 1e6:.0f} MB"
+        console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
+
+
+@models.command("show")
+def models_show(
+    ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
+) -> None:
+    """Show a bundle's sizes, training, model card and licence."""
+    from audiolm_cli.bundles.folder import find, read_config
+    from audiolm_cli.command_line import models as bundles
+
+    console = console_of(ctx)
+    folder = find(name, offline)
+    config = read_config(folder)
+    record = bundles.shown(name, folder)
+    tokens = config.tokens
+    lines = [
+        f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
+        f"{tokens.sample_rate} Hz, {tokens.semantic_rate:g} semantic tokens/s of {tokens.semantic_vocabulary}, "
+        f"{tokens.quantizers} codes of {tokens.codebook_size} for every {tokens.samples_per_frame} samples",
+        *(
+            f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in vars(config.sampling).items()
+        ),
+        *(
+            f"{part} trained: {', '.join(f'{key} {value}' for key, value in how.items())}"
+            for part, how in config.trained.items()
+        ),
+        "",
+        record["card"],
+        record["licence_text"],
+    ]
+    console.data(record, "\n".join(lines))
+
+
+@models.command("pull")
+def models_pull(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ORG/REPO[@REVISION]", help="A bundle on a hub.")],
+    offline: Offline = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a bundle from a hub into the cache, or go on fetching it; check it, and print where it is."""
+    from audiolm_cli.bundles import hub
+    from audiolm_cli.command_line import models as bundles
+
+    console = console_of(ctx)
+    if not hub.is_id(name):
+        raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
+    folder = hub.pull(name, offline, quiet or sys.stderr is None or not sys.stderr.isatty())
+    console.data(bundles.record(name, "cached", folder), str(folder))
+
+
+@models.command("verify")
+def models_verify(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Bundles; all that are here by default.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
+    from audiolm_cli.bundles.bundle import check_parts
+    from audiolm_cli.bundles.folder import check_sums, find
+    from audiolm_cli.command_line import models as bundles
+
+    console = console_of(ctx)
+    failed = False
+    for name in names or [record["name"] for record in bundles.listed()]:
+        try:
+            folder = find(name, offline=True)
+            check_sums(folder)
+            check_parts(folder)
+            console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
+        except AudioLMError as error:
+            console.error(error)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; every error is one line on stderr.
+
+    0: all done; 1: a file, model or output problem; 2: a command that cannot be right; 130: interrupted.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
+    gc.set_threshold(100_000)  # importing torch makes many objects, and all stay: no need to look for garbage
+    signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background a shell has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
+    _interrupts.clear()
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # where one was closed, no other file may get its number
+        pass
+    os.close(descriptor)
+    console = Console()
+    try:
+        code = int(app(arguments, prog_name="audiolm", standalone_mode=False, obj=console) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if console.debug:
+            traceback.print_exc()
+        code, message = explain(error)
+        if _interrupts:  # which compiled code may have turned into an error of its own
+            code = 130
+        else:
+            console.error(message)
+    if code == 130:
+        console.interrupted()
+    return code
+
+
+_interrupts: list[int] = []  # Ctrl-C since the program began
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    _interrupts.append(signum)
+    raise KeyboardInterrupt
+
+
+def _terminated(signum: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + signum)  # an exception, so that half-written files are removed

@@ -1,0 +1,192 @@
+"""Runs a job list on a Ray cluster: the batches that one machine would run, spread over workers by Ray Data.
+
+A worker is a process that loads the bundle once and works on a GPU of its own, or on as many cores as it has threads.
+Inputs and outputs are files that all machines see under the same path. When a worker dies Ray starts another and gives
+it the batch again; what the batch had finished by then is known to the `Ledger` and not made a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from audiolm_cli.command_line import jobs
+from audiolm_cli.command_line.jobs import Job
+from audiolm_cli.command_line.tasks import TaskSpec
+from audiolm_cli.console import Console, Progress
+from audiolm_cli.errors import AudioLMError, ModelError, UsageError, explain
+
+if TYPE_CHECKING:
+    from audiolm_cli.bundles.bundle import Bundle
+
+CONNECT_SECONDS = 10
+Event = tuple[str, Any]  # a method of Console and what it was called with
+
+
+class Ledger:
+    """What has been reported of each batch, kept in a process of its own while workers come and go."""
+
+    def __init__(self) -> None:
+        self.events: dict[int, list[Event]] = {}
+
+    def begin(self, batch: int) -> list[Event] | None:
+        """None for a batch that nobody has begun, otherwise what was reported of it."""
+        before = self.events.get(batch)
+        self.events.setdefault(batch, [])
+        return before
+
+    def add(self, batch: int, events: list[Event]) -> None:
+        self.events[batch] += events
+
+
+@dataclass
+class _Recorder(Console):
+    """Keeps what a worker has to say, for the machine that the command was given on; tells the ledger of results."""
+
+    ledger: Any = None
+    batch: int = 0
+    events: list[Event] = field(default_factory=list)
+    told: int = 0  # of these events, the ledger
+
+    def error(self, message: object) -> None:
+        self.events.append(("error", str(message)))
+
+    def note(self, message: str) -> None:
+        self.events.append(("note", message))
+
+    def result(self, record: dict[str, Any]) -> None:
+        import ray
+
+        self.events.append(("result", record))
+        ray.get(self.ledger.add.remote(self.batch, self.events[self.told :]))
+        self.told = len(self.events)
+
+    def results(self) -> set[str]:
+        """Outputs of the batch that are there."""
+        return {event[1]["path"] for event in self.events if event[0] == "result"}
+
+    @contextlib.contextmanager
+    def progress(self, seconds: float) -> Iterator[Progress | None]:
+        yield None
+
+
+class Worker:
+    """Makes the outputs of batches; what it could not even begin with is the error of each."""
+
+    def __init__(self, spec: TaskSpec, identity: str, kernel: str, folder: str, fail_fast: bool, ledger: Any):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in cli.main
+        warnings.simplefilter("ignore")
+        self.console, self.fail_fast, self.force = _Recorder(ledger=ledger), fail_fast, spec.force
+        self.failure = ""
+        try:
+            os.chdir(folder)
+            self.task = spec.task(self.console)
+            if self.task.bundle.identity != identity:
+                raise ModelError(f"{spec.model}: a worker has other weights of that name")
+            if self.task.bundle.kernel != kernel:
+                raise ModelError(
+                    f"a worker decodes by {self.task.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
+                    " machines makes them alike"
+                )
+        except AudioLMError as error:
+            self.failure = str(error)
+        except OSError as error:
+            self.failure = f"{folder}: a worker cannot work there: {error.strerror}"
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        """`item`: pickled number and jobs of a batch -> pickled events and number of failed jobs."""
+        import ray
+
+        number, batch = pickle.loads(row["item"])
+        if self.failure:
+            return {"item": pickle.dumps(([("error", self.failure)], len(batch)))}
+        before = ray.get(self.console.ledger.begin.remote(number))
+        self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
+        done = self.console.results()
+        # what a lost worker had written but not reported is written again: the same bytes
+        self.task.force = self.force or before is not None
+        left = [job for job in batch if job.target not in done]
+        try:
+            failed = jobs.perform(left, self.task, self.console, self.fail_fast)
+        except Exception as error:
+            self.console.error(explain(error)[1])
+            failed = sum(job.target not in self.console.results() for job in left)
+        return {"item": pickle.dumps((self.console.events, failed))}
+
+
+def run(listed: list[Job], spec: TaskSpec, console: Console, fail_fast: bool = False) -> int:
+    """`jobs.run` on the connected cluster."""
+    here = replace(spec, device="cpu").task(console)  # for what it checks: a GPU may be elsewhere only
+    performed = functools.partial(perform, spec=spec, bundle=here.bundle, console=console, fail_fast=fail_fast)
+    return jobs.run(listed, here, console, fail_fast, performed)
+
+
+def connect(address: str, quiet: bool = True) -> None:
+    """Connects to the cluster at the address; without one to that of RAY_ADDRESS, to one on this machine, or to a new
+    one of all its cores and GPUs. With `quiet` what Ray itself has to say is lost. Raises UsageError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    token = os.path.expanduser("~/.ray/auth_token")
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.exists(token):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so by itself only where no address is given
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise UsageError("--ray: needs Ray: pip install 'audiolm[ray]'") from None
+    if quiet and sys.stderr is not None:  # whatever it is told, Ray prints, and its native code writes to descriptor 2
+        sys.stderr, sys.stdout = os.fdopen(os.dup(2), "w"), open(os.devnull, "w")
+        os.dup2(sys.stdout.fileno(), 2)
+    try:
+        if ":" in address:  # Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+        raise UsageError(f"--ray: no cluster to be had at {address or 'this machine'}: {error}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.preserve_order = True  # reports come in the order of the list
+
+
+def perform(
+    batches: list[list[Job]], *, spec: TaskSpec, bundle: Bundle, console: Console, fail_fast: bool
+) -> Iterator[int]:
+    """Has batches performed by the connected cluster, says what their workers have to say, and yields how many jobs of
+    each failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU.
+    Raises UsageError."""
+    import ray
+    import ray.data
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    on_gpu = spec.device == "cuda" or (spec.device == "auto" and any(has.get("GPU") for has in machines))
+    kind, each = ("GPU", 1) if on_gpu else ("CPU", spec.threads)
+    most = sum(int(has.get(kind, 0)) // each for has in machines)
+    if not most:
+        raise UsageError(f"--ray: no machine has the {each} {kind} that a worker needs")
+    kernel = "torch" if on_gpu else bundle.kernel
+    ledger = ray.remote(Ledger).options(num_cpus=0).remote()
+    items = [pickle.dumps(numbered) for numbered in enumerate(batches)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        Worker,  # type: ignore[arg-type]
+        fn_constructor_args=(spec, bundle.identity, kernel, os.getcwd(), fail_fast, ledger),
+        compute=ray.data.ActorPoolStrategy(size=min(most, len(batches))),
+        num_cpus=0 if on_gpu else each,
+        num_gpus=each if on_gpu else 0,
+    )
+    rows = iter(dataset.iter_rows())
+    for _ in batches:
+        with console.progress(0):
+            events, failed = pickle.loads(next(rows)["item"])
+        for method, value in events:
+            getattr(console, method)(value)
+        yield failed

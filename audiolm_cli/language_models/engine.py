@@ -1,0 +1,249 @@
+"""Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
+
+A model with native weights (of a loaded bundle, on a CPU) is decoded by the native kernel, see `native/decode.py`. All
+below is torch's way, for GPUs, for other models, and where no kernel is compiled.
+
+Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
+belongs to the item, and rows are padded to where the last bit of their products no longer depends on their number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.tokens import Sequence
+from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear
+from audiolm_cli.processor import row_block
+
+# Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
+# how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
+CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
+GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
+    drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
+    an id (within the range) that ends the item early; only where a step is one token. `guides` are what guidance leads
+    away from: sequences with the same unknown tail behind less, no more of them than the sampling has shares."""
+
+    sequence: Sequence
+    low: list[int]
+    size: int
+    uniform: Tensor  # float32 [unknown] or [unknown, Q]
+    stop: int | None = None
+    guides: tuple[Sequence, ...] = ()
+
+
+@torch.inference_mode()
+def generate(
+    model: Decoder,
+    items: list[Item],
+    sampling: StageSampling,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """The generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`; `progress` is told how many tokens
+    have been made."""
+    if model.native is not None:
+        from audiolm_cli.native import decode
+
+        return decode.generate(model.native, items, sampling, batch_size, progress)
+    results: list[Tensor] = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        results += _generate_batch(model, batch, sampling, batch_size, progress)
+    return results
+
+
+def _generate_batch(
+    model: Decoder,
+    items: list[Item],
+    sampling: StageSampling,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> list[Tensor]:
+    weight = model.ids.weight
+    wanted = [len(item.uniform) for item in items]
+    low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
+    if any(item.size != size or item.low != low[: len(item.low)] for item in items):
+        raise ValueError("the items of a batch must draw from the same ranges of ids")
+    graphs, filled = use_graphs(weight.device), dict(enumerate(items))
+    if not any(item.guides for item in items):
+        sampling = replace(sampling, guidance=0.0)
+    guides = len(sampling.shares) if sampling.guidance else 0
+    rows = batch_size if graphs else _rows(model, len(items), 1 + guides, size, batch_size)
+    for branch in range(guides):  # where an item has none, its own sequence leads nowhere
+        less = [[*item.guides, *[item.sequence] * guides][branch] for item in items]
+        filled |= {(1 + branch) * rows + n: replace(items[n], sequence=s) for n, s in enumerate(less)}
+    known = [item.sequence.known for item in filled.values()]
+    slots = (1 + guides) * rows
+    batch = _workspace(model, slots, max(known) + steps, items[0].uniform, graphs)
+    prefixes: dict[bytes, int] = {}
+    for slot, item in filled.items():
+        batch.fill(slot, item, like=prefixes.setdefault(_prefix(item), slot))
+    per_step = items[0].uniform[0].numel()
+    width = len(set(low)) if graphs else 1  # steps that run together: with graphs a frame's whole set of quantizers
+    for n in range(0, steps, width):
+        if graphs:
+            batch.replay(max(known) + n, low[n : n + width], size, sampling)
+        else:
+            now = slice(None), n
+            ids = batch.draw(now, low[n], size, sampling)
+            if n + 1 < steps:
+                batch.step(ids, now, max(known) + n, alike=len(set(known)) == 1)
+        if progress:
+            progress(sum(min(width, max(0, w - n)) for w in wanted) * per_step)
+        if _all_stopped(items, batch.made, n):
+            break
+    return [_cut(batch.made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
+
+
+class _Batch:
+    """What decoding reads and writes, in buffers that keep their places, so that CUDA graphs can hold the steps."""
+
+    def __init__(self, model: Decoder, slots: int, length: int, codes: torch.Size):
+        weight = model.ids.weight
+        self.model, self.device = model, weight.device
+        self.cache = KVCache.allocate(model, slots, length)
+        self.hidden = weight.new_zeros(slots, model.config.width)
+        self.features = weight.new_zeros(slots, length, model.config.width)
+        self.rotation = [weight.new_zeros(slots, length, 1, 1, model.config.width // model.config.heads) for _ in "cs"]
+        self.bias = weight.new_full((slots, length), -torch.inf)
+        self.uniform = torch.full((slots, length, *codes), 0.5, device=self.device)
+        self.made = torch.zeros(slots, length, *codes, dtype=torch.int64, device=self.device)
+        self.rows = torch.arange(slots, device=self.device)
+        self.steps, self.lengths = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
+        self.zero = weight.new_zeros(())
+        self.recorded: object = None  # what the graphs were captured for
+        self.graphs: dict[int, Callable[[], None] | None] = {}  # by how much of the cache they read
+
+    def fill(self, slot: int, item: Item, like: int) -> None:
+        """Prefills an item, or copies another slot `like` it; what an earlier one left behind its end is hidden."""
+        prefix, device, model = item.sequence.known, self.device, self.model
+        ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
+        features, rotation = model.features(fields), model.rotation(fields[..., 1])
+        if like == slot:
+            cosine, sine = (part[:, :, :prefix] for part in rotation)
+            self.hidden[slot] = model.prefill(ids, features[:, :prefix], (cosine, sine), self.cache, slot)[0]
+        else:
+            self.hidden[slot] = self.hidden[like]
+            for part in (self.cache.keys, self.cache.values):
+                part[:, slot, :, :prefix] = part[:, like, :, :prefix]
+        wanted = fields.shape[1] - prefix
+        self.features[slot, :wanted] = features[0, prefix:]
+        for buffer, part in zip(self.rotation, rotation, strict=True):
+            buffer[slot, :wanted, 0, 0] = part[0, 0, prefix:]
+        self.uniform[slot, :wanted] = item.uniform.to(device)
+        self.bias[slot] = -torch.inf
+        self.bias[slot, :prefix] = 0
+        self.lengths[slot], self.steps[slot] = prefix, 0
+
+    def draw(self, now: Any, low: int, size: int, sampling: StageSampling) -> Tensor:
+        """The ids of a step; `now` is its index in buffers `[slots, steps]`."""
+        ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling)
+        self.made[now] = ids
+        return ids
+
+    def step(self, ids: Tensor, now: Any, longest: int, alike: bool = False) -> None:
+        """From a step's ids to the next hidden states. No item is longer than `longest` before it, or all are exactly
+        that long: a plain index costs less than a tensor of them."""
+        row, place = (slice(None), longest) if alike else (self.rows, self.lengths)
+        self.bias[row, place] = self.zero
+        read = _round_up(longest + 1, CACHE_STEP[self.hidden.dtype])
+        cosine, sine = (part[now] for part in self.rotation)
+        bias, where = self.bias[:, None, None, :read], (row, slice(None), place)
+        self.hidden.copy_(self.model.step(ids, self.features[now], (cosine, sine), self.cache, where, read, bias))
+        self.lengths += 1
+
+    def replay(self, longest: int, low: list[int], size: int, sampling: StageSampling) -> None:
+        """As many steps as `low` has, as one CUDA graph, captured when the same are wanted for the second time: kernels
+        must have been loaded by then."""
+
+        def steps() -> None:
+            now = self.rows, self.steps
+            for one in low:
+                self.step(self.draw(now, one, size, sampling), now, read - 1)
+                self.steps += 1
+
+        read = min(_round_up(longest + len(low), GRAPH_STEP), self.bias.shape[1])
+        if self.recorded != (low, size, sampling):
+            self.recorded = low, size, sampling
+            self.graphs.clear()
+        if read not in self.graphs:
+            self.graphs[read] = None
+            steps()
+            return
+        graph = self.graphs[read] = self.graphs[read] or _captured(steps, self.device)
+        graph()
+
+
+def _prefix(item: Item) -> bytes:
+    sequence = item.sequence
+    return b"".join(part[: sequence.known].numpy().tobytes() for part in (sequence.ids, sequence.fields))
+
+
+def _rows(model: Decoder, items: int, branches: int, size: int, batch_size: int) -> int:
+    """Rows that each branch of a batch has: as few as keep its products free of what else is there."""
+    weight = model.ids.weight
+    layers = (layer for part in model.stepped() for layer in part.modules() if isinstance(layer, Linear))
+    shapes = {(model.config.width, size), *((layer.in_features, layer.out_features) for layer in layers)}
+    on_cpu, most = weight.device.type == "cpu", branches * batch_size
+    block = row_block(shapes, weight.dtype, model.packed, most) if on_cpu else None
+    return _round_up(items, block // math.gcd(block, branches)) if block else batch_size
+
+
+def use_graphs(device: torch.device) -> bool:
+    """Whether steps run as CUDA graphs; AUDIOLM_CUDA_GRAPHS=0 turns them off."""
+    return device.type == "cuda" and os.environ.get("AUDIOLM_CUDA_GRAPHS", "1") != "0"
+
+
+def _captured(steps: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        steps()
+    return graph.replay  # type: ignore[no-any-return]
+
+
+def _workspace(model: Decoder, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
+    """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs."""
+    codes, weight = uniform.shape[1:], model.ids.weight
+    if not kept:
+        return _Batch(model, slots, _round_up(length, CACHE_STEP[weight.dtype]), codes)
+    key = slots, codes, weight.dtype, weight.device, weight.data_ptr()
+    found, batch = model.__dict__.pop("workspace", (None, None))
+    if found != key or batch.bias.shape[1] < length:
+        batch = None  # before the new one is there
+        batch = _Batch(model, slots, _round_up(length, GRAPH_STEP), codes)
+    model.__dict__["workspace"] = key, batch
+    batch.steps.zero_()
+    batch.lengths.zero_()
+    return batch
+
+
+def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
+    """Whether every item has met its stop; looked at every 16 steps, since it waits for the device."""
+    if n % 16 or any(item.stop is None for item in items):
+        return False
+    stops = made.new_tensor([item.stop for item in items])
+    return bool((made[: len(items), : n + 1] == stops[:, None]).any(1).all())
+
+
+def _cut(ids: Tensor, stop: int | None) -> Tensor:
+    if stop is None:
+        return ids
+    ends = (ids == stop).nonzero()
+    return ids[: int(ends[0])] if len(ends) else ids
+
+
+def _round_up(length: int, step: int) -> int:
+    return -(-length // step) * step

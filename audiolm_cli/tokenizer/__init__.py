@@ -1,0 +1,1 @@
+"""Audio -> semantic tokens: `semantic` is the tokenizer, `conformer` its layers."""

@@ -1,0 +1,304 @@
+"""Makes a corpus of piano music from MIDI performances: two pianos play them, a sampled grand and FluidSynth's.
+
+    python -m audiolm_cli.training.corpora.piano --data DATA --out runs/piano_corpus --hours 15 [--processes 2]
+
+Reads DATA/midi/COLLECTION/**/*.mid and the recorded keys DATA/headroom/levelLAYER_KEY.flac, and writes 16 kHz mono FLAC
+files and the manifest.tsv that `data` reads; its `speaker` is the piece. Every piece is played once, by one of the
+pianos, in a room and at a level of its own, and cut before attacks into 20 to 60 s. Fewer hours than there are take as
+large a share of every piece, and more hours keep what fewer ones took. Composers in VALID are for validation, with all
+their works: the same work may be there twice, by different players under different names, but not in both splits.
+
+The same data, seed and timbres give the same corpus. A file that is there already is kept: a run that was broken off
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
+from itertools import pairwise
+from multiprocessing import Pool
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before numpy: spinning threads starve a busy machine
+
+import numpy as np
+
+from audiolm_cli.audio import files
+from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.training.corpora.data import writing_manifest
+from audiolm_cli.training.corpora.sampler import HELD, RATE, Note, Piano, fluidsynth, in_room, room, sound_font
+
+TIMBRES = ("sampled", "fluidsynth")
+FLUIDSYNTH_SHARE = 1 / 3  # of the pieces, where both pianos play
+VALID = ("grieg", "granados", "scarlatti", "ravel", "scriabin")  # 5 % of the hours; from the baroque to impressionism
+COMPOSERS = {  # folders of piano-midi.de that shorten names
+    "balakir": "balakirev",
+    "beeth": "beethoven",
+    "burgm": "burgmueller",
+    "muss": "mussorgsky",
+    "tschai": "tchaikovsky",
+}
+
+KEYS = range(21, 109)  # of a piano, as MIDI numbers: A0 to C8
+UNDAMPED = 89  # from this key on a piano has no dampers, and keys ring on when let go
+RING = 2.5  # s that those keys sound at least
+PAUSE = 2.0  # s; longer silences are cut down to this
+LONGEST = 3500.0  # s of a performance, which `audio` reads; what comes later in it is left out
+CUT, NEAR = 30.0, 4.0  # s; pieces are cut into equal parts of at least CUT, and then up to NEAR earlier or later
+SHORTEST = 10.0  # s; shorter pieces are left out
+LEAD, TAIL = 0.05, 1.5  # s before the first attack and after the last key is let go
+
+PEAK = 0.9
+LEVELS = (-28.0, -20.0)  # dB below full scale: the range of the pieces' RMS
+
+
+class Piece(NamedTuple):
+    """A performance; `name` is its own and fit for files, `seconds` ends after its last note."""
+
+    name: str
+    corpus: str
+    composer: str
+    notes: tuple[Note, ...]
+
+    @property
+    def seconds(self) -> float:
+        return max(note.end for note in self.notes) + TAIL
+
+    @property
+    def split(self) -> str:
+        return "valid" if self.composer in VALID else "train"
+
+
+class Cut(NamedTuple):
+    """Samples `start` to `end` of a piece, and the file for them, relative to the corpus."""
+
+    path: str
+    piece: Piece
+    timbre: str
+    start: int
+    end: int
+
+
+def performance(path: Path) -> list[Note]:
+    """The notes of a MIDI file in order of onset, as dampers and the sustain pedal let them sound.
+
+    Drums and programs that are no pianos (GM 9 and up) are left out. Raises InputError for what is no MIDI file.
+    """
+    import mido
+
+    down: dict[tuple[int, int], list[tuple[float, int]]] = {}  # by channel and key: onsets and velocities
+    let_go: list[tuple[float, int, int]] = []  # while the pedal is down: onset, key, velocity
+    programs: dict[int, int] = {}
+    found, now, pedal = [], 0.0, False
+    try:
+        for message in mido.MidiFile(path, clip=True):
+            now += message.time
+            if message.type == "program_change":
+                programs[message.channel] = message.program
+            elif message.type == "control_change" and message.control == 64:
+                pedal = message.value >= 64
+                if not pedal:
+                    found += [Note(onset, now, key, velocity) for onset, key, velocity in let_go]
+                    let_go.clear()
+            elif message.type == "note_on" and message.velocity:
+                if message.note in KEYS and message.channel != 9 and programs.get(message.channel, 0) < 8:
+                    down.setdefault((message.channel, message.note), []).append((now, message.velocity))
+            elif message.type in ("note_on", "note_off") and down.get((message.channel, message.note)):
+                # Where two voices share a key, the first to come is the first to go.
+                onset, velocity = down[message.channel, message.note].pop(0)
+                if pedal:
+                    let_go.append((onset, message.note, velocity))
+                else:
+                    found.append(Note(onset, now, message.note, velocity))
+    except (OSError, EOFError, ValueError, TypeError, LookupError, mido.KeySignatureError) as error:
+        raise InputError(f"{path}: not a MIDI file ({error})") from None
+    found += [Note(onset, now, key, velocity) for onset, key, velocity in let_go]
+    found += [Note(onset, now, key, velocity) for (_, key), begun in down.items() for onset, velocity in begun]
+    return _one_per_key(found)
+
+
+def _one_per_key(found: Iterable[Note]) -> list[Note]:
+    """Ends a note at the next one of its key, and drops what is struck twice at once; undamped keys ring on."""
+    by_key: dict[int, list[Note]] = {}
+    for note in sorted(found, key=lambda note: (note.key, note.onset, note.velocity)):
+        struck = by_key.setdefault(note.key, [])
+        if struck and note.onset - struck[-1].onset < 0.005:
+            note = note._replace(onset=struck[-1].onset, end=max(note.end, struck[-1].end))  # the louder one stays
+            struck.pop()
+        struck.append(note)
+    notes = []
+    for key, struck in by_key.items():
+        nexts = [note.onset for note in struck[1:]] + [np.inf]
+        for note, following in zip(struck, nexts, strict=True):
+            end = max(note.end, note.onset + RING) if key >= UNDAMPED else note.end
+            notes.append(note._replace(end=min(end, note.onset + HELD, following)))
+    return sorted(notes)
+
+
+def without_pauses(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """The same notes from LEAD on, with silences of at most PAUSE, until LONGEST."""
+    moved, sounding = [], notes[0].onset
+    earlier = sounding - LEAD
+    for note in notes:
+        earlier += max(0.0, note.onset - sounding - PAUSE)
+        sounding = max(sounding, note.end)
+        if note.end - earlier <= LONGEST:
+            moved.append(note._replace(onset=note.onset - earlier, end=note.end - earlier))
+    return tuple(moved)
+
+
+def read_piece(path: Path, collection: Path) -> Piece | None:
+    """A file of a collection, or None where there is no piano in it. Raises InputError.
+
+    Its composer is the folder that it is in, or else the first word of its name.
+    """
+    relative = path.relative_to(collection).with_suffix("")
+    plain = unicodedata.normalize("NFKD", "-".join(relative.parts)).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", plain)
+    composer = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
+    notes = performance(path)
+    if not notes:
+        return None
+    return Piece(name, collection.name, COMPOSERS.get(composer, composer), without_pauses(notes))
+
+
+def edges(piece: Piece) -> list[float]:
+    """Where to cut a piece, s, its beginning and end among them; none where it is too short.
+
+    Its parts are equally long but for a search around every edge for the attack that follows the longest wait.
+    """
+    if piece.seconds < SHORTEST:
+        return []
+    onsets = np.array([note.onset for note in piece.notes])
+    waits = np.diff(onsets, prepend=0.0)
+    places, count = [0.0], max(1, int(piece.seconds / CUT))
+    for place in np.arange(1, count) * piece.seconds / count:
+        near = np.flatnonzero(np.abs(onsets - place) <= NEAR)
+        if len(near):
+            best = near[waits[near].argmax()]
+            place = onsets[best] - min(LEAD, waits[best] / 2)
+        places.append(float(place))
+    return [*places, piece.seconds]
+
+
+def plan(pieces: Iterable[Piece], hours: float, timbres: Sequence[str] = TIMBRES, seed: int = 0) -> list[Cut]:
+    """The cuts that the corpus takes, at most `hours` of them, as evenly from all pieces as they come.
+
+    More hours take the same cuts first.
+    """
+    ranked = []
+    for piece in pieces:
+        random = _random(seed, piece)
+        by_fluidsynth = random.random() < FLUIDSYNTH_SHARE
+        timbre = timbres[0] if len(timbres) == 1 else TIMBRES[by_fluidsynth]
+        parts = [(round(start * RATE), round(end * RATE)) for start, end in pairwise(edges(piece))]
+        first = random.random()
+        for place, index in enumerate(random.permutation(len(parts))):
+            start, end = parts[index]
+            path = f"{piece.corpus}/{piece.name}-{timbre}-s{seed}-{start * 1000 // RATE:07d}.flac"
+            ranked.append(((place + first) / len(parts), Cut(path, piece, timbre, start, end)))
+    taken, rest = [], round(hours * 3600 * RATE)
+    for _, cut in sorted(ranked, key=lambda entry: (entry[0], entry[1].path)):
+        rest -= cut.end - cut.start
+        if rest < 0:
+            break
+        taken.append(cut)
+    return taken
+
+
+def _random(seed: int, piece: Piece, purpose: int = 0) -> np.random.Generator:
+    digest = hashlib.sha256(f"{piece.corpus}/{piece.name}".encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big"), purpose])
+
+
+_piano = cache(Piano.load)  # once per process
+
+
+def render(piece: Piece, timbre: str, data: Path, seed: int) -> np.ndarray:
+    """A whole piece, float32 [T]: played, in a room, at a level that leaves its dynamics as they are."""
+    samples = round(piece.seconds * RATE)
+    if timbre == "fluidsynth":
+        played = fluidsynth(piece.notes, samples, sound_font())
+    else:
+        played = _piano(data / "headroom").play(piece.notes, samples)
+    random = _random(seed, piece, 1)
+    sound = in_room(played, room(random))
+    level = 10 ** (random.uniform(*LEVELS) / 20)
+    return sound * np.float32(min(level / np.sqrt(np.mean(np.square(sound)) + 1e-12), PEAK / np.abs(sound).max()))
+
+
+def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
+    """Writes those of a piece's cuts that are not there, and returns the seconds of all."""
+    if missing := [cut for cut in cuts if not (out / cut.path).is_file()]:
+        sound = render(missing[0].piece, missing[0].timbre, data, seed)
+        (out / missing[0].path).parent.mkdir(parents=True, exist_ok=True)
+        for cut in missing:
+            files.write(out / cut.path, sound[cut.start : cut.end], RATE, {})
+    return sum(cut.end - cut.start for cut in cuts) / RATE
+
+
+def make(
+    data: Path, out: Path, hours: float, processes: int = 1, seed: int = 0, timbres: Sequence[str] = TIMBRES
+) -> float:
+    """Makes the corpus in `out`; returns its seconds, at most `hours`, fewer where the pieces do not last as long.
+
+    Raises InputError, and UsageError where FluidSynth is missing.
+    """
+    if "fluidsynth" in timbres:
+        sound_font()
+    files = [(path, folder) for folder in sorted((data / "midi").glob("*")) for path in sorted(folder.rglob("*.mid"))]
+    if not files:
+        raise InputError(f"{data / 'midi'}: no folders with *.mid there")
+    out.mkdir(parents=True, exist_ok=True)
+    began, total = time.monotonic(), 0.0
+    with Pool(processes) as pool:
+        pieces = [piece for piece in pool.starmap(read_piece, files, chunksize=4) if piece is not None]
+        cuts = plan(pieces, hours, timbres, seed)
+        by_piece: dict[tuple[str, str], list[Cut]] = {}
+        for cut in cuts:
+            by_piece.setdefault((cut.piece.corpus, cut.piece.name), []).append(cut)
+        work = partial(record, data=data, out=out, seed=seed)
+        for done, seconds in enumerate(pool.imap_unordered(work, by_piece.values()), 1):
+            total += seconds
+            if done % 20 == 0:
+                spent = time.monotonic() - began
+                print(f"{total / 3600:.2f} h, {total / spent:.0f} times real time", file=sys.stderr, flush=True)
+    with writing_manifest(out) as list_row:
+        for path, piece, _, start, end in cuts:
+            list_row([path, piece.split, piece.corpus, piece.name, "", f"{(end - start) / RATE:.3f}", ""])
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A corpus of piano music, played from MIDI performances.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with midi and headroom")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the recordings and manifest.tsv")
+    parser.add_argument("--hours", type=float, default=15.0, help="of music to make at most")
+    parser.add_argument("--processes", type=int, default=1, help="that play at once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timbres", nargs="+", choices=TIMBRES, default=TIMBRES, help="the pianos that play")
+    options = parser.parse_args()
+    try:
+        seconds = make(
+            options.data, options.out, options.hours, max(1, options.processes), options.seed, options.timbres
+        )
+    except AudioLMError as error:
+        sys.exit(f"piano: {error}")
+    except ImportError as error:
+        sys.exit(f"piano: {error.name} is not installed (extra train)")
+    print(f"{seconds / 3600:.2f} hours in {options.out}")
+    if seconds < 0.99 * options.hours * 3600:
+        print("the pieces are too short for more", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""The figures on quality of a bundle, on the validation split: `make eval`.
+
+    python -m audiolm_cli.training.evaluation.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
+    python -m audiolm_cli.training.evaluation.evaluate --data CORPUS --runs RUNS --model weights/piano --piano
+
+Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
+and bigram; words beside pseudo-words; real tokens beside synthetic ones; continuations of 3 s by 7 s beside four
+trivial answers, the words that are heard in them and across the join, what is between the words, and the end of long
+ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and continuations of 4 s by 6 s beside
+trivial answers and what the acoustic stages make alone. Of both: how the watermark survives, and how often the
+classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the
+extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
+
+Settings are chosen on one half of the validation speakers and reported on the other (`data.half`): with --sampling or
+--best-of prompts and sources are of the tuning half, without of the testing half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
+
+import numpy as np
+import torch
+
+from audiolm_cli import pipeline
+from audiolm_cli.bundles import bundle as bundles
+from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.training.corpora.data import HALVES, load_corpus
+from audiolm_cli.training.evaluation import bits, continuations, marks, speech
+from audiolm_cli.training.evaluation.memorised import Training
+from audiolm_cli.training.evaluation.setting import (
+    BATCH,
+    SEED,
+    Setting,
+    of_corpus,
+    samplings,
+    say,
+    training_tokens,
+    usual_answers,
+)
+from audiolm_cli.training.evaluation.tables import Table, plain, show
+from audiolm_cli.training.measures import music, phones, speakers, words
+from audiolm_cli.training.measures.measures import (
+    MUSIC_MEASURES,
+    RATE,
+    SPEECH_MEASURES,
+    Figure,
+    autoencoder,
+    clips_per_speaker,
+    codec_figures,
+    opus_rows,
+)
+from audiolm_cli.training.parts import detector as detectors
+from audiolm_cli.training.parts import outputs
+
+SPEECH = (  # sections
+    "codec", "tokenizer", "bits", "words", "synthetic", "continuation", "spoken", "join", "pauses", "long",
+    "resynthesis", "marks", "detector",
+)  # fmt: skip
+PIANO = ("codec", "bits", "music", "marks", "detector")
+
+
+def codec_tables(setting: Setting) -> dict[str, Table]:
+    """PESQ, STOI, DNSMOS and log-mel distance at the full and the coarse rate, by corpus; of music the latter, and
+    spectral convergence."""
+    spec, tables = setting.bundle.config.tokens, {}
+    corpora, measures = (
+        (("piano",), MUSIC_MEASURES) if setting.piano else (("librispeech", "commonvoice"), SPEECH_MEASURES)
+    )
+    for corpus in corpora:
+        clips = clips_per_speaker(of_corpus(setting.validation, corpus), 1 if setting.quick else 3)
+        clips = clips[: 20 if setting.quick else 60]
+        if not clips:
+            continue
+        rows: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        for count in (spec.quantizers, spec.coarse):
+            rate = count * np.log2(spec.codebook_size) * spec.sample_rate / spec.samples_per_frame / 1000
+            rows[f"codec, {rate:g} kbit/s"] = autoencoder(setting.bundle.codec, count)
+        if not (opus := opus_rows()):
+            say("opus-tools is not installed: no rows for Opus")
+        whose = f"{corpus} {'pieces' if setting.piano else 'speakers'}"
+        title = f"codec on {len(clips)} clips of {len({c.speaker for c in clips})} {whose}"
+        tables[title] = {
+            name: codec_figures(reconstruct, clips, measures) for name, reconstruct in (rows | opus).items()
+        }
+    return tables
+
+
+def tokenizer_tables(setting: Setting) -> dict[str, Table]:
+    """Phone information, speaker probe, codes in use and bits per second, beside MFCC k-means of the same K."""
+    vocabulary = setting.bundle.config.tokens.semantic_vocabulary
+    spoken = phones.spoken_clips(setting.validation, setting.cache, limit=100 if setting.quick else None)
+    probed = speakers.probe_clips([setting.training, setting.validation])
+    rows: Table = {}
+    for name, tokenize in (
+        ("semantic tokens", phones.as_function(setting.bundle.tokenizer)),
+        ("MFCC k-means", phones.mfcc_tokenizer(setting.training, vocabulary, seconds=1000 if setting.quick else 4000)),
+    ):
+        found = phones.phone_information(tokenize, spoken)
+        named, chance = speakers.speaker_probe(tokenize, probed)
+        rows[name] = {
+            "phone information": Figure(found["information"], found["low"], found["high"]),
+            "less bias": found["corrected"],
+            "speaker probe": named,
+            "chance": chance,
+            "codes used": found["codes"],
+            "bits/s": found["bits_per_second"],
+        }
+    seconds = found["seconds"]
+    return {f"tokenizer, K = {vocabulary}, on {seconds / 60:.0f} minutes of {len(spoken)} clips": rows}
+
+
+def bits_tables(setting: Setting) -> dict[str, Table]:
+    """Bits per token by stage and quantizer, and what stage 2 owes to its conditioning."""
+    training, crops = training_tokens(setting), 32 if setting.quick else 96
+    validation = bits.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
+    rows = bits.stage_bits(setting.bundle, validation, training, crops)
+    effects = bits.conditioning_effects(setting.bundle, validation, crops)
+    return {
+        "bits per token": rows,
+        "stage 2, bits per token: own, and the rise with another speaker's": {"coarse": effects},
+    }
+
+
+def word_tables(setting: Setting) -> dict[str, Table]:
+    """Whether stage 1 prefers spoken words to pseudo-words of the same sounds; 0.5 is chance."""
+    count = 40 if setting.quick else 200
+    try:
+        rows = words.word_table(setting.bundle, setting.training, setting.cache, count)
+    except InputError as error:
+        say(str(error))
+        return {}
+    return {"words against pseudo-words of the same sounds, spoken by flite; chance 0.5": rows}
+
+
+def music_tables(setting: Setting) -> dict[str, Table]:
+    """Continuations of real piano music, beside trivial answers and what the acoustic stages make alone."""
+    bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED)
+    tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
+    prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
+    others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
+    answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
+    if bundle.config.coarse.layout == "frames":
+        seconds = music.NEW / RATE
+        answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, seconds)
+    half = len(chosen) // 2  # away: another piece
+    answers["another piece"] = lambda: [chosen[n - half].real for n in range(len(chosen))]
+    rows: Table = {}
+    for name, make in answers.items():
+        say(f"music: {name}")
+        scores = [
+            music.score(prompt, real, rest, made, tokenize(made), memory)
+            for prompt, real, rest, made in zip(prompts, reals, others, make(), strict=True)
+        ]
+        rows[name] = dict(continuations.summarise([case.piece for case in chosen], scores))
+    return {f"{len(chosen)} continuations, 4 s + 6 s, of {len({case.piece for case in chosen})} pieces": rows}
+
+
+def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
+    """Outputs in all ways and with many settings, each with the corpus of its voice; few of them for quick figures."""
+    bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else outputs.VALID_BATCHES
+    say("outputs of the bundle")
+    outputs.complete(bundle, setting.validation, runs, "valid", batches)
+    return outputs.load_outputs(runs, "valid", bundle, setting.validation)
+
+
+def mark_tables(setting: Setting) -> dict[str, Table]:
+    """What the watermark costs, and how it survives what may happen to a file."""
+    made, marker = [output for _, output in known_outputs(setting)], marks.Ours(setting.bundle.config.name)
+    real = marks.recordings([setting.validation, setting.training], 300 if setting.quick else marks.RECORDED)
+    rows = marks.survival(marker, made, real, marks.handlings(setting.bundle.codec))
+    return {
+        f"watermark of {len(made)} outputs": {marker.name: marks.cost(marker, made)},
+        f"watermark in 2 s, found from {marker.threshold} on": dict(rows),
+    }
+
+
+def detector_tables(setting: Setting) -> dict[str, Table]:
+    """How often the classifier is right about outputs and recordings."""
+    bundle, made = setting.bundle, known_outputs(setting)
+    if bundle.detector is None:
+        return {}
+    listen = functools.partial(bundle.detector.hear, bundle)
+    held = detectors.items(bundle, listen, setting.validation, made, SEED, 0.0)
+    count = 10 if setting.quick else 40
+    return {
+        f"classifier: share called generated, of {len(held)} stretches": dict(detectors.figures(bundle.detector, held)),
+        f"classifier: the same of {count} recordings of 6 s and their continuations by 6 s": {
+            "with the defaults": detectors.joins(bundle, setting.validation, count)
+        },
+    }
+
+
+def without_semantics(
+    bundle: Bundle, chosen: Sequence[music.Case], sampling: pipeline.Sampling, seconds: float
+) -> list[np.ndarray]:
+    """What stages 2 and 3 make of the prompts when no semantic tokens tell them what is to come."""
+    spec, made = bundle.config.tokens, []
+    nothing = torch.full((round(seconds * spec.semantic_rate),), spec.semantic_vocabulary)
+    for start in range(0, len(chosen), BATCH):
+        cases = chosen[start : start + BATCH]
+        prompts = [pipeline.Prompt(case.prompt, start + n, seed=SEED) for n, case in enumerate(cases)]
+        run = pipeline.Run(bundle, prompts, sampling, BATCH)
+        known = run.encode([prompt.samples for prompt in prompts])
+        semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
+        outputs = run.acoustic(semantic, [k.codes for k in known])
+        made += [output.samples[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+    return made
+
+
+def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
+    """Runs the sections, printing each table as soon as it is there."""
+    makers = {
+        "codec": codec_tables,
+        "tokenizer": tokenizer_tables,
+        "bits": bits_tables,
+        "words": word_tables,
+        "synthetic": speech.synthetic_tables,
+        "continuation": speech.continuation_tables,
+        "spoken": speech.spoken_tables,
+        "join": speech.join_tables,
+        "pauses": speech.pause_tables,
+        "long": speech.long_tables,
+        "resynthesis": speech.resynthesis_tables,
+        "music": music_tables,
+        "marks": mark_tables,
+        "detector": detector_tables,
+    }
+    tables: dict[str, Table] = {}
+    for section in sections:
+        say(f"measuring: {section}")
+        for title, table in makers[section](setting).items():
+            show(title, table)
+            tables[title] = table
+    return tables
+
+
+def which_half(options: argparse.Namespace) -> str:
+    """The half that is asked for, or that fits: what is swept is chosen on the tuning half."""
+    if options.piano:
+        return "both"
+    return str(options.half or ("tuning" if options.sampling or options.best_of else "testing"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The figures on quality of a bundle, on the validation split.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quick", action="store_true", help="fewer clips and 20 prompts: minutes, wide intervals")
+    parser.add_argument("--piano", action="store_true", help="the recordings are of piano music")
+    parser.add_argument(
+        "--prompts", type=int, help="continuations to make (default 100, of a piano 40; 20 with --quick)"
+    )
+    parser.add_argument("--sections", nargs="+", choices=dict.fromkeys(SPEECH + PIANO), help="default: all that fit")
+    parser.add_argument(
+        "--sampling",
+        nargs="+",
+        default=[],
+        help='continuations with these instead of the defaults, such as {"guidance": 2}: a row each',
+    )
+    parser.add_argument("--best-of", type=int, nargs="+", default=[], help="of so many candidates, too: a row each")
+    parser.add_argument(
+        "--half", choices=(*HALVES, "both"), help="of the speakers whose recordings are continued or said again"
+    )
+    parser.add_argument("--text", type=Path, help="folder of books, some held out, to tell English by")
+    parser.add_argument("--synthetic", type=Path, help="folder of the synthetic speech that stage 1 has heard")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    options = parser.parse_args()
+    audio = options.runs / "audio"
+    try:
+        bundle = bundles.load(options.model, device=options.device, dtype=options.dtype)
+        setting = Setting(
+            bundle=bundle,
+            training=load_corpus(options.data, "train", RATE, audio),
+            validation=load_corpus(options.data, "valid", RATE, audio),
+            cache=options.runs / "eval",
+            quick=options.quick,
+            piano=options.piano,
+            prompts=options.prompts or (20 if options.quick else 40 if options.piano else 100),
+            samplings=samplings(bundle, options.sampling),
+            best_of=options.best_of,
+            half=which_half(options),
+            text=options.text,
+            synthetic=options.synthetic,
+        )
+        tables = evaluate(setting, options.sections or (PIANO if options.piano else SPEECH))
+    except AudioLMError as error:
+        sys.exit(f"evaluate: {error}")
+    except ImportError as error:
+        sys.exit(f"evaluate: {error}; `make eval` installs what is needed")
+    if options.json:
+        report = {
+            "bundle": setting.bundle.config.name,
+            "identity": setting.bundle.identity,
+            "seed": SEED,
+            "half": setting.half,
+        }
+        options.json.write_text(json.dumps({**report, "tables": plain(tables)}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

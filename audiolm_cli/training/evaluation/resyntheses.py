@@ -1,0 +1,77 @@
+"""Judging resynthesis: whose voice is heard, the reference's or the source's, and whether the content stayed.
+
+A pairing is 7 s of a validation speaker's recording, to be said again, and 3 s of another speaker for reference. Voices
+are told apart as in `continuations`: by audio that lies outside both. Content is compared by semantic tokens, those
+asked for and those that the output gives, and by its melody; `recogniser` compares words. Audio is `float32 [T]` at
+16 kHz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from audiolm_cli.training.evaluation.continuations import Case, Voices
+from audiolm_cli.training.measures import pitch
+from audiolm_cli.training.measures.measures import dnsmos, voice
+
+SOURCES = 5  # said again in each reference's voice
+
+
+class Pairing(NamedTuple):
+    """What `source` says, to be said by the speaker of `reference`."""
+
+    source: Case
+    reference: Case
+
+
+class Score(NamedTuple):
+    """Shares and means over many come from `continuations.summarise`."""
+
+    speaker_is_reference: float
+    speaker_is_source: float
+    token_error: float
+    dnsmos: float
+    pitch_correlation: float
+
+
+def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
+    """Groups of SOURCES pairings with one reference each, who speaks in none of its sources; `count` in all."""
+    groups = []
+    for n in range(count // SOURCES):
+        reference = cases[n % len(cases)]
+        others = [case for case in cases if case.speaker != reference.speaker]
+        chosen = [others[(n * SOURCES + k) % len(others)] for k in range(SOURCES)] if others else []
+        groups.append([Pairing(source, reference) for source in chosen])
+    return groups
+
+
+def score(
+    pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray, melody: np.ndarray
+) -> Score:
+    """Judges an output `float32 [T]` by its sound, by its tokens `got` beside those `wanted`, and by its melody beside
+    the source's `pitch.contour`."""
+    embeddings = voices.embeddings.copy()
+    for case in pairing:
+        embeddings[voices.speakers.index(case.speaker)] = case.reference
+    heard = voice(made)
+    nearest = voices.speakers[int((embeddings @ heard).argmax())] if heard.any() else None
+    return Score(
+        float(nearest == pairing.reference.speaker),
+        float(nearest == pairing.source.speaker),
+        edit_distance(wanted, got) / max(1, len(wanted)),
+        dnsmos(made),
+        pitch.correlation(melody, pitch.contour(made)),
+    )
+
+
+def edit_distance(a: np.ndarray, b: np.ndarray) -> int:
+    """Insertions, deletions and replacements that turn one sequence into the other (Levenshtein)."""
+    row = np.arange(len(b) + 1)
+    for i, value in enumerate(a.tolist(), 1):
+        replaced = row[:-1] + (b != value)
+        best = np.concatenate([[i], np.minimum(replaced, row[1:] + 1)])
+        row = np.minimum.accumulate(best - np.arange(len(best))) + np.arange(len(best))  # insertions, from the left
+    return int(row[-1])

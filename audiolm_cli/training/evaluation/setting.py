@@ -1,0 +1,140 @@
+"""What `evaluate` measures, on how much of it, and the outputs that its sections judge."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from audiolm_cli import pipeline
+from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.errors import UsageError
+from audiolm_cli.training.corpora.data import Corpus, half
+from audiolm_cli.training.corpora.tokenize import TokenData
+from audiolm_cli.training.evaluation import bits, continuations
+from audiolm_cli.training.measures import music
+from audiolm_cli.training.measures.measures import RATE, Clip, autoencoder
+
+SEED = 0
+BATCH = 10  # continuations made together
+
+Case = continuations.Case | music.Case
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and on how much of it."""
+
+    bundle: Bundle
+    training: Corpus
+    validation: Corpus
+    cache: Path
+    quick: bool
+    piano: bool
+    prompts: int
+    samplings: dict[str, pipeline.Sampling]  # of continuations, by the name of their row
+    best_of: Sequence[int] = ()  # candidates of continuations, a row each beside those without a choice
+    half: str = "both"  # of the speakers whose prompts are continued or said again; or one of `data.HALVES`
+    text: Path | None = None  # folder of books, of which some are held out from synthetic speech
+    synthetic: Path | None = None  # folder of the synthetic speech that stage 1 has heard
+    made: dict[str, list[np.ndarray]] = field(default_factory=dict)  # continuations that several sections judge
+
+    def cases(self, count: int) -> tuple[list[continuations.Case], continuations.Voices]:
+        """Up to so many cases of the half's LibriSpeech speakers, the first of more, and the voices of all of these
+        speakers, to tell theirs from."""
+        found, voices = self._cases
+        return found[:count], voices
+
+    @functools.cached_property
+    def _cases(self) -> tuple[list[continuations.Case], continuations.Voices]:
+        clips = of_corpus(self.validation, "librispeech")
+        voices = continuations.reference_voices(clips)
+        if self.half != "both":
+            speakers = half(self.validation, self.half)
+            clips = [clip for clip in clips if clip.speaker in speakers]
+        return continuations.cases(clips, len(clips) * 2, SEED), voices
+
+    @property
+    def whose(self) -> str:
+        """For titles: whose recordings they are."""
+        return "all speakers" if self.half == "both" else f"the {self.half} half"
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def of_corpus(corpus: Corpus, name: str) -> list[Clip]:
+    """The clips of one corpus, such as `librispeech`; all clips where the manifest does not tell corpora apart."""
+    named = [clip for clip in corpus.clips if clip.corpus == name] or ([] if name == "commonvoice" else corpus.clips)
+    return [Clip(clip.speaker, corpus.samples(clip)) for clip in named]
+
+
+def training_tokens(setting: Setting) -> TokenData:
+    """The training recordings as tokens of the bundle; two hours of them for quick figures."""
+    say("tokens of the training recordings")
+    hours = 2.0 if setting.quick else None
+    return bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
+
+
+def synthetic_tokens(setting: Setting, split: str) -> list[TokenData]:
+    """The synthetic speech as tokens of the bundle, where stage 1 was trained on any."""
+    found = bits.synthetic_tokens(setting.bundle, setting.cache.parent, split)
+    if not found:
+        say(f"no synthetic speech, as tokens of this bundle, in {setting.cache.parent / 'tokens'}: real speech alone")
+    return found
+
+
+def usual_answers(setting: Setting, chosen: Sequence[Case]) -> dict[str, Callable[[], Sequence[np.ndarray]]]:
+    """What is judged beside each other: the bundle's continuations by each sampling, and answers that need no model."""
+    bundle, through = setting.bundle, autoencoder(setting.bundle.codec, setting.bundle.config.tokens.quantizers)
+    seconds = len(chosen[0].real) / RATE
+
+    def kept(name: str, sampling: pipeline.Sampling, candidates: int) -> list[np.ndarray]:
+        if name not in setting.made:
+            setting.made[name] = generated(bundle, chosen, sampling, seconds, best_of=candidates)
+        return setting.made[name]
+
+    made: dict[str, Callable[[], Sequence[np.ndarray]]] = {}
+    for name, sampling in setting.samplings.items():
+        for candidates in (1, *setting.best_of):
+            row = f"{name}, best of {candidates}" if candidates > 1 else name
+            made[row] = functools.partial(kept, row, sampling, candidates)
+    return made | {
+        "prompt looped": lambda: [np.resize(case.prompt, len(case.real)) for case in chosen],
+        "real continuation": lambda: [case.real for case in chosen],
+        "real, through the codec": lambda: [
+            through(np.concatenate([case.prompt, case.real]))[len(case.prompt) :] for case in chosen
+        ],
+    }
+
+
+def generated(
+    bundle: Bundle, chosen: Sequence[Case], sampling: pipeline.Sampling, seconds: float, **how: bool | int
+) -> list[np.ndarray]:
+    """What the bundle makes of the prompts: the new samples of each. `how` are more options of `pipeline.continue_`."""
+    made = pipeline.continue_(
+        bundle,
+        [pipeline.Prompt(case.prompt, position, seed=SEED) for position, case in enumerate(chosen)],
+        duration=seconds,
+        prompt_seconds=len(chosen[0].prompt) / RATE,
+        sampling=sampling,
+        batch_size=BATCH,
+        **how,  # type: ignore[arg-type]
+    )
+    return [continuation.samples[continuation.prompt_samples :] for continuation in made]
+
+
+def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, pipeline.Sampling]:
+    """The bundle's own as `AudioLM`, or instead those given as JSON, each under its text; what one leaves out is as the
+    bundle has it. Raises UsageError."""
+    own = pipeline.Sampling(**vars(bundle.config.sampling))
+    try:
+        return {text: replace(own, **json.loads(text)) for text in given} or {"AudioLM": own}
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--sampling: {error}") from error

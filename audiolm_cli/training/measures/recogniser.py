@@ -1,0 +1,159 @@
+"""The words in a sound as two recognisers hear them, Whisper tiny.en and base (Radford et al., 2022; faster-whisper).
+
+One alone hears words in babble; what both hear alike is there. base's encoder also teaches the tokenizer, so that a
+floor holds only if it holds by tiny.en as well; neither trains, ranks or chooses anything that ships. Audio is `float32
+[T]` at 16 kHz.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from audiolm_cli.bundles.bundle import whole
+from audiolm_cli.training.corpora.data import Corpus
+from audiolm_cli.training.corpora.synthetic import ngrams, words_of
+from audiolm_cli.training.evaluation.resyntheses import edit_distance
+from audiolm_cli.training.measures.measures import RATE, Figure, figure
+from audiolm_cli.training.parts.teacher import model_files
+
+NAMES = ("tiny.en", "base")
+MARGIN = 0.08  # s that a word goes on before and behind a place to be cut by it: Whisper's times are that exact
+COPIED = 8  # words in a row that a text has as well
+
+
+class Heard(NamedTuple):
+    """Words in lower case, their mean log probability by token (NaN of silence), and, where that was asked for, the
+    seconds at which each begins and ends."""
+
+    words: list[str]
+    log_probability: float
+    times: Sequence[tuple[float, float]] = ()
+
+
+Hear = Callable[[np.ndarray], Heard]
+
+
+def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
+    """A function from samples to what the Whisper model `name` hears, without what it heard before; if `timed`, with
+    the times of the words, by its attention.
+
+    tiny.en takes a ninth of a recording's length on one core, base a third. The model's files are gathered in a folder
+    of `cache`. Raises ImportError without faster-whisper or the packages of weights (extras `eval` and `teach`).
+    """
+    from faster_whisper import WhisperModel
+
+    folder = cache / f"whisper-{name}"
+    files = model_files(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in files[0].parent.iterdir():
+        if other.suffix in (".json", ".txt") and not (folder / other.name).is_file():
+            shutil.copy(other, folder)
+    if not (folder / "model.bin").is_file():
+        with whole(folder / "model.bin") as part, part.open("wb") as out:
+            for file in files:
+                out.write(file.read_bytes())
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+
+    def hear(samples: np.ndarray) -> Heard:
+        if not np.any(samples):
+            return Heard([], float("nan"))
+        segments = list(
+            model.transcribe(
+                samples, language="en", beam_size=5, temperature=0.0, condition_on_previous_text=False,
+                compression_ratio_threshold=None, no_speech_threshold=None, word_timestamps=timed,
+            )[0]
+        )  # fmt: skip
+        sure = float(np.mean([segment.avg_logprob for segment in segments])) if segments else float("nan")
+        if not timed:
+            return Heard(words_of(" ".join(segment.text for segment in segments)), sure)
+        found = [w for segment in segments for w in segment.words or ()]
+        words = [(word, (float(w.start), float(w.end))) for w in found for word in words_of(w.word)]
+        return Heard([word for word, _ in words], sure, [time for _, time in words])
+
+    return hear
+
+
+def word_error(reference: Sequence[str], heard: Sequence[str]) -> float:
+    """Words to insert, delete and replace, over the words of the reference: may exceed 1; NaN where that has none."""
+    return edit_distance(*_numbered(reference, heard)) / len(reference) if reference else float("nan")
+
+
+def heard_alike(one: Sequence[str], other: Sequence[str]) -> float:
+    """The share of words that two recognisers have in common, in order: the longest common subsequence over the longer
+    of both; 0 where neither hears a word."""
+    a, b = _numbered(one, other)
+    row = np.zeros(len(b) + 1, int)
+    for value in a.tolist():
+        row = np.maximum.accumulate(np.concatenate([[0], np.maximum(row[1:], row[:-1] + (b == value))]))
+    return int(row[-1]) / max(1, len(a), len(b))
+
+
+def across_join(heard: Heard, join: float, count: int = 2) -> list[str]:
+    """The first words that end behind a place, s: what is said, or said to its end, there. Needs times."""
+    return [word for word, (_, end) in zip(heard.words, heard.times, strict=True) if end > join][:count]
+
+
+def at_join(heard: Heard, join: float) -> str | None:
+    """The word that is being said at a place, s, if any is for MARGIN before and behind it. Needs times."""
+    for word, (begin, end) in zip(heard.words, heard.times, strict=True):
+        if begin <= join - MARGIN and end >= join + MARGIN:
+            return word
+    return None
+
+
+def kept_at_join(real: Heard, made: Heard, join: float) -> float:
+    """Whether the word that a recording cuts at `join`, s, is said there in what was made of its beginning: 1 or 0; NaN
+    where the recording cuts none. Needs times."""
+    word = at_join(real, join)
+    around = [
+        other
+        for other, (begin, end) in zip(made.words, made.times, strict=True)
+        if begin < join + MARGIN and end > join - MARGIN
+    ]
+    return float("nan") if word is None else float(word in around)
+
+
+def _numbered(*texts: Sequence[str]) -> list[np.ndarray]:
+    number = {word: i for i, word in enumerate(sorted({word for text in texts for word in text}))}
+    return [np.array([number[word] for word in text], np.int64) for text in texts]
+
+
+def own_error(corpus: Corpus, hear: Hear, limit: int = 30) -> Figure:
+    """The recogniser's word error against the transcripts of at most `limit` clips, evenly spread over those with one.
+
+    An average over speakers, as all figures.
+    """
+    clips = [clip for clip in corpus.clips if clip.text]
+    if len(clips) > limit:
+        clips = [clips[i] for i in np.linspace(0, len(clips) - 1, limit).astype(int)]
+    return figure((clip.speaker, word_error(words_of(clip.text), hear(corpus.samples(clip)).words)) for clip in clips)
+
+
+class Speech(NamedTuple):
+    """What has to hold before words that are heard alike count: a song of three words would be heard alike, too."""
+
+    words_per_second: float
+    distinct_bigrams: float  # of all pairs of words in a row
+    copied: float  # share of outputs with COPIED words in a row of a text
+
+
+def speech(outputs: Sequence[np.ndarray], heard: Sequence[Heard], read: Iterable[str] = ()) -> Speech:
+    """Of outputs and what one recogniser hears in them; `read` are the texts that were read for training."""
+    seconds = sum(map(len, outputs)) / RATE
+    words = [list(found.words) for found in heard]
+    pairs = Counter(pair for text in words for pair in itertools.pairwise(text))
+    runs = [ngrams([" ".join(text)], COPIED) for text in words]
+    every = frozenset[tuple[str, ...]]().union(*runs)
+    known = {run for text in read for run in ngrams([text], COPIED) & every}
+    return Speech(
+        sum(map(len, words)) / max(seconds, 1e-9),
+        len(pairs) / max(1, pairs.total()),
+        float(np.mean([not known.isdisjoint(own) for own in runs])),
+    )

@@ -1,0 +1,79 @@
+"""Do real and synthetic speech give the same tokens? A classifier is asked to tell them apart (classifier two-sample
+test, Lopez-Paz and Oquab, 2017); chance is 0.5.
+
+What it tells apart stage 1 can, too: then a real prompt is strange to what stage 1 has learned from synthetic speech.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from audiolm_cli.training.corpora.tokenize import TokenData
+from audiolm_cli.training.measures.measures import Figure, figure
+
+STRETCH = 100  # semantic tokens: 4 s
+MOST = 4000  # stretches of each kind
+
+
+class Stretch(NamedTuple):
+    """`tokens` int64 [STRETCH] of a recording, and what recordings share that must not be in both halves: a voice."""
+
+    voice: str
+    tokens: np.ndarray
+
+
+def stretches(data: Iterable[TokenData], by_track: bool = False) -> list[Stretch]:
+    """All whole stretches of the tracks; their voices are the speakers, or each track's own if `by_track`, where all
+    tracks have one speaker."""
+    found = []
+    for number, part in enumerate(data):
+        tokens = part.semantic.numpy()
+        for track in part.tracks:
+            voice = f"{number}/{track.offset}" if by_track else track.speaker
+            starts = range(track.offset, track.offset + track.length - STRETCH + 1, STRETCH)
+            found += [Stretch(voice, tokens[start : start + STRETCH]) for start in starts]
+    return found
+
+
+def told_apart(real: Sequence[Stretch], synthetic: Sequence[Stretch], vocabulary: int, seed: int = 0) -> Figure:
+    """The accuracy of logistic regression on counts of tokens and of pairs in a row; NaN where a kind is too rare.
+
+    Fitted on as many stretches of both kinds and tested on as many, of other voices. The interval is by bootstrap over
+    the voices of the real ones. Needs scikit-learn (extra `eval`).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    random = np.random.default_rng(seed)
+    (fit_real, test_real), (fit_other, test_other) = _halves(real, random), _halves(synthetic, random)
+    fitting, testing = min(len(fit_real), len(fit_other)), min(len(test_real), len(test_other))
+    if not (fitting and testing):
+        return Figure(*[float("nan")] * 3)
+    seen = _features([*fit_real[:fitting], *fit_other[:fitting]], vocabulary)
+    unseen = _features([*test_real[:testing], *test_other[:testing]], vocabulary)
+    classifier = LogisticRegression(max_iter=1000).fit(seen, np.repeat([0, 1], fitting))
+    right = classifier.predict(unseen) == np.repeat([0, 1], testing)
+    pairs = zip(test_real[:testing], right[:testing], right[testing:], strict=True)
+    return figure((stretch.voice, (float(a) + float(b)) / 2) for stretch, a, b in pairs)
+
+
+def _halves(found: Sequence[Stretch], random: np.random.Generator) -> tuple[list[Stretch], list[Stretch]]:
+    """At most MOST stretches in random order, those of each voice all in one half."""
+    voices = random.permutation(sorted({stretch.voice for stretch in found}))
+    fitting = set(voices[: len(voices) // 2].tolist())
+    mixed = [found[i] for i in random.permutation(len(found))]
+    first, second = ([s for s in mixed if (s.voice in fitting) == half] for half in (True, False))
+    return first[: MOST // 2], second[: MOST // 2]
+
+
+def _features(found: Sequence[Stretch], vocabulary: int) -> object:
+    """Counts of tokens and of pairs, a sparse matrix `[N, V + V * V]`."""
+    from scipy.sparse import csr_matrix
+
+    tokens = np.stack([stretch.tokens for stretch in found])
+    columns = np.concatenate([tokens, vocabulary + tokens[:, :-1] * vocabulary + tokens[:, 1:]], 1)
+    rows = np.repeat(np.arange(len(tokens)), columns.shape[1])
+    shape = len(tokens), vocabulary * (vocabulary + 1)
+    return csr_matrix((np.ones(columns.size), (rows, columns.ravel())), shape)

@@ -1,0 +1,163 @@
+"""Puts trained parts together into a bundle, and refuses parts that do not belong together.
+
+    python -m audiolm_cli.training.parts.assemble --runs runs/speech --name speech --out weights/speech
+    python -m audiolm_cli.training.parts.assemble --unpack --runs runs/more --out weights/speech
+    python -m audiolm_cli.training.parts.assemble --quantize semantic coarse fine --runs runs/more
+
+The second takes a bundle apart again, into the parts from which training goes on (`--warm-start`) or that stay as they
+are. The third stores the matrices of trained parts in int8 (`int8`). Another precision makes another tokenizer, whose
+tokens the other parts do not know: it comes before `tokenize`, as the stages come before the detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from audiolm_cli.bundles import int8
+from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity, write_tensors
+from audiolm_cli.bundles.folder import PARTS, read_config, sha256
+from audiolm_cli.bundles.hub import CARD
+from audiolm_cli.config import BundleConfig, from_json
+from audiolm_cli.errors import ModelError
+from audiolm_cli.training.parts.outputs import outputs_of
+
+MAX_BYTES = 64_000_000
+# of config.json, besides what the parts say
+SETTINGS = ("sampling", "output", "prompt_seconds", "familiar_bits", "familiar_semantic_bits")
+
+
+def assemble(
+    parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, quantizers: int | None = None
+) -> None:
+    """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is, and so do
+    SETTINGS of its config.json that are not `given`. With as many `quantizers` as stage 2 has, there is no stage 3 and
+    the codec has no more of them: the codes are those of its first ones.
+
+    Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
+    would be larger than 64 MB. Nothing in `out` changes then.
+    """
+    found = [
+        part for part in PARTS if (parts / f"{part}.safetensors").is_file() and not (quantizers and part == "fine")
+    ]
+    if missing := {"codec", "tokenizer", "semantic", "coarse"} - set(found):
+        raise ModelError(f"{parts}: no {sorted(missing)[0]}.safetensors")
+    tensors = {part: load_file(parts / f"{part}.safetensors") for part in found}
+    about = {part: read_about(parts / f"{part}.safetensors") for part in found}
+    identity = {part: tensors_identity(tensors[part], prefixes) for part, prefixes in TOKEN_SOURCES.items()}
+    tokens, final = about["coarse"]["tokens"], dict(identity)
+    if quantizers:
+        tokens = {**tokens, "quantizers": quantizers}
+        tensors["codec"]["quantizer.codebooks"] = tensors["codec"]["quantizer.codebooks"][:quantizers].clone()
+        final["codec"] = tensors_identity(tensors["codec"], TOKEN_SOURCES["codec"])
+    depends: dict[str, dict[str, str]] = {part: {"self": value} for part, value in final.items()}
+    for part in found:
+        for source in NEEDS.get(part, ()):
+            known = final if part == "detector" else identity  # it hears the bundle's codec, as it became
+            if about[part]["depends"].get(source) != known[source]:
+                raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
+            depends.setdefault(part, {})[source] = final[source]
+    before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
+    settings = {field: before[field] for field in SETTINGS if field in before} | (given or {})
+    value = {
+        "name": name,
+        "tokens": tokens,
+        "fine": None,
+        **{part: about[part]["config"] for part in found},
+        **settings,
+        "depends": depends,
+        "trained": {part: about[part]["trained"] for part in found},
+        "format_version": 2 if any(map(int8.is_used, tensors.values())) else 1,
+    }
+    config = from_json(BundleConfig, json.loads(json.dumps(value)))
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for part in found:
+        save_file(tensors[part], fresh / f"{part}.safetensors")
+        (fresh / f"{part}.safetensors").chmod(0o644)  # safetensors leaves them to their owner
+    (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    for card in itertools.chain.from_iterable(out.glob(pattern) for pattern in CARD):
+        shutil.copy(card, fresh)
+    write_sums(fresh)
+    check_parts(fresh)
+    heard = about["detector"]["trained"].get("bundle") if "detector" in found else None
+    if heard and heard != outputs_of(fresh):
+        raise ModelError(f"{parts}/detector.safetensors was trained on the outputs of other weights")
+    if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
+        raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.replace(out)
+
+
+def unpack(folder: Path, parts: Path, only: Sequence[str] = PARTS) -> None:
+    """Writes a bundle's parts, or `only` some, into `parts`, as training leaves them there; those already there are
+    replaced.
+
+    Raises ModelError when the bundle is not sound.
+    """
+    check_parts(folder)
+    config = json.loads(json.dumps(dataclasses.asdict(read_config(folder))))
+    parts.mkdir(parents=True, exist_ok=True)
+    for part in only:
+        if config[part] is None:
+            continue
+        about = {
+            "config": config[part],
+            "tokens": config["tokens"],
+            "depends": config["depends"][part],
+            "trained": config["trained"][part],
+        }
+        save_file(
+            load_file(folder / f"{part}.safetensors"), parts / f"{part}.safetensors", {"about": json.dumps(about)}
+        )
+
+
+def quantize(parts: Path, names: Sequence[str]) -> None:
+    """Stores matrices of trained parts in int8, those of `int8.MATRICES`; where they are already, nothing changes.
+
+    Raises ModelError when there is no such part.
+    """
+    for part in names:
+        file = parts / f"{part}.safetensors"
+        about = read_about(file)
+        tensors = int8.stored(int8.restored(load_file(file)), int8.MATRICES[part])
+        write_tensors(file, tensors, {"about": json.dumps(about)})
+
+
+def write_sums(folder: Path) -> None:
+    """SHA256SUMS over all other files of a bundle, as sha256sum writes it."""
+    files = sorted(file for file in folder.iterdir() if file.name != "SHA256SUMS")
+    lines = [f"{sha256(file)}  {file.name}\n" for file in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"))
+    parser.add_argument("--name", default="speech")
+    parser.add_argument("--out", type=Path, default=Path("weights/speech"))
+    parser.add_argument(
+        "--settings", type=json.loads, help=f"JSON of {', '.join(SETTINGS)}; else they stay as they are"
+    )
+    parser.add_argument("--quantizers", type=int, help="leave out stage 3 and the codec's quantizers behind so many")
+    parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
+    parser.add_argument("--quantize", nargs="+", choices=int8.MATRICES, help="store these parts of RUNS in int8")
+    args = parser.parse_args()
+    if args.quantize:
+        return quantize(args.runs / "parts", args.quantize)
+    if args.unpack:
+        return unpack(args.out, args.runs / "parts")
+    assemble(args.runs / "parts", args.name, args.out, args.settings, args.quantizers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Trains SoundStream: by reconstruction, then its decoder against discriminators as well.
+
+    python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--preset tiny]
+    python -m audiolm_cli.training.parts.codec --data DATA --minutes 20 [--resume] --decoder-only
+
+The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
+points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
+quantizers (quantizer dropout), so that every prefix can be decoded. With `--decoder-only` encoder and codebooks stay as
+they are, so that codes stay valid, also for language models that were trained on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from audiolm_cli.audio.mel import mel_filters
+from audiolm_cli.bundles import int8
+from audiolm_cli.bundles.bundle import read_about, save_part
+from audiolm_cli.codec.soundstream import SoundStream, nearest
+from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
+from audiolm_cli.training.corpora.data import Corpus, load_corpus
+from audiolm_cli.training.parts.discriminators import Discriminators
+from audiolm_cli.training.parts.kmeans import kmeans
+from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, matrices, warm_start
+
+KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
+UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
+# STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
+MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
+WAVEFORM_WEIGHT, COMMITMENT_WEIGHT = 6.0, 0.25
+ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 0.1, 0.5
+MAGNITUDE_WEIGHT = 2.0  # beside the log magnitudes; without it loud parts stay blurred: PESQ-wb 1.72 instead of above 2
+
+
+class MelLoss(nn.Module):
+    """Distance of magnitudes and log magnitudes over several mel spectrograms, of which each step draws some."""
+
+    def __init__(self, rate: int):
+        super().__init__()
+        for window, bins in MEL_SCALES:
+            self.register_buffer(f"banks_{window}", mel_filters(window // 2 + 1, bins, rate))
+            self.register_buffer(f"window_{window}", torch.hann_window(window))
+
+    def mel(self, audio: Tensor, window: int) -> Tensor:
+        shape = self.get_buffer(f"window_{window}")
+        spectrum = torch.stft(audio, window, window // 4, window, shape, return_complex=True)
+        size = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
+        return size.transpose(1, 2) @ self.get_buffer(f"banks_{window}")
+
+    def forward(self, wanted: Tensor, got: Tensor, scales: int = len(MEL_SCALES)) -> Tensor:
+        loss = wanted.new_zeros(())
+        for window, _ in random.sample(MEL_SCALES, scales):
+            a, b = self.mel(wanted, window), self.mel(got, window)
+            floor = 1e-5 * window  # about -94 dB of full scale
+            loss = loss + MAGNITUDE_WEIGHT * (a - b).abs().mean() + ((a + floor) / (b + floor)).log().abs().mean()
+        return loss / scales
+
+
+class CodebookTrainer(nn.Module):
+    """The moving averages behind the codebooks of a `ResidualQuantizer`."""
+
+    mass: Tensor
+    total: Tensor
+
+    def __init__(self, codebooks: Tensor, decay: float = 0.99, dead: float = 0.03):
+        super().__init__()
+        self.decay, self.dead = decay, dead
+        self.register_buffer("mass", torch.ones(codebooks.shape[:2]))
+        self.register_buffer("total", codebooks.clone())
+
+    def forward(self, codebooks: Tensor, latents: Tensor, kept: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+        """Latents `[B, F, D]`, the first `kept[b]` quantizers of each item -> quantized latents, commitment loss."""
+        points = residual = latents.flatten(0, 1)
+        kept = kept.repeat_interleave(latents.shape[1])
+        quantized, commitment = torch.zeros_like(points), points.new_zeros(())
+        for q, codebook in enumerate(codebooks):
+            with torch.no_grad():
+                codes = nearest(residual.detach(), codebook)
+            chosen = codebook[codes]
+            live = (q < kept)[:, None].float()
+            commitment = commitment + ((residual - chosen).square() * live).mean()
+            if update:
+                self._follow(q, codebook, residual.detach(), codes)
+            quantized = quantized + chosen * live
+            residual = residual - chosen
+        quantized = points + (quantized - points).detach()
+        return quantized.view_as(latents), commitment / len(codebooks)
+
+    @torch.no_grad()
+    def _follow(self, q: int, codebook: Tensor, points: Tensor, codes: Tensor) -> None:
+        members = F.one_hot(codes, len(codebook)).to(points.dtype)
+        self.mass[q].lerp_(members.sum(0), 1 - self.decay)
+        self.total[q].lerp_(members.T @ points, 1 - self.decay)
+        unused = self.mass[q] < self.dead
+        count = int(unused.sum())
+        if count:
+            fresh = points[torch.randint(len(points), (count,), device=points.device)]
+            self.total[q][unused], self.mass[q][unused] = 0.3 * fresh, 0.3
+        codebook.copy_(self.total[q] / self.mass[q].clamp(min=1e-3)[:, None])
+
+    @torch.no_grad()
+    def start(self, codebooks: Tensor, latents: Tensor) -> None:
+        """k-means, level by level, over latents `[N, D]`."""
+        residual = latents
+        for q, codebook in enumerate(codebooks):
+            codebook.copy_(kmeans(residual, len(codebook), iterations=8))
+            codes = nearest(residual, codebook)
+            self.mass[q] = 0.8  # about the points that a code of a batch sees
+            self.total[q] = codebook * 0.8
+            residual = residual - codebook[codes]
+
+
+class Opponent:
+    """The discriminators and their optimizer."""
+
+    def __init__(self, windows: list[int], rate: float, device: torch.device, saved: dict[str, Any] | None):
+        self.nets = Discriminators(tuple(windows)).to(device)
+        self.optimizer = torch.optim.AdamW(self.nets.parameters(), lr=rate, betas=(0.8, 0.99), weight_decay=0.0)
+        if saved:
+            self.nets.load_state_dict(saved["nets"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+
+    def state(self) -> dict[str, Any]:
+        return {"nets": self.nets.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def learn(self, real: Tensor, made: Tensor) -> Tensor:
+        """One step of the discriminators on audio `[B, T]`; their loss."""
+        self.nets.requires_grad_(True)
+        loss = self.nets.judged(real, made)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.nets.requires_grad_(False)  # what comes now is the codec's
+        return loss.detach()
+
+
+class CodecTraining(nn.Module):
+    """All that a checkpoint of codec training holds."""
+
+    def __init__(self, config: SpectralConfig | WaveformConfig, tokens: TokenSpec):
+        super().__init__()
+        self.codec = SoundStream(config, tokens)
+        self.codebooks = CodebookTrainer(self.codec.quantizer.codebooks.data)
+
+
+def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
+    """The config of either kind from parsed JSON; raises ModelError."""
+    return from_json(SpectralConfig if value.get("kind") == "spectral" else WaveformConfig, value, "codec")
+
+
+def crops(corpus: Corpus, count: int, samples: int, rng: np.random.Generator) -> Tensor:
+    """Random stretches at random levels, `float32 [count, samples]`."""
+    starts = rng.integers(0, len(corpus.audio) - samples, count)
+    audio = np.stack([corpus.audio[s : s + samples] for s in starts]).astype(np.float32) / 32768
+    return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (count, 1)).astype(np.float32)).clamp(-1, 1)
+
+
+def kept_quantizers(count: int, quantizers: int) -> Tensor:
+    """How many quantizers each item keeps: all for half the batch, 1 to all for the rest."""
+    kept = torch.randint(1, quantizers + 1, (count,))
+    kept[: count // 2] = quantizers
+    return kept
+
+
+@torch.inference_mode()
+def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, float]:
+    """Mel distance over fixed validation clips with all and with the coarse quantizers."""
+    device = next(codec.parameters()).device
+    figures = {}
+    clips = [c for c in corpus.clips if c.samples > 48000][:24]
+    audio = torch.from_numpy(np.stack([corpus.samples(c)[:48000] for c in clips])).to(device)
+    codes = codec.encode(audio)
+    for name, count in (("mel_all", codes.shape[1]), ("mel_coarse", 4)):
+        figures[name] = round(float(loss(audio, codec.decode(codes[:, :count]))), 4)
+    figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
+    return figures
+
+
+def _perplexity(codes: Tensor) -> Tensor:
+    share = torch.bincount(codes.flatten()).float()
+    share = share[share > 0] / share.sum()
+    return (-(share * share.log()).sum()).exp()
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", minutes=75)
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
+    parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the preset's by default")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
+    )
+    parser.add_argument("--windows", type=int, nargs="*", default=[1024], help="STFT windows of the discriminators")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    add_matrices(parser)
+    args = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
+    part = args.runs / "parts" / "codec.safetensors"
+    tokens, config, before = preset(args.preset).tokens, preset(args.preset).codec, {}
+    if args.kind and args.kind != config.kind:
+        config = KINDS[args.kind]()
+    if args.decoder_only:
+        about = read_about(part)
+        tokens, before = from_json(TokenSpec, about["tokens"], "tokens"), about["trained"]
+        config = codec_config(about["config"])
+    train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
+    training = CodecTraining(config, tokens)
+    codec = training.codec
+    if args.decoder_only:
+        codec.load_state_dict({name: tensor.float() for name, tensor in int8.restored(load_file(part)).items()})
+        codec.encoder.requires_grad_(False)
+    else:
+        before = warm_start(args, "codec", codec)
+    name = "decoder" if args.decoder_only else "codec"
+    trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
+    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    trainer.extra["config"] = dataclasses.asdict(config)
+    device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
+    rng = np.random.default_rng(args.seed + trainer.step)
+    samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
+    opponent = None
+    if args.decoder_only and args.windows:
+        opponent = Opponent(args.windows, args.rate, device, trainer.extra.get("opponent"))
+    collected: list[Tensor] = []
+    started = args.decoder_only or trainer.extra.get("quantized", False)
+    unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks begin anew in any case
+    for step in trainer:
+        audio = crops(train, args.batch, samples, rng).to(device)
+        with trainer.autocast(not args.decoder_only):  # a frozen encoder runs as it will: in float32
+            latents = codec.encoder(audio, {}).float()
+        commitment = latents.new_zeros(())
+        wanting = -(-COLLECTED_FRAMES // latents[..., 0].numel()) - len(collected)  # batches; after a resume as well
+        if not started and (step < unquantized or wanting > 0):
+            collected = [*collected[wanting <= 0 :], latents.detach().flatten(0, 1)]
+        else:
+            if not started:
+                training.codebooks.start(codec.quantizer.codebooks, torch.cat(collected))
+                collected, started, trainer.extra["quantized"] = [], True, True
+            kept = kept_quantizers(args.batch, tokens.quantizers).to(device)
+            update = not args.decoder_only
+            latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)
+        with trainer.autocast():
+            got = codec.reconstruct(latents)
+        waveform = (audio - got).abs().mean()
+        distance = mel(audio, got, 3)
+        loss = WAVEFORM_WEIGHT * waveform + distance + COMMITMENT_WEIGHT * commitment
+        figures = {"mel": distance, "waveform": waveform, "commitment": commitment}
+        if opponent:
+            with trainer.autocast():
+                figures["opponent"] = opponent.learn(audio, got)
+                figures["adversarial"], figures["features"] = opponent.nets.deceived(audio, got)
+            loss = loss + ADVERSARIAL_WEIGHT * figures["adversarial"] + FEATURE_WEIGHT * figures["features"]
+            trainer.extra["opponent"] = opponent.state()
+        trainer.update(loss, figures)
+        if trainer.due() and started:
+            trainer.log(valid=True, **validate(codec, valid, mel))
+    trainer.log(valid=True, finished=True, **validate(codec, valid, mel))
+    about = {
+        "config": dataclasses.asdict(config),
+        "tokens": dataclasses.asdict(tokens),
+        "trained": {**before, name: {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1)}},
+    }
+    save_part(part, codec, about, matrices(args, "codec"))
+
+
+if __name__ == "__main__":
+    main()

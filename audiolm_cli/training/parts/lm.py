@@ -1,0 +1,295 @@
+"""Trains one of the three language models on the tokens that `tokenize` made.
+
+    python -m audiolm_cli.training.parts.lm --stage coarse --data DATA --minutes 25 [--resume]
+
+Crops have one shape per batch, drawn from the stage's shapes; part of those of stage 2 begin with a reference from
+elsewhere in the recording or speaker, behind the gap token. A share of the acoustic inputs is replaced at random, so
+that a wrong token in generation does not lead astray. Loss on the tokens that the stage makes, each quantizer among its
+own codes. The best validation state is kept as the part that ships.
+
+Stage 1 learns from synthetic speech as well where `tokenize --synthetic` made tokens of some: its share of the batches
+goes from the first to the second number of --synthetic-share over the training.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audiolm_cli.bundles.bundle import NEEDS, save_part, stage_model
+from audiolm_cli.config import PRESETS, Layout, preset
+from audiolm_cli.errors import ModelError
+from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.likelihood import Batch, batch_of, token_losses
+from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.tokens import StageName, Vocabulary
+from audiolm_cli.language_models.transformer import Stack, Transformer
+from audiolm_cli.training.corpora.tokenize import TokenData, Track, load_tokens
+from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
+
+REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
+UNCONDITIONED = 0.1  # share of crops without semantic tokens in the layout `frames`, for guidance to lead away from
+
+Best = tuple[float, dict[str, Tensor]]  # the lowest validation bits and the state that reached them
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a batch looks like: seconds of reference (0: none), seconds of crop, relative frequency."""
+
+    reference: float
+    crop: float
+    share: float = 1.0
+
+
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "semantic": (Shape(0, 10, 2), Shape(0, 3.2)),
+    "coarse": (Shape(0, 3.6, 3), Shape(1.2, 2.4, 2), Shape(2, 4), Shape(3, 7), Shape(0, 10)),
+    "fine": (Shape(0, 3), Shape(0, 1.4, 2)),
+    "parallel": (Shape(0, 6), Shape(0, 3, 3)),
+    "frames": (Shape(3, 7, 3), Shape(3, 4, 2), Shape(1.6, 2.4), Shape(0, 10, 2), Shape(0, 4)),
+}
+# of audio in a batch
+BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0, "frames": 90.0}
+
+
+class Crops:
+    """Draws crops of one stage from token data."""
+
+    def __init__(self, data: list[TokenData], stage: StageName, layout: Layout, seed: int | tuple[int, ...]):
+        self.data, self.stage, self.layout, self.spec = data, stage, layout, data[0].spec
+        self.rng = np.random.default_rng(seed)
+        self.tracks = [(source, track) for source in data for track in source.tracks]
+        self.lengths = np.array([track.length for _, track in self.tracks])
+
+    def draw(self, shape: Shape, count: int) -> list[tuple[TokenData, Track, int, int]]:
+        """(data, track, first token of the crop, first token of its reference), longer tracks more often."""
+        crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
+        room = self.lengths - crop - reference
+        weight = np.where(room >= 0, room + crop, 0).astype(np.float64)
+        if not weight.any():
+            return []
+        chosen = self.rng.choice(len(self.tracks), count, p=weight / weight.sum())
+        result = []
+        for index in chosen:
+            data, track = self.tracks[index]
+            gap = int(self.rng.integers(0, room[index] + 1))  # between the two, or around them
+            start = int(self.rng.integers(0, room[index] - gap + 1))
+            first, second = start, start + gap
+            if self.rng.random() < 0.5 or not reference:  # the reference comes first in the recording
+                result.append((data, track, second + reference, first))
+            else:
+                result.append((data, track, first, second + crop))
+        return result
+
+    def batch(self, shape: Shape, seconds: float) -> Batch | None:
+        drawn = self.draw(shape, max(1, round(seconds / (shape.crop + shape.reference))))
+        return self.build(drawn, shape) if drawn else None
+
+    def build(self, drawn: list, shape: Shape, *, shuffled: bool = False, others: bool = False) -> Batch:
+        """Sequences of the drawn crops. `shuffled`: each with the semantic tokens of another crop; `others`: with the
+        reference of another one (both for validation)."""
+        crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
+        pieces = [data.cut(track, first, crop) for data, track, first, _ in drawn]
+        references = [data.cut(track, first, reference) for data, track, _, first in drawn] if reference else []
+        if shuffled:
+            semantic, codes = zip(*pieces, strict=True)
+            pieces = list(zip(semantic[1:] + semantic[:1], codes, strict=True))
+        if others:
+            references = references[1:] + references[:1]
+        ends = [track.length == first + crop for _, track, first, _ in drawn]
+        return batch_of(self.stage, self.layout, self.spec, pieces, references, ends)
+
+    def _tokens(self, seconds: float) -> int:
+        return round(seconds * self.spec.semantic_rate)
+
+
+def training_loss(model: Stack, batch: Batch) -> Tensor:
+    """Mean cross entropy in nats of the targets, behind inputs of which some are replaced."""
+    if isinstance(model, ParallelTransformer):
+        return _parallel_loss(model, batch.ids)
+    if isinstance(model, FrameTransformer):
+        ids, fields, size = batch.ids, batch.fields.clone(), model.spec.codebook_size
+        unconditioned = torch.rand(len(fields), device=fields.device) < UNCONDITIONED
+        fields[unconditioned, :, 2:] = model.spec.semantic_vocabulary
+        wrong = (torch.rand(ids.shape, device=ids.device) < REPLACED) & (ids < size)
+        inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
+        batch = Batch(ids, fields, targets=ids.shape[1] - 1)  # the reference's codes are as good as others
+        return token_losses(model, batch, inputs).sum() / (ids < size).sum()
+    assert isinstance(model, Transformer)
+    losses = token_losses(model, batch, _replace(batch, model.vocabulary, REPLACED))
+    return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
+
+
+def _parallel_loss(model: ParallelTransformer, codes: Tensor) -> Tensor:
+    """Of a quantizer drawn for each item, in the frames behind a beginning of random length that is known whole."""
+    spec, (batch, _, frames) = model.spec, codes.shape
+    draw = functools.partial(torch.randint, size=(batch,), device=codes.device)
+    quantizer, whole = draw(spec.coarse, spec.quantizers), draw(0, frames // 2) * draw(0, 2)
+    wanted = codes[torch.arange(batch, device=codes.device), quantizer]
+    wrong = torch.rand(codes.shape, device=codes.device) < REPLACED
+    inputs = torch.where(wrong, torch.randint_like(codes, spec.codebook_size), codes)
+    levels, places = (torch.arange(n, device=codes.device) for n in codes.shape[1:])
+    unknown = (levels >= quantizer[:, None])[:, :, None] & (places >= whole[:, None])[:, None]
+    hidden = model(inputs.masked_fill(unknown, -1), quantizer)
+    losses = []
+    for q in range(spec.coarse, spec.quantizers):
+        counted = (quantizer == q)[:, None] & (places >= whole[:, None])
+        losses.append(F.cross_entropy(model.code_logits(hidden[counted], q).float(), wanted[counted], reduction="sum"))
+    return torch.stack(losses).sum() / (frames - whole).sum()
+
+
+def _replace(batch: Batch, vocabulary: Vocabulary, share: float) -> Tensor:
+    """The ids of a batch, a share of the codes (in stage 1, tokens) among its targets by others of the same kind."""
+    size, targets = vocabulary.spec.semantic_vocabulary, batch.ids[:, -batch.targets :]
+    if vocabulary.stage != "semantic":
+        size = vocabulary.spec.codebook_size
+    base = (
+        targets - (targets - vocabulary.code(0)) % size if vocabulary.stage != "semantic" else torch.zeros_like(targets)
+    )
+    other = base + torch.randint(size, targets.shape, device=targets.device)
+    chosen = (torch.rand(targets.shape, device=targets.device) < share) & (targets < vocabulary.begin)
+    return torch.cat([batch.ids[:, : -batch.targets], torch.where(chosen, other, targets)], 1)
+
+
+@torch.no_grad()
+def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> dict[str, object]:
+    """Bits per token on fixed crops: all, per quantizer, and for stage 2 with what should help taken away.
+
+    `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
+    of another track (likewise).
+    """
+    crops = Crops(data, model.stage, model.config.layout, seed=1)
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+
+    def bits(shape: Shape, **change: bool) -> np.ndarray:
+        crops.rng = np.random.default_rng(1)
+        total = []
+        for _ in range(batches):
+            drawn = crops.draw(shape, 8)
+            if not drawn:
+                continue
+            with autocast(device, next(model.parameters()).dtype == torch.float32):
+                losses = token_losses(model, crops.build(drawn, shape, **change).to(device))
+            if losses.ndim == 2:
+                losses = losses[:, :-1, None]  # without the place of <end>
+            total.append(losses.float().mean((0, 1)).cpu().numpy())
+        return np.mean(total, 0) / np.log(2) if total else np.array([np.nan])
+
+    plain = bits(Shape(0, 3 if model.stage == "fine" else 3.6))
+    figures: dict[str, object] = {"bits": round(float(plain.mean()), 4)}
+    if len(plain) > 1:
+        figures["bits_per_quantizer"] = [round(float(b), 3) for b in plain]
+    if model.stage == "coarse":
+        shape = Shape(3, 4)
+        for name, change in (("reference", {}), ("shuffled", {"shuffled": True}), ("other_speaker", {"others": True})):
+            figures[f"bits_{name}"] = round(float(bits(shape, **change).mean()), 4)
+    model.train(was_training)
+    return figures
+
+
+def main() -> None:
+    parser = arguments(__doc__, minutes=25)
+    parser.add_argument("--stage", choices=("semantic", "coarse", "fine"), required=True)
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
+    parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
+    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument(
+        "--synthetic-share",
+        type=float,
+        nargs=2,
+        default=(0.9, 0.3),
+        metavar=("FIRST", "LAST"),
+        help="of stage 1's batches",
+    )
+    parser.add_argument("--coarse", type=int, help="quantizers of stage 2; as many as the tokens have by default")
+    add_matrices(parser)
+    args = parser.parse_args()
+    stage: StageName = args.stage
+    train, valid = ([split_at(data, args.coarse) for data in load_tokens(args.runs, s)] for s in ("train", "valid"))
+    read, read_valid = (load_synthetic(args.runs, train[0], s) for s in ("synthetic", "synthetic-valid"))
+    if stage != "semantic" or not read:
+        read, read_valid, args.synthetic_share = [], [], (0.0, 0.0)
+    config = getattr(preset(args.preset), stage)
+    model = stage_model(config, train[0].spec, stage, args.dropout)
+    before = warm_start(args, stage, model)
+    kind = config.layout if config.layout in SHAPES else stage
+    trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
+    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    corpora = [
+        Crops(data, stage, config.layout, (args.seed, trainer.step, trainer.rank)) for data in (train, read) if data
+    ]
+    shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
+    shares = np.array([shape.share for shape in SHAPES[kind]])
+    best: Best | None = trainer.extra.get("best")
+
+    def validated() -> dict[str, object]:
+        figures = validation_bits(model, valid, batches=2)
+        if read_valid:
+            figures["bits_synthetic"] = validation_bits(model, read_valid, batches=2)["bits"]
+        return figures
+
+    for _ in trainer:
+        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
+        share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
+        crops = corpora[int(shapes.random() < share)]
+        batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
+        if batch is None:
+            continue
+        batch = batch.to(trainer.device)
+        with trainer.autocast():
+            loss = training_loss(model, batch)
+        trainer.update(loss, {"bits": loss / np.log(2)})
+        if trainer.due():
+            best = _validated(trainer, validated(), best)
+    best = _validated(trainer, validated(), best, finished=True)
+    if trainer.rank:
+        return
+    model.load_state_dict(best[1])
+    depends = {source: train[0].sources[source] for source in NEEDS[stage]}
+    minutes, bits = round(trainer.seconds / 60, 1), round(best[0], 3)
+    trained = {"steps": trainer.step, "minutes": minutes, "valid_bits": bits, **before}
+    about = {
+        "config": dataclasses.asdict(config),
+        "tokens": dataclasses.asdict(train[0].spec),
+        "depends": depends,
+        "trained": trained,
+    }
+    save_part(args.runs / "parts" / f"{stage}.safetensors", model, about, matrices(args, stage))
+
+
+def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:
+    """The tokens of synthetic speech, if there are any, by the tokenizer of the real ones; raises ModelError."""
+    if not any((runs / "tokens").glob(f"{split}_*.safetensors")):
+        return []
+    found = load_tokens(runs, split)
+    if found[0].sources["tokenizer"] != real.sources["tokenizer"]:
+        raise ModelError(f"{runs}/tokens: {split} was made with another tokenizer; remove it")
+    return found
+
+
+def split_at(data: TokenData, coarse: int | None) -> TokenData:
+    """The same tokens with other quantizers for stage 2, the rest for stage 3."""
+    return dataclasses.replace(data, spec=dataclasses.replace(data.spec, coarse=coarse or data.spec.coarse))
+
+
+def _validated(trainer: Trainer, figures: dict[str, object], best: Best | None, finished: bool = False) -> Best:
+    trainer.log(valid=True, finished=finished, **figures)
+    bits = float(figures["bits"])  # type: ignore[arg-type]
+    if best is None or bits < best[0]:
+        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
+    return best
+
+
+if __name__ == "__main__":
+    main()

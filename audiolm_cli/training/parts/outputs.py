@@ -1,0 +1,142 @@
+"""Outputs of a bundle in all its ways, with many seeds and settings: what its detector learns to tell from recordings.
+
+    python -m audiolm_cli.training.parts.outputs --model weights/speech --data DATA --runs RUNS --batches 30
+
+Each batch is made in one way (continued prompts, from nothing, recordings said again in another's voice) of recordings
+of the split, with sampling settings of its own; every third has the bundle's. Batches that are there already are kept,
+so the same line with more of them goes on. They carry no watermark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from audiolm_cli import pipeline
+from audiolm_cli.bundles import bundle as bundles
+from audiolm_cli.bundles.bundle import Bundle, write_tensors
+from audiolm_cli.bundles.folder import sha256
+from audiolm_cli.command_line.options import threads
+from audiolm_cli.errors import AudioLMError, ModelError
+from audiolm_cli.training.corpora.data import Corpus, load_corpus
+from audiolm_cli.training.parts.familiar import prompts, stretches
+
+SECONDS = 6.0  # of an output
+BATCH = 16
+BATCHES, VALID_BATCHES = 65, 10
+WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is made."""
+
+    way: str
+    sampling: pipeline.Sampling
+
+
+def plan(bundle: Bundle, number: int) -> Plan:
+    """The same for the same number, whichever batches were made before."""
+    own, rng = pipeline.Sampling(**vars(bundle.config.sampling)), np.random.default_rng([7, number])
+    way = WAYS[number % len(WAYS)]
+    if number % 3 == 0:
+        return Plan(way, own)
+    temperature = [float(t * factor) for t, factor in zip(own.temperature, rng.uniform(0.8, 1.25, 3), strict=True)]
+    top_p = [float(p) for p in rng.uniform(0.85, 1.0, 3)]
+    changed: dict[str, Any] = {"temperature": tuple(temperature), "top_p": tuple(top_p)}
+    return Plan(way, pipeline.Sampling(**vars(own) | changed | {"guidance": float(rng.uniform(0, own.guidance + 1))}))
+
+
+def needed(bundle: Bundle, number: int) -> float:
+    """Seconds of each recording that a batch begins with."""
+    return bundle.config.prompt_seconds if plan(bundle, number).way == "continue" else SECONDS
+
+
+def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
+    """The new stretches of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
+    how, rate, seconds = plan(bundle, number), bundle.config.tokens.sample_rate, needed(bundle, number)
+    length = round(SECONDS * rate)
+    common: dict[str, Any] = {"sampling": how.sampling, "batch_size": BATCH}
+    given = list(prompts(corpus, round(seconds * rate), BATCH + 1, seed=number))
+    asked = [pipeline.Prompt(samples, place, seed=number) for place, samples in enumerate(given[:BATCH])]
+    if how.way == "continue":
+        made = pipeline.continue_(bundle, asked, duration=SECONDS, prompt_seconds=seconds, **common)
+    elif how.way == "generate":
+        made = pipeline.generate(bundle, asked, duration=SECONDS, **common)
+    else:
+        made = pipeline.resynth(bundle, asked, speaker=given[BATCH], **common)
+    return np.stack([output.samples[output.prompt_samples :][:length] for output in made])
+
+
+def voices(bundle: Bundle, corpus: Corpus, number: int) -> list[str]:
+    """Which corpus the voice and room of each of a batch's outputs are from; "" where they come from nothing."""
+    samples = round(needed(bundle, number) * bundle.config.tokens.sample_rate)
+    found = [clip.corpus for clip, _ in stretches(corpus, samples, BATCH + 1, seed=number)]
+    way = plan(bundle, number).way
+    return found[:BATCH] if way == "continue" else [found[BATCH] if way == "resynth" else ""] * BATCH
+
+
+def outputs_of(folder: Path) -> str:
+    """Names outputs of the bundle in a folder: they belong to its stages and its codec."""
+    digest = hashlib.sha256()
+    for part in ("codec", "semantic", "coarse", "fine"):
+        if (file := folder / f"{part}.safetensors").is_file():
+            digest.update(sha256(file).encode())
+    return digest.hexdigest()[:12]
+
+
+def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list[tuple[str, np.ndarray]]:
+    """All outputs of a split that the bundle has made, each with the name of its voice's corpus and as `float32 [T]`;
+    raises ModelError where there are none."""
+    found: list[tuple[str, np.ndarray]] = []
+    for file in sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle.folder)}-*.safetensors")):
+        rows = load_file(file)["audio"].numpy().astype(np.float32) / 32768
+        found += zip(voices(bundle, corpus, int(file.stem[-4:])), rows, strict=True)
+    if not found:
+        raise ModelError(f"{runs}/outputs: none of the split {split!r}; run audiolm_cli.training.parts.outputs")
+    return found
+
+
+def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
+    """Makes those of the first `batches` of a split that are not there yet."""
+    common = f"{split}-{outputs_of(bundle.folder)}"
+    for number in range(batches):
+        file = runs / "outputs" / f"{common}-{number:04d}.safetensors"
+        if file.is_file():
+            continue
+        audio = np.clip(make(bundle, corpus, number), -1, 1 - 2**-15) * 32768
+        write_tensors(file, {"audio": torch.from_numpy(audio.round().astype(np.int16))})
+        print(json.dumps({"written": file.name, "way": plan(bundle, number).way}), file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and outputs")
+    parser.add_argument("--batches", type=int, default=BATCHES, help=f"of {BATCH} outputs, from the split `train`")
+    parser.add_argument("--valid-batches", type=int, default=VALID_BATCHES, help="the same from `valid`")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=threads(1), default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        bundle = bundles.load(options.model, device=options.device)
+        for split, count in (("valid", options.valid_batches), ("train", options.batches)):
+            corpus = load_corpus(options.data, split, bundle.config.tokens.sample_rate, options.runs / "audio")
+            complete(bundle, corpus, options.runs, split, count)
+    except AudioLMError as error:
+        sys.exit(f"outputs: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,440 @@
+"""Trains the semantic tokenizer by masked prediction, from audio alone.
+
+    python -m audiolm_cli.training.parts.tokenizer --data DATA --minutes 45 [--resume] [--material piano]
+
+The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
+last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
+`cepstral_points`. With --warm-start there is one round more, on clusters of what the tokenizer at hand puts out, and
+tokens keep its numbers.
+
+Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that
+tokens follow what is said rather than who says it and where; for the same reason `finish`, which returns the tokenizer
+that ships, clusters the last layer in directions that voices and rooms change little (`content_directions`).
+
+In music what a voice is to speech is the content: of a piano the first clusters are those of its sounding keys, nothing
+is normalised over a recording, no direction is left out, and no pitch is changed (`MATERIALS`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm_cli.bundles.bundle import round_to_disk, save_part
+from audiolm_cli.codec.autoencoders import hann
+from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
+from audiolm_cli.tokenizer.semantic import MELS_PER_TOKEN, SemanticTokenizer
+from audiolm_cli.training.corpora.data import Corpus, load_corpus
+from audiolm_cli.training.corpora.tokenize import altered, load_part
+from audiolm_cli.training.parts.kmeans import best_of, kmeans, members
+from audiolm_cli.training.trainer import (
+    Trainer,
+    add_matrices,
+    arguments,
+    autocast,
+    load_checkpoint,
+    matrices,
+    warm_start,
+)
+
+CLUSTERS = 500
+CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
+CLUSTERED_TOKENS = 320_000  # whose hidden states the shipped centroids come from, of whole recordings
+SEEDINGS = 4  # of which the best gives these
+CHANGED_TOKENS = 60_000  # of these, that are also heard as another voice
+PITCHES = range(33, 109)  # MIDI numbers of the bands that tell which keys sound: 55 Hz to 4.2 kHz
+PITCH_WINDOW = 4096  # samples at 16 kHz, around a token's middle
+CHROMA, ATTACK = 2.5, 4.0  # weights of pitch classes, and of level and attack, beside the bands: half as much each
+VOICES, PIECE, FLOOR = 16, 100, 0.1  # directions left out, tokens of a mean, share of the variance added to each
+ROUNDS = (0.6,)  # where further rounds begin, as shares of the time
+FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
+UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
+MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, tokens masked from there: about half in all
+
+
+class TokenizerTraining(nn.Module):
+    """The Conformer with a mask vector and a prediction head."""
+
+    def __init__(self, config: TokenizerConfig, tokens: TokenSpec, dropout: float = 0.0):
+        super().__init__()
+        self.tokenizer = SemanticTokenizer(config, tokens, dropout)
+        self.mask = nn.Parameter(0.1 * torch.randn(self.tokenizer.input.in_features))
+        self.head = nn.Linear(config.width, CLUSTERS)
+
+    def logits(self, features: Tensor, masked: Tensor) -> Tensor:
+        """Features `[B, S, 4 * bins]`, masked `bool [B, S]` -> logits `[B, S, clusters]`."""
+        x = torch.where(masked[..., None], self.mask.to(features.dtype), features)
+        logits: Tensor = self.head(self.tokenizer.hidden(x))
+        return logits
+
+
+def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int = 1) -> Iterator[Tensor]:
+    """The whole tokens of a corpus as consecutive stretches `float32 [batch, (past + tokens) * hop]`, each behind
+    `past` tokens of what came before; silence fills up both ends."""
+    count = len(corpus.audio) // hop
+    for first in range(0, count, tokens * batch):
+        start, end = first - past, first + tokens * batch
+        audio = corpus.audio[max(0, start) * hop : min(count, end) * hop].astype(np.float32) / 32768
+        audio = np.pad(audio, (max(0, -start) * hop, max(0, end - count) * hop))
+        yield torch.from_numpy(audio).unfold(0, (past + tokens) * hop, tokens * hop)
+
+
+@torch.no_grad()
+def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
+    """What the first labels are clusters of, `[tokens, 5 * CEPSTRA]`: MFCC averaged over a token, each coefficient
+    normalised over its recording (which takes away much of voice and microphone), the higher ones weighted down, with
+    two neighbours on either side. 512 clusters of these tell 0.565 of the phone's entropy where clusters of MFCC with
+    deltas tell 0.517 (`phones`, 7 minutes of validation recordings)."""
+    bins = tokenizer.config.mel_bins
+    angle = (torch.arange(bins, device=device) + 0.5) * math.pi / bins
+    basis = torch.cos(torch.arange(CEPSTRA, device=device)[:, None] * angle).T
+    parts = []
+    for audio in stretches(corpus, tokenizer.hop, 15000):
+        mel = tokenizer.log_mel(audio.to(device))[0]
+        parts.append(mel.view(-1, MELS_PER_TOKEN, bins).mean(1) @ basis)
+    points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+    normalise_recordings(points, corpus, tokenizer.hop)
+    points *= 1 - LIFTER * torch.arange(CEPSTRA, device=device) / CEPSTRA
+    wide = F.pad(points.T, (NEIGHBOURS, NEIGHBOURS), mode="replicate").unfold(1, 2 * NEIGHBOURS + 1, 1)
+    weights = 1 - DECAY * torch.arange(-NEIGHBOURS, NEIGHBOURS + 1, device=device).abs()
+    return (wide * weights).permute(1, 2, 0).flatten(1)
+
+
+@torch.no_grad()
+def pitch_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
+    """What a piano's first labels are clusters of, `[tokens, keys + 12 + 2]`: bands a semitone wide, their sum over
+    octaves, the level and how much of it is new, each normalised over the corpus and weighted."""
+    filters = pitch_bands(device)
+    parts = []
+    for audio in stretches(corpus, tokenizer.hop, 15000):
+        padded = F.pad(audio.to(device), ((PITCH_WINDOW - tokenizer.hop) // 2,) * 2)
+        frames = padded[0].unfold(0, PITCH_WINDOW, tokenizer.hop)
+        power = torch.view_as_real(torch.fft.rfft(frames * hann(PITCH_WINDOW, device))).square().sum(-1)
+        parts.append((power @ filters + 1e-3).log())
+    bands = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+    level = bands.logsumexp(1, keepdim=True)
+    attack = F.pad(bands.diff(dim=0).clamp(min=0).mean(1, keepdim=True), (0, 0, 1, 0))
+    octaves = torch.tensor([[float(pitch % 12 == c) for c in range(12)] for pitch in PITCHES], device=device)
+    chroma = (bands - bands.mean(1, keepdim=True)).clamp(min=0) @ octaves
+    groups = ((bands, 1.0), (chroma, CHROMA), (torch.cat([level, attack], 1), ATTACK))
+    return torch.cat([weight * (group - group.mean(0)) / group.std(0) for group, weight in groups], 1)
+
+
+def pitch_bands(device: torch.device) -> Tensor:
+    """Triangular filters a semitone to either side of each of PITCHES, `float32 [frequencies, keys]`."""
+    frequency = torch.arange(PITCH_WINDOW // 2 + 1, device=device) * 16000 / PITCH_WINDOW
+    place = 69 + 12 * (frequency.clamp(min=1.0) / 440).log2()
+    keys = torch.tensor(PITCHES, device=device)
+    return (1 - (place[:, None] - keys).abs()).clamp(min=0)
+
+
+@torch.no_grad()
+def own_labels(tokenizer: SemanticTokenizer, corpus: Corpus) -> Tensor:
+    """The tokens of the clean recordings, `int64 [tokens]`."""
+    device, parts = tokenizer.centroids.device, []
+    for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
+        with autocast(device):
+            hidden = tokenizer.hidden(tokenizer.features(audio.to(device)))
+        parts.append(tokenizer.quantize(hidden[:, 50:].float()).flatten())
+    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
+
+
+def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
+    """Takes each recording's mean off points `[tokens, D]` and divides by its deviation, in place: much of the voice
+    and the microphone is in these."""
+    for clip in corpus.clips:
+        own = points[clip.offset // hop : (clip.offset + clip.samples) // hop]
+        own -= own.mean(0)
+        own /= own.std(0, correction=0) + 1e-3
+
+
+@torch.no_grad()
+def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus]) -> dict[str, Tensor]:
+    """Labels `int64 [tokens]` of every split: k-means fitted on the training split."""
+    points = {split: points_of(corpus) for split, corpus in corpora.items()}
+    chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
+    centroids = kmeans(points["train"][chosen.to(points["train"].device)], CLUSTERS, iterations=10)
+    return {split: members(part, centroids) for split, part in points.items()}
+
+
+@torch.no_grad()
+def set_statistics(tokenizer: SemanticTokenizer, corpus: Corpus) -> None:
+    """Sets the log-mel normalisation from a thousand stretches of 2 s."""
+    starts = np.random.default_rng(0).integers(0, len(corpus.audio) - 32000, 1000)
+    parts = []
+    for group in np.split(starts, 20):
+        audio = np.stack([corpus.audio[s : s + 32000] for s in group]).astype(np.float32) / 32768
+        parts.append(tokenizer.log_mel(torch.from_numpy(audio).to(tokenizer.mel_mean.device)).flatten(0, 1))
+    mel = torch.cat(parts)
+    tokenizer.mel_mean.copy_(mel.mean(0))
+    tokenizer.mel_scale.copy_(1 / mel.std(0))
+
+
+def perturb(mel: Tensor, generator: torch.Generator, voice: bool = True) -> Tensor:
+    """Log-mel `[B, M, bins]` as another voice, unless that is to stay, microphone, level and room noise would have
+    it."""
+    batch, _, bins = mel.shape
+    uniform = lambda *shape: torch.rand(shape, generator=generator).to(mel.device)  # noqa: E731
+    mel = warped(mel, generator) if voice else mel
+    knots = 3 * torch.randn(batch, 1, 5, generator=generator).to(mel.device) * uniform(batch, 1, 1)  # channel, level
+    mel = mel + F.interpolate(knots, bins, mode="linear", align_corners=True)
+    floor = (
+        mel.mean((1, 2), keepdim=True)
+        - 8
+        + 7 * uniform(batch, 1, 1)
+        + torch.randn(mel.shape, generator=generator).to(mel)
+    )
+    noisy = uniform(batch, 1, 1) < 0.4
+    return torch.where(noisy, torch.logaddexp(mel, floor), mel)
+
+
+def warped(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Log-mel `[B, M, bins]` as vocal tracts of other lengths would have it."""
+    batch, _, bins = mel.shape
+    place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * torch.rand(batch, 1, generator=generator)).to(mel)
+    low = place.floor().clamp(0, bins - 1).long()
+    high, share = (low + 1).clamp(max=bins - 1), (place - low).clamp(0, 1)
+    index = lambda i: i[:, None].expand_as(mel)  # noqa: E731
+    return torch.lerp(mel.gather(2, index(low)), mel.gather(2, index(high)), share[:, None])
+
+
+def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Spans of `MASK_SPAN` tokens, `bool [batch, length]`."""
+    starts = (torch.rand(batch, 1, length, generator=generator) < MASK_START).float()
+    return F.max_pool1d(F.pad(starts, (MASK_SPAN - 1, 0)), MASK_SPAN, 1)[:, 0] > 0
+
+
+def batch_of(tokenizer: SemanticTokenizer, corpus: Corpus, labels: np.ndarray, first: np.ndarray, length: int) -> tuple:
+    """Log-mel `[B, M, bins]` and labels `int64 [B, S]` of the stretches that begin at the given tokens."""
+    hop, device = tokenizer.hop, tokenizer.mel_mean.device
+    audio = np.stack([corpus.audio[f * hop : (f + length) * hop] for f in first]).astype(np.float32) / 32768
+    target = torch.from_numpy(np.stack([labels[f : f + length] for f in first]))
+    return tokenizer.log_mel(torch.from_numpy(audio).to(device)), target.to(device)
+
+
+def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
+    return ((mel - tokenizer.mel_mean) * tokenizer.mel_scale).view(mel.shape[0], -1, tokenizer.input.in_features)
+
+
+@torch.no_grad()
+def finish(
+    training: TokenizerTraining, corpus: Corpus, clusters: int, in_int8: tuple[str, ...] = ()
+) -> SemanticTokenizer:
+    """The tokenizer that ships: the layers in the precision of the disk, matrices whose names begin so `in_int8`; then
+    normalisation, directions and centroids of what these layers say."""
+    source = training.tokenizer
+    tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
+    wanted = tokenizer.state_dict().keys() - {"centroids", "directions", "mean", "scale"}
+    tokenizer.load_state_dict({k: v.cpu() for k, v in source.state_dict().items() if k in wanted}, strict=False)
+    round_to_disk(tokenizer, in_int8)
+    tokenizer.to(next(source.parameters()).device)
+    clips = [clip for clip in corpus.clips if clip.samples >= tokenizer.hop]
+    rng, recordings, tokens = np.random.default_rng(0), [], 0
+    for number in rng.permutation(len(clips)):
+        samples = corpus.samples(clips[number])
+        recordings.append((samples, heard(tokenizer, samples)))
+        tokens += len(recordings[-1][1])
+        if tokens >= CLUSTERED_TOKENS:
+            break
+    hidden = torch.cat([own for _, own in recordings])
+    tokenizer.mean.copy_(hidden.mean(0))
+    tokenizer.scale.copy_(1 / hidden.std(0))
+    if source.config.directions:
+        tokenizer.directions.copy_(content_directions(tokenizer, recordings, rng))
+    round_to_disk(tokenizer, in_int8)
+    tokenizer.centroids.copy_(best_of(SEEDINGS, tokenizer.points(hidden), clusters, iterations=30))
+    round_to_disk(tokenizer, in_int8)
+    return tokenizer
+
+
+def heard(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
+    """Hidden states `[S, width]` of samples `[T]`."""
+    return tokenizer.represent(torch.from_numpy(samples).to(tokenizer.mean.device)[None])[0]
+
+
+def content_directions(
+    tokenizer: SemanticTokenizer, recordings: list[tuple[np.ndarray, Tensor]], rng: np.random.Generator
+) -> Tensor:
+    """The directions `[directions, width]` in which normalised hidden states are compared, from recordings `[T]` and
+    their hidden states: those of most variance once what tells voices and microphones apart counts little.
+
+    That is how hidden states change where rate, level and channel of a recording do, which is made equally large in
+    every direction (within-class covariance normalisation, Hatch et al., 2006), and the VOICES directions in which the
+    means of recordings then differ most (nuisance attribute projection, Solomonoff et al., 2005).
+    """
+    normal = [tokenizer.normal(own) for _, own in recordings]
+    differences, tokens = [], 0
+    for (samples, _), own in zip(recordings, normal, strict=True):
+        other = altered(samples, rng)
+        if len(other) < tokenizer.hop:
+            continue
+        changed = tokenizer.normal(heard(tokenizer, other))
+        place = (torch.arange(len(own), device=own.device) + 0.5) * len(other) / len(samples)
+        differences.append(own - changed[place.long().clamp(max=len(changed) - 1)])
+        tokens += len(own)
+        if tokens >= CHANGED_TOKENS:
+            break
+    covariance = torch.cat(differences).T.cov(correction=0)
+    floor = FLOOR * covariance.diagonal().mean() * torch.eye(len(covariance), device=covariance.device)
+    values, vectors = torch.linalg.eigh(covariance + floor)
+    white = vectors * values.rsqrt()
+    pieces = [part for own in normal for part in own.split(PIECE)]
+    means = torch.stack([part.mean(0) * math.sqrt(len(part)) for part in pieces]) @ white
+    voices = torch.linalg.svd(means, full_matrices=False).Vh[:VOICES]
+    points = torch.cat(normal) @ white
+    points = points - points @ voices.T @ voices
+    variant = torch.linalg.eigh(points.T.cov(correction=0)).eigenvectors[:, -tokenizer.config.directions :]
+    return (white @ variant).T
+
+
+def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: Corpus) -> None:
+    """Gives each cluster the number of the old one that it is heard together with most often, as far as that is free:
+    language models of the old tokens then have little to learn anew."""
+    size = len(tokenizer.centroids)
+    old.to(tokenizer.centroids.device)
+    together = torch.bincount(own_labels(old, corpus) * size + own_labels(tokenizer, corpus), minlength=size * size)
+    numbers: dict[int, int] = {}  # by cluster
+    taken: set[int] = set()
+    for pair in together.argsort(descending=True, stable=True).tolist():
+        number, cluster = divmod(pair, size)
+        if number not in taken and cluster not in numbers:
+            numbers[cluster] = number
+            taken.add(number)
+    tokenizer.centroids.copy_(tokenizer.centroids[sorted(numbers, key=numbers.__getitem__)])
+
+
+def load(runs: Path) -> TokenizerTraining:
+    """The training state of the checkpoint in `runs`."""
+    training = TokenizerTraining(preset("speech").tokenizer, TokenSpec())
+    training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
+    return training.eval()
+
+
+def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+    """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
+    batch, length = target.shape
+    masked = draw_mask(batch, length, generator).to(target.device)
+    with autocast(target.device):
+        logits = training.logits(normalise(training.tokenizer, mel), masked).float()
+    figures = []
+    for chosen in (masked, ~masked):
+        guess, label = logits[chosen], target[chosen]
+        figures += [F.cross_entropy(guess, label), (guess.argmax(-1) == label).float().mean()]
+    return torch.stack(figures)
+
+
+@torch.no_grad()
+def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int) -> dict:
+    """Masked loss and accuracy on the validation split, beside the share of the most frequent label."""
+    training.eval()
+    generator, figures = torch.Generator().manual_seed(0), []
+    firsts = np.arange(0, len(labels) - length, length)[:200]
+    for first in np.split(firsts, range(10, len(firsts), 10)):
+        mel, target = batch_of(training.tokenizer, corpus, labels, first, length)
+        figures.append(losses(training, mel, target, generator))
+    training.train()
+    means = [round(value, 4) for value in torch.stack(figures).mean(0).tolist()]
+    majority = np.bincount(labels).max() / len(labels)
+    return dict(zip(FIGURES, means, strict=True)) | {"majority_class": round(float(majority), 4)}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What differs between kinds of sound: the points of the first labels, and whether voices are changed in inputs,
+    so as to be told apart as little as can be."""
+
+    points: Callable[[SemanticTokenizer, Corpus, torch.device], Tensor]
+    voices: bool
+
+
+MATERIALS = {"speech": Material(cepstral_points, True), "piano": Material(pitch_points, False)}
+
+
+def main() -> None:
+    parser = arguments(__doc__, minutes=45)
+    parser.add_argument("--material", choices=MATERIALS, default="speech", help="what the recordings are of")
+    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
+    add_matrices(parser)
+    args = parser.parse_args()
+    chosen, material = preset(args.preset), MATERIALS[args.material]
+    spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
+    corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
+    training = TokenizerTraining(chosen.tokenizer, chosen.tokens)
+    before = warm_start(args, "tokenizer", training.tokenizer)
+    trainer = Trainer("tokenizer", args, training, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
+    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
+    if trainer.step == 0:
+        if not args.warm_start:
+            set_statistics(tokenizer, corpora["train"])
+        with trainer.first_alone():
+            for stale in trainer.folder.glob("labels*"):
+                stale.unlink(missing_ok=True)
+
+    def round_now() -> int:
+        return 2 if args.warm_start else 1 + sum(trainer.progress > start for start in ROUNDS)
+
+    def labels_of(number: int) -> dict[str, np.ndarray]:
+        files = {split: trainer.folder / f"labels{number}_{split}.npy" for split in corpora}
+        with trainer.first_alone():
+            if not all(file.is_file() for file in files.values()):
+                if number == 1:
+                    labels = clustered(lambda corpus: material.points(tokenizer, corpus, device), corpora)
+                else:
+                    own = finish(training.eval(), corpora["train"], CLUSTERS)
+                    labels = {split: own_labels(own, corpus) for split, corpus in corpora.items()}
+                    training.train()
+                for split, file in files.items():
+                    np.save(file, labels[split].short().cpu().numpy())
+            return {split: np.load(file).astype(np.int64) for split, file in files.items()}
+
+    rng = np.random.default_rng((args.seed, trainer.step, trainer.rank))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    number = round_now()
+    labels = labels_of(number)
+    for _ in trainer:
+        if number < round_now():
+            number = round_now()
+            labels = labels_of(number)
+            training.head.reset_parameters()
+            trainer.broadcast()
+        first = rng.integers(0, len(labels["train"]) - length, args.batch)
+        mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
+        figures = losses(training, perturb(mel, generator, material.voices), target, generator)
+        trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
+        if trainer.due():
+            trainer.log(valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length))
+    trainer.log(
+        valid=True, finished=True, round=number, **validate(training, corpora["valid"], labels["valid"], length)
+    )
+    if trainer.rank:
+        return
+    own = matrices(args, "tokenizer")
+    shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary, own)
+    if args.warm_start:
+        old, _ = load_part(args.runs, "tokenizer")
+        assert isinstance(old, SemanticTokenizer)
+        if len(old.centroids) == len(shipped.centroids):
+            keep_numbers(shipped, old, corpora["valid"])
+    about = {
+        "config": dataclasses.asdict(shipped.config),
+        "tokens": dataclasses.asdict(spec),
+        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **before},
+    }
+    save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about, own)
+
+
+if __name__ == "__main__":
+    main()
