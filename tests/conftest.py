@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -192,17 +193,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         ),
     }.items():
         setattr(pipeline, name, value)
-    import audiolm_cli
-
     for module in (bundle, pipeline):
+        package, _, name = module.__name__.rpartition(".")
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(audiolm_cli, module.__name__.rpartition(".")[2], module, raising=False)
+        monkeypatch.setattr(importlib.import_module(package), name, module, raising=False)
     return fake
 
 
 # A stand-in for the models inside another process, with SLEEP seconds before all but the first call.
 STAND_IN = """
-import types, time, os, numpy as np
+import importlib, types, time, os, numpy as np
 calls = []
 def continue_(bundle, prompts, **options):
     time.sleep(float(os.environ["SLEEP"]) if calls else 0)
@@ -220,10 +220,10 @@ bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0",
 pipeline.continue_ = continue_
 pipeline.Prompt = lambda samples, *key: types.SimpleNamespace(samples=samples)
 pipeline.Sampling = lambda **k: types.SimpleNamespace(**k)
-import audiolm_cli
 for module in (bundle, pipeline):
+    package, _, name = module.__name__.rpartition(".")
     sys.modules[module.__name__] = module
-    setattr(audiolm_cli, module.__name__.split(".")[1], module)
+    setattr(importlib.import_module(package), name, module)
 """
 
 

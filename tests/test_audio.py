@@ -129,9 +129,9 @@ def test_reading_a_long_file_takes_little_memory_beyond_the_result(tmp_path):
         for _ in range(600):
             file.write(np.zeros((48000, 2), np.int16))
     code = (
-        "import sys, resource; from audiolm_cli import audio;"
+        "import sys, resource; from audiolm_cli.audio import files;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak();"
-        "print(len(audio.read(sys.argv[1], 16000).samples), peak() - before)"
+        "print(len(files.read(sys.argv[1], 16000).samples), peak() - before)"
     )
     output = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "long.flac"], capture_output=True, check=True
@@ -211,8 +211,8 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs Linux")
 def test_a_killed_process_leaves_nothing_half_written(tmp_path):
     """Killed between writing and naming, in a process of its own."""
-    program = "import os, sys; from audiolm_cli import audio; os.fsync = lambda _: os.kill(os.getpid(), 9); "
-    program += "audio.write_bytes(sys.argv[1], b'x' * 1000)"
+    program = "import os, sys; from audiolm_cli.audio import files; os.fsync = lambda _: os.kill(os.getpid(), 9); "
+    program += "files.write_bytes(sys.argv[1], b'x' * 1000)"
     result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.bin")], cwd=ROOT)
     assert result.returncode == -9
     assert os.listdir(tmp_path) == []

@@ -62,7 +62,7 @@ SELF_INTERRUPTING = """
 import os, signal
 from audiolm_cli.audio import files
 from audiolm_cli import pipeline
-begin, write = pipeline._Stage.__enter__, audio._write_new
+begin, write = pipeline._Stage.__enter__, files._write_new
 def begun(self):
     if self.name == os.environ["STAGE"]:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
@@ -72,7 +72,7 @@ def written(*whole):
         os.kill(os.getpid(), signal.SIGINT)
     return write(*whole)
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-pipeline._Stage.__enter__, audio._write_new = begun, written
+pipeline._Stage.__enter__, files._write_new = begun, written
 """
 
 
