@@ -325,3 +325,8 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
     if bounds and not bounds[0] <= value <= bounds[1]:
         raise ModelError(f"config.json: {where} must be between {bounds[0]:g} and {bounds[1]:g}")
     return value
+
+
+def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
+    """The config of either kind from parsed JSON; raises ModelError."""
+    return from_json(SpectralConfig if value.get("kind") == "spectral" else WaveformConfig, value, "codec")

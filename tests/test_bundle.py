@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from audiolm_cli.bundles import bundle
 from audiolm_cli.bundles import folder as folders
-from audiolm_cli.bundles.folder import embedded, find
+from audiolm_cli.bundles.catalogue import embedded, find
 from audiolm_cli.config import BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.training.parts.assemble import assemble, write_sums

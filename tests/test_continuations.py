@@ -6,8 +6,8 @@ import pytest
 from audiolm_cli.training.corpora import data
 from audiolm_cli.training.evaluation import continuations
 from audiolm_cli.training.evaluation.continuations import NEW, PROMPT, RATE, SECOND, Case, Score, Voices
-from audiolm_cli.training.evaluation.memorised import Training
 from audiolm_cli.training.measures.measures import Clip
+from audiolm_cli.training.measures.memorised import Training
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 import torch
 
+from audiolm_cli import detector
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.config import DetectorConfig
+from audiolm_cli.detector import SpectralDetector, make_detector
 from audiolm_cli.language_models.likelihood import traces
-from audiolm_cli.provenance import detector
-from audiolm_cli.provenance.detector import SpectralDetector, make_detector
 from audiolm_cli.training import trainer
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.parts import detector as training

@@ -20,8 +20,8 @@ from audiolm_cli.errors import UsageError
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.data import HALVES, Clip, Corpus, half, writing_manifest
 from audiolm_cli.training.corpora.tokenize import save_tokens
-from audiolm_cli.training.evaluation import bits, continuations, evaluate, setting, speech, tables
-from audiolm_cli.training.measures import music, recogniser
+from audiolm_cli.training.evaluation import bits, continuations, evaluate, music, setting, speech, tables
+from audiolm_cli.training.measures import recogniser
 from audiolm_cli.training.measures.measures import Figure
 from audiolm_cli.training.measures.recogniser import Heard
 

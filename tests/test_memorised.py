@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.training.corpora.tokenize import TokenData, Track
-from audiolm_cli.training.evaluation import memorised
-from audiolm_cli.training.evaluation.memorised import LIVELY, NEEDED, PIECE, RUN, WIDTH, Training
+from audiolm_cli.training.measures import memorised
+from audiolm_cli.training.measures.memorised import LIVELY, NEEDED, PIECE, RUN, WIDTH, Training
 
 
 def brute_force(tracks: list[np.ndarray], tokens: np.ndarray) -> list[bool]:

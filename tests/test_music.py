@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from audiolm_cli.training.corpora.data import Clip, Corpus
-from audiolm_cli.training.evaluation.memorised import Training
-from audiolm_cli.training.measures import music
-from audiolm_cli.training.measures.music import NEW, PROMPT, RATE, REACH, Heard
+from audiolm_cli.training.evaluation import music
+from audiolm_cli.training.evaluation.music import NEW, PROMPT, RATE, REACH, Heard
+from audiolm_cli.training.measures.memorised import Training
 
 NOTHING = Training([])
 LIVELY = np.random.default_rng(0).integers(1000, size=150)  # tokens

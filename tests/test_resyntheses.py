@@ -34,22 +34,6 @@ def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pitch, "contour", lambda made: MELODY * made[0])
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "distance"),
-    [
-        ([], [], 0),
-        ([1], [], 1),
-        ([], [1, 2], 2),
-        ([1, 2, 3], [1, 3], 1),
-        ([1, 2, 3], [3, 1, 2], 2),
-        ([1, 1], [2, 2], 2),
-    ],
-)
-def test_edit_distance(a: list[int], b: list[int], distance: int) -> None:
-    assert resyntheses.edit_distance(np.array(a, int), np.array(b, int)) == distance
-    assert resyntheses.edit_distance(np.array(b, int), np.array(a, int)) == distance
-
-
 def test_a_reference_speaks_in_none_of_its_sources() -> None:
     groups = resyntheses.pairings(CASES, 15)
     assert [len(group) for group in groups] == [5, 5, 5]

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolm_cli.codec.autoencoders import hann
+
+@functools.cache
+@torch.inference_mode(False)  # whoever asks first, training may be next
+def hann(size: int, device: torch.device) -> Tensor:
+    """The Hann window `float32 [size]`."""
+    return torch.hann_window(size, device=device)
 
 
 def triangles(frequencies: int, points: Tensor, rate: int) -> Tensor:

@@ -27,17 +27,18 @@ from torch.overrides import TorchFunctionMode
 
 from audiolm_cli import native
 from audiolm_cli.bundles import int8
-from audiolm_cli.bundles.folder import PARTS, check_once, find, read_config
+from audiolm_cli.bundles.catalogue import find
+from audiolm_cli.bundles.folder import PARTS, check_once, read_config
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec
 from audiolm_cli.console import Tell
+from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.parallel import ParallelTransformer
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Decoder, Stack, Transformer
 from audiolm_cli.processor import prefers_bfloat16
-from audiolm_cli.provenance.detector import Detector, make_detector
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 
 # what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not

@@ -1,4 +1,4 @@
-"""A bundle as a folder of files: found by its name, checked against SHA256SUMS, its config read.
+"""A bundle as a folder of files: checked against SHA256SUMS, its config read.
 
 Needs no torch, so that what only looks at bundles answers at once. Whatever is wrong is a ModelError of one line.
 """
@@ -20,27 +20,6 @@ PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
 SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
 PACKAGE = Path(__file__).parent.parent
 EMBEDDED = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel, in a checkout
-
-
-def find(name: str, offline: bool = False) -> Path:
-    """The folder of a bundle: a path to one, the name of an embedded one, or `org/repo@revision` of a hub, which is
-    fetched if it is not here."""
-    candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
-    if "/" in name or name in ("", ".", ".."):
-        candidates = candidates[:1]
-    for folder in candidates:
-        if os.path.isfile(folder / "config.json"):  # whatever the name is
-            return folder
-    from audiolm_cli.bundles import hub
-
-    if hub.is_id(name) and not Path(name).exists():
-        return hub.pull(name, offline)
-    raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
-
-
-def embedded() -> list[str]:
-    """Names of the bundles that came with the program."""
-    return sorted({config.parent.name for folder in EMBEDDED for config in folder.glob("*/config.json")})
 
 
 def damaged(folder: Path, contents: bool = True) -> list[str]:

@@ -8,7 +8,6 @@ latents into audio that lags by `delay` samples; `flush` gives the last `delay` 
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -16,16 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiolm_cli.audio.mel import hann
 from audiolm_cli.config import SpectralConfig, WaveformConfig
 
 State = dict[nn.Module, Any]  # what each layer keeps of the past; an empty one is the start of a recording
-
-
-@functools.cache
-@torch.inference_mode(False)  # whoever asks first, training may be next
-def hann(size: int, device: torch.device) -> Tensor:
-    """The Hann window `float32 [size]`."""
-    return torch.hann_window(size, device=device)
 
 
 class CausalConv(nn.Module):

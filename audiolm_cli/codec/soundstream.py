@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from audiolm_cli.codebook import nearest
 from audiolm_cli.codec.autoencoders import SpectralDecoder, SpectralEncoder, State, WaveformDecoder, WaveformEncoder
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.console import Tell
@@ -41,11 +42,6 @@ class ResidualQuantizer(nn.Module):
         """Codes `int64 [B, q, F]` of the first q quantizers -> latents `float32 [B, F, D]`."""
         parts = [codebook[code] for codebook, code in zip(self.codebooks, codes.unbind(1), strict=False)]
         return functools.reduce(torch.add, parts)
-
-
-def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the centroid `[K, D]` nearest to each point `[N, D]`; `int64 [N]`."""
-    return torch.addmm(centroids.square().sum(1), points, centroids.T, alpha=-2).argmin(1)
 
 
 class SoundStream(nn.Module):

@@ -368,10 +368,10 @@ def detect(
 @models.command("list")
 def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
     """List the bundles that are here: embedded in the program, or fetched from a hub."""
-    from audiolm_cli.command_line import models as bundles
+    from audiolm_cli.bundles import catalogue
 
     console = console_of(ctx)
-    for record in bundles.listed():
+    for record in catalogue.listed():
         size = f"{record['bytes'] / 1e6:.0f} MB"
         console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
 
@@ -381,13 +381,14 @@ def models_show(
     ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
 ) -> None:
     """Show a bundle's sizes, training, model card and licence."""
-    from audiolm_cli.bundles.folder import find, read_config
-    from audiolm_cli.command_line import models as bundles
+    from audiolm_cli.bundles import catalogue
+    from audiolm_cli.bundles.catalogue import find
+    from audiolm_cli.bundles.folder import read_config
 
     console = console_of(ctx)
     folder = find(name, offline)
     config = read_config(folder)
-    record = bundles.shown(name, folder)
+    record = catalogue.shown(name, folder)
     tokens = config.tokens
     lines = [
         f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
@@ -418,14 +419,13 @@ def models_pull(
     debug: Debug = False,
 ) -> None:
     """Fetch a bundle from a hub into the cache, or go on fetching it; check it, and print where it is."""
-    from audiolm_cli.bundles import hub
-    from audiolm_cli.command_line import models as bundles
+    from audiolm_cli.bundles import catalogue, hub
 
     console = console_of(ctx)
     if not hub.is_id(name):
         raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
     folder = hub.pull(name, offline, quiet or sys.stderr is None or not sys.stderr.isatty())
-    console.data(bundles.record(name, "cached", folder), str(folder))
+    console.data(catalogue.record(name, "cached", folder), str(folder))
 
 
 @models.command("verify")
@@ -438,13 +438,14 @@ def models_verify(
     debug: Debug = False,
 ) -> None:
     """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
+    from audiolm_cli.bundles import catalogue
     from audiolm_cli.bundles.bundle import check_parts
-    from audiolm_cli.bundles.folder import check_sums, find
-    from audiolm_cli.command_line import models as bundles
+    from audiolm_cli.bundles.catalogue import find
+    from audiolm_cli.bundles.folder import check_sums
 
     console = console_of(ctx)
     failed = False
-    for name in names or [record["name"] for record in bundles.listed()]:
+    for name in names or [record["name"] for record in catalogue.listed()]:
         try:
             folder = find(name, offline=True)
             check_sums(folder)

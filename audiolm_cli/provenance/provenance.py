@@ -36,16 +36,16 @@ class Examiner:
     def __init__(self, model: str | None, device: str = "auto", offline: bool = False, threads: int = 1):
         import torch
 
-        from audiolm_cli.bundles import bundle, folder
+        from audiolm_cli.bundles import bundle, catalogue
 
         torch.set_num_threads(threads)
         self.model = model
         self.load = functools.cache(functools.partial(bundle.load, device=device, dtype="float32", offline=offline))
-        self.names = {watermark.bundle_id(name): name for name in folder.embedded()}
+        self.names = {watermark.bundle_id(name): name for name in catalogue.embedded()}
 
     def examine(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
         """What is found in a file, as `audiolm detect --json` says it. Raises InputError, ModelError, UsageError."""
-        from audiolm_cli.provenance import detector
+        from audiolm_cli import detector
 
         tell = counted(progress, "read", 1)
         recording = files.read(path, watermark.RATE)

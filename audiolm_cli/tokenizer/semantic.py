@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.audio.mel import log_mel
-from audiolm_cli.codec.soundstream import nearest
+from audiolm_cli.codebook import nearest
 from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.console import Tell
 from audiolm_cli.tokenizer.conformer import ConformerLayer

@@ -33,12 +33,11 @@ from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity, write_tensors
 from audiolm_cli.codec.autoencoders import State
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
+from audiolm_cli.config import TokenizerConfig, TokenSpec, codec_config, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus, read_manifest
 from audiolm_cli.training.corpora.hearing import Changes, changed, equaliser
-from audiolm_cli.training.parts.codec import codec_config
 from audiolm_cli.training.trainer import arguments
 
 TRACK_SECONDS = 24.0  # recordings of a speaker are joined up to about this length

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.evaluation.memorised import Training
 from audiolm_cli.training.measures.measures import RATE, Clip, Figure, dnsmos, figure, speech_fraction, voice
+from audiolm_cli.training.measures.memorised import Training
 
 PROMPT, NEW = 3 * RATE, 7 * RATE  # samples
 REFERENCE_LEAST, REFERENCE_MOST = 3 * RATE, 30 * RATE  # samples of a speaker's reference audio

@@ -35,8 +35,7 @@ from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training.corpora.data import HALVES, load_corpus
-from audiolm_cli.training.evaluation import bits, continuations, marks, speech
-from audiolm_cli.training.evaluation.memorised import Training
+from audiolm_cli.training.evaluation import bits, continuations, marks, music, speech
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -48,7 +47,7 @@ from audiolm_cli.training.evaluation.setting import (
     usual_answers,
 )
 from audiolm_cli.training.evaluation.tables import Table, plain, show
-from audiolm_cli.training.measures import music, phones, speakers, words
+from audiolm_cli.training.measures import phones, speakers, words
 from audiolm_cli.training.measures.measures import (
     MUSIC_MEASURES,
     RATE,
@@ -59,6 +58,7 @@ from audiolm_cli.training.measures.measures import (
     codec_figures,
     opus_rows,
 )
+from audiolm_cli.training.measures.memorised import Training
 from audiolm_cli.training.parts import detector as detectors
 from audiolm_cli.training.parts import outputs
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from audiolm_cli.training.evaluation.continuations import Case, Voices
 from audiolm_cli.training.measures import pitch
@@ -61,17 +62,7 @@ def score(
     return Score(
         float(nearest == pairing.reference.speaker),
         float(nearest == pairing.source.speaker),
-        edit_distance(wanted, got) / max(1, len(wanted)),
+        Levenshtein.distance(wanted.tolist(), got.tolist()) / max(1, len(wanted)),
         dnsmos(made),
         pitch.correlation(melody, pitch.contour(made)),
     )
-
-
-def edit_distance(a: np.ndarray, b: np.ndarray) -> int:
-    """Insertions, deletions and replacements that turn one sequence into the other (Levenshtein)."""
-    row = np.arange(len(b) + 1)
-    for i, value in enumerate(a.tolist(), 1):
-        replaced = row[:-1] + (b != value)
-        best = np.concatenate([[i], np.minimum(replaced, row[1:] + 1)])
-        row = np.minimum.accumulate(best - np.arange(len(best))) + np.arange(len(best))  # insertions, from the left
-    return int(row[-1])

@@ -16,8 +16,7 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.errors import UsageError
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
-from audiolm_cli.training.evaluation import bits, continuations
-from audiolm_cli.training.measures import music
+from audiolm_cli.training.evaluation import bits, continuations, music
 from audiolm_cli.training.measures.measures import RATE, Clip, autoencoder
 
 SEED = 0

@@ -14,7 +14,6 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.training.corpora.data import read_manifest
 from audiolm_cli.training.evaluation import bits, continuations, resyntheses
-from audiolm_cli.training.evaluation.memorised import Training
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -28,6 +27,7 @@ from audiolm_cli.training.evaluation.setting import (
 from audiolm_cli.training.evaluation.tables import Table
 from audiolm_cli.training.measures import pauses, phones, pitch, recogniser, two_samples
 from audiolm_cli.training.measures.measures import RATE, Figure, autoencoder, figure
+from audiolm_cli.training.measures.memorised import Training
 from audiolm_cli.training.measures.recogniser import Heard
 from audiolm_cli.training.measures.trigrams import Trigrams, perplexity, unheard
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiolm_cli.codec.soundstream import nearest
+from audiolm_cli.codebook import nearest
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.measures.measures import bootstrap

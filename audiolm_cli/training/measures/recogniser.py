@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rapidfuzz.distance import LCSseq, Levenshtein
 
 from audiolm_cli.bundles.bundle import whole
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.corpora.synthetic import ngrams, words_of
-from audiolm_cli.training.evaluation.resyntheses import edit_distance
 from audiolm_cli.training.measures.measures import RATE, Figure, figure
 from audiolm_cli.training.parts.teacher import model_files
 
@@ -82,17 +82,13 @@ def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
 
 def word_error(reference: Sequence[str], heard: Sequence[str]) -> float:
     """Words to insert, delete and replace, over the words of the reference: may exceed 1; NaN where that has none."""
-    return edit_distance(*_numbered(reference, heard)) / len(reference) if reference else float("nan")
+    return Levenshtein.distance(reference, heard) / len(reference) if reference else float("nan")
 
 
 def heard_alike(one: Sequence[str], other: Sequence[str]) -> float:
     """The share of words that two recognisers have in common, in order: the longest common subsequence over the longer
     of both; 0 where neither hears a word."""
-    a, b = _numbered(one, other)
-    row = np.zeros(len(b) + 1, int)
-    for value in a.tolist():
-        row = np.maximum.accumulate(np.concatenate([[0], np.maximum(row[1:], row[:-1] + (b == value))]))
-    return int(row[-1]) / max(1, len(a), len(b))
+    return LCSseq.similarity(one, other) / max(1, len(one), len(other))
 
 
 def across_join(heard: Heard, join: float, count: int = 2) -> list[str]:
@@ -118,11 +114,6 @@ def kept_at_join(real: Heard, made: Heard, join: float) -> float:
         if begin < join + MARGIN and end > join - MARGIN
     ]
     return float("nan") if word is None else float(word in around)
-
-
-def _numbered(*texts: Sequence[str]) -> list[np.ndarray]:
-    number = {word: i for i, word in enumerate(sorted({word for text in texts for word in text}))}
-    return [np.array([number[word] for word in text], np.int64) for text in texts]
 
 
 def own_error(corpus: Corpus, hear: Hear, limit: int = 30) -> Figure:

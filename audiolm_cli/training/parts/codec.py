@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from audiolm_cli.audio.mel import mel_filters
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, save_part
-from audiolm_cli.codec.soundstream import SoundStream, nearest
-from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, from_json, preset
+from audiolm_cli.codebook import nearest
+from audiolm_cli.codec.soundstream import SoundStream
+from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json, preset
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.parts.discriminators import Discriminators
 from audiolm_cli.training.parts.kmeans import kmeans
@@ -150,11 +151,6 @@ class CodecTraining(nn.Module):
         super().__init__()
         self.codec = SoundStream(config, tokens)
         self.codebooks = CodebookTrainer(self.codec.quantizer.codebooks.data)
-
-
-def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
-    """The config of either kind from parsed JSON; raises ModelError."""
-    return from_json(SpectralConfig if value.get("kind") == "spectral" else WaveformConfig, value, "codec")
 
 
 def crops(corpus: Corpus, count: int, samples: int, rng: np.random.Generator) -> Tensor:

@@ -34,9 +34,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
 from audiolm_cli.config import PRESETS, DetectorConfig, preset, to_json
-from audiolm_cli.errors import AudioLMError
-from audiolm_cli.provenance import watermark
-from audiolm_cli.provenance.detector import (
+from audiolm_cli.detector import (
     WINDOW_SECONDS,
     Detector,
     SpectralDetector,
@@ -44,6 +42,8 @@ from audiolm_cli.provenance.detector import (
     judge,
     make_detector,
 )
+from audiolm_cli.errors import AudioLMError
+from audiolm_cli.provenance import watermark
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.corpora.hearing import equaliser
 from audiolm_cli.training.parts.familiar import prompts

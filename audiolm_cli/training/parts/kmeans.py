@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from audiolm_cli.codec.soundstream import nearest
+from audiolm_cli.codebook import nearest
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiolm_cli.audio.mel import hann
 from audiolm_cli.bundles.bundle import round_to_disk, save_part
-from audiolm_cli.codec.autoencoders import hann
 from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
 from audiolm_cli.tokenizer.semantic import MELS_PER_TOKEN, SemanticTokenizer
 from audiolm_cli.training.corpora.data import Corpus, load_corpus

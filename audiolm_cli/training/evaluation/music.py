@@ -16,8 +16,8 @@ import numpy as np
 
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.evaluation.continuations import loops
-from audiolm_cli.training.evaluation.memorised import Training
 from audiolm_cli.training.measures.measures import RATE, network
+from audiolm_cli.training.measures.memorised import Training
 
 PROMPT, NEW = 4 * RATE, 6 * RATE  # samples
 NET_RATE, NET_HOP, NET_WINDOW, NET_OVERLAP = 22050, 256, 43844, 30  # Hz, samples, samples and spectra of Basic Pitch
