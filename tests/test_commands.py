@@ -88,7 +88,7 @@ SAMPLED = {
     "real_time_factor",
     "stages",
 }
-SAMPLED |= {"surprise", "unfamiliar", "watermark_bits"}
+SAMPLED |= {"surprise", "unfamiliar", "watermark_bits", "candidates", "candidate"}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
     def train(module: str, part: str, *more: str) -> list[str]:
         minutes = f"{args.minutes * SHARES[part] / shared:.3f}"
         launcher = together if module != "codec" else []
-        command = [*launcher, f"audiolm_cli.training.{module}", *common, *stored, "--resume", *device]
+        command = [*launcher, f"audiolm_cli.training.parts.{module}", *common, *stored, "--resume", *device]
         return [*command, "--minutes", minutes, *more]
 
     def given(option: str, value: object) -> list[str]:
@@ -51,15 +51,8 @@ def steps(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
 
     sized, synthetic = [*sizes, *given("--clusters", args.clusters)], args.runs / "synthetic"
     tokenizer = train("tokenizer", "tokenizer", *sized, "--material", args.material)
-    tokenize = [
-        *together,
-        "audiolm_cli.training.corpora.tokenize",
-        *common,
-        "--resume",
-        *device,
-        "--passes",
-        str(args.passes),
-    ]
+    tokenize = [*together, "audiolm_cli.training.corpora.tokenize", *common, "--resume", *device]
+    tokenize += ["--passes", str(args.passes)]
     read, heard = [], given("--synthetic", args.text and synthetic)
     if args.text:
         what = ["--text", str(args.text), "--data", str(args.data), "--out", str(synthetic), "--hours", str(args.hours)]
