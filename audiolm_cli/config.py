@@ -329,4 +329,5 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
 
 def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
     """The config of either kind from parsed JSON; raises ModelError."""
-    return from_json(SpectralConfig if value.get("kind") == "spectral" else WaveformConfig, value, "codec")
+    config: SpectralConfig | WaveformConfig = _checked(SpectralConfig | WaveformConfig, value, "codec", None)
+    return config

@@ -286,12 +286,14 @@ class Run:
         """Stage 1: known `int64 [S_known]` -> `int64 [totals[i]]`, the best of so many candidates, and the scores of
         all where there is a choice."""
         model, common = self.bundle.semantic, (known, totals, self.noise, self.sampling.stage(0), self.batch_size)
+        count = sum(totals) - sum(map(len, known))
+        if best_of == 1:
+            with self.clock.stage("semantic", count) as tell:
+                return continue_semantic(model, *common, tell), [[] for _ in known]
         ends = [first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
-        more = (best_of - 1) * (sum(ends) - sum(map(len, known)))
-        with self.clock.stage("semantic", sum(totals) - sum(map(len, known)) + more) as tell:
-            if best_of > 1:
-                return best_semantic(model, *common, best_of, tell)
-            return continue_semantic(model, *common, tell), [[] for _ in known]
+        count += (best_of - 1) * (sum(ends) - sum(map(len, known)))
+        with self.clock.stage("semantic", count) as tell:
+            return best_semantic(model, *common, best_of, tell)
 
     def acoustic(
         self,

@@ -26,6 +26,7 @@ from audiolm_cli.language_models.sampling import StageSampling, sample, uniforms
 from audiolm_cli.language_models.tokens import (
     Sequence,
     Vocabulary,
+    Window,
     coarse_sequence,
     fine_sequence,
     semantic_sequence,
@@ -42,7 +43,6 @@ SHARES, SHARES_WITHOUT_VOICE = (0.8, 0.2), (0.5, 0.5)
 FINE_CONTEXT_SECONDS = 1.0  # of the prompt's own codes in front of stage 3's first chunk
 
 Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
-Window = tuple[int, int, int]  # as `tokens.windows` has them
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,10 @@ class _Builder:
         return Sequence(ids, torch.cat([torch.stack([streams, times], 1), context], 1))
 
 
-def windows(total: int, start: int, window: int, kept: int, whole: int) -> list[tuple[int, int, int]]:
+Window = tuple[int, int, int]  # first, known until, end, in steps of whoever asks
+
+
+def windows(total: int, start: int, window: int, kept: int, whole: int) -> list[Window]:
     """How an output longer than the window is made: `(first, known_until, end)` in steps of the caller's unit.
 
     [0, start) is known. A window that begins at 0 is `whole` long; a later one begins `kept` steps before what is known

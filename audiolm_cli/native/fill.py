@@ -15,10 +15,9 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.language_models.sampling import StageSampling
+from audiolm_cli.language_models.tokens import Window
 from audiolm_cli.native.decode import check
 from audiolm_cli.native.model import Weights, pointer
-
-Window = tuple[int, int, int]  # first frame, first frame to be made, end
 
 
 @dataclass

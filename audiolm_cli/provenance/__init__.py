@@ -1,1 +1,1 @@
-"""Where sound is from: `watermark` and `detector` hear it, `provenance` reads it in the metadata and asks them all."""
+"""Where sound is from: `watermark` marks it, `provenance` writes and reads the metadata and examines files by both."""

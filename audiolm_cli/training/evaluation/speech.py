@@ -13,6 +13,7 @@ import numpy as np
 from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.training.corpora.data import read_manifest
+from audiolm_cli.training.corpora.tokenize import TokenData
 from audiolm_cli.training.evaluation import bits, continuations, resyntheses
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
@@ -249,13 +250,16 @@ def synthetic_tables(setting: Setting) -> dict[str, Table]:
     """Whether real and synthetic speech are the same to stage 1: bits of both, and how well a classifier tells them
     apart; no table where there is no synthetic speech."""
     bundle, crops = setting.bundle, 32 if setting.quick else 96
-    real = bits.bundle_tokens(bundle, setting.validation, "valid", setting.cache)
-    rows: Table = {"real, not heard": {"bits": bits.semantic_bits(bundle, [real], crops)}}
+    synthetic: dict[str, list[TokenData]] = {}
     for split, name in (("train", "synthetic, as heard"), ("valid", "synthetic, not heard, unchanged")):
-        if not (data := synthetic_tokens(setting, split)):
+        if not (found := synthetic_tokens(setting, split)):
             return {}
+        synthetic[name] = found
+    real = bits.bundle_tokens(bundle, setting.validation, "valid", setting.cache)
+    known = two_samples.stretches([training_tokens(setting), real])
+    rows: Table = {"real, not heard": {"bits": bits.semantic_bits(bundle, [real], crops)}}
+    for name, data in synthetic.items():
         say(f"real and synthetic tokens: {name}")
-        known = two_samples.stretches([training_tokens(setting), real])
         others = two_samples.stretches(data, by_track=True)
         rows[name] = {
             "bits": bits.semantic_bits(bundle, data, crops, by_track=True),
