@@ -11,7 +11,7 @@ static float *floats(size_t count, int *missing) {
 }
 
 static void make_slot(const audiolm_model *m, slot *to, const audiolm_branch *branch, int32_t steps, int *missing) {
-    size_t length = ((size_t)branch->known + (size_t)steps + LANES - 1) / LANES * LANES;
+    size_t length = ((size_t)(branch->known - branch->shared) + (size_t)steps + LANES - 1) / LANES * LANES;
     size_t cache = length * (size_t)m->layers * (size_t)m->kv_heads * (size_t)(m->width / m->heads);
     *to = (slot){.branch = branch, .length = length};
     to->keys = floats(cache, missing);
@@ -44,7 +44,9 @@ audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const a
         for (int32_t b = 0; b < items[n].branches; b++, s->slots++) {
             slot *to = s->slot + s->slots;
             make_slot(model, to, branches + s->slots, items[n].steps, &missing);
-            if (to->length > longest) longest = to->length;
+            if (to->branch->shared) to->like = s->slot + to->branch->like;
+            size_t length = (size_t)to->branch->shared + to->length;
+            if (length > longest) longest = length;
         }
     }
     if (missing || !make_workspace(&s->work, model, sampling, TILE, longest)) {

@@ -6,9 +6,10 @@
 #include "workspace.h"
 
 /* A branch's cache and what comes next of it. */
-typedef struct {
+typedef struct slot {
     const audiolm_branch *branch;
-    size_t length;        /* positions that there is room for, a multiple of the lanes */
+    const struct slot *like; /* has the cache of the positions that the branch shares */
+    size_t length;        /* positions behind these that there is room for, a multiple of the lanes */
     float *keys, *values; /* [layers][kv_heads][length * head width], see attention.h */
     float *hidden;        /* [width] behind the last norm */
 } slot;

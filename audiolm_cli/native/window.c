@@ -28,9 +28,9 @@ static void attend_frames(workspace *w, int32_t first, int32_t rows, int32_t fra
     size_t width = (size_t)w->head_width;
     for (int32_t h = 0; h < m->heads; h++) {
         size_t start = (size_t)(h / (m->heads / m->kv_heads)) * room * width, head = (size_t)h * width;
-        attend(rows, w->qkv + (size_t)first * w->qkv_stride + head, w->qkv_stride, keys + start, values + start, room,
-               w->head_width, frames, w->scores, w->scores_stride,
-               w->attended + (size_t)first * (size_t)m->width + head, (size_t)m->width);
+        stretch all = {keys + start, values + start, room, frames};
+        attend(rows, w->qkv + (size_t)first * w->qkv_stride + head, w->qkv_stride, &all, 1, w->head_width, w->scores,
+               w->scores_stride, w->attended + (size_t)first * (size_t)m->width + head, (size_t)m->width);
     }
 }
 
