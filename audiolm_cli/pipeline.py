@@ -25,6 +25,7 @@ from torch import Tensor
 from audiolm_cli.audio import postfilter
 from audiolm_cli.audio.files import MAX_SECONDS
 from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.codec.soundstream import Begun
 from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.console import Tell, counted
 from audiolm_cli.errors import InputError, display
@@ -318,15 +319,16 @@ class Run:
             with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
                 sampling = self.sampling.stage(2)
                 codes = continue_fine(self.bundle.fine, codes, known, self.noise, sampling, self.batch_size, tell)
-        audio = []
+        audio, begun, codec = [], dict[bytes, Begun](), self.bundle.codec
         with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
-            for code in codes:
-                audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device), tell)[0].cpu().numpy())
+            for code, k in zip(codes, known, strict=True):
+                made = codec.decode(code[None].to(self.bundle.device), tell, k.shape[1], begun)
+                audio.append(made[0].cpu().numpy())
         seconds, tokens = self.clock.seconds, self.clock.tokens
         strange = [self.strange.get(id(prompt.samples), (None, "")) for prompt in self.prompts]
-        made = zip(audio, semantic, codes, strange, strict=True)
+        rows = zip(audio, semantic, codes, strange, strict=True)
         common: dict[str, Any] = {"stage_seconds": seconds, "stage_tokens": tokens}
-        return [Output(a, s, c, **common, surprise=x, unfamiliar=why) for a, s, c, (x, why) in made]
+        return [Output(a, s, c, **common, surprise=x, unfamiliar=why) for a, s, c, (x, why) in rows]
 
 
 def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:
