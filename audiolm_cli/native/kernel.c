@@ -232,23 +232,45 @@ static void step(audiolm_session *s, const int32_t *numbers, int32_t count) {
     if (rows) forward(s, rows, rows);
 }
 
+static size_t cache_bytes(const audiolm_session *s, int32_t item) {
+    const audiolm_model *m = &s->work.model;
+    size_t positions = 0;
+    for (int32_t b = 0; b < s->items[item].branches; b++) positions += s->slot[s->first[item] + b].length;
+    return positions * (size_t)m->layers * (size_t)m->kv_heads * (size_t)s->work.head_width * 2 * sizeof(float);
+}
+
+/* The end of the items, from one on, that make their steps together: a tile's at most, and no more than have room near
+ * the core for their caches beside the weights. Where the weights alone have none, all share each read of them. */
+static int32_t group_end(const audiolm_session *s, int32_t item) {
+    int32_t rows = 0;
+    for (size_t bytes = s->weights; item < s->count; item++) {
+        int32_t more = s->items[item].branches;
+        bytes += cache_bytes(s, item);
+        if (rows + more > TILE || (rows >= FEW && s->weights <= NEAR && bytes > NEAR)) break;
+        rows += more;
+    }
+    return item;
+}
+
+/* One step of items from one to before another; how many ids that were. */
+static int64_t advance_items(audiolm_session *s, int32_t first, int32_t last) {
+    int32_t numbers[TILE], count = 0;
+    for (; first < last; first++)
+        if (s->made[first] < s->items[first].steps) numbers[count++] = first;
+    if (count) step(s, numbers, count);
+    return (int64_t)count * s->work.model.quantizers;
+}
+
 int64_t audiolm_advance(audiolm_session *s, int32_t steps) {
     if (!s || steps < 0 || s->prefilled < s->slots) return AUDIOLM_BAD_SIZE;
     fenv_t before;
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
     int64_t made = 0;
-    for (; steps > 0; steps--)
-        for (int32_t n = 0; n < s->count;) {
-            int32_t numbers[TILE], count = 0, rows = 0;
-            for (; n < s->count && rows + s->items[n].branches <= TILE; n++)
-                if (s->made[n] < s->items[n].steps) {
-                    numbers[count++] = n;
-                    rows += s->items[n].branches;
-                }
-            if (count) step(s, numbers, count);
-            made += (int64_t)count * s->work.model.quantizers;
-        }
+    for (int32_t first = 0, last; first < s->count; first = last) {
+        last = group_end(s, first);
+        for (int32_t n = 0; n < steps; n++) made += advance_items(s, first, last);
+    }
     fesetenv(&before);
     return s->work.finite ? made : AUDIOLM_NOT_FINITE;
 }

@@ -19,6 +19,17 @@ static void make_slot(const audiolm_model *m, slot *to, const audiolm_branch *br
     to->hidden = floats((size_t)m->width, missing);
 }
 
+static size_t matrix_bytes(const audiolm_matrix *m) { return (size_t)m->outputs * (size_t)m->inputs; }
+
+static size_t weight_bytes(const audiolm_model *m) {
+    size_t bytes = matrix_bytes(&m->head);
+    for (const audiolm_block *b = m->blocks; b < m->blocks + m->layers; b++)
+        bytes += matrix_bytes(&b->qkv) + matrix_bytes(&b->output) + matrix_bytes(&b->up) + matrix_bytes(&b->down);
+    for (int32_t n = 0; n + 1 < m->quantizers; n++)
+        bytes += matrix_bytes(&m->levels[n].up) + matrix_bytes(&m->levels[n].down);
+    return bytes;
+}
+
 audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const audiolm_item *items,
                               const audiolm_branch *branches, const audiolm_sampling *sampling, int *error) {
     if (!error) return NULL;
@@ -31,6 +42,7 @@ audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const a
     if (!s) return NULL;
     s->items = items;
     s->count = count;
+    s->weights = weight_bytes(model);
     int missing = 0;
     size_t longest = 0;
     s->first = calloc((size_t)count, sizeof *s->first);
