@@ -13,8 +13,8 @@ from audiolm_cli.native import build
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
 SANITIZED = SANITIZERS if os.environ.get("AUDIOLM_SANITIZE") else []
-# the path for AVX-512 without its one instruction, to be run anywhere; as if next to nothing were near the core, so that
-# the items of a batch take turns
+# the path for AVX-512 without its one instruction, to be run anywhere; and as if little were near the core, so that the
+# items of a batch take turns
 NARROW = "-DKERNEL_NEAR=32768"
 OPTIONS = {**build.KERNELS, "emulated": ["-DKERNEL_AVX512", "-DKERNEL_EMULATED"], "narrow": [NARROW]}
 
