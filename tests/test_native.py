@@ -88,6 +88,20 @@ def test_guidance_gives_the_bits_of_the_plain_arithmetic(library, layout, shares
     assert not torch.equal(unguided[0], decode.generate(weights, [item], sampling, 1)[0])
 
 
+@pytest.mark.parametrize("sampling", [
+    StageSampling(temperature, top_k, top_p) for temperature in (0.05, 0.6, 20.0)
+    for top_k, top_p in ((0, 1.0), (0, 0.9), (0, 0.3), (0, 0.0), (1, 1.0), (60, 0.9), (299, 1.0), (300, 0.5))
+], ids=str)  # fmt: skip
+def test_draws_from_many_ids(best, sampling) -> None:
+    """More than are passed over together, of likely and unlikely ones and of some that are equal."""
+    spec = TokenSpec(codebook_size=300, semantic_vocabulary=20, coarse=3, quantizers=4)
+    torch.manual_seed(0)
+    model = FrameTransformer(StageConfig(1, 2, 1, 32, 32, "frames"), spec)
+    weight = model.ids.weight.data.normal_()
+    weight[100:150] = weight[50:100]
+    same_bits(best, model.eval(), coarse_item(30, 2, 5, "frames", spec), sampling)
+
+
 @st.composite
 def any_model_and_item(draw: st.DrawFn) -> tuple[Decoder, Item, StageSampling]:
     kv_heads, group, head = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.sampled_from((8, 16, 24)))

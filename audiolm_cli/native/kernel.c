@@ -156,11 +156,11 @@ static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) 
 /* Leads an item's logits away from those of its guides, which stand in the rows behind it. */
 static void guide(const audiolm_session *s, float *logits) {
     const audiolm_sampling *how = &s->work.sampling;
-    for (int32_t n = 0; n < how->size; n++) {
-        float less = 0;
+    for (int32_t n = 0; n < how->size; n += LANES) {
+        f8 own = load(logits + n), less = every(0);
         for (int32_t g = 0; g < how->guides; g++)
-            less = less + how->shares[g] * logits[(size_t)(g + 1) * s->work.logits_stride + (size_t)n];
-        logits[n] = logits[n] + how->guidance * (logits[n] - less);
+            less = less + how->shares[g] * load(logits + (size_t)(g + 1) * s->work.logits_stride + n);
+        store(logits + n, own + how->guidance * (own - less));
     }
 }
 
@@ -171,7 +171,7 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
     size_t place = (size_t)step * (size_t)s->work.model.quantizers + (size_t)q;
     if (item->branches > 1) guide(s, logits);
     item->made[place] =
-        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.spare, &s->work.finite);
+        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.words, &s->work.finite);
 }
 
 /* Draws one code of items from the states in `attended`, whose rows are those of the items' branches. Items that draw
