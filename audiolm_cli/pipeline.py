@@ -9,6 +9,7 @@ Audio is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -199,11 +200,16 @@ def continue_(
         known = run.encode(heard)
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]  # stage 1 makes the rest
         semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], best_of)
+        begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # by prompt: what all of its samples begin with
         for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
             prompt, repeated = run.prompts[n].samples, known[n].codes.shape[1] * spec.samples_per_frame
-            filters = postfilter.chain(bundle.config.output, spec.sample_rate, heard[n], repeated)
-            decoded = filters.whole(output.samples[: repeated + new_samples])
-            samples = join(prompt, decoded, repeated, spec.sample_rate)
+            same = max(0, repeated - bundle.codec.lookahead * spec.samples_per_frame)
+            if id(prompt) not in begun:
+                filters = postfilter.chain(bundle.config.output, spec.sample_rate, heard[n], repeated)
+                begun[id(prompt)] = filters.push(output.samples[:same]), filters
+            beginning, filters = begun[id(prompt)]
+            rest = copy.deepcopy(filters).whole(output.samples[same : repeated + new_samples])
+            samples = join(prompt, np.concatenate([beginning, rest]), repeated, spec.sample_rate)
             start = len(prompt) - repeated  # what comes first of what was made renders the prompt's end
             made: dict[str, Any] = {"prompt_samples": len(prompt), "tokens_start": start}
             yield replace(output, samples=samples, candidates=tuple(scores[n]), **made)
