@@ -26,7 +26,6 @@ from torch import Tensor
 from audiolm_cli.audio import postfilter
 from audiolm_cli.audio.files import MAX_SECONDS
 from audiolm_cli.bundles.bundle import Bundle
-from audiolm_cli.codec.soundstream import Begun
 from audiolm_cli.config import SamplingConfig, TokenSpec
 from audiolm_cli.console import Tell, counted
 from audiolm_cli.errors import InputError, display
@@ -325,7 +324,7 @@ class Run:
             with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
                 sampling = self.sampling.stage(2)
                 codes = continue_fine(self.bundle.fine, codes, known, self.noise, sampling, self.batch_size, tell)
-        audio, begun, codec = [], dict[bytes, Begun](), self.bundle.codec
+        audio, begun, codec = [], dict[bytes, Any](), self.bundle.codec
         with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
             for code, k in zip(codes, known, strict=True):
                 made = codec.decode(code[None].to(self.bundle.device), tell, k.shape[1], begun)
