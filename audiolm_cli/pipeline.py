@@ -9,6 +9,7 @@ Audio is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
@@ -198,11 +199,16 @@ def continue_(
         known = run.encode(heard)
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]  # stage 1 makes the rest
         semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], best_of)
+        begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # by prompt: what all of its samples begin with
         for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
             prompt, repeated = run.prompts[n].samples, known[n].codes.shape[1] * spec.samples_per_frame
-            filters = postfilter.chain(bundle.config.output, spec.sample_rate, heard[n], repeated)
-            decoded = filters.whole(output.samples[: repeated + new_samples])
-            samples = join(prompt, decoded, repeated, spec.sample_rate)
+            same = max(0, repeated - bundle.codec.lookahead * spec.samples_per_frame)
+            if id(prompt) not in begun:
+                filters = postfilter.chain(bundle.config.output, spec.sample_rate, heard[n], repeated)
+                begun[id(prompt)] = filters.push(output.samples[:same]), filters
+            beginning, filters = begun[id(prompt)]
+            rest = copy.deepcopy(filters).whole(output.samples[same : repeated + new_samples])
+            samples = join(prompt, np.concatenate([beginning, rest]), repeated, spec.sample_rate)
             start = len(prompt) - repeated  # what comes first of what was made renders the prompt's end
             made: dict[str, Any] = {"prompt_samples": len(prompt), "tokens_start": start}
             yield replace(output, samples=samples, candidates=tuple(scores[n]), **made)
@@ -318,15 +324,16 @@ class Run:
             with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
                 sampling = self.sampling.stage(2)
                 codes = continue_fine(self.bundle.fine, codes, known, self.noise, sampling, self.batch_size, tell)
-        audio = []
+        audio, begun, codec = [], dict[bytes, Any](), self.bundle.codec
         with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
-            for code in codes:
-                audio.append(self.bundle.codec.decode(code[None].to(self.bundle.device), tell)[0].cpu().numpy())
+            for code, k in zip(codes, known, strict=True):
+                made = codec.decode(code[None].to(self.bundle.device), tell, k.shape[1], begun)
+                audio.append(made[0].cpu().numpy())
         seconds, tokens = self.clock.seconds, self.clock.tokens
         strange = [self.strange.get(id(prompt.samples), (None, "")) for prompt in self.prompts]
-        made = zip(audio, semantic, codes, strange, strict=True)
+        rows = zip(audio, semantic, codes, strange, strict=True)
         common: dict[str, Any] = {"stage_seconds": seconds, "stage_tokens": tokens}
-        return [Output(a, s, c, **common, surprise=x, unfamiliar=why) for a, s, c, (x, why) in made]
+        return [Output(a, s, c, **common, surprise=x, unfamiliar=why) for a, s, c, (x, why) in rows]
 
 
 def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:

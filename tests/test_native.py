@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_guidance_gives_the_bits_of_the_plain_arithmetic(library, layout, shares
     weights = prepare(coarse_model(layout), library)
     unguided = decode.generate(weights, [dataclasses.replace(item, guides=())], sampling, 1)
     assert not torch.equal(unguided[0], decode.generate(weights, [item], sampling, 1)[0])
+
+
+@pytest.mark.parametrize("sampling", [
+    StageSampling(temperature, top_k, top_p) for temperature in (0.05, 0.6, 20.0)
+    for top_k, top_p in ((0, 1.0), (0, 0.9), (0, 0.3), (0, 0.0), (1, 1.0), (60, 0.9), (299, 1.0), (300, 0.5))
+], ids=str)  # fmt: skip
+def test_draws_from_many_ids(best, sampling) -> None:
+    """More than are passed over together, of likely and unlikely ones and of some that are equal."""
+    spec = TokenSpec(codebook_size=300, semantic_vocabulary=20, coarse=3, quantizers=4)
+    torch.manual_seed(0)
+    model = FrameTransformer(StageConfig(1, 2, 1, 32, 32, "frames"), spec)
+    weight = model.ids.weight.data.normal_()
+    weight[100:150] = weight[50:100]
+    same_bits(best, model.eval(), coarse_item(30, 2, 5, "frames", spec), sampling)
 
 
 @st.composite
@@ -218,12 +233,51 @@ def test_progress_counts_every_token(best) -> None:
     assert len(counts) > 2
 
 
-def test_samples_of_one_prompt_share_its_prefill(best) -> None:
-    item = coarse_item(20, 13, 3, "frames")
-    items = [item, coarse_item(6, 4, 0, "frames"), dataclasses.replace(item, uniform=1 - item.uniform)]
-    session = decode.Session(prepare(coarse_model("frames"), best), items, LIVELY)
-    assert [branch.like for branch in session.branches] == [-1, -1, 0]
+def samples_of_one_prompt(layout: Any) -> list[Item]:
+    """All alike at the beginning of what is known, the second and third to its end, one of another prompt between."""
+    first = coarse_item(40, 60, 3, layout)
+    ids, fields, known = first.sequence.ids, first.sequence.fields, first.sequence.known
+    found = [first, coarse_item(6, 4, 0, layout), dataclasses.replace(first, uniform=1 - first.uniform)]
+    for place in (1, known // 3, known - 2):
+        codes, context = ids.clone(), fields.clone()
+        codes[place] = (codes[place] + 1) % 3
+        context[place + 1, 2:] = 0
+        sequence = dataclasses.replace(first.sequence, ids=codes, fields=context)
+        found.append(dataclasses.replace(first, sequence=sequence, uniform=first.uniform / (place + 1)))
+    return found
+
+
+@pytest.mark.parametrize("layout", ["aligned", "frames"])
+def test_samples_of_one_prompt_share_its_cache_and_are_as_if_alone(library, layout) -> None:
+    weights, items = prepare(coarse_model(layout), library), samples_of_one_prompt(layout)
+    session = decode.Session(weights, items, LIVELY)
     session.close()
+    shared, likes = [branch.shared for branch in session.branches], [branch.like for branch in session.branches]
+    known = items[0].sequence.known
+    assert shared == [0, 0, (known - 1) // 8 * 8, 0, known // 3 // 8 * 8, (known - 2) // 8 * 8]
+    assert likes == [-1, -1, 0, -1, 0, 0]
+    alone = [decode.generate(weights, [item], LIVELY, 1)[0] for item in items]
+    together = decode.generate(weights, items, LIVELY, len(items))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert len({tuple(ids.flatten().tolist()) for ids in alone}) == len(items)
+
+
+@pytest.mark.parametrize(("branch", "name", "value"), [
+    (2, "shared", 7), (2, "shared", 1000), (2, "shared", -8), (2, "like", -1), (2, "like", 2), (2, "like", 1),
+    (5, "like", 4), (0, "shared", 8),
+])  # fmt: skip
+def test_shares_that_cannot_be_are_refused(best, branch, name, value) -> None:
+    """The second branch knows less than is shared, the fourth shares itself."""
+    weights, opened = prepare(coarse_model("frames"), best), []
+
+    def open_changed(model: Any, count: Any, items: Any, branches: Any, how: Any, error: Any) -> None:
+        setattr(branches[branch], name, value)
+        opened.append(best.audiolm_open(model, count, items, branches, how, error))
+
+    weights.library = cast("Any", SimpleNamespace(audiolm_open=open_changed, audiolm_product=best.audiolm_product))
+    with pytest.raises(ModelError, match="refuses these sizes"):
+        decode.Session(weights, samples_of_one_prompt("frames"), LIVELY)
+    assert opened == [None]
 
 
 def test_draws_as_torch_does() -> None:

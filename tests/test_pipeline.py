@@ -115,6 +115,17 @@ def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
         assert np.array_equal(a.samples, b.samples)
 
 
+def test_samples_of_one_prompt_are_as_if_alone(tiny: bundle.Bundle) -> None:
+    """Although what they begin with is computed once."""
+    for seconds in (1.0, 0.04, 3.0):  # no more of it than the decoder looks ahead, all of it, its end
+        prompts = [Prompt(noise(seconds), 0, n, seed=7) for n in range(3)]
+        shared = [Prompt(prompts[0].samples, 0, n, seed=7) for n in range(3)]
+        results = run(tiny, shared, duration=0.6)
+        alone = [run(tiny, [prompt], duration=0.6)[0] for prompt in prompts]
+        assert all(np.array_equal(a.samples, b.samples) for a, b in zip(results, alone, strict=True))
+        assert not np.array_equal(results[0].samples, results[1].samples)
+
+
 def test_the_tokens_of_an_output_render_it(tiny: bundle.Bundle) -> None:
     prompt = noise(1.5)
     (result,) = run(tiny, [Prompt(prompt)])
@@ -312,8 +323,8 @@ def test_no_output_clips_or_rumbles(tiny: bundle.Bundle, monkeypatch: pytest.Mon
     decode = tiny.codec.decode
     hum = torch.sin(torch.arange(16000 * 9) * 2 * torch.pi * 50 / 16000)
 
-    def shouting(codes: torch.Tensor, tell: Any = None) -> torch.Tensor:
-        audio = decode(codes, tell)
+    def shouting(codes: torch.Tensor, *rest: Any) -> torch.Tensor:
+        audio = decode(codes, *rest)
         return audio / audio.abs().max() * 3 + 2 * hum[: audio.shape[-1]] + 0.5
 
     monkeypatch.setattr(tiny.codec, "decode", shouting)

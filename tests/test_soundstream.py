@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audiolm_cli.codec.autoencoders import SpectralDecoder, State
-from audiolm_cli.codec.soundstream import PIECE_FRAMES, SoundStream
+from audiolm_cli.codec.soundstream import PIECE_FRAMES, Begun, SoundStream
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 
 SPEC = TokenSpec(codebook_size=32)
@@ -41,6 +41,47 @@ def test_pieces_equal_one_piece(codec: SoundStream) -> None:
         assert torch.equal(codes, codec.quantizer.encode(codec.encoder(audio, State())))
         whole = codec.reconstruct(codec.quantizer.decode(codes))
         assert (codec.decode(codes) - whole).abs().max() < 1e-4
+
+
+def test_what_begins_alike_is_decoded_once(codec: SoundStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gives what each gives alone, however long the beginning is."""
+    codes = torch.randint(32, (3, 12, PIECE_FRAMES + 60), generator=torch.Generator().manual_seed(3))
+    decoded: list[int] = []
+    inside = codec.quantizer.decode
+
+    def counting(part: torch.Tensor) -> torch.Tensor:
+        decoded.append(part.shape[-1])
+        return inside(part)
+
+    monkeypatch.setattr(codec.quantizer, "decode", counting)
+    for known in (PIECE_FRAMES + 20, 30):
+        codes[..., :known] = codes[:1, :, :known]
+        alone = [codec.decode(code[None], None, known) for code in codes]
+        begun: dict[bytes, Begun] = {}
+        decoded.clear()
+        for code, expected in zip(codes, alone, strict=True):
+            counted: list[float] = []
+            audio = codec.decode(code[None], counted.append, known, begun)
+            assert torch.equal(audio, expected)
+            assert sum(counted) == codes.shape[-1]
+        assert sum(decoded) == known + 3 * (codes.shape[-1] - known)
+    assert not torch.equal(alone[0], alone[1])
+    assert all((audio - codec.decode(code[None])).abs().max() < 1e-5 for audio, code in zip(alone, codes, strict=True))
+
+
+def test_frames_overlap_in_one_order_wherever_pieces_end() -> None:
+    decoder = SoundStream(KINDS["spectral"], SPEC).decoder
+    assert isinstance(decoder, SpectralDecoder)
+    frames = torch.randn(1, 50, decoder.size, generator=torch.Generator().manual_seed(4))
+    power = frames.square()
+    found = []
+    for length in (50, 1, 2, 17):
+        state = State()
+        parts = zip(frames.split(length, 1), power.split(length, 1), strict=True)
+        pieces = [decoder._overlap_add(*part, state) for part in parts]
+        found.append(torch.cat([*pieces, decoder.flush(state)], -1))
+    assert found[0].shape == (1, 50 * decoder.hop + decoder.delay)
+    assert all(torch.equal(audio, found[0]) for audio in found)
 
 
 def test_codes_of_a_beginning_do_not_depend_on_what_follows(codec: SoundStream) -> None:

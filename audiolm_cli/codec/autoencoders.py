@@ -126,27 +126,25 @@ class SpectralDecoder(nn.Module):
         return self._overlap_add(frames, power, state)
 
     def _overlap_add(self, frames: Tensor, power: Tensor, state: State) -> Tensor:
-        """Adds frames `[B, F, size]` at each hop and divides by the window power that really lies there."""
+        """Adds frames `[B, F, size]` at each hop and divides by the window power that really lies there. Frames that
+        reach into the next piece are kept as they are, so that sums have one order wherever a piece ends."""
+        overlap = self.size // self.hop - 1
+        kept = state[self] if self in state else [v.new_zeros(len(v), overlap, self.size) for v in (frames, power)]
+        values = [torch.cat([before, v], 1) for before, v in zip(kept, (frames, power), strict=True)]
+        state[self] = [v[:, -overlap:] for v in values]
         sums = []
-        for value in (frames, power):
-            batch, count, size = value.shape
-            parts = value.view(batch, count, size // self.hop, self.hop)
-            total = value.new_zeros(batch, count + size // self.hop - 1, self.hop)
-            for i in range(size // self.hop):
+        for value in values:
+            count = value.shape[1]
+            parts = value.view(len(value), count, overlap + 1, self.hop)
+            total = value.new_zeros(len(value), count + overlap, self.hop)
+            for i in range(overlap + 1):
                 total[:, i : i + count] += parts[:, :, i]
-            sums.append(total.view(batch, -1))
-        if self in state:
-            overhang = state[self][0].shape[-1]
-            sums = [
-                torch.cat([s[:, :overhang] + t, s[:, overhang:]], -1) for s, t in zip(sums, state[self], strict=True)
-            ]
-        complete = frames.shape[1] * self.hop
-        state[self] = [s[:, complete:] for s in sums]
-        return sums[0][:, :complete] / sums[1][:, :complete].clamp(min=1e-2)
+            sums.append(total[:, overlap:count].flatten(1))
+        return sums[0] / sums[1].clamp(min=1e-2)
 
     def flush(self, state: State) -> Tensor:
-        audio, power = state[self]
-        return audio[:, : self.delay] / power[:, : self.delay].clamp(min=1e-2)
+        frames, power = (torch.zeros_like(kept) for kept in state[self])
+        return self._overlap_add(frames, power, state)[:, : self.delay]
 
 
 # ---------------------------------------------------------------------------------------------------- waveform

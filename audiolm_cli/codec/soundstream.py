@@ -8,7 +8,6 @@ q quantizers alone can be decoded, for every q.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,8 @@ from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.console import Tell
 
 PIECE_FRAMES = 200  # encoding and decoding work through pieces of this many frames (4 s), whatever the length
+
+Begun = tuple[list[Tensor], State]  # audio of the first frames by pieces, and what the decoder keeps of them
 
 
 class ResidualQuantizer(nn.Module):
@@ -82,21 +83,33 @@ class SoundStream(nn.Module):
         return torch.cat(codes, -1)[..., :frames]
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor, tell: Tell | None = None) -> Tensor:
-        """Codes `int64 [B, q, F]` of the first q quantizers -> audio `float32 [B, F * hop]`."""
-        return torch.cat(list(self.decode_pieces(codes, tell)), -1)
+    def decode(
+        self, codes: Tensor, tell: Tell | None = None, known: int = 0, begun: dict[bytes, Begun] | None = None
+    ) -> Tensor:
+        """Codes `int64 [B, q, F]` of the first q quantizers -> audio `float32 [B, F * hop]`. What begins with the same
+        `known` frames and is given the same `begun`, a dictionary, shares their decoding."""
+        first, begun = codes[..., :known], {} if begun is None else begun
+        key = first.cpu().numpy().tobytes()
+        if key not in begun:
+            state = State()
+            begun[key] = self._decode(first, state, tell), state
+        elif tell:
+            tell(known)
+        audio, state = begun[key][0], State(begun[key][1])
+        pieces = [*audio, *self._decode(codes[..., known:], state, tell)]
+        if self.decoder.delay:
+            pieces.append(self.decoder.flush(state))
+        return torch.cat(pieces, -1)[:, self.decoder.delay :]
 
-    def decode_pieces(self, codes: Tensor, tell: Tell | None = None) -> Iterator[Tensor]:
-        """As `decode`, but yields `[B, ...]` as it goes, so that memory stays bounded."""
-        state, skip = State(), self.decoder.delay
-        for part in codes.split(PIECE_FRAMES, -1):
-            audio = self.decoder(self.quantizer.decode(part), state)
+    def _decode(self, codes: Tensor, state: State, tell: Tell | None) -> list[Tensor]:
+        """Audio by pieces, which lags by the decoder's delay."""
+        pieces = []
+        for start in range(0, codes.shape[-1], PIECE_FRAMES):
+            part = codes[..., start : start + PIECE_FRAMES]
+            pieces.append(self.decoder(self.quantizer.decode(part), state))
             if tell:
                 tell(part.shape[-1])
-            yield audio[:, skip:]
-            skip = max(0, skip - audio.shape[-1])
-        if self.decoder.delay:
-            yield self.decoder.flush(state)[:, skip:]
+        return pieces
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Latents `[B, F, D]` -> audio `[B, F * hop]` in one piece, for training."""

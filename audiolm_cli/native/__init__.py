@@ -69,6 +69,7 @@ class Model(Structure):
 class Branch(Structure):
     _fields_ = (
         ("known", c_int32),
+        ("shared", c_int32),
         ("like", c_int32),
         ("ids", POINTER(c_int32)),
         ("features", POINTER(c_float)),

@@ -1,6 +1,7 @@
 /* Attention of queries over a cache. Keys stand as [length / 8][head width][8], so that eight positions' scores
  * come out of one pass without sums across lanes; values as [head width / 8][length][8], so that a pass reads memory in
- * its order. Both are read once for up to four queries that share them: heads of one position, or positions of one head. */
+ * its order. Queries that share them, heads of one position or positions of one head, take turns with what is near the
+ * core. */
 #ifndef AUDIOLM_ATTENTION_H
 #define AUDIOLM_ATTENTION_H
 
@@ -11,8 +12,16 @@
 #endif
 #define OUTSIDE static __attribute__((noinline, unused)) /* inside of what calls it, registers would not do */
 
+/* Positions one behind the other in a cache with `room` for so many. */
+typedef struct {
+    const float *keys, *values;
+    size_t room;
+    int32_t length;
+} stretch;
+
 enum {
-    SHARED = 4,           /* queries that are computed together */
+    TOGETHER = 4,         /* queries whose sums are in registers */
+    SHARED = 16,          /* queries that share a read of keys and values */
     FURTHER = 64 * LANES, /* floats: so far ahead values are asked for */
 };
 
@@ -44,7 +53,7 @@ INLINE void ask_further(const float *from, size_t floats) {
 /* Scores of `blocks` times eight positions for some queries, which stand `q_stride` apart. */
 INLINE void score(const int queries, const int blocks, const float *q, size_t q_stride, const float *keys,
                   int32_t width, float *scores, size_t stride) {
-    f8 total[SHARED][2];
+    f8 total[TOGETHER][2];
     for (int h = 0; h < queries; h++)
         for (int b = 0; b < blocks; b++) total[h][b] = every(0);
     for (int32_t n = 0; n < width; n++) {
@@ -76,51 +85,70 @@ static inline float shares(float *scores, int32_t length) {
     return 1.0f / sum(total);
 }
 
-/* `vectors` times eight dimensions of the weighted sum of values, for some queries. */
-INLINE void weigh(const int queries, const int vectors, const float *scores, size_t stride, const float *values,
-                  size_t room, int32_t length, const float *scale, float *out, size_t out_stride) {
-    f8 total[SHARED][2];
+/* `vectors` times eight dimensions, from number `first` on, of the weighted sum of values, for some queries. */
+INLINE void weigh(const int queries, const int vectors, int32_t first, const stretch *parts, int count,
+                  const float *scores, size_t stride, const float *scale, float *out, size_t out_stride) {
+    f8 total[TOGETHER][2];
     for (int h = 0; h < queries; h++)
         for (int v = 0; v < vectors; v++) total[h][v] = every(0);
-    for (int32_t n = 0; n < length; n++)
-        for (int v = 0; v < vectors; v++) {
-            const float *from = values + ((size_t)v * room + (size_t)n) * LANES;
-            ask_further(from, FURTHER);
-            f8 value = load(from);
-            for (int h = 0; h < queries; h++) total[h][v] = total[h][v] + value * scores[h * stride + (size_t)n];
-        }
+    for (const stretch *part = parts; part < parts + count; scores += part->length, part++) {
+        const float *values = part->values + (size_t)first * part->room;
+        for (int32_t n = 0; n < part->length; n++)
+            for (int v = 0; v < vectors; v++) {
+                const float *from = values + ((size_t)v * part->room + (size_t)n) * LANES;
+                ask_further(from, FURTHER);
+                f8 value = load(from);
+                for (int h = 0; h < queries; h++) total[h][v] = total[h][v] + value * scores[h * stride + (size_t)n];
+            }
+    }
     for (int h = 0; h < queries; h++)
-        for (int v = 0; v < vectors; v++) store(out + h * out_stride + v * LANES, total[h][v] * scale[h]);
+        for (int v = 0; v < vectors; v++) store(out + h * out_stride + first + v * LANES, total[h][v] * scale[h]);
 }
 
-INLINE void attend_together(const int queries, const float *q, size_t q_stride, const float *keys, const float *values,
-                            size_t room, int32_t width, int32_t length, float *scores, size_t stride, float *out,
-                            size_t out_stride) {
-    float scale[SHARED];
-    int32_t blocks = (length + LANES - 1) / LANES, b = 0;
-    for (; b + 1 < blocks; b += 2)
-        score(queries, 2, q, q_stride, keys + (size_t)b * LANES * (size_t)width, width, scores + b * LANES, stride);
-    if (b < blocks)
-        score(queries, 1, q, q_stride, keys + (size_t)b * LANES * (size_t)width, width, scores + b * LANES, stride);
-    for (int h = 0; h < queries; h++) scale[h] = shares(scores + h * stride, length);
+/* `score` for any number of queries. */
+INLINE void score_all(int32_t queries, const int blocks, const float *q, size_t q_stride, const float *keys,
+                      int32_t width, float *scores, size_t stride) {
     int32_t n = 0;
-    for (; n + LANES < width; n += 2 * LANES)
-        weigh(queries, 2, scores, stride, values + (size_t)n * room, room, length, scale, out + n, out_stride);
-    if (n < width) weigh(queries, 1, scores, stride, values + (size_t)n * room, room, length, scale, out + n, out_stride);
-}
-
-/* Attention of queries that share keys and values, in a cache with `room` for so many positions; they and what comes
- * out stand `q_stride` and `out_stride` apart. `scores` has room for SHARED times `stride`, which is at least the
- * length, rounded up to lanes. */
-OUTSIDE void attend(int32_t queries, const float *q, size_t q_stride, const float *keys, const float *values, size_t room,
-                    int32_t width, int32_t length, float *scores, size_t stride, float *out, size_t out_stride) {
-    int32_t n = 0;
-    for (; n + SHARED <= queries; n += SHARED)
-        attend_together(SHARED, q + (size_t)n * q_stride, q_stride, keys, values, room, width, length, scores, stride,
-                        out + (size_t)n * out_stride, out_stride);
+    for (; n + TOGETHER <= queries; n += TOGETHER)
+        score(TOGETHER, blocks, q + (size_t)n * q_stride, q_stride, keys, width, scores + (size_t)n * stride, stride);
     for (; n < queries; n++)
-        attend_together(1, q + (size_t)n * q_stride, q_stride, keys, values, room, width, length, scores, stride,
-                        out + (size_t)n * out_stride, out_stride);
+        score(1, blocks, q + (size_t)n * q_stride, q_stride, keys, width, scores + (size_t)n * stride, stride);
+}
+
+/* `weigh` for any number of queries. */
+INLINE void weigh_all(int32_t queries, const int vectors, int32_t first, const stretch *parts, int count,
+                      const float *scores, size_t stride, const float *scale, float *out, size_t out_stride) {
+    int32_t n = 0;
+    for (; n + TOGETHER <= queries; n += TOGETHER)
+        weigh(TOGETHER, vectors, first, parts, count, scores + (size_t)n * stride, stride, scale + n,
+              out + (size_t)n * out_stride, out_stride);
+    for (; n < queries; n++)
+        weigh(1, vectors, first, parts, count, scores + (size_t)n * stride, stride, scale + n,
+              out + (size_t)n * out_stride, out_stride);
+}
+
+/* Attention of queries that share keys and values: those of `count` stretches of a cache, of which all but the last
+ * are of whole lanes. Queries and what comes out stand `q_stride` and `out_stride` apart. `scores` has room for SHARED
+ * times `stride`, which is at least the length of all, rounded up to lanes. */
+OUTSIDE void attend(int32_t queries, const float *q, size_t q_stride, const stretch *parts, int count, int32_t width,
+                    float *scores, size_t stride, float *out, size_t out_stride) {
+    for (; queries > 0; queries -= SHARED, q += SHARED * q_stride, out += SHARED * out_stride) {
+        int32_t some = queries < SHARED ? queries : SHARED, length = 0;
+        for (const stretch *part = parts; part < parts + count; length += part->length, part++) {
+            int32_t blocks = (part->length + LANES - 1) / LANES, b = 0;
+            const float *keys = part->keys;
+            float *to = scores + length;
+            for (; b + 1 < blocks; b += 2, keys += 2 * LANES * (size_t)width, to += 2 * LANES)
+                score_all(some, 2, q, q_stride, keys, width, to, stride);
+            if (b < blocks) score_all(some, 1, q, q_stride, keys, width, to, stride);
+        }
+        float scale[SHARED];
+        for (int32_t h = 0; h < some; h++) scale[h] = shares(scores + (size_t)h * stride, length);
+        int32_t n = 0;
+        for (; n + LANES < width; n += 2 * LANES)
+            weigh_all(some, 2, n, parts, count, scores, stride, scale, out, out_stride);
+        if (n < width) weigh_all(some, 1, n, parts, count, scores, stride, scale, out, out_stride);
+    }
 }
 
 #endif

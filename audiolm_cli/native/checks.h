@@ -57,7 +57,8 @@ static inline int good_model(const audiolm_model *m) {
 }
 
 static inline int good_branch(const audiolm_model *m, const audiolm_branch *b, int32_t steps, int32_t number) {
-    if (b->known < 1 || b->known > MOST_LENGTH || b->like >= number || !b->ids || !b->features || !b->positions)
+    if (b->known < 1 || b->known > MOST_LENGTH || b->shared < 0 || b->shared >= b->known || b->shared % LANES ||
+        (b->shared && (b->like < 0 || b->like >= number)) || !b->ids || !b->features || !b->positions)
         return 0;
     for (int32_t n = 0; n < b->known; n++)
         for (int32_t q = 0; q < m->quantizers; q++) {
@@ -98,7 +99,8 @@ static inline int32_t checked_items(const audiolm_model *m, int32_t count, const
         for (int32_t b = 0; b < item->branches; b++, number++) {
             const audiolm_branch *branch = branches + number;
             if (!good_branch(m, branch, item->steps, number)) return AUDIOLM_BAD_SIZE;
-            if (branch->like >= 0 && branches[branch->like].known != branch->known) return AUDIOLM_BAD_SIZE;
+            const audiolm_branch *like = branch->shared ? branches + branch->like : NULL;
+            if (like && (like->shared || like->known < branch->shared)) return AUDIOLM_BAD_SIZE;
         }
     }
     return number;

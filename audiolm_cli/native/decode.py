@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from audiolm_cli.language_models.tokens import Sequence
 
 STEPS = 16  # made at a time
+LANES = 8  # as in vectors.h
 ERRORS = {-1: "not enough memory", -3: "the model's weights lead to values that are not finite"}
 
 
@@ -92,7 +93,9 @@ class Session:
 
     def __post_init__(self) -> None:
         self.branches: list[native.Branch] = []
-        self.known: dict[bytes, int] = {}  # prefixes by the first branch that has them
+        self.beginnings: dict[
+            bytes, tuple[int, np.ndarray]
+        ] = {}  # of branches that share nothing: which, what it knows
         self.made: list[np.ndarray] = []
         s, model = self.sampling, self.weights.model
         guides = len(s.shares) if s.guidance else 0
@@ -158,13 +161,16 @@ class Session:
         known, ids, fields = sequence.known, sequence.ids.numpy(), sequence.fields.numpy()
         if len(fields) != known + steps or len(ids) != known + steps:
             raise ValueError("what is unknown of a sequence is as long as what is to be made")
-        prefix = ids[:known].tobytes() + fields[:known].tobytes()
-        number = len(self.branches)
-        like = self.known.setdefault(prefix, number)
+        facts, number = np.column_stack([ids[:known], fields[:known]]), len(self.branches)
+        like, others = self.beginnings.setdefault(facts[:LANES].tobytes(), (number, facts))
+        same = (others[:known] == facts[: len(others)]).all(1)
+        alike = len(same) if same.all() else int(same.argmin())
+        shared = 0 if like == number else min(alike, known - 1) // LANES * LANES  # the last one's state is wanted
         self.branches.append(
             native.Branch(
                 known,
-                -1 if like == number else like,
+                shared,
+                like if shared else -1,
                 self._keep(ids[:known].astype(np.int32)),
                 self._keep(features(self.weights, fields[:, 2:], fields[:, 0])),
                 self._keep(fields[:, 1].astype(np.int32)),

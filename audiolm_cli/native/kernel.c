@@ -72,17 +72,27 @@ static size_t cache_place(const audiolm_model *m, const slot *to, int32_t layer)
     return (size_t)layer * (size_t)m->kv_heads * to->length * (size_t)(m->width / m->heads);
 }
 
+/* The first `length` positions of a head in a cache. */
+static stretch cached(const audiolm_model *m, const slot *from, int32_t layer, int32_t head, int32_t length) {
+    size_t start = cache_place(m, from, layer) + (size_t)head * from->length * (size_t)(m->width / m->heads);
+    return (stretch){from->keys + start, from->values + start, from->length, length};
+}
+
 static void attend_row(audiolm_session *s, int32_t layer, int32_t row) {
     workspace *w = &s->work;
     const audiolm_model *m = &w->model;
     int32_t group = m->heads / m->kv_heads;
     size_t width = (size_t)w->head_width;
-    const slot *from = s->row_slot[row];
+    const slot *own = s->row_slot[row];
+    int32_t shared = own->branch->shared;
     for (int32_t h = 0; h < m->kv_heads; h++) {
-        size_t start = cache_place(m, from, layer) + (size_t)h * from->length * width, head = (size_t)(h * group) * width;
-        attend(group, w->qkv + (size_t)row * w->qkv_stride + head, width, from->keys + start, from->values + start,
-               from->length, w->head_width, s->row_place[row] + 1, w->scores, w->scores_stride,
-               w->attended + (size_t)row * (size_t)m->width + head, width);
+        stretch parts[2];
+        int count = 0;
+        if (shared) parts[count++] = cached(m, own->like, layer, h, shared);
+        parts[count++] = cached(m, own, layer, h, s->row_place[row] + 1 - shared);
+        size_t head = (size_t)(h * group) * width;
+        attend(group, w->qkv + (size_t)row * w->qkv_stride + head, width, parts, count, w->head_width, w->scores,
+               w->scores_stride, w->attended + (size_t)row * (size_t)m->width + head, width);
     }
 }
 
@@ -98,7 +108,7 @@ static void forward(audiolm_session *s, int32_t rows, int32_t keep) {
         for (int32_t r = 0; r < rows; r++) {
             slot *to = s->row_slot[r];
             size_t start = cache_place(m, to, layer);
-            place_row(w, r, to->keys + start, to->values + start, s->row_place[r], to->length);
+            place_row(w, r, to->keys + start, to->values + start, s->row_place[r] - to->branch->shared, to->length);
         }
         int32_t first = layer + 1 < m->layers ? 0 : rows - keep;
         for (int32_t r = first; r < rows; r++) attend_row(s, layer, r);
@@ -146,11 +156,11 @@ static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) 
 /* Leads an item's logits away from those of its guides, which stand in the rows behind it. */
 static void guide(const audiolm_session *s, float *logits) {
     const audiolm_sampling *how = &s->work.sampling;
-    for (int32_t n = 0; n < how->size; n++) {
-        float less = 0;
+    for (int32_t n = 0; n < how->size; n += LANES) {
+        f8 own = load(logits + n), less = every(0);
         for (int32_t g = 0; g < how->guides; g++)
-            less = less + how->shares[g] * logits[(size_t)(g + 1) * s->work.logits_stride + (size_t)n];
-        logits[n] = logits[n] + how->guidance * (logits[n] - less);
+            less = less + how->shares[g] * load(logits + (size_t)(g + 1) * s->work.logits_stride + n);
+        store(logits + n, own + how->guidance * (own - less));
     }
 }
 
@@ -161,7 +171,7 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
     size_t place = (size_t)step * (size_t)s->work.model.quantizers + (size_t)q;
     if (item->branches > 1) guide(s, logits);
     item->made[place] =
-        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.spare, &s->work.finite);
+        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.words, &s->work.finite);
 }
 
 /* Draws one code of items from the states in `attended`, whose rows are those of the items' branches. Items that draw
@@ -222,45 +232,50 @@ static void step(audiolm_session *s, const int32_t *numbers, int32_t count) {
     if (rows) forward(s, rows, rows);
 }
 
+static size_t cache_bytes(const audiolm_session *s, int32_t item) {
+    const audiolm_model *m = &s->work.model;
+    size_t positions = 0;
+    for (int32_t b = 0; b < s->items[item].branches; b++) positions += s->slot[s->first[item] + b].length;
+    return positions * (size_t)m->layers * (size_t)m->kv_heads * (size_t)s->work.head_width * 2 * sizeof(float);
+}
+
+/* The end of the items, from one on, that make their steps together: a tile's at most, and no more than have room near
+ * the core for their caches beside the weights. Where the weights alone have none, all share each read of them. */
+static int32_t group_end(const audiolm_session *s, int32_t item) {
+    int32_t rows = 0;
+    for (size_t bytes = s->weights; item < s->count; item++) {
+        int32_t more = s->items[item].branches;
+        bytes += cache_bytes(s, item);
+        if (rows + more > TILE || (rows >= FEW && s->weights <= NEAR && bytes > NEAR)) break;
+        rows += more;
+    }
+    return item;
+}
+
+/* One step of items from one to before another; how many ids that were. */
+static int64_t advance_items(audiolm_session *s, int32_t first, int32_t last) {
+    int32_t numbers[TILE], count = 0;
+    for (; first < last; first++)
+        if (s->made[first] < s->items[first].steps) numbers[count++] = first;
+    if (count) step(s, numbers, count);
+    return (int64_t)count * s->work.model.quantizers;
+}
+
 int64_t audiolm_advance(audiolm_session *s, int32_t steps) {
     if (!s || steps < 0 || s->prefilled < s->slots) return AUDIOLM_BAD_SIZE;
     fenv_t before;
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
     int64_t made = 0;
-    for (; steps > 0; steps--)
-        for (int32_t n = 0; n < s->count;) {
-            int32_t numbers[TILE], count = 0, rows = 0;
-            for (; n < s->count && rows + s->items[n].branches <= TILE; n++)
-                if (s->made[n] < s->items[n].steps) {
-                    numbers[count++] = n;
-                    rows += s->items[n].branches;
-                }
-            if (count) step(s, numbers, count);
-            made += (int64_t)count * s->work.model.quantizers;
-        }
+    for (int32_t first = 0, last; first < s->count; first = last) {
+        last = group_end(s, first);
+        for (int32_t n = 0; n < steps; n++) made += advance_items(s, first, last);
+    }
     fesetenv(&before);
     return s->work.finite ? made : AUDIOLM_NOT_FINITE;
 }
 
 /* --------------------------------------------------------------------------------------------------- prefill */
-
-/* What another branch with the same known part has. */
-static void copy_slot(const audiolm_session *s, slot *to, const slot *from) {
-    const audiolm_model *m = &s->work.model;
-    size_t width = (size_t)s->work.head_width, known = (size_t)to->branch->known;
-    size_t kept = (known + LANES - 1) / LANES * LANES;
-    for (int32_t layer = 0; layer < m->layers; layer++)
-        for (int32_t h = 0; h < m->kv_heads; h++) {
-            size_t place = cache_place(m, to, layer) + (size_t)h * to->length * width;
-            size_t source = cache_place(m, from, layer) + (size_t)h * from->length * width;
-            memcpy(to->keys + place, from->keys + source, kept * width * sizeof(float));
-            for (size_t n = 0; n < width; n += LANES)
-                memcpy(to->values + place + n * to->length, from->values + source + n * from->length,
-                       known * LANES * sizeof(float));
-        }
-    memcpy(to->hidden, from->hidden, (size_t)m->width * sizeof(float));
-}
 
 int audiolm_prefill(audiolm_session *s, int32_t number) {
     if (!s || number < 0 || number >= s->slots || number != s->prefilled) return AUDIOLM_BAD_SIZE;
@@ -269,14 +284,12 @@ int audiolm_prefill(audiolm_session *s, int32_t number) {
     fenv_t before;
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
-    if (to->branch->like >= 0) copy_slot(s, to, s->slot + to->branch->like);
-    else
-        for (int32_t done = 0; done < known; done += TILE) {
-            int32_t rows = known - done < TILE ? known - done : TILE;
-            for (int32_t r = 0; r < rows; r++)
-                enter(s, r, to, done + r, to->branch->ids + (size_t)(done + r) * (size_t)s->work.model.quantizers);
-            forward(s, rows, done + rows == known);
-        }
+    for (int32_t done = to->branch->shared; done < known; done += TILE) {
+        int32_t rows = known - done < TILE ? known - done : TILE;
+        for (int32_t r = 0; r < rows; r++)
+            enter(s, r, to, done + r, to->branch->ids + (size_t)(done + r) * (size_t)s->work.model.quantizers);
+        forward(s, rows, done + rows == known);
+    }
     fesetenv(&before);
     s->prefilled++;
     return s->work.finite ? 0 : AUDIOLM_NOT_FINITE;

@@ -60,7 +60,8 @@ typedef struct {
 /* One sequence that a token is made for: the item's own, or one of its guides. */
 typedef struct {
     int32_t known;            /* positions before the first that is made, at least 1 */
-    int32_t like;             /* number of an earlier branch with the same known part, counted over all items, or -1 */
+    int32_t shared;           /* of these, how many at the beginning are those of `like`; a multiple of 8 */
+    int32_t like;             /* number of an earlier branch, counted over all items, that shares nothing itself */
     const int32_t *ids;       /* [known][quantizers] */
     const float *features;    /* [known + steps][width]: what is added to the inputs */
     const int32_t *positions; /* [known + steps], not negative */

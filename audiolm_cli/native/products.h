@@ -30,7 +30,10 @@ INLINE void ask_ahead(const int8_t *w, int32_t inputs) {
 #if defined(KERNEL_AVX512)
 
 typedef uint8_t activation;
-enum { OFFSET = 128 }; /* VNNI multiplies unsigned with signed: activations are stored so much larger */
+enum {
+    OFFSET = 128, /* VNNI multiplies unsigned with signed: activations are stored so much larger */
+    FEW = 8,      /* rows that take little longer than fewer */
+};
 
 #ifdef KERNEL_EMULATED /* runs this path where the processor cannot, to test all of it but the instruction */
 typedef struct { int32_t lane[OUTPUTS]; } sums16;
@@ -78,7 +81,7 @@ INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, c
 
 /* Activations are kept as int16, so that only weights are widened; the instruction for bytes would saturate. */
 typedef int16_t activation;
-enum { OFFSET = 0 };
+enum { OFFSET = 0, FEW = 2 };
 
 /* Sums of 16 outputs for `rows` rows, one or two: to[row][output]. A register holds two sums of each of four outputs. */
 INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, const activation *restrict x,
@@ -110,7 +113,7 @@ INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, c
 #else
 
 typedef int16_t activation;
-enum { OFFSET = 0 };
+enum { OFFSET = 0, FEW = 2 };
 
 typedef int8_t bytes __attribute__((vector_size(16)));
 typedef int16_t halves __attribute__((vector_size(32)));

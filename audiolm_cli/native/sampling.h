@@ -7,9 +7,9 @@
 #include "vectors.h"
 
 static const double COLDEST = 1e-6;        /* a lower temperature counts as 0 */
-static const float WHOLE = 1073741824.0f; /* 2^30: the likeliest id's weight as an integer */
+static const uint32_t LIKELIEST = 1u << 30; /* the likeliest id's weight as an integer */
 
-enum { BUCKETS = 256 }; /* of weights, eight an octave; 241 of them from 2^-30 to 1 */
+enum { STRIDE = 64 }; /* ids that are passed over together */
 
 static inline int all_finite(const float *x, int32_t size) {
     int finite = 1;
@@ -21,65 +21,7 @@ static inline int all_finite(const float *x, int32_t size) {
     return finite;
 }
 
-static inline uint32_t whole(float weight) { return (uint32_t)(int32_t)(weight * WHOLE); }
-
-static inline int32_t bucket_of(float weight) {
-    int32_t word;
-    memcpy(&word, &weight, sizeof word);
-    int32_t bucket = (word >> 20) - ((127 - 30) << 3);
-    return bucket < 0 ? 0 : bucket;
-}
-
-/* Sorts words byte by byte, in ascending order; `spare` is as large. */
-static inline void sort(uint32_t *words, uint32_t *spare, int32_t size) {
-    for (int shift = 0; shift < 32; shift += 8) {
-        int32_t places[257] = {0};
-        for (int32_t n = 0; n < size; n++) places[(words[n] >> shift & 255) + 1]++;
-        for (int n = 0; n < 256; n++) places[n + 1] += places[n];
-        for (int32_t n = 0; n < size; n++) spare[places[words[n] >> shift & 255]++] = words[n];
-        uint32_t *swapped = words;
-        words = spare;
-        spare = swapped;
-    }
-}
-
-/* The first of words in ascending order with which `below`, what is below them, exceeds a limit; else the last. */
-static inline uint32_t first_above(const uint32_t *words, int32_t size, int64_t below, double limit) {
-    for (int32_t n = 0; n < size; n++) {
-        below += words[n];
-        if ((double)below > limit) return words[n];
-    }
-    return words[size - 1];
-}
-
-/* The least weight that is kept: of the `top_k` largest the least that reach a share of `top_p`. */
-static inline uint32_t least_of_largest(const float *weights, int32_t size, int32_t top_k, double top_p,
-                                        uint32_t *words, uint32_t *spare) {
-    int64_t total = 0;
-    for (int32_t n = 0; n < size; n++) words[n] = whole(weights[n]);
-    sort(words, spare, size);
-    for (int32_t n = size - top_k; n < size; n++) total += words[n];
-    return first_above(words + size - top_k, top_k, 0, (double)total * (1.0 - top_p));
-}
-
-/* The same of all weights: only those of the bucket in which it lies have to be sorted. */
-static inline uint32_t least_of_all(const float *weights, int32_t size, double top_p, uint32_t *words,
-                                    uint32_t *spare) {
-    int64_t sums[BUCKETS] = {0}, total = 0, below = 0;
-    for (int32_t n = 0; n < size; n++) sums[bucket_of(weights[n])] += whole(weights[n]);
-    for (int n = 0; n < BUCKETS; n++) total += sums[n];
-    double limit = (double)total * (1.0 - top_p);
-    int32_t bucket = 0, last = bucket_of(1.0f), inside = 0;
-    for (; bucket < last && !((double)(below + sums[bucket]) > limit); bucket++) below += sums[bucket];
-    for (int32_t n = 0; n < size; n++) {
-        words[inside] = whole(weights[n]);
-        inside += bucket_of(weights[n]) == bucket;
-    }
-    sort(words, spare, inside);
-    return first_above(words, inside, below, limit);
-}
-
-static inline int32_t likeliest(const float *logits, int32_t size) {
+static inline float largest(const float *logits, int32_t size) {
     float most = logits[0];
     int32_t n = 0;
     if (size >= LANES) {
@@ -88,36 +30,89 @@ static inline int32_t likeliest(const float *logits, int32_t size) {
         most = maximum(found);
     }
     for (; n < size; n++) most = logits[n] > most ? logits[n] : most;
-    for (n = 0; logits[n] != most; n++);
-    return n;
+    return most;
 }
 
-/* Draws from logits, which are overwritten; `spare` has room for twice as many, and logits for a multiple of eight. Ids
- * that are as likely as the last one kept are kept as well. Of logits that are not finite it is 0, and so is `finite`. */
-static inline int32_t draw(float *logits, float uniform, const audiolm_sampling *s, uint32_t *spare, int *finite) {
-    int32_t size = s->size;
-    if (!all_finite(logits, size)) return *finite = 0;
-    int32_t best = likeliest(logits, size);
-    if (s->temperature < COLDEST) return best;
-    float top = logits[best], temperature = (float)s->temperature;
-    for (int32_t n = 0; n < size; n += LANES) store(logits + n, exponential((load(logits + n) - top) / temperature));
-    uint32_t least = 0;
-    if (s->top_k > 0 && s->top_k < size)
-        least = least_of_largest(logits, size, s->top_k, s->top_p, spare, spare + size);
-    else if (s->top_p < 1)
-        least = least_of_all(logits, size, s->top_p, spare, spare + size);
-    int64_t total = 0, reached = 0;
-    for (int32_t n = 0; n < size; n++) {
-        uint32_t weight = whole(logits[n]);
-        spare[n] = weight >= least ? weight : 0;
-        total += spare[n];
+/* The sum of those of some words below 2^31, a multiple of eight, that are not below `least`. */
+static inline int64_t sum_from(const uint32_t *words, int32_t size, uint32_t least) {
+    typedef uint64_t d4 __attribute__((vector_size(32)));
+    i8 below = (i8){0} + ((int32_t)least - 1);
+    d4 total = {0};
+    for (int32_t n = 0; n < size; n += LANES) {
+        i8 some;
+        memcpy(&some, words + n, sizeof some);
+        d4 pairs = (d4)(some & (some > below));
+        total += (pairs & 0xffffffff) + (pairs >> 32);
     }
-    double wanted = (double)total * (double)uniform;
+    return (int64_t)(total[0] + total[1] + total[2] + total[3]);
+}
+
+static inline int32_t count_below(const uint32_t *words, int32_t size, uint32_t limit) {
+    int32_t count = 0;
+    for (int32_t n = 0; n < size; n++) count += words[n] < limit;
+    return count;
+}
+
+/* The least weight that is kept: of the `top_k` largest, or of all, the least that reach a share of `top_p`. `spare` is
+ * as large as the words, whose number is rounded up to lanes by zeros. Found bit by bit, from what is below it. */
+static inline uint32_t least_kept(const uint32_t *words, int32_t size, int32_t top_k, double top_p, uint32_t *spare) {
+    int32_t padded = (size + LANES - 1) / LANES * LANES, inside = 0;
+    uint32_t first = 0, least = 0;
+    int64_t total = sum_from(words, padded, 0);
+    if (top_k > 0 && top_k < size) {
+        int32_t outside = size - top_k;
+        for (uint32_t bit = LIKELIEST; bit; bit >>= 1)
+            if (count_below(words, size, first | bit) <= outside) first |= bit;
+        int32_t equal = outside - count_below(words, size, first); /* to the least of the largest, but not kept */
+        total = sum_from(words, padded, first) - (int64_t)equal * first;
+    }
+    double limit = (double)total * (1.0 - top_p);
+    limit = limit > 0 ? limit < (double)total ? limit : (double)total : 0;
+    /* weights so small that all of them together do not reach it need not be looked at again and again */
+    uint32_t small = (uint32_t)(limit / (2.0 * size));
+    if (small < first) small = first - 1;
     for (int32_t n = 0; n < size; n++) {
-        reached += spare[n];
+        spare[inside] = words[n];
+        inside += words[n] > small;
+    }
+    while (inside % LANES) spare[inside++] = 0;
+    for (uint32_t bit = LIKELIEST; bit; bit >>= 1)
+        if (!((double)(total - sum_from(spare, inside, least | bit)) > limit)) least |= bit;
+    least = least < LIKELIEST ? least : LIKELIEST;
+    return least > first ? least : first;
+}
+
+/* Draws from logits, behind which up to eight are overwritten; `words` has room for twice as many, rounded up to lanes.
+ * Ids that are as likely as the last one kept are kept as well. Of logits that are not finite it is 0, and so is
+ * `finite`. */
+static inline int32_t draw(float *logits, float uniform, const audiolm_sampling *s, uint32_t *words, int *finite) {
+    int32_t size = s->size, padded = (size + LANES - 1) / LANES * LANES, n = 0;
+    if (!all_finite(logits, size)) return *finite = 0;
+    float most = largest(logits, size), temperature = (float)s->temperature;
+    if (s->temperature < COLDEST) {
+        while (logits[n] != most) n++;
+        return n;
+    }
+    for (n = size; n < padded; n++) logits[n] = most;
+    for (n = 0; n < padded; n += LANES) {
+        f8 weight = exponential((load(logits + n) - most) / temperature) * (float)LIKELIEST;
+        i8 whole = __builtin_convertvector(weight, i8);
+        memcpy(words + n, &whole, sizeof whole);
+    }
+    for (n = size; n < padded; n++) words[n] = 0;
+    int some = (s->top_k > 0 && s->top_k < size) || s->top_p < 1;
+    uint32_t least = some ? least_kept(words, size, s->top_k, s->top_p, words + padded) : 0;
+    double wanted = (double)sum_from(words, padded, least) * (double)uniform;
+    int64_t reached = 0, next;
+    for (n = 0; n + STRIDE < padded; n += STRIDE, reached = next) {
+        next = reached + sum_from(words + n, STRIDE, least);
+        if ((double)next >= wanted) break;
+    }
+    for (; n < size; n++) {
+        reached += words[n] >= least ? words[n] : 0;
         if ((double)reached >= wanted) return n;
     }
-    return best; /* not for a number below 1 */
+    return size - 1; /* not for a number below 1 */
 }
 
 #endif

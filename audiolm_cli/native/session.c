@@ -11,12 +11,23 @@ static float *floats(size_t count, int *missing) {
 }
 
 static void make_slot(const audiolm_model *m, slot *to, const audiolm_branch *branch, int32_t steps, int *missing) {
-    size_t length = ((size_t)branch->known + (size_t)steps + LANES - 1) / LANES * LANES;
+    size_t length = ((size_t)(branch->known - branch->shared) + (size_t)steps + LANES - 1) / LANES * LANES;
     size_t cache = length * (size_t)m->layers * (size_t)m->kv_heads * (size_t)(m->width / m->heads);
     *to = (slot){.branch = branch, .length = length};
     to->keys = floats(cache, missing);
     to->values = floats(cache, missing);
     to->hidden = floats((size_t)m->width, missing);
+}
+
+static size_t matrix_bytes(const audiolm_matrix *m) { return (size_t)m->outputs * (size_t)m->inputs; }
+
+static size_t weight_bytes(const audiolm_model *m) {
+    size_t bytes = matrix_bytes(&m->head);
+    for (const audiolm_block *b = m->blocks; b < m->blocks + m->layers; b++)
+        bytes += matrix_bytes(&b->qkv) + matrix_bytes(&b->output) + matrix_bytes(&b->up) + matrix_bytes(&b->down);
+    for (int32_t n = 0; n + 1 < m->quantizers; n++)
+        bytes += matrix_bytes(&m->levels[n].up) + matrix_bytes(&m->levels[n].down);
+    return bytes;
 }
 
 audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const audiolm_item *items,
@@ -31,6 +42,7 @@ audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const a
     if (!s) return NULL;
     s->items = items;
     s->count = count;
+    s->weights = weight_bytes(model);
     int missing = 0;
     size_t longest = 0;
     s->first = calloc((size_t)count, sizeof *s->first);
@@ -44,7 +56,9 @@ audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const a
         for (int32_t b = 0; b < items[n].branches; b++, s->slots++) {
             slot *to = s->slot + s->slots;
             make_slot(model, to, branches + s->slots, items[n].steps, &missing);
-            if (to->length > longest) longest = to->length;
+            if (to->branch->shared) to->like = s->slot + to->branch->like;
+            size_t length = (size_t)to->branch->shared + to->length;
+            if (length > longest) longest = length;
         }
     }
     if (missing || !make_workspace(&s->work, model, sampling, TILE, longest)) {

@@ -5,10 +5,16 @@
 #include "kernel.h"
 #include "workspace.h"
 
+#ifndef KERNEL_NEAR
+#define KERNEL_NEAR (8 << 20)
+#endif
+enum { NEAR = KERNEL_NEAR }; /* bytes that are read fast, of what cores share */
+
 /* A branch's cache and what comes next of it. */
-typedef struct {
+typedef struct slot {
     const audiolm_branch *branch;
-    size_t length;        /* positions that there is room for, a multiple of the lanes */
+    const struct slot *like; /* has the cache of the positions that the branch shares */
+    size_t length;        /* positions behind these that there is room for, a multiple of the lanes */
     float *keys, *values; /* [layers][kv_heads][length * head width], see attention.h */
     float *hidden;        /* [width] behind the last norm */
 } slot;
@@ -17,6 +23,7 @@ struct audiolm_session {
     workspace work;
     const audiolm_item *items;
     int32_t count, slots, prefilled;
+    size_t weights; /* bytes that a step reads of them */
     int32_t *first, *made; /* of each item: its first slot, its steps so far */
     slot *slot;
     /* rows of a tile */

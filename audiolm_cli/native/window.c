@@ -28,9 +28,9 @@ static void attend_frames(workspace *w, int32_t first, int32_t rows, int32_t fra
     size_t width = (size_t)w->head_width;
     for (int32_t h = 0; h < m->heads; h++) {
         size_t start = (size_t)(h / (m->heads / m->kv_heads)) * room * width, head = (size_t)h * width;
-        attend(rows, w->qkv + (size_t)first * w->qkv_stride + head, w->qkv_stride, keys + start, values + start, room,
-               w->head_width, frames, w->scores, w->scores_stride,
-               w->attended + (size_t)first * (size_t)m->width + head, (size_t)m->width);
+        stretch all = {keys + start, values + start, room, frames};
+        attend(rows, w->qkv + (size_t)first * w->qkv_stride + head, w->qkv_stride, &all, 1, w->head_width, w->scores,
+               w->scores_stride, w->attended + (size_t)first * (size_t)m->width + head, (size_t)m->width);
     }
 }
 
@@ -64,7 +64,7 @@ static void draw_frames(workspace *w, const audiolm_window *window, int32_t quan
         float *logits = find_logits(w, quantizer * m->vocabulary, 0, rows);
         const float *uniform = window->uniform + first - window->known;
         for (int32_t r = 0; r < rows; r++, logits += w->logits_stride)
-            made[first + r] = draw(logits, uniform[r], &w->sampling, w->spare, &w->finite);
+            made[first + r] = draw(logits, uniform[r], &w->sampling, w->words, &w->finite);
     }
 }
 

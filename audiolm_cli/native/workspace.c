@@ -25,8 +25,8 @@ int make_workspace(workspace *w, const audiolm_model *model, const audiolm_sampl
     w->logits_stride = (size + 2 * OUTPUTS) / OUTPUTS * OUTPUTS;
     w->scores_stride = longest;
     w->q = calloc(TILE * w->inner, sizeof *w->q);
-    w->spare = calloc(2 * size, sizeof *w->spare);
-    missing |= !w->q || !w->spare;
+    w->words = calloc(2 * (size + LANES), sizeof *w->words);
+    missing |= !w->q || !w->words;
     w->up = floats(TILE * (size_t)model->feedforward, &missing);
     w->logits = floats(TILE * w->logits_stride + OUTPUTS, &missing);
     w->scores = floats(SHARED * w->scores_stride, &missing);
@@ -42,5 +42,5 @@ void free_workspace(workspace *w) {
     float *all[] = {w->up, w->logits, w->scores, w->x, w->qkv, w->attended, w->sine, w->cosine};
     for (size_t n = 0; n < sizeof all / sizeof *all; n++) free(all[n]);
     free(w->q);
-    free(w->spare);
+    free(w->words);
 }

@@ -18,7 +18,7 @@ typedef struct {
     float scale[TILE];
     activation *q; /* [TILE][inner] */
     float *up, *logits, *scores;
-    uint32_t *spare;
+    uint32_t *words;
     /* of all rows */
     float *x, *qkv, *attended, *sine, *cosine;
 } workspace;
