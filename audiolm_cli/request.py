@@ -39,8 +39,9 @@ class Request:
     """What every command is asked for.
 
     `input` is a path, "-" for standard input, or None where nothing goes in or Python code has the input itself;
-    `output` a path, "-" for standard output, or None for a name after the input's. Raises UsageError for a value that
-    cannot be.
+    `output` a path, "-" for standard output, or None for a name after the input's. The pipeline returns waveforms:
+    `output`, `plot`, `continuation_only` and `no_watermark` are for whoever writes files. Raises UsageError for a value
+    that cannot be.
     """
 
     input: str | None = option(checks.source)

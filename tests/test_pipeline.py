@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from bundles import in_memory, modules, write_bundle
 from conftest import tone
@@ -17,7 +18,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
 from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
-from audiolm_cli.errors import InputError
+from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt
@@ -240,6 +241,53 @@ def test_generation_from_nothing(tiny: bundle.Bundle) -> None:
     assert (results[0].semantic.shape, results[0].codes.shape) == ((38,), (12, 76))
     (alone,) = pipeline.generate(tiny, request, [Prompt(sample=2)], batch_size=2)
     assert np.array_equal(alone.waveform, results[2].waveform)
+
+
+def test_a_request_alone_says_what_goes_in(tiny: bundle.Bundle, tmp_path: Path) -> None:
+    """A bundle, a request, outputs: three lines of Python, as the command line makes them."""
+    for n, name in enumerate(("a.wav", "b.wav")):
+        soundfile.write(tmp_path / name, noise(1, n), 16000, "FLOAT")
+    request = ContinueRequest(tmp_path / "a.wav", duration=0.4, num_samples=2, seed=3)  # type: ignore[arg-type]
+    first, second = pipeline.continue_(tiny, request)
+    for sample, made in enumerate((first, second)):
+        (again,) = pipeline.continue_(tiny, request, [Prompt(noise(1), sample=sample)])
+        assert np.array_equal(made.waveform, again.waveform)
+    assert not np.array_equal(first.waveform, second.waveform)
+    asked = ResynthRequest(str(tmp_path / "a.wav"), speaker=str(tmp_path / "b.wav"), seed=3)
+    (said,) = pipeline.resynth(tiny, asked)
+    (again,) = pipeline.resynth(tiny, asked, [Prompt(noise(1))], speaker=noise(1, 1))
+    assert np.array_equal(said.waveform, again.waveform)
+
+
+def test_a_seed_of_its_own_counts_before_the_requests(tiny: bundle.Bundle) -> None:
+    one, other, own = (
+        run(tiny, [Prompt(noise(1), seed=key)], seed=seed)[0].waveform for key, seed in ((None, 1), (None, 2), (1, 2))
+    )
+    assert np.array_equal(one, own)
+    assert not np.array_equal(one, other)
+
+
+def test_what_a_bundle_cannot_do_is_refused(tiny: bundle.Bundle) -> None:
+    with pytest.raises(UsageError, match="duration: must be at least"):
+        next(pipeline.generate(tiny, GenerateRequest(duration=0.01)))
+
+
+def test_recordings_are_scored_only_for_those_who_ask(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+
+    def strange(bundle: bundle.Bundle, recording: np.ndarray, tokens: Any) -> tuple[None, str]:
+        scored.append(len(recording))
+        return None, ""
+
+    monkeypatch.setattr(pipeline, "_strange", strange)
+    recordings = [noise(1), noise(0.5)]
+    prompts = [Prompt(recordings[n]) for n in (0, 0, 1)]
+    batch = pipeline.Run(tiny, ContinueRequest(seed=0), prompts, 3)
+    known = batch.encode([prompt.waveform for prompt in prompts])
+    assert [len(tokens.semantic) for tokens in known] == [25, 25, 13]
+    assert scored == []
+    batch.strangeness([prompt.waveform for prompt in prompts], known)
+    assert scored == [16000, 8000]  # samples of one prompt once
 
 
 def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
