@@ -37,10 +37,9 @@ from audiolm_cli.language_models.stages import (
     continue_semantic,
     first_window,
 )
-from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
+from audiolm_cli.request import BATCH_SIZE, ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
 
-BATCH_SIZE = 8
 CROSSFADE_SECONDS = 0.02
 OVERLOADED = 0.02  # of a recording's samples at its peak: it was cut off there
 SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is

@@ -8,6 +8,7 @@ options are; in JSON and in messages their names have hyphens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import secrets
@@ -19,6 +20,7 @@ from audiolm_cli.checks import Check
 from audiolm_cli.config import BundleConfig, Sampling
 from audiolm_cli.errors import UsageError
 
+BATCH_SIZE = 8  # outputs made together, where nothing else is asked for
 MAX_CANDIDATES = 64  # of one output
 AUDIO = (".wav", ".flac", ".ogg")  # suffixes of the formats that can be written; the first is the default
 
@@ -62,6 +64,7 @@ class Request:
                 object.__setattr__(self, name, spec.metadata["check"](name.replace("_", "-"), value))
 
     @classmethod
+    @functools.cache
     def options(cls) -> dict[str, Field[Any]]:
         """The fields that can be asked for: the command's own, then those that it shares."""
         names = dict.fromkeys(name for kind in cls.__mro__ for name in inspect.get_annotations(kind))
@@ -81,7 +84,8 @@ class Request:
 
     def shared(self: SomeRequest) -> SomeRequest:
         """What requests of one batch have in common: all but input, seed and names."""
-        return replace(self, **{name: value for name, value in VARIES.items() if name in self.options()})
+        known = self.options()
+        return replace(self, **{name: value for name, value in VARIES.items() if name in known})
 
     def check(self, config: BundleConfig) -> None:
         """Raises UsageError for what the bundle cannot do."""

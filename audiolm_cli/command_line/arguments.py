@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from audiolm_cli import checks
 from audiolm_cli.checks import Check
 from audiolm_cli.errors import UsageError
-from audiolm_cli.request import Request
+from audiolm_cli.request import BATCH_SIZE, Request
 
 RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d{1,5}")
 
@@ -52,71 +52,43 @@ def _ray(option: str, value: str) -> str:
     return value
 
 
-Output = Annotated[str | None, _checked(checks.path, "--output", "-o", metavar="FILE", help="Output, or - for stdout.")]
-OutDir = Annotated[
-    str | None, _checked(checks.path, "--out-dir", metavar="FOLDER", help="Folder for outputs named as inputs.")
-]
-Name = Annotated[
-    str | None,
-    _checked(checks.path, "--name", metavar="TEMPLATE", help="Names in the folder, such as '{stem}.{index}.wav'."),
-]
-Jobs = Annotated[
-    str | None,
-    _checked(
-        checks.path,
-        "--jobs",
-        metavar="FILE",
-        help="Job list, one JSON object a line with options as keys; - for stdin.",
-    ),
-]
-Model = Annotated[
-    str,
-    _checked(
-        *(checks.path, "--model", "-m"),
-        metavar="NAME",
-        envvar="AUDIOLM_MODEL",
-        help="Bundle: its name, a folder, or org/repo@rev.",
-    ),
-]
-SomeModel = Annotated[
-    str | None,
-    _checked(
-        *(checks.path, "--model", "-m"),
-        metavar="NAME",
-        envvar="AUDIOLM_MODEL",
-        help="Bundle that may have made it; that of its watermark, or speech, by default.",
-    ),
-]
+# options that other commands have as well
 Device = Annotated[str, _checked(_device, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")]
 # one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads.")]
-BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
-SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
-Ray = Annotated[
-    str | None,
-    _checked(
-        *(_ray, "--ray"),
-        metavar="[ADDRESS]",
-        help="Spread the work over a Ray cluster: there, or this machine's cores.",
-    ),
-]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
 
 
+def model_option(help: str) -> Any:
+    return _checked(checks.path, "--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help=help)
+
+
 @dataclass(frozen=True)
 class Naming:
     """Where outputs go, and what they are called."""
 
-    output: Output = None
-    out_dir: OutDir = None
-    name: Name = None
-    jobs: Jobs = None
+    output: Annotated[
+        str | None, _checked(checks.path, "--output", "-o", metavar="FILE", help="Output, or - for stdout.")
+    ] = None
+    out_dir: Annotated[
+        str | None, _checked(checks.path, "--out-dir", metavar="FOLDER", help="Folder for outputs named as inputs.")
+    ] = None
+    name: Annotated[
+        str | None,
+        _checked(checks.path, "--name", metavar="TEMPLATE", help="Names in the folder, such as '{stem}.{index}.wav'."),
+    ] = None
+    jobs: Annotated[
+        str | None,
+        _checked(
+            *(checks.path, "--jobs"),
+            metavar="FILE",
+            help="Job list, one JSON object a line with options as keys; - for stdin.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.name is not None and self.out_dir is None:
@@ -127,13 +99,22 @@ class Naming:
 class Running:
     """How outputs are made: the bundle, the machine, and what happens to files that are there."""
 
-    model: Model = "speech"
+    model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
     device: Device = "auto"
     threads: Threads = 1
-    force: Force = False
-    skip_existing: SkipExisting = False
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")] = False
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")
+    ] = False
     fail_fast: FailFast = False
-    ray: Ray = None  # address of a cluster; "" for any
+    ray: Annotated[  # "" for any address
+        str | None,
+        _checked(
+            *(_ray, "--ray"),
+            metavar="[ADDRESS]",
+            help="Spread the work over a Ray cluster: there, or this machine's cores.",
+        ),
+    ] = None
     offline: Offline = False
     quiet: Quiet = False
     json: Json = False
@@ -146,10 +127,12 @@ class Running:
 
 @dataclass(frozen=True)
 class SampledRunning(Running):
-    """The same for commands that sample."""
+    """How outputs are sampled: the same, and more."""
 
-    dtype: Precision = DType.auto
-    batch_size: BatchSize = 8
+    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
+        BATCH_SIZE
+    )
 
 
 class RayCommand(TyperCommand):
@@ -165,18 +148,17 @@ class RayCommand(TyperCommand):
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer whose parameters of the classes above, or of a request's, stand for their fields."""
+    """Makes a command for Typer, in which a parameter of a class above, or of a request's, stands for its fields."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[type, list[str]]] = {}
-    hints = typing.get_type_hints(command, include_extras=True)
-    for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = parameter.annotation
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             options = _options_of(kind)
             groups[parameter.name] = kind, [option.name for option in options]
             parameters += options
         else:
-            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def expanded(**given: Any) -> None:
@@ -191,12 +173,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(kind: Any) -> list[inspect.Parameter]:
-    """The options that the fields of a class stand for; a request says itself how they are checked."""
+    """The options that stand for the fields of a class; a request says itself how they are checked."""
     found = []
     if issubclass(kind, Request):
         for name, field in kind.options().items():
             how, default = field.metadata, None if field.default is dataclasses.MISSING else field.default
-            if not how["help"]:  # said by arguments and -o
+            if not how["help"]:  # the input and the output, which have an argument and `Naming`
                 continue
             if how["check"] is checks.flag:
                 hint: Any = Annotated[bool, typer.Option(*how["flags"], help=how["help"])]

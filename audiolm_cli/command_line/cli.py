@@ -27,8 +27,8 @@ from audiolm_cli.command_line.arguments import (
     RayCommand,
     Running,
     SampledRunning,
-    SomeModel,
     Threads,
+    model_option,
     with_options,
 )
 from audiolm_cli.console import Console
@@ -184,7 +184,9 @@ def decode(
 def detect(
     ctx: typer.Context,
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Recordings, or - for stdin.")] = None,
-    model: SomeModel = None,
+    model: Annotated[
+        str | None, model_option("Bundle that may have made it; that of its watermark, or speech, by default.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
     fail_fast: FailFast = False,
