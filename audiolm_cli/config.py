@@ -145,9 +145,22 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """A bundle's defaults, for the semantic, coarse and fine stage each; top_k 0 means off. `guidance` of the coarse
-    stage, 0: off."""
+class StageSampling:
+    """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
+    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said. Of
+    several guides, g is the mean, weighted by their `shares`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float = 0.0
+    shares: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, for the semantic, coarse and fine stage each: a bundle's defaults, or what a request asks
+    for instead. top_k 0 means off. `guidance` is that of the coarse stage; 0: off."""
 
     temperature: tuple[float, ...] = bounded(0, 10, default=(0.9, 0.9, 0.7))
     top_k: tuple[int, ...] = bounded(0, 65536, default=(0, 0, 0))
@@ -157,6 +170,11 @@ class SamplingConfig:
     def check(self) -> None:
         if {len(self.temperature), len(self.top_k), len(self.top_p)} != {3}:
             raise ModelError("config.json: sampling needs three values each, for semantic, coarse and fine")
+
+    def stage(self, name: str) -> StageSampling:
+        """What one of STAGES needs to know."""
+        index, guidance = STAGES.index(name), self.guidance if name == "coarse" else 0.0
+        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance)
 
 
 @dataclass(frozen=True)
@@ -180,7 +198,7 @@ class BundleConfig:
     coarse: StageConfig
     fine: StageConfig | None  # None where all quantizers are coarse
     detector: DetectorConfig | None = None
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: Sampling = field(default_factory=Sampling)
     output: OutputConfig = field(default_factory=OutputConfig)
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
     familiar_bits: float = bounded(0, 32, default=0.0)  # its recordings' surprise is rarely more; 0: not known

@@ -33,6 +33,34 @@ def counted(progress: Progress | None, stage: str, total: int) -> Tell:
     return tell
 
 
+class Clock:
+    """Seconds and tokens of every stage, and the caller's progress."""
+
+    def __init__(self, progress: Progress | None):
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds to the seconds of a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Tell]:
+        """Times a stage of `total` tokens, which tells how many more it has made."""
+
+        def count(name: str, done: float, total: int) -> None:
+            self.tokens[name] = round(done)
+            if self.progress is not None:
+                self.progress(name, done, total)
+
+        with self.timed(name):
+            yield counted(count, name, total)
+
+
 @dataclass
 class Console:
     """Where a command reports to; the fields are the options that every command has."""

@@ -18,14 +18,14 @@ import torch
 from decode import machine
 
 from audiolm_cli.bundles import bundle
-from audiolm_cli.command_line.options import threads
+from audiolm_cli.checks import threads
 from audiolm_cli.errors import AudioLMError
 
 PROMPT = Path(__file__).resolve().parent.parent / "examples" / "prompt.flac"
 NEW_SECONDS = 7.0
 TOKEN_SECONDS = 0.04  # of one semantic token
 # what a command imports when it runs
-IMPORTS = "import audiolm_cli.pipeline, audiolm_cli.command_line.tasks, audiolm_cli.command_line.jobs"
+IMPORTS = "import audiolm_cli.pipeline, audiolm_cli.command_line.batch, audiolm_cli.command_line.runner"
 
 
 def process(*command: object) -> tuple[float, str]:

@@ -30,7 +30,7 @@ import torch
 from audiolm_cli import native
 from audiolm_cli.bundles import bundle
 from audiolm_cli.bundles.bundle import stage_model
-from audiolm_cli.command_line.options import threads
+from audiolm_cli.checks import threads
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.language_models.frames import FrameTransformer
@@ -38,7 +38,6 @@ from audiolm_cli.language_models.sampling import StageSampling, draw
 from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
 from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear, Stack
 from audiolm_cli.native.model import give
-from audiolm_cli.pipeline import Sampling
 
 PROMPT_SECONDS = 3.0
 SAMPLING = StageSampling(temperature=0.9, top_k=0, top_p=0.95)
@@ -117,15 +116,15 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
     shape = (spec.quantizers, total * per)
     codes = [torch.randint(spec.codebook_size, shape, generator=generator) for _ in range(batch)]
     noise, prompt = [Noise(0, n, 0) for n in range(batch)], [c[:, : known * per] for c in codes]
-    stage_sampling = Sampling(**vars(config.sampling)).stage
+    drawn = config.sampling.stage
     calls: dict[str, Callable[[Any], object]] = {
         "semantic": lambda m: continue_semantic(
-            m, [s[:known] for s in semantic], [total] * batch, noise, stage_sampling(0), batch
+            m, [s[:known] for s in semantic], [total] * batch, noise, drawn("semantic"), batch
         ),
         "coarse": lambda m: continue_coarse(
-            m, semantic, [p[: spec.coarse] for p in prompt], noise, stage_sampling(1), batch
+            m, semantic, [p[: spec.coarse] for p in prompt], noise, drawn("coarse"), batch
         ),
-        "fine": lambda m: continue_fine(m, [c[: spec.coarse] for c in codes], prompt, noise, stage_sampling(2), batch),
+        "fine": lambda m: continue_fine(m, [c[: spec.coarse] for c in codes], prompt, noise, drawn("fine"), batch),
     }  # fmt: skip
     tokens = {"semantic": 1, "coarse": per * spec.coarse, "fine": per * spec.fine}
     figures = {}

@@ -261,7 +261,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args.child, int(args.threads))
-    from audiolm_cli.command_line.options import threads
+    from audiolm_cli.checks import threads
 
     try:
         counts = [threads(1)(text) for text in args.threads.split(",")]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_cli.config import TokenSpec
+from audiolm_cli.config import Sampling, TokenSpec
 from audiolm_cli.errors import InputError
 from tests.kernels import best, library  # noqa: F401
 
@@ -124,28 +124,25 @@ class FakePipeline:
 
     def load(self, name: str, *, device: str, dtype: str, offline: bool = False) -> types.SimpleNamespace:
         self.loads.append((name, device, dtype))
-        sampling = types.SimpleNamespace(
-            temperature=(0.9, 0.9, 0.7), top_k=(0, 0, 0), top_p=(0.95, 0.95, 0.95), guidance=2.0
-        )
         config = types.SimpleNamespace(
-            name=name, tokens=TokenSpec(), sampling=sampling, prompt_seconds=3.0, familiar_bits=8.0
+            name=name, tokens=TokenSpec(), sampling=Sampling(guidance=2.0), prompt_seconds=3.0, familiar_bits=8.0
         )
         return types.SimpleNamespace(config=config, identity="0123456789abcdef", kernel="native")
 
-    def continue_(self, bundle, prompts, *, duration=None, progress, **options) -> Iterator[types.SimpleNamespace]:
-        self.calls.append({"prompts": prompts, "duration": duration, **options})
+    def continue_(self, bundle, request, prompts, *, progress, **options) -> Iterator[types.SimpleNamespace]:
+        self.calls.append({"request": request, "prompts": prompts, **options})
         if self.fail_at == len(self.calls) - 1:
             raise self.error
-        best_of = options.get("best_of", 1)
+        best_of = getattr(request, "best_of", 1)
         for prompt in prompts:
             for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):
                 if progress is not None:
                     progress(stage, 1, 2)
             empty = np.zeros((12, 0), np.int64)
-            new = np.full(round((duration or 1) * 16000), self.level + prompt.sample / 100, np.float32)
+            new = np.full(round(getattr(request, "duration", 1) * 16000), self.level + prompt.sample / 100, np.float32)
             yield types.SimpleNamespace(
-                samples=np.concatenate([prompt.samples, new]),
-                prompt_samples=len(prompt.samples),
+                waveform=np.concatenate([prompt.waveform, new]),
+                prompt_samples=len(prompt.waveform),
                 tokens_start=0,
                 semantic=empty[0],
                 codes=empty,
@@ -182,18 +179,18 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
         "continue_": fake.continue_,
         "generate": fake.continue_,
         "resynth": fake.continue_,
-        "Prompt": lambda samples, position, sample, seed: types.SimpleNamespace(
-            samples=samples, position=position, sample=sample, seed=seed
+        "Prompt": lambda waveform, position, sample, seed: types.SimpleNamespace(
+            waveform=waveform, position=position, sample=sample, seed=seed
         ),
-        "Sampling": lambda **options: types.SimpleNamespace(**options),
-        "Tokens": FakeTokens,
-        "encode": lambda bundle, samples, progress: FakeTokens(samples.tobytes()),
+        "encode": lambda bundle, waveform, progress: FakeTokens(waveform.tobytes()),
         "decode": lambda bundle, tokens, quantizers, progress: (
             np.frombuffer(tokens.data, np.float32) / (quantizers or 1)
         ),
     }.items():
         setattr(pipeline, name, value)
-    for module in (bundle, pipeline):
+    token_file = types.ModuleType("audiolm_cli.token_file")
+    token_file.Tokens = FakeTokens  # type: ignore[attr-defined]
+    for module in (bundle, pipeline, token_file):
         package, _, name = module.__name__.rpartition(".")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(importlib.import_module(package), name, module, raising=False)
@@ -203,23 +200,22 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 # A stand-in for the models inside another process, with SLEEP seconds before all but the first call.
 STAND_IN = """
 import importlib, types, time, os, numpy as np
+from audiolm_cli.config import Sampling
 calls = []
-def continue_(bundle, prompts, **options):
+def continue_(bundle, request, prompts, **options):
     time.sleep(float(os.environ["SLEEP"]) if calls else 0)
     calls.append(prompts)
     for prompt in prompts:
         new = np.zeros(16000, np.float32)
-        yield types.SimpleNamespace(samples=np.concatenate([prompt.samples, new]), prompt_samples=len(prompt.samples),
+        whole = np.concatenate([prompt.waveform, new])
+        yield types.SimpleNamespace(waveform=whole, prompt_samples=len(prompt.waveform),
                                     stage_seconds={}, stage_tokens={}, surprise=None, unfamiliar="", candidates=())
 bundle = types.ModuleType("audiolm_cli.bundles.bundle"); pipeline = types.ModuleType("audiolm_cli.pipeline")
 tokens = types.SimpleNamespace(sample_rate=16000, samples_per_semantic=640, quantizers=12)
-sampling = types.SimpleNamespace(temperature=(1, 1, 1), top_k=(0, 0, 0), top_p=(1, 1, 1), guidance=0)
-config = types.SimpleNamespace(name="x", tokens=tokens, sampling=sampling, prompt_seconds=3,
-                               familiar_bits=0)
+config = types.SimpleNamespace(name="x", tokens=tokens, sampling=Sampling(), prompt_seconds=3, familiar_bits=0)
 bundle.load = lambda *a, **k: types.SimpleNamespace(config=config, identity="0", kernel="native")
 pipeline.continue_ = continue_
-pipeline.Prompt = lambda samples, *key: types.SimpleNamespace(samples=samples)
-pipeline.Sampling = lambda **k: types.SimpleNamespace(**k)
+pipeline.Prompt = lambda waveform, *key: types.SimpleNamespace(waveform=waveform)
 for module in (bundle, pipeline):
     package, _, name = module.__name__.rpartition(".")
     sys.modules[module.__name__] = module

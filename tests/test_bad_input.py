@@ -154,7 +154,7 @@ def test_a_prompt_of_hours_can_be_continued_without_the_prompt(fake, tmp_path, m
     code, _, err = audiolm("continue", "long.flac", "-o", "out.wav", "--duration", "1", "--continuation-only")
     assert code == 0
     assert "long.flac: longer than 1 minutes: what comes before is left out" in err
-    assert len(fake.calls[0]["prompts"][0].samples) == 60 * 16000
+    assert len(fake.calls[0]["prompts"][0].waveform) == 60 * 16000
     assert soundfile.info(tmp_path / "out.wav").frames == 16000
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-BASE = {"errors", "config", "console", "processor"}
+BASE = {"checks", "errors", "config", "console", "processor"}
 # Each room, and what it may import beside itself and BASE.
 ROOMS = {
     "audio": set[str](),
@@ -24,7 +24,9 @@ ROOMS = {
     "detector": {"audio", "codec", "language_models"},
     "bundles": {"codec", "tokenizer", "native", "language_models", "detector"},
     "provenance": {"audio", "bundles", "detector", "__init__"},
-    "pipeline": {"audio", "bundles", "language_models"},
+    "request": set[str](),
+    "token_file": {"audio", "bundles"},
+    "pipeline": {"audio", "bundles", "language_models", "request", "token_file"},
 }
 
 
@@ -71,5 +73,5 @@ def test_inference_knows_no_training():
 
 
 def test_the_package_imports_no_torch():
-    code = "import sys, audiolm_cli, audiolm_cli.command_line.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, audiolm_cli.request, audiolm_cli.command_line.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

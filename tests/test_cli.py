@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from audiolm_cli.command_line import cli
+from audiolm_cli.config import Sampling
 from audiolm_cli.errors import ModelError
 from tests.conftest import ROOT, spawn, tone
 
@@ -46,17 +47,19 @@ def test_options_reach_the_pipeline(audiolm, prompt, fake):
     assert [len(call["prompts"]) for call in fake.calls] == [2, 1]
     assert [prompt.sample for call in fake.calls for prompt in call["prompts"]] == [0, 1, 2]
     for call in fake.calls:
-        assert (call["duration"], call["prompt_seconds"], call["batch_size"]) == (1.5, 0.5, 2)
+        request = call["request"]
+        assert (request.duration, request.prompt_seconds, call["batch_size"]) == (1.5, 0.5, 2)
         assert {prompt.seed for prompt in call["prompts"]} == {7}
-        assert call["sampling"].temperature == (0.5, 0.5, 0.5)
-        assert call["sampling"].top_k == (10, 0, 3)
-        assert call["sampling"].top_p == (0.95, 0.95, 0.95)  # the bundle's, as guidance is
-        assert call["sampling"].guidance == 2
+        sampling = request.sampling(Sampling(guidance=2.0))
+        assert sampling.temperature == (0.5, 0.5, 0.5)
+        assert sampling.top_k == (10, 0, 3)
+        assert sampling.top_p == (0.95, 0.95, 0.95)  # the bundle's, as guidance is
+        assert sampling.guidance == 2
 
 
 def test_the_bundle_says_how_much_of_a_prompt_counts(audiolm, prompt, fake):
     audiolm("continue", prompt, "-o", "out.wav")
-    assert fake.calls[0]["prompt_seconds"] == 3
+    assert fake.calls[0]["request"].prompt_seconds is None
     assert json.loads(soundfile.SoundFile("out.wav").comment)["options"]["prompt_seconds"] == 3
 
 
@@ -74,7 +77,8 @@ def test_a_prompt_that_the_bundle_does_not_know_is_said(audiolm, prompt, fake, s
 
 def test_zero_is_not_mistaken_for_a_default(audiolm, prompt, fake):
     audiolm("continue", prompt, "-o", "a.wav", "--temperature", "0", "--top-k", "0", "--seed", "0", "--guidance", "0")
-    assert (fake.calls[0]["sampling"].temperature, fake.calls[0]["sampling"].guidance) == ((0, 0, 0), 0)
+    sampling = fake.calls[0]["request"].sampling(Sampling(guidance=2.0))
+    assert (sampling.temperature, sampling.guidance) == ((0, 0, 0), 0)
     assert fake.calls[0]["prompts"][0].seed == 0
 
 
@@ -151,12 +155,12 @@ def test_the_best_of_several_candidates(audiolm, prompt, fake, tmp_path):
     code, out, _ = audiolm(*base, "-o", "a.wav", "--best-of", "3")
     record = json.loads(out)
     assert (code, record["candidates"], record["candidate"]) == (0, [0.0, -0.25, -0.5], 0)
-    assert fake.calls[-1]["best_of"] == 3
+    assert fake.calls[-1]["request"].best_of == 3
     assert json.loads(soundfile.SoundFile("a.wav").comment)["options"]["best_of"] == 3
     lines = [{"input": str(prompt), "output": "b.wav", "best-of": 2}, {"input": str(prompt), "output": "c.wav"}]
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert audiolm("continue", "--jobs", "jobs.jsonl", "--best-of", "4", "--seed", "1")[0] == 0
-    assert [call["best_of"] for call in fake.calls[-2:]] == [2, 4]
+    assert [call["request"].best_of for call in fake.calls[-2:]] == [2, 4]
 
 
 def test_the_best_of_one_is_what_it_was(audiolm, prompt):
@@ -243,7 +247,7 @@ def test_a_job_list(audiolm, prompt, fake, tmp_path):
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     code, out, err = audiolm("continue", "--jobs", "jobs.jsonl", "--out-dir", "o", "--duration", "1", "--seed", "5")
     assert (code, out) == (0, "o/prompt.wav\nhere.0.flac\nhere.1.flac\n"), err
-    assert [call["duration"] for call in fake.calls] == [1, 2]
+    assert [call["request"].duration for call in fake.calls] == [1, 2]
     places = [(p.position, p.sample, p.seed) for call in fake.calls for p in call["prompts"]]
     assert places == [(0, 0, 5), (1, 0, 9), (1, 1, 9)]
     assert soundfile.info("here.1.flac").duration == 3
@@ -268,7 +272,7 @@ def test_generate(audiolm, fake):
     code, out, _ = audiolm("generate", "--unconditional", "-o", "a.wav", "-n", "2", "--seed", "1", "--duration", "2")
     assert (code, out) == (0, "a.0.wav\na.1.wav\n")
     assert soundfile.info("a.1.wav").duration == 2
-    assert [len(prompt.samples) for prompt in fake.calls[0]["prompts"]] == [0, 0]
+    assert [len(prompt.waveform) for prompt in fake.calls[0]["prompts"]] == [0, 0]
     assert audiolm("generate", "--out-dir", "o", "--json", "-q")[0] == 0
     assert os.listdir("o") == ["generated.wav"]
     assert audiolm("generate")[0] == 2

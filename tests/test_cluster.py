@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from audiolm_cli.command_line.arguments import RAY_ADDRESS, SampledRunning
+from audiolm_cli.command_line.batch import load_maker
 from audiolm_cli.command_line.cli import main
 from audiolm_cli.command_line.cluster import Worker
-from audiolm_cli.command_line.command import RAY_ADDRESS
-from audiolm_cli.command_line.tasks import TaskSpec
 from audiolm_cli.console import Console
+from audiolm_cli.request import ContinueRequest
 from tests.conftest import ROOT, tone
 
 ray = pytest.importorskip("ray")
@@ -112,10 +113,11 @@ def test_a_cluster_makes_what_this_machine_makes_even_if_a_worker_dies(tmp_path,
 def test_a_worker_that_decodes_in_another_way_is_refused(tiny_bundle, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
-    spec = TaskSpec("Continue", str(tiny_bundle), "cpu", 1, True, False, False, "float32", 8)
-    identity = spec.task(Console()).bundle.identity
-    assert "decodes by torch, others by native" in Worker(spec, identity, "native", ".", False, None).failure
-    assert not Worker(spec, identity, "torch", ".", False, None).failure
+    running = SampledRunning(model=str(tiny_bundle), device="cpu", offline=True)
+    identity = load_maker(ContinueRequest, running, Console()).bundle.identity
+    failure = Worker(ContinueRequest, running, identity, "native", ".", None).failure
+    assert "decodes by torch, others by native" in failure
+    assert not Worker(ContinueRequest, running, identity, "torch", ".", None).failure
 
 
 @pytest.mark.slow

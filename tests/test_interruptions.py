@@ -62,17 +62,17 @@ SELF_INTERRUPTING = """
 import os, signal
 from audiolm_cli.audio import files
 from audiolm_cli import pipeline
-begin, write = pipeline._Stage.__enter__, files._write_new
-def begun(self):
-    if self.name == os.environ["STAGE"]:
+stage, write = pipeline.Clock.stage, files._write_new
+def begun(self, name, total):
+    if name == os.environ["STAGE"]:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
-    return begin(self)
+    return stage(self, name, total)
 def written(*whole):
     if os.environ["STAGE"] == "write":
         os.kill(os.getpid(), signal.SIGINT)
     return write(*whole)
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-pipeline._Stage.__enter__, files._write_new = begun, written
+pipeline.Clock.stage, files._write_new = begun, written
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,8 @@ from audiolm_cli.language_models.likelihood import (
     token_losses,
     traces,
 )
-from audiolm_cli.pipeline import Prompt, Sampling
+from audiolm_cli.pipeline import Prompt
+from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from tests.bundles import write_bundle
 
 SOUND = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
@@ -78,15 +78,14 @@ def test_what_a_prompt_does_for_its_continuation(tiny: bundle.Bundle) -> None:
 
 
 def test_outputs_say_how_strange_their_prompts_were(tiny: bundle.Bundle) -> None:
-    common: dict[str, Any] = {"sampling": Sampling((1.0,) * 3, (0,) * 3, (1.0,) * 3), "batch_size": 2}
     prompts = [Prompt(SOUND), Prompt(SOUND, sample=1)]
     tokens = pipeline.encode(tiny, postfilter.without_rumble(SOUND[-6400:], 16000, 70.0))
     expected = strangeness(tiny.semantic, tiny.coarse, tokens.semantic, tokens.codes).surprise
-    made = list(pipeline.continue_(tiny, prompts, duration=0.2, prompt_seconds=0.4, **common))
+    made = list(pipeline.continue_(tiny, ContinueRequest(duration=0.2, prompt_seconds=0.4), prompts))
     assert [output.surprise for output in made] == [expected] * 2
-    (again,) = pipeline.resynth(tiny, [Prompt(SOUND[-6400:])], **common)
+    (again,) = pipeline.resynth(tiny, ResynthRequest(), [Prompt(SOUND[-6400:])])
     assert again.surprise == expected
-    (free,) = pipeline.generate(tiny, [Prompt(SOUND[:0])], duration=0.2, **common)
+    (free,) = pipeline.generate(tiny, GenerateRequest(duration=0.2))
     assert free.surprise is None
 
 
@@ -94,8 +93,7 @@ def test_a_bundle_that_does_not_say_is_not_asked(tiny: bundle.Bundle) -> None:
     file = tiny.folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "familiar_bits": 0.0}))
     loaded = bundle.Bundle(tiny.folder, bundle.read_config(tiny.folder), torch.device("cpu"), torch.float32)
-    sampling = Sampling((1.0,) * 3, (0,) * 3, (1.0,) * 3)
-    (output,) = pipeline.resynth(loaded, [Prompt(SOUND)], sampling=sampling, batch_size=1)
+    (output,) = pipeline.resynth(loaded, ResynthRequest(), [Prompt(SOUND)])
     assert output.surprise is None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from bundles import in_memory, modules, write_bundle
 from conftest import tone
@@ -16,13 +17,14 @@ from conftest import tone
 from audiolm_cli import pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
-from audiolm_cli.config import BundleConfig, Layout, from_json, preset, to_json
-from audiolm_cli.errors import InputError
+from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
+from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.likelihood import prompt_gain
-from audiolm_cli.pipeline import Prompt, Sampling
+from audiolm_cli.pipeline import Prompt
+from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 
-SAMPLING = Sampling((1.0, 1.0, 1.0), (0, 0, 0), (0.95, 0.95, 0.95))
+SAMPLING: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 0.0, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +43,29 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def run(tiny: bundle.Bundle, prompts: list[Prompt], **change) -> list[pipeline.Output]:
-    options: Any = {"duration": 0.4, "prompt_seconds": 0.8, "sampling": SAMPLING, "batch_size": 3} | change
-    return list(pipeline.continue_(tiny, prompts, **options))
+    how = {name: change.pop(name) for name in ("batch_size", "progress", "provisional") if name in change}
+    request = ContinueRequest(**{"duration": 0.4, "prompt_seconds": 0.8, **SAMPLING, **change})
+    return list(pipeline.continue_(tiny, request, prompts, **{"batch_size": 3, **how}))
 
 
 @pytest.mark.parametrize("duration", [0.04, 0.5, 0.51237, 2.2])
 def test_the_duration_asked_for_is_the_duration_got(tiny: bundle.Bundle, duration: float) -> None:
     prompt = noise(1.013)
     (result,) = run(tiny, [Prompt(prompt)], duration=duration)
-    assert len(result.samples) == len(prompt) + round(16000 * duration)
+    assert len(result.waveform) == len(prompt) + round(16000 * duration)
     assert result.prompt_samples == len(prompt)
-    assert np.isfinite(result.samples).all()
+    assert np.isfinite(result.waveform).all()
 
 
 def test_the_prompt_stays_as_it_was_up_to_the_crossfade(tiny: bundle.Bundle) -> None:
     prompt = noise(1.5)
     (result,) = run(tiny, [Prompt(prompt)])
-    assert np.array_equal(result.samples[: len(prompt) - 320], prompt[:-320])
-    assert not np.array_equal(result.samples[len(prompt) - 320 : len(prompt)], prompt[-320:])
+    assert np.array_equal(result.waveform[: len(prompt) - 320], prompt[:-320])
+    assert not np.array_equal(result.waveform[len(prompt) - 320 : len(prompt)], prompt[-320:])
 
 
 def test_same_seed_same_samples_another_seed_other_content(tiny: bundle.Bundle) -> None:
-    first, again, other = (run(tiny, [Prompt(noise(1), seed=seed)])[0].samples for seed in (5, 5, 6))
+    first, again, other = (run(tiny, [Prompt(noise(1), seed=seed)])[0].waveform for seed in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -73,21 +76,17 @@ def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tm
     coarse = dataclasses.replace(config.coarse, window_seconds=1.0, layout=layout)
     folder = write_bundle(tmp_path / "tiny", dataclasses.replace(config, coarse=coarse))
     loaded = bundle.load(str(folder), device="cpu", dtype="float32")
-    guided = dataclasses.replace(SAMPLING, guidance=2.0)
-    free, held = (run(loaded, [Prompt(noise(1))], sampling=sampling)[0] for sampling in (SAMPLING, guided))
+    free, held = (run(loaded, [Prompt(noise(1))], guidance=guidance)[0] for guidance in (0, 2))
     assert torch.equal(free.semantic, held.semantic)
     assert not torch.equal(free.codes[:4], held.codes[:4])
-    common: dict[str, Any] = {"duration": 1.5, "batch_size": 1}
-    free, held = (
-        next(pipeline.generate(loaded, [Prompt(noise(0))], sampling=sampling, **common))
-        for sampling in (SAMPLING, guided)
-    )
+    requests = [GenerateRequest(duration=1.5, **SAMPLING | {"guidance": guidance}) for guidance in (0, 2)]
+    free, held = (next(pipeline.generate(loaded, request)) for request in requests)
     window = 50  # frames: before them there is nothing to hold on to
     assert torch.equal(free.codes[:4, :window], held.codes[:4, :window])
     assert not torch.equal(free.codes[:4, window:], held.codes[:4, window:])
     free, held = (
-        next(pipeline.resynth(loaded, [Prompt(noise(0.6))], sampling=sampling, batch_size=1))
-        for sampling in (SAMPLING, guided)
+        next(pipeline.resynth(loaded, ResynthRequest(**SAMPLING | {"guidance": guidance}), [Prompt(noise(0.6))]))
+        for guidance in (0, 2)
     )  # semantic tokens alone, to which only one of the layouts can hold on
     assert torch.equal(free.codes[:4], held.codes[:4]) == (layout == "aligned")
 
@@ -104,7 +103,7 @@ def test_a_bundle_as_the_paper_has_it_for_piano(tmp_path: Path) -> None:
         (output,) = run(loaded, [Prompt(noise(1))])
         assert output.codes.shape == (3, 60)
         assert output.codes.max() > 1024
-        assert len(output.samples) == round(1.4 * 16000)
+        assert len(output.waveform) == round(1.4 * 16000)
 
 
 def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
@@ -112,7 +111,7 @@ def test_results_do_not_depend_on_the_batch(tiny: bundle.Bundle) -> None:
     together = run(tiny, prompts, duration=0.6)  # with up to 0.8 s of prompt more than a window
     alone = [run(tiny, [prompt], duration=0.6)[0] for prompt in prompts]
     for a, b in zip(together, alone, strict=True):
-        assert np.array_equal(a.samples, b.samples)
+        assert np.array_equal(a.waveform, b.waveform)
 
 
 def test_samples_of_one_prompt_are_as_if_alone(tiny: bundle.Bundle) -> None:
@@ -132,19 +131,19 @@ def test_the_tokens_of_an_output_render_it(tiny: bundle.Bundle) -> None:
     assert result.tokens_start == 24000 - 20 * 640
     decoded = tiny.codec.decode(result.codes[None])[0].numpy()
     decoded = postfilter.chain(tiny.config.output, 16000, prompt[-20 * 640 :], 20 * 640).whole(decoded)
-    assert np.array_equal(decoded[20 * 640 :][:6400], result.samples[24000:])
+    assert np.array_equal(decoded[20 * 640 :][:6400], result.waveform[24000:])
     assert len(result.semantic) * 2 == result.codes.shape[1]
 
 
 def test_samples_of_one_prompt_differ(tiny: bundle.Bundle) -> None:
     prompt = noise(1)
     results = run(tiny, [Prompt(prompt, 0, n) for n in range(3)])
-    assert len({r.samples.tobytes() for r in results}) == 3
+    assert len({r.waveform.tobytes() for r in results}) == 3
 
 
 def test_the_best_of_one_candidate_is_what_was_made_before(tiny: bundle.Bundle) -> None:
     (plain,), (one,) = run(tiny, [Prompt(noise(1))]), run(tiny, [Prompt(noise(1))], best_of=1)
-    assert np.array_equal(plain.samples, one.samples)
+    assert np.array_equal(plain.waveform, one.waveform)
     assert one.candidates == ()
 
 
@@ -157,7 +156,7 @@ def test_the_best_of_several_candidates_goes_on(tiny: bundle.Bundle, duration: f
     kept = known[: len(known) - tiny.config.tokenizer.lookahead]
     made = [
         stages.continue_semantic(
-            tiny.semantic, [kept], [len(best.semantic)], [stages.Noise(7, 3, 1, c)], SAMPLING.stage(0), 1
+            tiny.semantic, [kept], [len(best.semantic)], [stages.Noise(7, 3, 1, c)], StageSampling(1.0, 0, 0.95), 1
         )[0]
         for c in range(5)
     ]
@@ -171,7 +170,7 @@ def test_the_best_of_several_candidates_goes_on(tiny: bundle.Bundle, duration: f
     assert best.stage_tokens["coarse"] == 4 * (best.codes.shape[1] - 40)  # of the winner alone
     if scores[0] == max(scores):
         (plain,) = run(tiny, [prompt], duration=duration)
-        assert np.array_equal(plain.samples, best.samples)
+        assert np.array_equal(plain.waveform, best.waveform)
 
 
 def test_the_best_candidate_does_not_depend_on_the_batch(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +187,7 @@ def test_the_best_candidate_does_not_depend_on_the_batch(tiny: bundle.Bundle, mo
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert a.candidates == b.candidates
-            assert np.array_equal(a.samples, b.samples)
+            assert np.array_equal(a.waveform, b.waveform)
     assert max(together) == 8  # of twelve candidates
 
 
@@ -202,7 +201,7 @@ def test_progress_counts_all_candidates(tiny: bundle.Bundle) -> None:
 def test_a_prompt_of_which_nothing_is_known_takes_the_first_candidate(tiny: bundle.Bundle) -> None:
     (plain,), (best,) = (run(tiny, [Prompt(noise(1)[:640])], best_of=n) for n in (1, 3))
     assert best.candidates == (0.0, 0.0, 0.0)
-    assert np.array_equal(plain.samples, best.samples)
+    assert np.array_equal(plain.waveform, best.waveform)
 
 
 def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
@@ -212,13 +211,13 @@ def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
     assert torch.equal(kept.semantic[:20], known)
     assert torch.equal(anew.semantic[: 20 - lookahead], known[:-lookahead])
     assert not torch.equal(anew.semantic[:20], known)
-    assert len(kept.samples) == len(anew.samples)
+    assert len(kept.waveform) == len(anew.waveform)
 
 
 @pytest.mark.parametrize("samples", [640, 641, 700, 2000])
 def test_very_short_prompts_are_continued(tiny: bundle.Bundle, samples: int) -> None:
     (result,) = run(tiny, [Prompt(noise(1)[:samples])])
-    assert len(result.samples) == samples + 6400
+    assert len(result.waveform) == samples + 6400
 
 
 def test_a_prompt_shorter_than_a_token_is_refused(tiny: bundle.Bundle) -> None:
@@ -228,7 +227,7 @@ def test_a_prompt_shorter_than_a_token_is_refused(tiny: bundle.Bundle) -> None:
 
 def test_silence_is_continued(tiny: bundle.Bundle) -> None:
     (result,) = run(tiny, [Prompt(np.zeros(16000, np.float32))])
-    assert np.isfinite(result.samples).all()
+    assert np.isfinite(result.waveform).all()
 
 
 def test_progress_reaches_the_total_of_every_stage(tiny: bundle.Bundle) -> None:
@@ -240,19 +239,66 @@ def test_progress_reaches_the_total_of_every_stage(tiny: bundle.Bundle) -> None:
     assert seen["decode"] == (60, 60)  # frames, of prompt and continuation
 
 
-COMMON: Any = {"sampling": SAMPLING, "batch_size": 2}
+AGAIN = ResynthRequest(**SAMPLING)
 
 
 def test_generation_from_nothing(tiny: bundle.Bundle) -> None:
-    nothing = np.zeros(0, np.float32)
-    results = list(pipeline.generate(tiny, [Prompt(nothing, 0, n) for n in range(3)], duration=1.50001, **COMMON))
-    assert [len(r.samples) for r in results] == [24000] * 3
-    assert len({r.samples.tobytes() for r in results}) == 3
+    request = GenerateRequest(duration=1.50001, num_samples=3, **SAMPLING)
+    results = list(pipeline.generate(tiny, request, batch_size=2))
+    assert [len(r.waveform) for r in results] == [24000] * 3
+    assert len({r.waveform.tobytes() for r in results}) == 3
     assert all(r.prompt_samples == 0 for r in results)
     assert results[0].stage_tokens["semantic"] == 2 * 38
     assert (results[0].semantic.shape, results[0].codes.shape) == ((38,), (12, 76))
-    (alone,) = pipeline.generate(tiny, [Prompt(nothing, 0, 2)], duration=1.50001, **COMMON)
-    assert np.array_equal(alone.samples, results[2].samples)
+    (alone,) = pipeline.generate(tiny, request, [Prompt(sample=2)], batch_size=2)
+    assert np.array_equal(alone.waveform, results[2].waveform)
+
+
+def test_a_request_alone_says_what_goes_in(tiny: bundle.Bundle, tmp_path: Path) -> None:
+    """A bundle, a request, outputs: three lines of Python, as the command line makes them."""
+    for n, name in enumerate(("a.wav", "b.wav")):
+        soundfile.write(tmp_path / name, noise(1, n), 16000, "FLOAT")
+    request = ContinueRequest(tmp_path / "a.wav", duration=0.4, num_samples=2, seed=3)  # type: ignore[arg-type]
+    first, second = pipeline.continue_(tiny, request)
+    for sample, made in enumerate((first, second)):
+        (again,) = pipeline.continue_(tiny, request, [Prompt(noise(1), sample=sample)])
+        assert np.array_equal(made.waveform, again.waveform)
+    assert not np.array_equal(first.waveform, second.waveform)
+    asked = ResynthRequest(str(tmp_path / "a.wav"), speaker=str(tmp_path / "b.wav"), seed=3)
+    (said,) = pipeline.resynth(tiny, asked)
+    (again,) = pipeline.resynth(tiny, asked, [Prompt(noise(1))], speaker=noise(1, 1))
+    assert np.array_equal(said.waveform, again.waveform)
+
+
+def test_a_seed_of_its_own_counts_before_the_requests(tiny: bundle.Bundle) -> None:
+    one, other, own = (
+        run(tiny, [Prompt(noise(1), seed=key)], seed=seed)[0].waveform for key, seed in ((None, 1), (None, 2), (1, 2))
+    )
+    assert np.array_equal(one, own)
+    assert not np.array_equal(one, other)
+
+
+def test_what_a_bundle_cannot_do_is_refused(tiny: bundle.Bundle) -> None:
+    with pytest.raises(UsageError, match="duration: must be at least"):
+        next(pipeline.generate(tiny, GenerateRequest(duration=0.01)))
+
+
+def test_recordings_are_scored_only_for_those_who_ask(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+
+    def strange(bundle: bundle.Bundle, recording: np.ndarray, tokens: Any) -> tuple[None, str]:
+        scored.append(len(recording))
+        return None, ""
+
+    monkeypatch.setattr(pipeline, "_strange", strange)
+    recordings = [noise(1), noise(0.5)]
+    prompts = [Prompt(recordings[n]) for n in (0, 0, 1)]
+    batch = pipeline.Run(tiny, ContinueRequest(seed=0), prompts, 3)
+    known = batch.encode([prompt.waveform for prompt in prompts])
+    assert [len(tokens.semantic) for tokens in known] == [25, 25, 13]
+    assert scored == []
+    batch.strangeness([prompt.waveform for prompt in prompts], known)
+    assert scored == [16000, 8000]  # samples of one prompt once
 
 
 def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
@@ -268,8 +314,8 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
 
     monkeypatch.setattr(stages, "coarse_sequence", watched)
     source, speaker = noise(2.30001), noise(0.5, 1)
-    (result,) = pipeline.resynth(tiny, [Prompt(source)], speaker=speaker, **COMMON)
-    assert len(result.samples) == len(source)
+    (result,) = pipeline.resynth(tiny, AGAIN, [Prompt(source)], speaker=speaker)
+    assert len(result.waveform) == len(source)
     clean = [postfilter.without_rumble(sound, 16000, 70.0) for sound in (source, speaker)]
     semantic, reference = pipeline.encode(tiny, clean[0]).semantic, pipeline.encode(tiny, clean[1][: 12 * 640])
     assert len(seen) > 2
@@ -278,9 +324,9 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
         assert torch.equal(voice[1], reference.codes[:4])
         assert any(torch.equal(tokens, part) for part in semantic.unfold(0, len(tokens), 1))
         assert codes.shape[1] == 2 * len(tokens)
-    (sampled,) = pipeline.resynth(tiny, [Prompt(source)], **COMMON)
-    assert len(sampled.samples) == len(source)
-    assert not np.array_equal(sampled.samples, result.samples)
+    (sampled,) = pipeline.resynth(tiny, AGAIN, [Prompt(source)])
+    assert len(sampled.waveform) == len(source)
+    assert not np.array_equal(sampled.waveform, result.waveform)
 
 
 def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
@@ -331,11 +377,11 @@ def test_no_output_clips_or_rumbles(tiny: bundle.Bundle, monkeypatch: pytest.Mon
     if way == "continue":
         (result,) = run(tiny, [Prompt(LOUD)], duration=3.0)
     elif way == "generate":
-        (result,) = pipeline.generate(tiny, [Prompt(LOUD[:0])], duration=3.0, **COMMON)
+        (result,) = pipeline.generate(tiny, GenerateRequest(duration=3.0, **SAMPLING))
     else:
-        (result,) = pipeline.resynth(tiny, [Prompt(np.tile(LOUD, 3))], **COMMON)
-    new = result.samples[result.prompt_samples :]
-    assert np.abs(result.samples).max() <= 1
+        (result,) = pipeline.resynth(tiny, AGAIN, [Prompt(np.tile(LOUD, 3))])
+    new = result.waveform[result.prompt_samples :]
+    assert np.abs(result.waveform).max() <= 1
     assert 0.1 < np.abs(new).max() < 0.9
     energy = np.square(np.abs(np.fft.rfft(new * np.hanning(len(new)))))
     assert energy[: 55 * len(new) // 16000].sum() < 0.01 * energy.sum()
@@ -347,17 +393,17 @@ def test_rumble_is_not_what_the_models_go_on_from(tiny: bundle.Bundle) -> None:
     rumble = (0.3 * np.sin(2 * np.pi * 30 * np.arange(16000) / 16000)).astype(np.float32)
     (clean,), (dirty,) = run(tiny, [Prompt(speech)]), run(tiny, [Prompt(speech + rumble)])
     (encoded,) = [pipeline.encode(tiny, speech + rumble)]
-    assert np.array_equal(dirty.samples[:15680], (speech + rumble)[:15680])  # the prompt itself keeps it
+    assert np.array_equal(dirty.waveform[:15680], (speech + rumble)[:15680])  # the prompt itself keeps it
     same = (dirty.codes[:, :40] == clean.codes[:, :40]).float().mean()
     assert same > (dirty.codes[:, :40] == encoded.codes[:, -40:]).float().mean() + 0.1
 
 
 def test_silence_is_said_again_as_silence(tiny: bundle.Bundle) -> None:
-    (result,) = pipeline.resynth(tiny, [Prompt(np.zeros(16000, np.float32))], **COMMON)
-    assert not result.samples.any()
+    (result,) = pipeline.resynth(tiny, AGAIN, [Prompt(np.zeros(16000, np.float32))])
+    assert not result.waveform.any()
     assert result.unfamiliar == "it is silent"
     with pytest.raises(InputError, match="the reference is silent"):
-        list(pipeline.resynth(tiny, [Prompt(noise(1.0))], speaker=np.zeros(16000, np.float32), **COMMON))
+        list(pipeline.resynth(tiny, AGAIN, [Prompt(noise(1.0))], speaker=np.zeros(16000, np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -390,7 +436,7 @@ def test_a_bundle_without_a_fine_stage(tmp_path: Path) -> None:
     config = dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, quantizers=3, coarse=3), fine=None)
     loaded = bundle.load(str(write_bundle(tmp_path / "coarse-only", config)), device="cpu", dtype="float32")
     (result,) = run(loaded, [Prompt(noise(0.5))])
-    assert len(result.samples) == 8000 + 6400
+    assert len(result.waveform) == 8000 + 6400
     assert "fine" not in result.stage_tokens
 
 
@@ -403,7 +449,7 @@ def test_the_plain_layout_of_the_paper(tmp_path: Path) -> None:
         str(write_bundle(tmp_path / "plain", dataclasses.replace(config, **plain))), device="cpu", dtype="float32"
     )
     (result,) = run(loaded, [Prompt(noise(0.5))])
-    assert len(result.samples) == 8000 + 6400
+    assert len(result.waveform) == 8000 + 6400
 
 
 @pytest.mark.slow
@@ -413,4 +459,4 @@ def test_the_papers_sizes_build_and_generate() -> None:
     loaded = in_memory(config, modules(config), torch.bfloat16)
     assert sum(p.numel() for p in loaded.coarse.blocks.parameters()) == pytest.approx(151e6, rel=0.01)
     (result,) = run(loaded, [Prompt(noise(0.04))], duration=0.04)
-    assert len(result.samples) == 640 + 640
+    assert len(result.waveform) == 640 + 640

@@ -11,18 +11,16 @@ import sys
 import pytest
 
 from audiolm_cli.command_line import planning
-from audiolm_cli.command_line.jobs import DEFAULT
-from audiolm_cli.command_line.options import Options, Request
-from audiolm_cli.command_line.planning import Places
+from audiolm_cli.command_line.places import Places, _one_file
 from audiolm_cli.errors import OutputError, UsageError
+from audiolm_cli.request import ContinueRequest, ResynthRequest
 from tests.conftest import spawn
 
-AUDIO = (".wav", ".flac", ".ogg")
 
-
-def plan(sources, output=None, out_dir=None, samples=1, options=DEFAULT, **settings):
-    requests = [Request(source, output, samples, options) for source in sources]
-    return planning.plan(requests, out_dir=out_dir, suffixes=AUDIO, **settings)
+def plan(sources, output=None, out_dir=None, samples=1, plot=None, speaker=None, **settings):
+    common = {"output": output, "num_samples": samples, "plot": plot, "seed": 0}
+    kind, own = (ContinueRequest, {}) if speaker is None else (ResynthRequest, {"speaker": speaker})
+    return planning.plan([kind(source, **common, **own) for source in sources], out_dir=out_dir, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -62,13 +60,13 @@ def test_names_of_outputs():
         (["a.wav"] * 48, {"out_dir": "o", "name": "{position:c}x.wav"}, "--name: "),  # a slash, if a NUL were none
         (["a.wav"], {"out_dir": "o", "name": "{stem:.0}.wav"}, "the name must end in"),
         (["a.wav"], {"output": "b.wav/"}, "names a folder, not a file"),
-        (["a.wav"], {"output": "b.wav", "options": Options(plot="b.jpg")}, "--plot: must end in .png"),
-        (["a.wav"], {"output": "b.wav", "options": Options(plot="b.png/")}, "names a folder, not a file"),
-        (["a.wav"], {"output": "b.wav", "options": Options(plot="{name}.png")}, "--plot: knows"),
-        (["a.wav"], {"output": "b.wav", "options": Options(plot="b.png"), "samples": 2}, "--plot: several outputs"),
-        (["a.wav", "b.wav"], {"out_dir": "o", "options": Options(plot="b.png")}, "--plot: several outputs"),
-        (["a.wav"], {"output": "b.wav", "options": Options(plot="{stem}.png"), "samples": 2}, "--plot: several"),
-        (["-"], {"output": "b.wav", "options": Options(speaker="-")}, "standard input"),
+        (["a.wav"], {"output": "b.wav", "plot": "b.jpg"}, "plot: must end in .png"),
+        (["a.wav"], {"output": "b.wav", "plot": "b.png/"}, "names a folder, not a file"),
+        (["a.wav"], {"output": "b.wav", "plot": "{name}.png"}, "plot: knows"),
+        (["a.wav"], {"output": "b.wav", "plot": "b.png", "samples": 2}, "--plot: several outputs"),
+        (["a.wav", "b.wav"], {"out_dir": "o", "plot": "b.png"}, "--plot: several outputs"),
+        (["a.wav"], {"output": "b.wav", "plot": "{stem}.png", "samples": 2}, "--plot: several"),
+        (["-"], {"output": "b.wav", "speaker": "-"}, "standard input"),
         (["a.wav"], {"out_dir": "o", "name": "{stem}.wav", "samples": 2}, "needs {index}"),
     ],
 )
@@ -128,18 +126,17 @@ def test_places_that_cannot_take_an_output():
 
 
 def test_pictures_from_a_template():
-    options = Options(plot="o/{stem}-{position}.{index}.png")
-    planned = plan(["x/a.mp3", "b.flac"], out_dir="o", samples=2, options=options)
-    assert [job.options.plot for job in planned] == ["o/a-0.0.png", "o/a-0.1.png", "o/b-1.0.png", "o/b-1.1.png"]
-    assert plan(["a.mp3"], "b.wav", options=Options(plot="c.PNG"))[0].options.plot == "c.PNG"
+    plot = "o/{stem}-{position}.{index}.png"
+    planned = plan(["x/a.mp3", "b.flac"], out_dir="o", samples=2, plot=plot)
+    assert [job.picture for job in planned] == ["o/a-0.0.png", "o/a-0.1.png", "o/b-1.0.png", "o/b-1.1.png"]
+    assert plan(["a.mp3"], "b.wav", plot="c.PNG")[0].picture == "c.PNG"
     with pytest.raises(OutputError, match=r"^a\.png: the picture of x/a\.mp3 and the picture of y/a\.mp3 would both"):
-        plan(["x/a.mp3", "y/a.mp3"], out_dir="o", name="{position}.wav", options=Options(plot="{stem}.png"))
+        plan(["x/a.mp3", "y/a.mp3"], out_dir="o", name="{position}.wav", plot="{stem}.png")
 
 
 def test_an_output_and_its_picture_are_a_pair():
     def left(count=2, force=False):
-        options = Options(plot="{index}.png")
-        planned = plan(["a.mp3"], "b.wav", samples=count, options=options, skip_existing=not force, force=force)
+        planned = plan(["a.mp3"], "b.wav", samples=count, plot="{index}.png", skip_existing=not force, force=force)
         return [(job.sample, job.kept) for job in planned]
 
     assert left() == [(0, None), (1, None)]
@@ -150,7 +147,7 @@ def test_an_output_and_its_picture_are_a_pair():
     assert left() == [(1, "1.png")]
     assert left(force=True) == [(0, None), (1, None)]
     with pytest.raises(OutputError, match=r"^0\.png: exists already"):
-        plan(["a.mp3"], "c.wav", options=Options(plot="0.png"))
+        plan(["a.mp3"], "c.wav", plot="0.png")
 
 
 @pytest.fixture
@@ -178,14 +175,14 @@ def test_what_is_read_is_never_written(read, name, what):
 
 @pytest.mark.parametrize("name", SAME)
 def test_inputs_speakers_and_what_earlier_jobs_make_are_read(read, name):
-    for source, options in ((read, DEFAULT), ("b.wav", Options(speaker=read))):
+    for source, speaker in ((read, None), ("b.wav", read)):
         with pytest.raises(OutputError, match="is an input itself and would be lost"):
-            plan([source], name, options=options, force=True)
-    requests = [Request("x.wav", "y.wav", 1, DEFAULT), Request("y.wav", "z.wav", 1, DEFAULT)]
+            plan([source], name, speaker=speaker, force=True)
+    requests = [ContinueRequest("x.wav", output="y.wav"), ContinueRequest("y.wav", output="z.wav")]
     with pytest.raises(OutputError, match="is an input itself and would be lost"):
-        planning.plan(requests, out_dir=None, suffixes=AUDIO)
+        planning.plan(requests, out_dir=None)
     with pytest.raises(OutputError, match="is an input itself and would be lost"):
-        plan(["x.png"], "b.wav", options=Options(plot="x.png"), force=True)
+        plan(["x.png"], "b.wav", plot="x.png", force=True)
 
 
 def test_the_same_input_for_many_jobs(read):
@@ -215,7 +212,9 @@ def test_names_that_a_file_system_takes_for_one(monkeypatch):
     places = Places([])
     assert not any(places.take(name, name) for name in names)
     assert os.listdir() == []
-    monkeypatch.setattr(planning, "_one_file", lambda folder, first, second: first.lower() == second.lower())
+    monkeypatch.setattr(
+        "audiolm_cli.command_line.places._one_file", lambda folder, first, second: first.lower() == second.lower()
+    )
     places = Places([])
     places.take("A.wav", "one")
     places.take("ab.wav", "two")
@@ -232,8 +231,8 @@ def test_a_file_system_that_does_not_tell_cases_apart(tmp_path):
     if subprocess.run(["mount", "-o", "loop,utf8", "disk", "mounted"], capture_output=True).returncode:
         pytest.skip("a file system cannot be mounted here")
     try:
-        assert planning._one_file("mounted", "a.wav", "A.wav")
-        assert not planning._one_file("mounted", "a.wav", "b.wav")
+        assert _one_file("mounted", "a.wav", "A.wav")
+        assert not _one_file("mounted", "a.wav", "b.wav")
         assert os.listdir("mounted") == []
     finally:
         subprocess.run(["umount", "mounted"], check=True)
@@ -274,7 +273,7 @@ def test_what_is_no_regular_file():
     with pytest.raises(OutputError, match="there is no folder file"):
         plan(["a.wav"], "file/a.wav")
     with pytest.raises(OutputError, match=r"nowhere/a\.png: there is no folder nowhere"):
-        plan(["a.wav"], "b.wav", options=Options(plot="nowhere/a.png"))
+        plan(["a.wav"], "b.wav", plot="nowhere/a.png")
     for name in ("..", ".", "o/"):
         with pytest.raises(UsageError, match="names a folder"):
             Places([]).take(name, "x")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from audiolm_cli import pipeline
+from audiolm_cli.config import Sampling
 from audiolm_cli.training.evaluation import resyntheses, speech
 from audiolm_cli.training.evaluation.continuations import Case, Voices
 from audiolm_cli.training.measures import pitch
@@ -61,12 +62,14 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     heard = lambda name, cache: lambda sound: Heard(["a", "b"], 0.0)  # noqa: E731
     monkeypatch.setattr(speech.recogniser, "recogniser", heard)
     monkeypatch.setattr(speech.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
-    said = lambda bundle, prompts, speaker, **_: [types.SimpleNamespace(samples=np.resize(speaker, 7)) for _ in prompts]  # noqa: E731
+    said = lambda bundle, request, prompts, speaker, **_: [  # noqa: E731
+        types.SimpleNamespace(waveform=np.resize(speaker, 7)) for _ in prompts
+    ]
     monkeypatch.setattr(pipeline, "resynth", said)
     config: Any = types.SimpleNamespace(tokens=types.SimpleNamespace(quantizers=12))
     bundle: Any = types.SimpleNamespace(tokenizer=None, codec=None, config=config)
     setting: Any = types.SimpleNamespace(
-        bundle=bundle, validation=None, cache=None, prompts=20, samplings={"AudioLM": None}, whose="all speakers"
+        bundle=bundle, validation=None, cache=None, prompts=20, samplings={"AudioLM": Sampling()}, whose="all speakers"
     )
     setting.cases = lambda count: (CASES, VOICES)
     ((title, table),) = speech.resynthesis_tables(setting).items()

@@ -16,6 +16,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.audio import inputs
 from audiolm_cli.bundles import bundle
 from audiolm_cli.errors import InputError
+from audiolm_cli.token_file import Tokens
 from tests.bundles import write_bundle
 from tests.conftest import tone
 
@@ -31,7 +32,7 @@ def noise(seconds: float) -> np.ndarray:
 
 def refused(data: bytes, tiny: bundle.Bundle) -> str:
     with pytest.raises(InputError) as raised:
-        pipeline.Tokens.load_bytes(data, tiny)
+        Tokens.load_bytes(data, tiny)
     message = str(raised.value)
     assert message.isprintable()
     assert len(message) < 400
@@ -40,7 +41,7 @@ def refused(data: bytes, tiny: bundle.Bundle) -> str:
 
 def test_tokens_survive_their_file(tiny: bundle.Bundle) -> None:
     tokens = pipeline.encode(tiny, noise(0.5)[:-100])
-    back = pipeline.Tokens.load_bytes(tokens.save_bytes(), tiny)
+    back = Tokens.load_bytes(tokens.save_bytes(), tiny)
     assert torch.equal(back.codes, tokens.codes)
     assert torch.equal(back.semantic, tokens.semantic)
     assert (tokens.codes.shape, tokens.semantic.shape) == ((12, 26), (13,))
@@ -52,14 +53,14 @@ def test_tokens_of_another_bundle_are_refused(tiny: bundle.Bundle, tmp_path: Pat
     other = bundle.load(str(write_bundle(tmp_path / "other", seed=3)), device="cpu", dtype="float32")
     data = pipeline.encode(other, noise(0.2)).save_bytes()
     with pytest.raises(InputError, match="tokens of bundle tiny"):
-        pipeline.Tokens.load_bytes(data, tiny)
+        Tokens.load_bytes(data, tiny)
     own = pipeline.encode(tiny, noise(0.2))
     lengths = [
         dataclasses.replace(own, metadata={**own.metadata, "samples": n}).save_bytes() for n in ("320P", "-320", "")
     ]
     for broken in (b"", b"RIFF" * 10, data[:50], *lengths):
         with pytest.raises(InputError):
-            pipeline.Tokens.load_bytes(broken, tiny)
+            Tokens.load_bytes(broken, tiny)
 
 
 def whole(tiny: bundle.Bundle) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -77,7 +78,7 @@ def changed(tensor: torch.Tensor, value: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [torch.int16, torch.int32, torch.int64, torch.uint16])
 def test_any_type_of_integers_is_read(tiny: bundle.Bundle, kind: torch.dtype) -> None:
     tensors, metadata = whole(tiny)
-    back = pipeline.Tokens.load_bytes(save({name: t.to(kind) for name, t in tensors.items()}, metadata), tiny)
+    back = Tokens.load_bytes(save({name: t.to(kind) for name, t in tensors.items()}, metadata), tiny)
     assert torch.equal(back.codes, tensors["codes"].long())
     assert torch.equal(back.semantic, tensors["semantic"].long())
 
@@ -112,7 +113,7 @@ def test_tensors_that_no_recording_gives_are_refused(tiny: bundle.Bundle, name, 
     tensors[name] = change(tensors[name])
     data = save({key: tensor for key, tensor in tensors.items() if tensor is not None}, metadata)
     with pytest.raises(InputError, match=says):
-        pipeline.Tokens.load_bytes(data, tiny)
+        Tokens.load_bytes(data, tiny)
     refused(data, tiny)
 
 
@@ -130,7 +131,7 @@ def test_the_semantic_tokens_of_another_tokenizer_are_not_judged(tiny: bundle.Bu
     """Bundles can share a codec alone, and the codes are all that is decoded."""
     tensors, metadata = whole(tiny)
     data = save({**tensors, "semantic": tensors["semantic"] + 512}, {**metadata, "tokenizer": "another"})
-    assert len(pipeline.decode(tiny, pipeline.Tokens.load_bytes(data, tiny))) == 8000
+    assert len(pipeline.decode(tiny, Tokens.load_bytes(data, tiny))) == 8000
 
 
 def with_header(header: object, body: bytes = b"") -> bytes:
@@ -199,7 +200,7 @@ def test_damaged_token_files_are_decoded_or_refused(tiny: bundle.Bundle) -> None
         for _ in range(random.integers(1, 4)):
             content[int(random.integers(8 if n % 4 == 0 else len(content)))] = int(random.integers(256))
         try:
-            tokens = pipeline.Tokens.load_bytes(bytes(content), tiny)
+            tokens = Tokens.load_bytes(bytes(content), tiny)
         except InputError as error:
             assert str(error).isprintable()
         else:

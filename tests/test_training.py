@@ -15,7 +15,6 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -31,6 +30,7 @@ from audiolm_cli.bundles.folder import damaged
 from audiolm_cli.codec.soundstream import ResidualQuantizer
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
+from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training import recipe, trainer
 from audiolm_cli.training.corpora.tokenize import load_tokens
 from audiolm_cli.training.parts import codec, lm, outputs, tokenizer
@@ -127,11 +127,9 @@ def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:
     }
     assert in_int8 == {"codec", "tokenizer", *STAGES}
     assert loaded.config.tokens == preset("tiny").tokens
-    sampling = pipeline.Sampling((1.0, 1.0, 1.0), (0, 0, 0), (1.0, 1.0, 1.0))
-    options = {"duration": 0.2, "prompt_seconds": 1.0, "sampling": sampling, "batch_size": 1}
-    (result,) = pipeline.continue_(loaded, [pipeline.Prompt(voice(2, 9, 1.0))], **options)  # type: ignore[arg-type]
-    assert len(result.samples) == 16000 + 3200
-    assert np.isfinite(result.samples).all()
+    (result,) = pipeline.continue_(loaded, ContinueRequest(duration=0.2), [pipeline.Prompt(voice(2, 9, 1.0))])
+    assert len(result.waveform) == 16000 + 3200
+    assert np.isfinite(result.waveform).all()
     assert loaded.detector is not None
 
 
@@ -250,9 +248,7 @@ def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) 
     assert six.fine is None
     sound = voice(2, 9, 1.0)
     assert torch.equal(pipeline.encode(six, sound).codes, pipeline.encode(whole, sound).codes[:6])
-    sampling = pipeline.Sampling((1.0, 1.0, 1.0), (0, 0, 0), (1.0, 1.0, 1.0))
-    options: dict[str, Any] = {"duration": 0.2, "prompt_seconds": 1.0, "sampling": sampling, "batch_size": 1}
-    (result,) = pipeline.continue_(six, [pipeline.Prompt(sound)], **options)
+    (result,) = pipeline.continue_(six, ContinueRequest(duration=0.2), [pipeline.Prompt(sound)])
     assert result.codes.shape == (6, 60)
     assemble(parts, "six", copied / "six", quantizers=6)
     assert bundle.read_config(copied / "six").prompt_seconds == 4.0  # what is not given stays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiolm_cli.command_line import cli, options
-from audiolm_cli.command_line.command import RAY_ADDRESS
+from audiolm_cli import request
+from audiolm_cli.command_line import cli, planning
+from audiolm_cli.command_line.arguments import RAY_ADDRESS
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +23,20 @@ ARBITRARY = settings(
 )
 SUFFIX = {"encode": ".safetensors", "plot": ".png"}
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-MAKING = ("continue", "generate", "resynth", "encode", "decode")
+REQUESTS: dict[str, type[request.Request]] = {
+    "continue": request.ContinueRequest,
+    "generate": request.GenerateRequest,
+    "resynth": request.ResynthRequest,
+    "encode": request.EncodeRequest,
+    "decode": request.DecodeRequest,
+}
 OPTIONS = [
     (command, parameter.opts[0])
-    for command in MAKING
+    for command in REQUESTS
     for parameter in COMMANDS[command].params
     if parameter.opts[0].startswith("-") and not getattr(parameter, "is_flag", False) and parameter.name != "threads"
 ]
-KEYS = sorted(options.CHECKS.keys() - {"out_dir", "name", "jobs", "model"})
+KEYS = sorted({name for kind in REQUESTS.values() for name in kind.options()})
 
 characters = st.characters()  # surrogates and controls, too
 texts = st.text(characters) | st.sampled_from(
@@ -61,14 +69,19 @@ def inside(value: object) -> object:
 @pytest.fixture
 def asked(fake, prompt, tmp_path, monkeypatch, capfd):
     """Runs a command line whose outputs are short, and holds what it answers against the promise."""
-    make = fake.continue_
+    make, plan = fake.continue_, planning.plan
 
-    def short(*arguments, duration=None, **rest):
-        return make(*arguments, duration=0.01, **rest)
+    def few(asked):
+        return dataclasses.replace(asked, num_samples=min(asked.num_samples, 3)) if asked.num_samples > 1 else asked
+
+    def short(bundle, asked, prompts, **rest):
+        if hasattr(asked, "duration"):
+            asked = dataclasses.replace(asked, duration=0.01)
+        return make(bundle, asked, prompts, **rest)
 
     for name in ("continue_", "generate", "resynth"):
         monkeypatch.setattr(sys.modules["audiolm_cli.pipeline"], name, short)
-    monkeypatch.setitem(options.CHECKS, "num_samples", options.whole(1, 3))
+    monkeypatch.setattr(planning, "plan", lambda asked, **rest: plan([few(each) for each in asked], **rest))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokens").write_bytes(b"tokens" + bytes(4000))
     before = prompt.read_bytes()
@@ -117,7 +130,7 @@ def test_any_text_as_an_input(asked, command, text):
 
 
 @ARBITRARY
-@given(st.sampled_from(MAKING), st.dictionaries(st.sampled_from(KEYS), json_values, min_size=1) | json_values)
+@given(st.sampled_from(sorted(REQUESTS)), st.dictionaries(st.sampled_from(KEYS), json_values, min_size=1) | json_values)
 def test_any_json_in_a_job_list(asked, command, given):
     line = given
     if isinstance(given, dict):

@@ -1,3 +1,4 @@
-"""From arguments to exit code: `cli` has the commands, `options` what can be asked for, `command` what commands share;
-`planning` names all outputs, `jobs` runs a list of jobs here and `cluster` on Ray, `tasks` does one of each command.
+"""From arguments to exit code: `cli` has the commands, `arguments` the options that they share; `planning` says which
+outputs are made and names them, `places` what may be written; `batch` makes one batch, `runner` runs batch after batch
+here, `cluster` on Ray.
 """

@@ -1,4 +1,4 @@
-"""The command line: the commands and their options, and what becomes of errors. `command` does what they share."""
+"""The command line: the commands, and what becomes of errors. `runner` does what those that make outputs share."""
 
 from __future__ import annotations
 
@@ -8,17 +8,32 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
-from enum import Enum
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from audiolm_cli import __version__
-from audiolm_cli.command_line import options
-from audiolm_cli.command_line.command import Command, RayCommand, check_device, console_of
+from audiolm_cli.command_line import runner
+from audiolm_cli.command_line.arguments import (
+    Debug,
+    Device,
+    FailFast,
+    Json,
+    Naming,
+    Offline,
+    Quiet,
+    RayCommand,
+    Running,
+    SampledRunning,
+    Threads,
+    model_option,
+    with_options,
+)
 from audiolm_cli.console import Console
 from audiolm_cli.errors import AudioLMError, InputError, UsageError, display, explain
+from audiolm_cli.request import ContinueRequest, DecodeRequest, EncodeRequest, GenerateRequest, ResynthRequest
 
 app = typer.Typer(
     name="audiolm",
@@ -32,70 +47,18 @@ app = typer.Typer(
 models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
 app.add_typer(models, name="models")
 
-AUDIO = (".wav", ".flac", ".ogg")
-
-
-class DType(str, Enum):
-    """Precision of the language models; encoding and decoding audio always run in float32."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-# Options that several commands share.
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
-Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Output, or - for stdout.")]
-OutDir = Annotated[str | None, typer.Option("--out-dir", metavar="FOLDER", help="Folder for outputs named as inputs.")]
-Name = Annotated[
-    str | None,
-    typer.Option("--name", metavar="TEMPLATE", help="Names in the folder, such as '{stem}.{index}.wav'."),
-]
-Jobs = Annotated[
-    str | None,
-    typer.Option("--jobs", metavar="FILE", help="Job list, one JSON object a line with options as keys; - for stdin."),
-]
-NumSamples = Annotated[
-    str | None, typer.Option("--num-samples", "-n", metavar="N", help="Outputs of each input; 1 by default.")
-]
-BestOf = Annotated[
-    str | None,
-    typer.Option("--best-of", metavar="N", help="Candidates of each output, up to 64, of which the best is kept."),
-]
-Seed = Annotated[str | None, typer.Option(metavar="N", help="Same seed, same audio; random unless given.")]
-Temperature = Annotated[str | None, typer.Option(metavar="T|S,C,F", help="Of all stages, or semantic, coarse, fine.")]
-TopK = Annotated[str | None, typer.Option(metavar="K|S,C,F", help="Most likely tokens kept; 0: all.")]
-TopP = Annotated[str | None, typer.Option(metavar="P|S,C,F", help="Probability kept, up to 1: all.")]
-Guidance = Annotated[
-    str | None, typer.Option(metavar="W", help="How strongly stage 2 holds on to the voice; 0: as trained.")
-]
-Plot = Annotated[
-    str | None, typer.Option(metavar="FILE", help="PNG of spectrogram and tokens; '{stem}.{index}.png' names several.")
-]
-NoWatermark = Annotated[bool, typer.Option("--no-watermark", help="Leave out the mark that `detect` finds.")]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help="Bundle: its name, a folder, or org/repo@rev."
-    ),
-]
 BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.")]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")]
-# one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
-Threads = Annotated[int, typer.Option(metavar="N", min=1, max=options.MAX_THREADS, help="Processor threads.")]
-BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")]
-SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
-Ray = Annotated[
-    str | None,
-    typer.Option(metavar="[ADDRESS]", help="Spread the work over a Ray cluster: there, or this machine's cores."),
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
-Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+
+
+def console_of(ctx: typer.Context) -> Console:
+    """The console, told what the command's options say."""
+    console: Console = ctx.obj
+    for flag in ("quiet", "json", "debug"):
+        setattr(console, flag, ctx.params.get(flag, False))
+    if not console.debug:
+        warnings.simplefilter("ignore")
+    return console
 
 
 def _version(wanted: bool) -> None:
@@ -119,41 +82,14 @@ def _audiolm(
 
 
 @app.command("continue", cls=RayCommand)
+@with_options
 def continue_(
     ctx: typer.Context,
     prompts: Inputs = None,
-    output: Output = None,
-    out_dir: OutDir = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of new audio.")] = "7",
-    prompt_seconds: Annotated[
-        str | None,
-        typer.Option(metavar="SECONDS", help="How much of a prompt's end to go on from: speech 3, piano 4."),
-    ] = None,
-    num_samples: NumSamples = None,
-    best_of: BestOf = None,
-    seed: Seed = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    guidance: Guidance = None,
-    plot: Plot = None,
-    continuation_only: Annotated[bool, typer.Option("--continuation-only", help="Leave the prompt out.")] = False,
-    no_watermark: NoWatermark = False,
-    model: Model = "speech",
-    device: Device = "auto",
-    dtype: Precision = DType.auto,
-    threads: Threads = 1,
-    batch_size: BatchSize = 8,
-    force: Force = False,
-    skip_existing: SkipExisting = False,
-    fail_fast: FailFast = False,
-    ray: Ray = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    naming: Naming,
+    request: ContinueRequest,
+    running: SampledRunning,
 ) -> None:
     """Continue recordings.
 
@@ -165,41 +101,20 @@ def continue_(
     With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
     makes likelier than nothing before it would, by the most: that costs only that stage's time.
     """
-    Command(ctx, AUDIO).run("Continue", prompts or [])
+    runner.run(request, prompts or [], naming, running, console_of(ctx))
 
 
 @app.command(cls=RayCommand)
+@with_options
 def generate(
     ctx: typer.Context,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="From nothing. There is no other way yet, so it may be left out.")
     ] = False,
-    output: Output = None,
-    out_dir: OutDir = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    duration: Annotated[str, typer.Option(metavar="SECONDS", help="Seconds of audio.")] = "10",
-    num_samples: NumSamples = None,
-    seed: Seed = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    guidance: Guidance = None,
-    plot: Plot = None,
-    no_watermark: NoWatermark = False,
-    model: Model = "speech",
-    device: Device = "auto",
-    dtype: Precision = DType.auto,
-    threads: Threads = 1,
-    batch_size: BatchSize = 8,
-    force: Force = False,
-    skip_existing: SkipExisting = False,
-    fail_fast: FailFast = False,
-    ray: Ray = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    naming: Naming,
+    request: GenerateRequest,
+    running: SampledRunning,
 ) -> None:
     """Make audio from nothing: what is said, by whom and in which room, is all sampled.
 
@@ -207,41 +122,18 @@ def generate(
     There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
     would be silence and loops.
     """
-    Command(ctx, AUDIO).run("Generate", [None])
+    runner.run(request, [None], naming, running, console_of(ctx))
 
 
 @app.command(cls=RayCommand)
+@with_options
 def resynth(
     ctx: typer.Context,
     sources: Inputs = None,
-    speaker: Annotated[
-        str | None, typer.Option("--speaker", metavar="FILE", help="Recording of the voice; sampled unless given.")
-    ] = None,
-    output: Output = None,
-    out_dir: OutDir = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    num_samples: NumSamples = None,
-    seed: Seed = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    guidance: Guidance = None,
-    plot: Plot = None,
-    no_watermark: NoWatermark = False,
-    model: Model = "speech",
-    device: Device = "auto",
-    dtype: Precision = DType.auto,
-    threads: Threads = 1,
-    batch_size: BatchSize = 8,
-    force: Force = False,
-    skip_existing: SkipExisting = False,
-    fail_fast: FailFast = False,
-    ray: Ray = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    naming: Naming,
+    request: ResynthRequest,
+    running: SampledRunning,
 ) -> None:
     """Say recordings again in another voice: that of a reference recording, or a sampled one.
 
@@ -249,64 +141,43 @@ def resynth(
     speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
     their consent.
     """
-    Command(ctx, AUDIO).run("Resynth", sources or [])
+    runner.run(request, sources or [], naming, running, console_of(ctx))
 
 
 @app.command(cls=RayCommand)
+@with_options
 def encode(
     ctx: typer.Context,
     recordings: Inputs = None,
-    output: Output = None,
-    out_dir: OutDir = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    model: Model = "speech",
-    device: Device = "auto",
-    threads: Threads = 1,
-    force: Force = False,
-    skip_existing: SkipExisting = False,
-    fail_fast: FailFast = False,
-    ray: Ray = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    naming: Naming,
+    request: EncodeRequest,
+    running: Running,
 ) -> None:
     """Turn recordings into tokens, in safetensors files.
 
     Without INPUT and output, from standard input to standard output.
     """
-    Command(ctx, (".safetensors",)).run("Encode", recordings or [])
+    runner.run(request, recordings or [], naming, running, console_of(ctx))
 
 
 @app.command(cls=RayCommand)
+@with_options
 def decode(
     ctx: typer.Context,
     tokens: Annotated[
         list[str] | None, typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")
     ] = None,
-    output: Output = None,
-    out_dir: OutDir = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    quantizers: Annotated[str | None, typer.Option(metavar="N", help="Use only the first of the quantizers.")] = None,
-    model: Model = "speech",
-    device: Device = "auto",
-    threads: Threads = 1,
-    force: Force = False,
-    skip_existing: SkipExisting = False,
-    fail_fast: FailFast = False,
-    ray: Ray = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
+    *,
+    naming: Naming,
+    request: DecodeRequest,
+    running: Running,
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio.
 
     Without TOKENS and output, from standard input to standard output.
     """
-    Command(ctx, AUDIO).run("Decode", tokens or [])
+    runner.run(request, tokens or [], naming, running, console_of(ctx))
 
 
 @app.command()
@@ -314,14 +185,7 @@ def detect(
     ctx: typer.Context,
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Recordings, or - for stdin.")] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME",
-            envvar="AUDIOLM_MODEL",
-            help="Bundle that may have made it; that of its watermark, or speech, by default.",
-        ),
+        str | None, model_option("Bundle that may have made it; that of its watermark, or speech, by default.")
     ] = None,
     device: Device = "auto",
     threads: Threads = 1,
@@ -337,10 +201,8 @@ def detect(
     classifier, and where; what the metadata says. Silence proves nothing: handling can remove all three.
     """
     console = console_of(ctx)
-    check_device(device)
     if not files:
         raise UsageError("name the inputs: FILE...")
-    options.checked({"model": model})
     console.kind = "files"
     with console.status("loading"):
         from audiolm_cli.provenance import provenance

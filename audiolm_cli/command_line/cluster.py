@@ -1,4 +1,4 @@
-"""Runs a job list on a Ray cluster: the batches that one machine would run, spread over workers by Ray Data.
+"""Runs batches on a Ray cluster: those that one machine would run, spread over workers by Ray Data.
 
 A worker is a process that loads the bundle once and works on a GPU of its own, or on as many cores as it has threads.
 Inputs and outputs are files that all machines see under the same path. When a worker dies Ray starts another and gives
@@ -8,7 +8,6 @@ it the batch again; what the batch had finished by then is known to the `Ledger`
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import pickle
@@ -16,14 +15,15 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from audiolm_cli.command_line import jobs
-from audiolm_cli.command_line.jobs import Job
-from audiolm_cli.command_line.tasks import TaskSpec
+from audiolm_cli.command_line.arguments import Running
+from audiolm_cli.command_line.batch import load_maker
+from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ModelError, UsageError, explain
+from audiolm_cli.request import Request
 
 if TYPE_CHECKING:
     from audiolm_cli.bundles.bundle import Bundle
@@ -82,19 +82,19 @@ class _Recorder(Console):
 class Worker:
     """Makes the outputs of batches; what it could not even begin with is the error of each."""
 
-    def __init__(self, spec: TaskSpec, identity: str, kernel: str, folder: str, fail_fast: bool, ledger: Any):
+    def __init__(self, kind: type[Request], running: Running, identity: str, kernel: str, folder: str, ledger: Any):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in cli.main
         warnings.simplefilter("ignore")
-        self.console, self.fail_fast, self.force = _Recorder(ledger=ledger), fail_fast, spec.force
+        self.console, self.running = _Recorder(ledger=ledger), running
         self.failure = ""
         try:
             os.chdir(folder)
-            self.task = spec.task(self.console)
-            if self.task.bundle.identity != identity:
-                raise ModelError(f"{spec.model}: a worker has other weights of that name")
-            if self.task.bundle.kernel != kernel:
+            self.maker = load_maker(kind, running, self.console)
+            if self.maker.bundle.identity != identity:
+                raise ModelError(f"{running.model}: a worker has other weights of that name")
+            if self.maker.bundle.kernel != kernel:
                 raise ModelError(
-                    f"a worker decodes by {self.task.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
+                    f"a worker decodes by {self.maker.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
                     " machines makes them alike"
                 )
         except AudioLMError as error:
@@ -103,7 +103,7 @@ class Worker:
             self.failure = f"{folder}: a worker cannot work there: {error.strerror}"
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        """`item`: pickled number and jobs of a batch -> pickled events and number of failed jobs."""
+        """Makes a batch. `item`: its number and planned outputs, pickled -> events and how many outputs failed."""
         import ray
 
         number, batch = pickle.loads(row["item"])
@@ -113,21 +113,14 @@ class Worker:
         self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
         done = self.console.results()
         # what a lost worker had written but not reported is written again: the same bytes
-        self.task.force = self.force or before is not None
-        left = [job for job in batch if job.target not in done]
+        self.maker.force = self.running.force or before is not None
+        left = [output for output in batch if output.target not in done]
         try:
-            failed = jobs.perform(left, self.task, self.console, self.fail_fast)
+            failed = self.maker.run(left, self.running.fail_fast)
         except Exception as error:
             self.console.error(explain(error)[1])
-            failed = sum(job.target not in self.console.results() for job in left)
+            failed = sum(output.target not in self.console.results() for output in left)
         return {"item": pickle.dumps((self.console.events, failed))}
-
-
-def run(listed: list[Job], spec: TaskSpec, console: Console, fail_fast: bool = False) -> int:
-    """`jobs.run` on the connected cluster."""
-    here = replace(spec, device="cpu").task(console)  # for what it checks: a GPU may be elsewhere only
-    performed = functools.partial(perform, spec=spec, bundle=here.bundle, console=console, fail_fast=fail_fast)
-    return jobs.run(listed, here, console, fail_fast, performed)
 
 
 def connect(address: str, quiet: bool = True) -> None:
@@ -158,27 +151,27 @@ def connect(address: str, quiet: bool = True) -> None:
     context.execution_options.preserve_order = True  # reports come in the order of the list
 
 
-def perform(
-    batches: list[list[Job]], *, spec: TaskSpec, bundle: Bundle, console: Console, fail_fast: bool
+def run_batches(
+    batches: list[list[PlannedOutput]], *, kind: type[Request], running: Running, bundle: Bundle, console: Console
 ) -> Iterator[int]:
-    """Has batches performed by the connected cluster, says what their workers have to say, and yields how many jobs of
-    each failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU.
-    Raises UsageError."""
+    """Has the connected cluster make batches, says what its workers have to say, and yields how many outputs of each
+    failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU. Raises
+    UsageError."""
     import ray
     import ray.data
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    on_gpu = spec.device == "cuda" or (spec.device == "auto" and any(has.get("GPU") for has in machines))
-    kind, each = ("GPU", 1) if on_gpu else ("CPU", spec.threads)
-    most = sum(int(has.get(kind, 0)) // each for has in machines)
+    on_gpu = running.device == "cuda" or (running.device == "auto" and any(has.get("GPU") for has in machines))
+    resource, each = ("GPU", 1) if on_gpu else ("CPU", running.threads)
+    most = sum(int(has.get(resource, 0)) // each for has in machines)
     if not most:
-        raise UsageError(f"--ray: no machine has the {each} {kind} that a worker needs")
+        raise UsageError(f"--ray: no machine has the {each} {resource} that a worker needs")
     kernel = "torch" if on_gpu else bundle.kernel
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
     items = [pickle.dumps(numbered) for numbered in enumerate(batches)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Worker,  # type: ignore[arg-type]
-        fn_constructor_args=(spec, bundle.identity, kernel, os.getcwd(), fail_fast, ledger),
+        fn_constructor_args=(kind, running, bundle.identity, kernel, os.getcwd(), ledger),
         compute=ray.data.ActorPoolStrategy(size=min(most, len(batches))),
         num_cpus=0 if on_gpu else each,
         num_gpus=each if on_gpu else 0,

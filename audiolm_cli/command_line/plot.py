@@ -30,12 +30,12 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it looks for a folder to cache fonts in
     from matplotlib.figure import Figure
 
-    rate, seconds = spec.sample_rate, len(output.samples) / spec.sample_rate
+    rate, seconds = spec.sample_rate, len(output.waveform) / spec.sample_rate
     figure = Figure(figsize=(min(30, 4 + seconds), 7), layout="constrained")
     heights = (6, 1, 1, 2)[: 4 if spec.fine else 3]  # a bundle may have no stage 3
     sound, *panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     extent = (0, seconds, 0, rate / 2000)
-    sound.imshow(_spectrogram(output.samples), origin="lower", aspect="auto", extent=extent, cmap="magma")
+    sound.imshow(_spectrogram(output.waveform), origin="lower", aspect="auto", extent=extent, cmap="magma")
     sound.set(ylabel="kHz")
     sound.set_title(title, parse_math=False)  # a name may hold dollars
     start, codes = output.tokens_start / rate, np.asarray(output.codes)
@@ -60,9 +60,9 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
     return file.getvalue()
 
 
-def _spectrogram(samples: np.ndarray) -> np.ndarray:
+def _spectrogram(waveform: np.ndarray) -> np.ndarray:
     """Decibels below the loudest place, `[WINDOW // 2 + 1, frames]`."""
-    padded = np.pad(samples, (WINDOW // 2, WINDOW))
+    padded = np.pad(waveform, (WINDOW // 2, WINDOW))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW)
     power = np.square(np.abs(np.fft.rfft(frames))).T
     level = 10 * np.log10(power + 1e-10)

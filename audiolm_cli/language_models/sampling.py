@@ -6,25 +6,11 @@ quantizer), so it depends neither on the batch nor on the order in which tokens 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class StageSampling:
-    """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
-    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said. Of
-    several guides, g is the mean, weighted by their `shares`."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    guidance: float = 0.0
-    shares: tuple[float, ...] = (1.0,)
-
+from audiolm_cli.config import StageSampling
 
 COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)

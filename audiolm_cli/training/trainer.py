@@ -30,7 +30,7 @@ from torch import Tensor, distributed, nn
 
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, whole
-from audiolm_cli.command_line.options import threads
+from audiolm_cli.checks import threads
 from audiolm_cli.processor import Processor, processor
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20

@@ -33,7 +33,9 @@ import torch
 from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.data import HALVES, load_corpus
 from audiolm_cli.training.evaluation import bits, continuations, marks, music, speech
 from audiolm_cli.training.evaluation.setting import (
@@ -201,19 +203,19 @@ def detector_tables(setting: Setting) -> dict[str, Table]:
 
 
 def without_semantics(
-    bundle: Bundle, chosen: Sequence[music.Case], sampling: pipeline.Sampling, seconds: float
+    bundle: Bundle, chosen: Sequence[music.Case], sampling: Sampling, seconds: float
 ) -> list[np.ndarray]:
     """What stages 2 and 3 make of the prompts when no semantic tokens tell them what is to come."""
     spec, made = bundle.config.tokens, []
     nothing = torch.full((round(seconds * spec.semantic_rate),), spec.semantic_vocabulary)
     for start in range(0, len(chosen), BATCH):
         cases = chosen[start : start + BATCH]
-        prompts = [pipeline.Prompt(case.prompt, start + n, seed=SEED) for n, case in enumerate(cases)]
-        run = pipeline.Run(bundle, prompts, sampling, BATCH)
-        known = run.encode([prompt.samples for prompt in prompts])
+        prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
+        run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
+        known = run.encode([prompt.waveform for prompt in prompts])
         semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
         outputs = run.acoustic(semantic, [k.codes for k in known])
-        made += [output.samples[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+        made += [output.waveform[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
     return made
 
 

@@ -13,7 +13,9 @@ import numpy as np
 
 from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
+from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
 from audiolm_cli.training.evaluation import bits, continuations, music
@@ -36,7 +38,7 @@ class Setting:
     quick: bool
     piano: bool
     prompts: int
-    samplings: dict[str, pipeline.Sampling]  # of continuations, by the name of their row
+    samplings: dict[str, Sampling]  # of continuations, by the name of their row
     best_of: Sequence[int] = ()  # candidates of continuations, a row each beside those without a choice
     half: str = "both"  # of the speakers whose prompts are continued or said again; or one of `data.HALVES`
     text: Path | None = None  # folder of books, of which some are held out from synthetic speech
@@ -94,7 +96,7 @@ def usual_answers(setting: Setting, chosen: Sequence[Case]) -> dict[str, Callabl
     bundle, through = setting.bundle, autoencoder(setting.bundle.codec, setting.bundle.config.tokens.quantizers)
     seconds = len(chosen[0].real) / RATE
 
-    def kept(name: str, sampling: pipeline.Sampling, candidates: int) -> list[np.ndarray]:
+    def kept(name: str, sampling: Sampling, candidates: int) -> list[np.ndarray]:
         if name not in setting.made:
             setting.made[name] = generated(bundle, chosen, sampling, seconds, best_of=candidates)
         return setting.made[name]
@@ -114,25 +116,30 @@ def usual_answers(setting: Setting, chosen: Sequence[Case]) -> dict[str, Callabl
 
 
 def generated(
-    bundle: Bundle, chosen: Sequence[Case], sampling: pipeline.Sampling, seconds: float, **how: bool | int
+    bundle: Bundle,
+    chosen: Sequence[Case],
+    sampling: Sampling,
+    seconds: float,
+    best_of: int = 1,
+    provisional: bool = False,
 ) -> list[np.ndarray]:
-    """What the bundle makes of the prompts: the new samples of each. `how` are more options of `pipeline.continue_`."""
-    made = pipeline.continue_(
-        bundle,
-        [pipeline.Prompt(case.prompt, position, seed=SEED) for position, case in enumerate(chosen)],
+    """What the bundle makes of the prompts: the new samples of each."""
+    request = ContinueRequest(
         duration=seconds,
         prompt_seconds=len(chosen[0].prompt) / RATE,
-        sampling=sampling,
-        batch_size=BATCH,
-        **how,  # type: ignore[arg-type]
+        best_of=best_of,
+        seed=SEED,
+        **vars(sampling),
     )
-    return [continuation.samples[continuation.prompt_samples :] for continuation in made]
+    prompts = [pipeline.Prompt(case.prompt, position) for position, case in enumerate(chosen)]
+    made = pipeline.continue_(bundle, request, prompts, batch_size=BATCH, provisional=provisional)
+    return [continuation.waveform[continuation.prompt_samples :] for continuation in made]
 
 
-def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, pipeline.Sampling]:
+def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, Sampling]:
     """The bundle's own as `AudioLM`, or instead those given as JSON, each under its text; what one leaves out is as the
     bundle has it. Raises UsageError."""
-    own = pipeline.Sampling(**vars(bundle.config.sampling))
+    own = bundle.config.sampling
     try:
         return {text: replace(own, **json.loads(text)) for text in given} or {"AudioLM": own}
     except (TypeError, ValueError) as error:

@@ -12,6 +12,8 @@ import numpy as np
 
 from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.config import Sampling
+from audiolm_cli.request import ContinueRequest, ResynthRequest
 from audiolm_cli.training.corpora.data import read_manifest
 from audiolm_cli.training.corpora.tokenize import TokenData
 from audiolm_cli.training.evaluation import bits, continuations, resyntheses
@@ -101,11 +103,11 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> 
     sampling = next(iter(setting.samplings.values()))
     for start in range(0, len(chosen), BATCH):
         cases = chosen[start : start + BATCH]
-        prompts = [pipeline.Prompt(case.prompt, start + n, seed=SEED) for n, case in enumerate(cases)]
-        run = pipeline.Run(bundle, prompts, sampling, BATCH)
+        prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
+        run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
         semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
-        outputs = run.acoustic(semantic, [known.codes for known in run.encode([p.samples for p in prompts])])
-        made += [output.samples[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+        outputs = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
+        made += [output.waveform[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
     return made
 
 
@@ -117,7 +119,7 @@ def join_tables(setting: Setting) -> dict[str, Table]:
     join, through = len(chosen[0].prompt) / RATE, autoencoder(bundle.codec, bundle.config.tokens.quantizers)
     recorded = [np.concatenate([case.prompt, case.real])[: round((join + ACROSS) * RATE)] for case in chosen]
 
-    def continued(sampling: pipeline.Sampling, provisional: bool) -> list[np.ndarray]:
+    def continued(sampling: Sampling, provisional: bool) -> list[np.ndarray]:
         new = generated(bundle, chosen, sampling, ACROSS, provisional=provisional)
         return [np.concatenate([case.prompt, samples]) for case, samples in zip(chosen, new, strict=True)]
 
@@ -232,18 +234,16 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     return {f"{what}, among {len(voices.speakers)}; {setting.whose}": table}
 
 
-def said_again(
-    bundle: Bundle, sampling: pipeline.Sampling, group: list[resyntheses.Pairing], number: int
-) -> list[np.ndarray]:
+def said_again(bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairing], number: int) -> list[np.ndarray]:
     """What the bundle makes of the sources of a group, in the voice of its reference."""
     made = pipeline.resynth(
         bundle,
-        [pipeline.Prompt(pairing.source.real, number, n, SEED) for n, pairing in enumerate(group)],
+        ResynthRequest(seed=SEED, **vars(sampling)),
+        [pipeline.Prompt(pairing.source.real, number, n) for n, pairing in enumerate(group)],
         speaker=group[0].reference.prompt,
-        sampling=sampling,
         batch_size=resyntheses.SOURCES,
     )
-    return [output.samples for output in made]
+    return [output.waveform for output in made]
 
 
 def synthetic_tables(setting: Setting) -> dict[str, Table]:

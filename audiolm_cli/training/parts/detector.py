@@ -21,7 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -44,6 +44,7 @@ from audiolm_cli.detector import (
 )
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
+from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.corpora.hearing import equaliser
 from audiolm_cli.training.parts.familiar import prompts
@@ -241,16 +242,16 @@ def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
     """What the bundle's detector says of `count` recordings of 6 s and of their continuations by 6 s with the bundle's
     defaults: the shares that it calls generated (`marked`: with the watermark), and by how many seconds, in the median,
     what it points at begins beside the join."""
-    rate, sampling = bundle.config.tokens.sample_rate, pipeline.Sampling(**vars(bundle.config.sampling))
+    rate = bundle.config.tokens.sample_rate
     given = list(prompts(corpus, round(OUTPUT_SECONDS * rate), count, seed=5))
     asked = [pipeline.Prompt(samples, place, seed=place) for place, samples in enumerate(given)]
-    options: dict[str, Any] = {"prompt_seconds": bundle.config.prompt_seconds, "batch_size": OUTPUT_BATCH}
-    made = list(pipeline.continue_(bundle, asked, duration=OUTPUT_SECONDS, sampling=sampling, **options))
+    request = ContinueRequest(duration=OUTPUT_SECONDS)
+    made = list(pipeline.continue_(bundle, request, asked, batch_size=OUTPUT_BATCH))
     mark = watermark.bundle_id(bundle.config.name)
     kinds = {
         "recordings": given,
-        "continued": [output.samples for output in made],
-        "marked": [watermark.embed(output.samples, rate, mark, output.prompt_samples) for output in made],
+        "continued": [output.waveform for output in made],
+        "marked": [watermark.embed(output.waveform, rate, mark, output.prompt_samples) for output in made],
     }
     judged = {kind: [judge(bundle, samples) for samples in sounds] for kind, sounds in kinds.items()}
     off = [

@@ -25,7 +25,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
-from audiolm_cli.command_line.options import threads
+from audiolm_cli.checks import threads
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.language_models.likelihood import strangeness
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus

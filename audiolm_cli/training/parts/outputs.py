@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle, write_tensors
 from audiolm_cli.bundles.folder import sha256
-from audiolm_cli.command_line.options import threads
+from audiolm_cli.checks import threads
+from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError, ModelError
+from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.parts.familiar import prompts, stretches
 
@@ -41,19 +43,19 @@ class Plan:
     """How a batch is made."""
 
     way: str
-    sampling: pipeline.Sampling
+    sampling: Sampling
 
 
 def plan(bundle: Bundle, number: int) -> Plan:
     """The same for the same number, whichever batches were made before."""
-    own, rng = pipeline.Sampling(**vars(bundle.config.sampling)), np.random.default_rng([7, number])
+    own, rng = bundle.config.sampling, np.random.default_rng([7, number])
     way = WAYS[number % len(WAYS)]
     if number % 3 == 0:
         return Plan(way, own)
     temperature = [float(t * factor) for t, factor in zip(own.temperature, rng.uniform(0.8, 1.25, 3), strict=True)]
     top_p = [float(p) for p in rng.uniform(0.85, 1.0, 3)]
     changed: dict[str, Any] = {"temperature": tuple(temperature), "top_p": tuple(top_p)}
-    return Plan(way, pipeline.Sampling(**vars(own) | changed | {"guidance": float(rng.uniform(0, own.guidance + 1))}))
+    return Plan(way, replace(own, **changed, guidance=float(rng.uniform(0, own.guidance + 1))))
 
 
 def needed(bundle: Bundle, number: int) -> float:
@@ -65,16 +67,17 @@ def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
     """The new stretches of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
     how, rate, seconds = plan(bundle, number), bundle.config.tokens.sample_rate, needed(bundle, number)
     length = round(SECONDS * rate)
-    common: dict[str, Any] = {"sampling": how.sampling, "batch_size": BATCH}
+    common: dict[str, Any] = {"seed": number, **vars(how.sampling)}
     given = list(prompts(corpus, round(seconds * rate), BATCH + 1, seed=number))
-    asked = [pipeline.Prompt(samples, place, seed=number) for place, samples in enumerate(given[:BATCH])]
+    asked = [pipeline.Prompt(samples, place) for place, samples in enumerate(given[:BATCH])]
     if how.way == "continue":
-        made = pipeline.continue_(bundle, asked, duration=SECONDS, prompt_seconds=seconds, **common)
+        request = ContinueRequest(duration=SECONDS, prompt_seconds=seconds, **common)
+        made = pipeline.continue_(bundle, request, asked, batch_size=BATCH)
     elif how.way == "generate":
-        made = pipeline.generate(bundle, asked, duration=SECONDS, **common)
+        made = pipeline.generate(bundle, GenerateRequest(duration=SECONDS, **common), asked, batch_size=BATCH)
     else:
-        made = pipeline.resynth(bundle, asked, speaker=given[BATCH], **common)
-    return np.stack([output.samples[output.prompt_samples :][:length] for output in made])
+        made = pipeline.resynth(bundle, ResynthRequest(**common), asked, speaker=given[BATCH], batch_size=BATCH)
+    return np.stack([output.waveform[output.prompt_samples :][:length] for output in made])
 
 
 def voices(bundle: Bundle, corpus: Corpus, number: int) -> list[str]:

@@ -1,0 +1,194 @@
+"""Options of the command line: those that commands share, and how the fields of a class become options."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from audiolm_cli import checks
+from audiolm_cli.checks import Check
+from audiolm_cli.errors import UsageError
+from audiolm_cli.request import BATCH_SIZE, Request
+
+RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d{1,5}")
+
+
+class DType(str, Enum):
+    """Precision of the language models; encoding and decoding audio always run in float32."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def _checked(check: Check, *flags: str, **how: Any) -> Any:
+    """An option with a check of its own; the first of its flags is its name in messages."""
+
+    def parser(text: Any) -> Any:
+        return check(flags[0], text)
+
+    return typer.Option(*flags, parser=parser, **how)
+
+
+def _device(option: str, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise UsageError(f"{option}: must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
+    return value
+
+
+def _ray(option: str, value: str) -> str:
+    if value and not RAY_ADDRESS.fullmatch(value):
+        raise UsageError(f"{option}: an address is host:port, ray://host:port, auto or local, not {value!r}")
+    return value
+
+
+# options that other commands have as well
+Device = Annotated[str, _checked(_device, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+# one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
+Threads = Annotated[int, typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+
+
+def model_option(help: str) -> Any:
+    return _checked(checks.path, "--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help=help)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where outputs go, and what they are called."""
+
+    output: Annotated[
+        str | None, _checked(checks.path, "--output", "-o", metavar="FILE", help="Output, or - for stdout.")
+    ] = None
+    out_dir: Annotated[
+        str | None, _checked(checks.path, "--out-dir", metavar="FOLDER", help="Folder for outputs named as inputs.")
+    ] = None
+    name: Annotated[
+        str | None,
+        _checked(checks.path, "--name", metavar="TEMPLATE", help="Names in the folder, such as '{stem}.{index}.wav'."),
+    ] = None
+    jobs: Annotated[
+        str | None,
+        _checked(
+            *(checks.path, "--jobs"),
+            metavar="FILE",
+            help="Job list, one JSON object a line with options as keys; - for stdin.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.out_dir is None:
+            raise UsageError("--name: needs --out-dir")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How outputs are made: the bundle, the machine, and what happens to files that are there."""
+
+    model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
+    device: Device = "auto"
+    threads: Threads = 1
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")] = False
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Keep existing files and make only the others.")
+    ] = False
+    fail_fast: FailFast = False
+    ray: Annotated[  # "" for any address
+        str | None,
+        _checked(
+            *(_ray, "--ray"),
+            metavar="[ADDRESS]",
+            help="Spread the work over a Ray cluster: there, or this machine's cores.",
+        ),
+    ] = None
+    offline: Offline = False
+    quiet: Quiet = False
+    json: Json = False
+    debug: Debug = False
+
+    def __post_init__(self) -> None:
+        if self.force and self.skip_existing:
+            raise UsageError("--force and --skip-existing exclude each other")
+
+
+@dataclass(frozen=True)
+class SampledRunning(Running):
+    """How outputs are sampled: the same, and more."""
+
+    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
+        BATCH_SIZE
+    )
+
+
+class RayCommand(TyperCommand):
+    """A command whose option --ray may stand without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        if "--ray" in args[:end]:
+            place = args.index("--ray")
+            address = [a for a in args[place + 1 : end][:1] if RAY_ADDRESS.fullmatch(a)]
+            args = [*args[:place], f"--ray={''.join(address)}", *args[place + 1 + len(address) :]]
+        return super().parse_args(ctx, args)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Makes a command for Typer, in which a parameter of a class above, or of a request's, stands for its fields."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            options = _options_of(kind)
+            groups[parameter.name] = kind, [option.name for option in options]
+            parameters += options
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def expanded(**given: Any) -> None:
+        for name, (kind, names) in groups.items():
+            values = {option: given.pop(option) for option in names}
+            given[name] = kind(**{option: value for option, value in values.items() if value is not None})
+        command(**given)
+
+    expanded.__dict__["__signature__"] = inspect.Signature(parameters)
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """The options that stand for the fields of a class; a request says itself how they are checked."""
+    found = []
+    if issubclass(kind, Request):
+        for name, field in kind.options().items():
+            how, default = field.metadata, None if field.default is dataclasses.MISSING else field.default
+            if not how["help"]:  # the input and the output, which have an argument and `Naming`
+                continue
+            if how["check"] is checks.flag:
+                hint: Any = Annotated[bool, typer.Option(*how["flags"], help=how["help"])]
+            else:
+                flags = how["flags"] or (f"--{name.replace('_', '-')}",)
+                hint = Annotated[str | None, _checked(how["check"], *flags, metavar=how["metavar"], help=how["help"])]
+            found.append((name, default, hint))
+    else:
+        hints = typing.get_type_hints(kind, include_extras=True)
+        fields = sorted(dataclasses.fields(kind), key=lambda field: field.name not in kind.__annotations__)  # own first
+        found = [(field.name, field.default, hints[field.name]) for field in fields]
+    only = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(name, only, default=default, annotation=hint) for name, default, hint in found]

@@ -1,0 +1,352 @@
+"""One batch of planned outputs: read the inputs, run the pipeline, write marked files, and say what was made.
+
+A `Maker` holds a loaded bundle; there is one class for the commands that sample, one for `encode`, one for `decode`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import numpy as np
+import soundfile
+
+from audiolm_cli.audio import files, inputs, postfilter
+from audiolm_cli.command_line import plot
+from audiolm_cli.command_line.arguments import Running, SampledRunning
+from audiolm_cli.command_line.planning import PlannedOutput
+from audiolm_cli.console import Console, Progress
+from audiolm_cli.errors import AudioLMError, ExistsError, InputError, OutputError, UsageError, display
+from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.request import (
+    ContinueRequest,
+    DecodeRequest,
+    EncodeRequest,
+    GenerateRequest,
+    Request,
+    ResynthRequest,
+    SampledRequest,
+)
+
+if TYPE_CHECKING:
+    from audiolm_cli.bundles.bundle import Bundle
+    from audiolm_cli.pipeline import Output, Prompt
+    from audiolm_cli.token_file import Tokens
+
+Read = TypeVar("Read")
+Made = TypeVar("Made")
+
+
+def load_maker(kind: type[Request], running: Running, console: Console) -> Maker[Any, Any]:
+    """Loads the bundle for requests of a class; raises ModelError, UsageError."""
+    import torch
+
+    from audiolm_cli.bundles import bundle
+
+    torch.set_num_threads(running.threads)
+    dtype = running.dtype.value if isinstance(running, SampledRunning) else "float32"
+    loaded = bundle.load(running.model, device=running.device, dtype=dtype, offline=running.offline)
+    makers: dict[type[Request], type[Maker[Any, Any]]] = {EncodeRequest: TokenMaker, DecodeRequest: DecodedMaker}
+    maker = makers.get(kind, SampledMaker)
+    return maker(loaded, running, console)
+
+
+class Maker(ABC, Generic[Read, Made]):
+    """Makes batches of outputs, each of requests alike but for input, seed and names."""
+
+    batch_size = 1
+
+    def __init__(self, bundle: Bundle, running: Running, console: Console):
+        self.bundle, self.console = bundle, console
+        self.rate = bundle.config.tokens.sample_rate
+        self.force, self.skip_existing = running.force, running.skip_existing
+
+    def check(self, request: Request) -> None:
+        """Raises UsageError for what the bundle cannot do."""
+        try:
+            request.check(self.bundle.config)
+        except UsageError as error:
+            raise UsageError(f"--{error}") from None
+
+    @abstractmethod
+    def read(self, output: PlannedOutput) -> Read:
+        """Reads the input; an AudioLMError fails this output only."""
+
+    @abstractmethod
+    def seconds(self, output: PlannedOutput, read: Read) -> float:
+        """Of audio that will be made; 0 where that does not tell how long it takes."""
+
+    @abstractmethod
+    def make(self, batch: list[PlannedOutput], read: list[Read], progress: Progress | None) -> Iterator[Made]:
+        """Turns up to `batch_size` inputs into results, in order."""
+
+    @abstractmethod
+    def write(self, output: PlannedOutput, made: Made) -> dict[str, Any]:
+        """Writes the output and returns what to report about it; an AudioLMError fails this output only."""
+
+    def run(self, batch: list[PlannedOutput], fail_fast: bool = False) -> int:
+        """Makes one batch, reports each output, and returns how many failed. With `fail_fast` nothing is made after an
+        input that fails."""
+        ready = []
+        for output in batch:
+            try:
+                source = output.request.input
+                with self.console.status(f"reading {display(source)}" if source is not None else "starting"):
+                    ready.append((output, self.read(output)))
+            except AudioLMError as error:
+                self.console.error(error)
+        failed = len(batch) - len(ready)
+        if not ready or (failed and fail_fast):
+            return failed
+        with self.console.progress(sum(self.seconds(output, read) for output, read in ready)) as progress:
+            results = list(self.make([output for output, _ in ready], [read for _, read in ready], progress))
+        for (output, _), made in zip(ready, results, strict=True):  # what follows prints: the bars are gone
+            try:
+                with self.console.status("writing"):
+                    record = self.write(output, made)
+                self.console.result(record)
+            except AudioLMError as error:
+                if isinstance(error, ExistsError) and self.skip_existing:
+                    self.console.note(f"{display(output.target)}: has come up meanwhile and is kept")
+                    continue
+                self.console.error(error)
+                failed += 1
+        return failed
+
+    def recording(self, path: str, end_only: bool = False) -> np.ndarray:
+        """Reads a recording, or its last hour, as `float32 [T]` at the bundle's rate, and says what was done to it.
+        Raises InputError for less than one token."""
+        recording = files.read(path, self.rate, end_only)
+        for note in recording.notes:
+            self.console.note(f"{display(path)}: {note}")
+        if len(recording.samples) < (token := self.bundle.config.tokens.samples_per_semantic):
+            milliseconds = 1000 * token / self.rate
+            raise InputError(f"{display(path)}: shorter than one token, {milliseconds:g} ms")
+        return recording.samples
+
+    def say_clipped(self, output: PlannedOutput, clipped: int) -> None:
+        if clipped:
+            self.console.note(f"{_named(output.target)}: {clipped} samples beyond full scale clipped")
+
+    def record(self, output: PlannedOutput, **more: Any) -> dict[str, Any]:
+        """What to report about any output, and more."""
+        name, identity = self.bundle.config.name, self.bundle.identity
+        return {"path": output.target, "source": output.request.input, "model": name, "identity": identity, **more}
+
+
+class SampledMaker(Maker["Prompt", "Output"]):
+    """`continue`, `generate` and `resynth`: a prompt becomes an audio file."""
+
+    def __init__(self, bundle: Bundle, running: Running, console: Console):
+        super().__init__(bundle, running, console)
+        assert isinstance(running, SampledRunning)
+        self.batch_size = running.batch_size
+        self.settings = {  # for the record
+            "device": running.device,
+            "dtype": running.dtype.value,
+            "threads": running.threads,
+            "kernel": bundle.kernel,
+        }
+        if bundle.kernel == "torch" and bundle.device.type == "cpu" and not os.environ.get("AUDIOLM_KERNEL"):
+            console.note("the native kernel is not compiled here: decoding by torch, which takes far longer")
+        # read once for all samples of a recording, and beside it the reference that many share
+        self._recording = functools.lru_cache(2)(self.recording)
+        self._silent = functools.lru_cache(2)(lambda path: postfilter.silent(self._recording(path, False), self.rate))
+        self._together = 1  # outputs of the batch
+        self._mark = watermark.bundle_id(bundle.config.name)
+
+    def read(self, output: PlannedOutput) -> Prompt:
+        from audiolm_cli.pipeline import Prompt
+
+        request = cast(SampledRequest, output.request)
+        if request.speaker and self._silent(request.speaker):  # here it fails this output only
+            raise InputError(f"{display(request.speaker)}: is silent: there is no voice in it")
+        waveform = np.zeros(0, np.float32)
+        if request.input is not None:
+            waveform = self._recording(request.input, request.continuation_only)
+        return Prompt(waveform, output.position, output.sample, request.seed)
+
+    def seconds(self, output: PlannedOutput, read: Prompt) -> float:
+        request = output.request
+        asked = request.duration if isinstance(request, ContinueRequest | GenerateRequest) else None
+        return asked or len(read.waveform) / self.rate
+
+    def make(self, batch: list[PlannedOutput], read: list[Prompt], progress: Progress | None) -> Iterator[Output]:
+        from audiolm_cli import pipeline
+
+        request, self._together = batch[0].request, len(batch)
+        if isinstance(request, ContinueRequest):
+            return pipeline.continue_(self.bundle, request, read, batch_size=self.batch_size, progress=progress)
+        if isinstance(request, GenerateRequest):
+            return pipeline.generate(self.bundle, request, read, batch_size=self.batch_size, progress=progress)
+        assert isinstance(request, ResynthRequest)
+        speaker = self._recording(request.speaker, False) if request.speaker else None
+        return pipeline.resynth(
+            self.bundle, request, read, speaker=speaker, batch_size=self.batch_size, progress=progress
+        )
+
+    def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
+        request, config = cast(SampledRequest, output.request), self.bundle.config
+        kept = 0 if request.continuation_only else made.prompt_samples
+        waveform, bits = made.waveform, None
+        if not request.no_watermark:
+            waveform = watermark.embed(waveform, self.rate, self._mark, made.prompt_samples)
+            bits = watermark.bits(self._mark)
+        waveform = waveform[made.prompt_samples - kept :]
+        if made.unfamiliar and not output.sample:  # once for all samples of a prompt
+            self.console.note(
+                f"{display(str(request.input))}: unlike what the bundle {config.name} was trained on "
+                f"({made.unfamiliar}); expect little of it"
+            )
+        tags = provenance.tags(
+            self.bundle,
+            seed=request.seed,
+            prompt_samples=kept,
+            watermark=bits or False,
+            options=self._made_with(output, request),
+        )
+        drawn = None
+        if output.picture:
+            drawn = plot.png(made, config.tokens, f"{_named(output.target)}, {config.name}, seed {request.seed}")
+            _check_kept(output, tags, drawn)
+        new = len(made.waveform) - made.prompt_samples
+        factor = sum(made.stage_seconds.values()) * self.rate / (new * self._together)  # the seconds are the batch's
+        clipped = 0
+        if output.kept != output.target:
+            clipped = files.write(output.target, waveform, self.rate, tags, self.force)
+        if output.picture and drawn and output.kept != output.picture:
+            files.write_bytes(output.picture, drawn, self.force)
+        self.console.note(f"{_named(output.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
+        self.say_clipped(output, clipped)
+        return self.record(
+            output,
+            seed=request.seed,
+            position=output.position,
+            sample=output.sample,
+            watermark_bits=bits,
+            prompt_seconds=kept / self.rate,
+            new_seconds=new / self.rate,
+            seconds=len(waveform) / self.rate,
+            batch=self._together,
+            kernel=self.settings["kernel"],
+            stages={
+                stage: {
+                    "seconds": seconds,
+                    "tokens": tokens,
+                    "tokens_per_second": tokens / seconds if seconds else None,
+                }
+                for stage, seconds in made.stage_seconds.items()
+                for tokens in (made.stage_tokens.get(stage, 0),)
+            },
+            real_time_factor=factor,
+            peak=_peak(waveform),
+            clipped=clipped,
+            surprise=made.surprise,
+            unfamiliar=bool(made.unfamiliar),
+            candidates=list(made.candidates) or None,
+            candidate=made.candidates.index(max(made.candidates)) if made.candidates else None,
+        )
+
+    def _made_with(self, output: PlannedOutput, request: SampledRequest) -> dict[str, Any]:
+        """The options that the sound depends on, for the metadata."""
+        asked: dict[str, Any] = {name: getattr(request, name) for name in request.options() if name not in NOT_SOUND}
+        if isinstance(request, ContinueRequest):
+            asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
+            asked["best_of"] = request.best_of if request.best_of > 1 else None  # as without the option
+        if request.speaker:
+            asked["speaker"] = os.path.basename(request.speaker)[-80:]  # a comment has room for 2,000 characters
+        return {
+            **{name: value for name, value in asked.items() if value is not None},
+            **vars(request.sampling(self.bundle.config.sampling)),
+            "batch_size": self.batch_size,
+            "position": output.position,
+            "sample": output.sample,
+            **self.settings,
+        }
+
+
+NOT_SOUND = {"input", "output", "num_samples", "seed", "plot", "continuation_only", "no_watermark"}
+
+
+class TokenMaker(Maker[np.ndarray, "tuple[Tokens, int]"]):
+    """`encode`: a recording becomes a file of tokens."""
+
+    def read(self, output: PlannedOutput) -> np.ndarray:
+        return self.recording(str(output.request.input))
+
+    def seconds(self, output: PlannedOutput, read: np.ndarray) -> float:
+        return len(read) / self.rate
+
+    def make(
+        self, batch: list[PlannedOutput], read: list[np.ndarray], progress: Progress | None
+    ) -> Iterator[tuple[Tokens, int]]:
+        from audiolm_cli import pipeline
+
+        for waveform in read:
+            yield pipeline.encode(self.bundle, waveform, progress), len(waveform)
+
+    def write(self, output: PlannedOutput, made: tuple[Tokens, int]) -> dict[str, Any]:
+        tokens, samples = made
+        files.write_bytes(output.target, tokens.save_bytes(), self.force)
+        return self.record(output, seconds=samples / self.rate)
+
+
+class DecodedMaker(Maker["Tokens", np.ndarray]):
+    """`decode`: a file of tokens becomes an audio file."""
+
+    def read(self, output: PlannedOutput) -> Tokens:
+        from audiolm_cli.token_file import Tokens
+
+        source = str(output.request.input)
+        data = inputs.read_bytes(source)
+        try:
+            return Tokens.load_bytes(data, self.bundle)
+        except InputError as error:
+            raise InputError(f"{display(source)}: {error}") from None
+
+    def seconds(self, output: PlannedOutput, read: Tokens) -> float:
+        return 0
+
+    def make(self, batch: list[PlannedOutput], read: list[Tokens], progress: Progress | None) -> Iterator[np.ndarray]:
+        from audiolm_cli import pipeline
+
+        for output, tokens in zip(batch, read, strict=True):
+            yield pipeline.decode(self.bundle, tokens, cast(DecodeRequest, output.request).quantizers, progress)
+
+    def write(self, output: PlannedOutput, made: np.ndarray) -> dict[str, Any]:
+        quantizers = cast(DecodeRequest, output.request).quantizers or self.bundle.config.tokens.quantizers
+        tags = provenance.tags(self.bundle, options={"quantizers": quantizers})
+        clipped = files.write(output.target, made, self.rate, tags, self.force)
+        self.say_clipped(output, clipped)
+        return self.record(
+            output, quantizers=quantizers, seconds=len(made) / self.rate, peak=_peak(made), clipped=clipped
+        )
+
+
+def _check_kept(output: PlannedOutput, tags: dict[str, str], picture: bytes) -> None:
+    """Raises OutputError where an output that is there without its picture, or the other way round, was made with
+    another seed or other options."""
+    if output.kept is None:
+        return
+    if output.kept == output.target:
+        try:
+            with soundfile.SoundFile(output.target) as sound:
+                same = sound.copy_metadata().get("comment") == tags["comment"]
+        except soundfile.LibsndfileError:
+            same = False
+    else:
+        with open(output.kept, "rb") as file:
+            same = file.read() == picture
+    if not same:
+        raise OutputError(f"{display(output.kept)}: exists already, made in another way; use --force to make both anew")
+
+
+def _named(target: str) -> str:
+    return "standard output" if target == "-" else display(target)
+
+
+def _peak(waveform: np.ndarray) -> float:
+    return float(np.abs(waveform).max(initial=0))

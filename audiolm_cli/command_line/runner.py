@@ -1,0 +1,152 @@
+"""The loop from requests to the exit code: plan, load, and run batch after batch, here or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from audiolm_cli.command_line.arguments import Naming, Running
+from audiolm_cli.console import Console
+from audiolm_cli.errors import AudioLMError, display
+from audiolm_cli.request import Request, SampledRequest
+
+if TYPE_CHECKING:
+    from audiolm_cli.command_line.batch import Maker
+    from audiolm_cli.command_line.planning import PlannedOutput
+
+
+def run(request: Request, sources: Sequence[str | None], naming: Naming, running: Running, console: Console) -> None:
+    """Makes the outputs of a command and exits with 1 if any failed; without a readable input no model is loaded.
+    `sources` is [None] where nothing goes in."""
+    planned = _planned(request, sources, naming, running, console)
+    usable = readable(planned, console)
+    failed = len(planned) - len(usable)
+    if usable and not (failed and running.fail_fast):
+        console.overall = (0, len(usable), 0.0)
+        here, make = running, None
+        if running.ray is not None:
+            from audiolm_cli.command_line import cluster
+
+            with console.status("connecting to the cluster"):
+                cluster.connect(running.ray, quiet=not console.debug)
+            here = replace(running, device="cpu")  # for what is checked here: a GPU may be elsewhere only
+        with console.status(f"loading {display(running.model)}"):
+            from audiolm_cli.command_line.batch import load_maker
+
+            maker = load_maker(type(request), here, console)
+        if running.ray is not None:
+            make = functools.partial(
+                cluster.run_batches, kind=type(request), running=running, bundle=maker.bundle, console=console
+            )
+        failed += run_batches(usable, maker, console, running.fail_fast, make)
+    if failed:
+        raise typer.Exit(1)
+
+
+MakeBatches = Callable[[list[list["PlannedOutput"]]], Iterable[int]]  # batches -> how many outputs of each failed
+
+
+def run_batches(
+    planned: Sequence[PlannedOutput],
+    maker: Maker,
+    console: Console,
+    fail_fast: bool = False,
+    make: MakeBatches | None = None,
+) -> int:
+    """Makes the outputs in order and returns how many failed; each has said so itself. With `fail_fast` nothing is
+    begun after the first failure. `make` makes batches elsewhere; by default the maker does, here."""
+    for request in dict.fromkeys(output.request.shared() for output in planned):
+        maker.check(request)
+    failed, done, start = 0, 0, time.monotonic()
+    console.overall = (done, len(planned), start)
+    listed = list(batches(planned, maker.batch_size))
+    failures = make(listed) if make else (maker.run(batch, fail_fast) for batch in listed)
+    for batch, failures_of_batch in zip(listed, failures, strict=True):
+        failed += failures_of_batch
+        if failed and fail_fast:
+            break
+        done += len(batch)
+        console.overall = (done, len(planned), start)
+    return failed
+
+
+def batches(planned: Iterable[PlannedOutput], size: int) -> Iterator[list[PlannedOutput]]:
+    """Up to `size` outputs that stand together and differ in nothing but input, seed and names."""
+    for _, alike in itertools.groupby(planned, lambda output: output.request.shared()):
+        while batch := list(itertools.islice(alike, size)):
+            yield batch
+
+
+def readable(planned: Sequence[PlannedOutput], console: Console) -> list[PlannedOutput]:
+    """The outputs whose inputs can be opened; reports each input that cannot, before a model is loaded for it."""
+    from audiolm_cli.audio import inputs
+
+    usable: dict[str | None, bool] = {None: True}
+    for path in dict.fromkeys(path for output in planned for path in (output.request.speaker, output.request.input)):
+        if path is not None:
+            try:
+                inputs.check(path)
+                usable[path] = True
+            except AudioLMError as error:
+                console.error(error)
+                usable[path] = False
+    return [output for output in planned if usable[output.request.input] and usable[output.request.speaker]]
+
+
+def _planned(
+    request: Request, sources: Sequence[str | None], naming: Naming, running: Running, console: Console
+) -> list[PlannedOutput]:
+    """The outputs to make, with the checks that a command can fail before it starts."""
+    from audiolm_cli.command_line import planning
+
+    if not sources and naming.jobs is None and _piped():
+        sources = ["-"]
+        if naming.output is None and naming.out_dir is None:
+            naming = replace(naming, output="-")
+    asked = planning.requests(request, sources, naming)
+    planning.check_streams(asked, naming.jobs, running)
+    if any(each.plot for each in asked):
+        from audiolm_cli.command_line import plot
+
+        plot.check()
+    if any(each.no_watermark for each in asked):
+        console.say("--no-watermark: `audiolm detect` will not know the outputs again by a mark")
+    reads = [(naming.jobs, "the job list")] if naming.jobs is not None else []
+    reads += [(str(file), "a file of the bundle") for file in _files(running.model)]
+    kept = {"force": running.force, "skip_existing": running.skip_existing}
+    planned = planning.plan(asked, out_dir=naming.out_dir, name=naming.name, reads=reads, **kept)
+    if skipped := sum(each.num_samples for each in asked) - len(planned):
+        console.note(f"{skipped} outputs exist already and are kept")
+    seed = request.seed if isinstance(request, SampledRequest) else None
+    if seed is not None and planned:
+        console.note(f"seed {seed}")
+    if not running.force and all(each.output != "-" for each in asked):
+        again = f" --seed {seed}" if seed is not None else ""
+        console.rest = f"; the same command with --skip-existing{again} makes the rest"
+    return planned
+
+
+def _piped() -> bool:
+    """Whether something is piped, or redirected from a file, into standard input."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, or no file
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    return False
+
+
+def _files(model: str) -> list[Path]:
+    """What a bundle's folder holds; empty for the name of a bundle."""
+    if os.path.isfile(os.path.join(model, "config.json")):
+        with contextlib.suppress(OSError):
+            return list(Path(model).iterdir())
+    return []

@@ -1,0 +1,196 @@
+"""Requests: what can be asked of a bundle, one frozen class for each command.
+
+The command line makes a request of its options, a job list of each line, Python code by calling the class. Values are
+checked when a request is made, wherever that is. The pipeline takes requests as they are. Fields are named as the
+options are; in JSON and in messages their names have hyphens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import secrets
+from dataclasses import KW_ONLY, Field, dataclass, field, fields, replace
+from typing import Any, ClassVar, TypeVar
+
+from audiolm_cli import checks
+from audiolm_cli.checks import Check
+from audiolm_cli.config import BundleConfig, Sampling
+from audiolm_cli.errors import UsageError
+
+BATCH_SIZE = 8  # outputs made together, where nothing else is asked for
+MAX_CANDIDATES = 64  # of one output
+AUDIO = (".wav", ".flac", ".ogg")  # suffixes of the formats that can be written; the first is the default
+
+VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
+SomeRequest = TypeVar("SomeRequest", bound="Request")
+
+
+def option(
+    check: Check, help: str = "", metavar: str | None = None, *flags: str, default: Any = None, **how: Any
+) -> Any:
+    """A field that can be asked for: its check and, for the command line, its help, metavar and flags."""
+    how.setdefault("default", default)
+    return field(metadata={"check": check, "help": help, "metavar": metavar, "flags": flags}, **how)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What every command is asked for.
+
+    `input` is a path, "-" for standard input, or None where nothing goes in or Python code has the input itself;
+    `output` a path, "-" for standard output, or None for a name after the input's. The pipeline returns waveforms:
+    `output`, `plot`, `continuation_only` and `no_watermark` are for whoever writes files. Raises UsageError for a value
+    that cannot be.
+    """
+
+    input: str | None = option(checks.source)
+    _: KW_ONLY
+    output: str | None = option(checks.path)
+    # what only some commands can be asked for, as it is for the others
+    num_samples: int = field(default=1, init=False)
+    speaker: str | None = field(default=None, init=False)
+    plot: str | None = field(default=None, init=False)
+    continuation_only: bool = field(default=False, init=False)
+    no_watermark: bool = field(default=False, init=False)
+
+    suffixes: ClassVar[tuple[str, ...]] = AUDIO
+
+    def __post_init__(self) -> None:
+        for name, spec in self.options().items():
+            if (value := getattr(self, name)) is not None or spec.default is not None:
+                object.__setattr__(self, name, spec.metadata["check"](name.replace("_", "-"), value))
+
+    @classmethod
+    @functools.cache
+    def options(cls) -> dict[str, Field[Any]]:
+        """The fields that can be asked for: the command's own, then those that it shares."""
+        names = dict.fromkeys(name for kind in cls.__mro__ for name in inspect.get_annotations(kind))
+        found = {spec.name: spec for spec in fields(cls) if spec.init}
+        return {name: found[name] for name in names if name in found}
+
+    def updated(self: SomeRequest, given: Any) -> SomeRequest:
+        """The request with what a JSON object asks for instead. Raises UsageError."""
+        if not isinstance(given, dict):
+            raise UsageError("not a JSON object")
+        known = {name.replace("_", "-"): name for name in self.options()}
+        if unknown := given.keys() - known.keys():
+            raise UsageError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+        for key in (key for key, value in given.items() if value is None):
+            raise UsageError(f"{key}: must not be null; leave the key out")
+        return replace(self, **{known[key]: value for key, value in given.items()})
+
+    def shared(self: SomeRequest) -> SomeRequest:
+        """What requests of one batch have in common: all but input, seed and names."""
+        known = self.options()
+        return replace(self, **{name: value for name, value in VARIES.items() if name in known})
+
+    def check(self, config: BundleConfig) -> None:
+        """Raises UsageError for what the bundle cannot do."""
+
+
+@dataclass(frozen=True)
+class SampledRequest(Request):
+    """What the commands that sample tokens have in common. None leaves a choice to the bundle."""
+
+    num_samples: int = option(checks.integer(1, 10000), "Outputs of each input.", "N", "--num-samples", "-n", default=1)
+    seed: int = option(
+        checks.integer(0, 2**63 - 1),
+        "Same seed, same audio; random unless given.",
+        "N",
+        default=dataclasses.MISSING,
+        default_factory=lambda: secrets.randbits(32),
+    )
+    temperature: float | tuple[float, float, float] | None = option(
+        checks.for_stages(float, lambda t: 0 <= t < math.inf, "at least 0"),
+        "Of all stages, or semantic, coarse, fine.",
+        "T|S,C,F",
+    )
+    top_k: float | tuple[float, float, float] | None = option(
+        checks.for_stages(int, lambda k: 0 <= k < 2**31, "from 0 to 2147483647"),
+        "Most likely tokens kept; 0: all.",
+        "K|S,C,F",
+    )
+    top_p: float | tuple[float, float, float] | None = option(
+        checks.for_stages(float, lambda p: 0 < p <= 1, "above 0 and at most 1"),
+        "Probability kept, up to 1: all.",
+        "P|S,C,F",
+    )
+    guidance: float | None = option(checks.guidance, "How strongly stage 2 holds on to the voice; 0: as trained.", "W")
+    plot: str | None = option(
+        checks.picture, "PNG of spectrogram and tokens; '{stem}.{index}.png' names several.", "FILE"
+    )
+    no_watermark: bool = option(
+        checks.flag, "Leave out the mark that `detect` finds.", None, "--no-watermark", default=False
+    )
+
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """The bundle's defaults with what is asked for instead."""
+        given = {name: getattr(self, name) for name in vars(defaults)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class ContinueRequest(SampledRequest):
+    """Continue recordings by `duration` seconds, after the last `prompt_seconds` of them."""
+
+    duration: float = option(checks.seconds, "Seconds of new audio.", "SECONDS", default=7)
+    prompt_seconds: float | None = option(
+        checks.seconds, "How much of a prompt's end to go on from: speech 3, piano 4.", "SECONDS"
+    )
+    best_of: int = option(
+        checks.integer(1, MAX_CANDIDATES),
+        f"Candidates of each output, up to {MAX_CANDIDATES}, of which the best is kept.",
+        "N",
+        default=1,
+    )
+    continuation_only: bool = option(checks.flag, "Leave the prompt out.", None, "--continuation-only", default=False)
+
+    def check(self, config: BundleConfig) -> None:
+        _at_least_a_token(config, "duration", self.duration)
+        if self.prompt_seconds is not None:
+            _at_least_a_token(config, "prompt-seconds", self.prompt_seconds)
+
+
+@dataclass(frozen=True)
+class GenerateRequest(SampledRequest):
+    """Make `duration` seconds from nothing."""
+
+    input: None = field(default=None, init=False)
+    duration: float = option(checks.seconds, "Seconds of audio.", "SECONDS", default=10)
+
+    def check(self, config: BundleConfig) -> None:
+        _at_least_a_token(config, "duration", self.duration)
+
+
+@dataclass(frozen=True)
+class ResynthRequest(SampledRequest):
+    """Say recordings again in the voice of `speaker`, the path of a recording, or in a sampled one."""
+
+    speaker: str | None = option(checks.path, "Recording of the voice; sampled unless given.", "FILE")
+
+
+@dataclass(frozen=True)
+class EncodeRequest(Request):
+    """Turn recordings into tokens."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+
+
+@dataclass(frozen=True)
+class DecodeRequest(Request):
+    """Turn tokens into audio, from the first `quantizers` code streams (default: all)."""
+
+    quantizers: int | None = option(checks.integer(1, 64), "Use only the first of the quantizers.", "N")
+
+    def check(self, config: BundleConfig) -> None:
+        if (self.quantizers or 1) > config.tokens.quantizers:
+            raise UsageError(f"quantizers: {config.name} has only {config.tokens.quantizers}")
+
+
+def _at_least_a_token(config: BundleConfig, name: str, seconds: float) -> None:
+    token, rate = config.tokens.samples_per_semantic, config.tokens.sample_rate
+    if round(seconds * rate) < token:
+        raise UsageError(f"{name}: must be at least {token / rate} seconds")
