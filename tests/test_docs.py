@@ -20,6 +20,7 @@ import typer
 
 from audiolm_cli.command_line import cli
 from tests.conftest import ROOT, tone
+from tests.test_borders import ROOMS
 
 README, COMMANDS = ROOT / "README.md", ROOT / "docs" / "commands.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -137,6 +138,13 @@ def test_make_targets_and_modules_that_are_named_exist(file):
         assert f"\n{target}:" in makefile, target
     for module in re.findall(r"-m (audiolm_cli[\w.]*)", text):
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+
+
+def test_the_architecture_names_what_each_room_may_import():
+    table = read(ROOT / "docs" / "architecture.md").partition("## Who knows whom")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)[^|]*\|[^|]*\|([^|]*)\|$", table, re.M)
+    stated = {room: set(re.findall(r"`(\w+)`", cell)) for room, cell in rows}
+    assert {room: allowed - {"__init__"} for room, allowed in ROOMS.items()} == {room: stated[room] for room in ROOMS}
 
 
 def test_the_lock_has_the_tested_versions():
