@@ -17,7 +17,7 @@ PROCESSES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-fast test-torch sanitize lint format eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
+.PHONY: help install demo test test-fast test-torch sanitize lint format lock eval eval-speech eval-piano eval-detector bench weights-speech weights-piano clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -67,10 +67,17 @@ lint: .venv/installed  ## format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: .venv/installed  ## put the code and README's help texts into the form that lint and test want
+format: .venv/installed  ## put the code and the help texts in docs/ into the form that lint and test want
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python -m tests.test_readme
+	$(BIN)/python -m tests.test_docs
+
+# uv must see a CPU build of torch, which needs no CUDA packages: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+lock:  ## requirements.lock: the hashes of what `make install` installs beside torch; needs uv
+	uv pip compile pyproject.toml $(addprefix --extra ,dev plot ray train) --constraints constraints.txt \
+	  --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) \
+	  --no-emit-package torch --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
 
 eval: eval-speech eval-piano  ## the figures on quality, from the validation splits of DATA and PIANO
 

@@ -26,7 +26,7 @@ ROOMS = {
     "provenance": {"audio", "bundles", "detector", "__init__"},
     "request": set[str](),
     "token_file": {"audio", "bundles"},
-    "pipeline": {"audio", "bundles", "language_models", "request", "token_file"},
+    "pipeline": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
 }
 
 

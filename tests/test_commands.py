@@ -109,7 +109,8 @@ def test_json_has_the_documented_keys(audiolm, tmp_path, command, keys):
     assert code == 0, err
     record = json.loads(out)
     assert set(record) == keys
-    documented = (ROOT / "README.md").read_text(encoding="utf-8").partition("### JSON")[2].partition("##")[0]
+    documented = (ROOT / "docs/files.md").read_text(encoding="utf-8").partition("## JSON output")[2]
+    documented = documented.partition("`audiolm detect")[0]
     assert all(f"`{key}`" in documented for key in keys)
     assert record["seconds"] == pytest.approx({"continue": 0.71, "generate": 0.2}.get(command[0], 0.51))
 

@@ -73,7 +73,7 @@ def test_a_line_each_and_what_cannot_be_read_is_said(audiolm, marked, tiny_bundl
 
 def test_json_has_the_documented_keys(audiolm, marked, tiny_bundle):
     _, (found,), _ = detect(audiolm, marked, "-m", tiny_bundle)
-    documented = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Known again")[2].partition("\n###")[0]
+    documented = (ROOT / "docs/files.md").read_text(encoding="utf-8").partition("`audiolm detect --json`")[2]
     assert len(found) > 5
     assert [key for key in found if f"`{key}`" not in documented] == []
 

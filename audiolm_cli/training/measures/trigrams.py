@@ -39,8 +39,8 @@ class Trigrams:
     def probability(self, history: History, word: str) -> float:
         """Of a word behind up to ORDER - 1 others."""
         lower = self.probability(history[1:], word) if history else 1 / VOCABULARY
-        tokens, types = self._tokens[history], self._types[history]
-        return (self._counts[(*history, word)] + types * lower) / (tokens + types) if tokens else lower
+        tokens, types, run = self._tokens[history], self._types[history], (*history, word)
+        return (self._counts[run] + types * lower) / (tokens + types) if tokens else lower
 
     def bits(self, words: Sequence[str]) -> np.ndarray:
         """Of every word behind those before it, `float64 [N]`."""
