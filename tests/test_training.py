@@ -301,6 +301,10 @@ def train_together(rank: int, folder: Path, port: int) -> None:
         wanted = torch.randn(8, 4) + 10 * rank
         shared.update(model(wanted).square().mean(), {})
     shared.log(finished=True)
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(size, generator=generator) for size in ((4, 8), (4, 4), (6, 3))]
+    for x, update in zip(matrices, trainer.shared_out(matrices, (3.4445, -4.775, 2.0315), 5), strict=True):
+        assert torch.equal(update, trainer.orthogonalised(x, (3.4445, -4.775, 2.0315), 5))
     torch.save({"step": shared.step, **model.state_dict()}, folder / f"{rank}.pt")
 
 

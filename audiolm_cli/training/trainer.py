@@ -265,23 +265,36 @@ def optimizers(
 
 class Float32Muon(torch.optim.Muon):
     """Muon whose iteration runs in float32, for processors that emulate bfloat16: there torch's takes four times as
-    long. Its state is the same, so that a run goes on with either."""
+    long. Its state is the same, so that a run goes on with either. Processes share out the matrices."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            updates = []
+            for parameter in parameters:
+                assert parameter.grad is not None
+                momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                updates.append(parameter.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
+            updates = shared_out(updates, group["ns_coefficients"], group["ns_steps"])
+            for parameter, update in zip(parameters, updates, strict=True):
                 size = 0.2 * max(parameter.shape) ** 0.5  # as AdamW's steps: `match_rms_adamw`
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(
-                    orthogonalised(update, group["ns_coefficients"], group["ns_steps"]), alpha=-group["lr"] * size
-                )
+                parameter.add_(update, alpha=-group["lr"] * size)
+
+
+def shared_out(matrices: list[Tensor], coefficients: tuple[float, float, float], steps: int) -> list[Tensor]:
+    """All matrices `orthogonalised`; under torchrun each process does its share and gets the others'."""
+    if not distributed.is_initialized():
+        return [orthogonalised(x, coefficients, steps) for x in matrices]
+    rank, count, parts = distributed.get_rank(), distributed.get_world_size(), []
+    for number, x in enumerate(matrices):
+        own = number % count == rank
+        parts.append(orthogonalised(x, coefficients, steps).flatten() if own else torch.zeros(x.numel()))
+    together = torch.cat(parts)
+    distributed.all_reduce(together)
+    return [part.view_as(x) for part, x in zip(together.split([x.numel() for x in matrices]), matrices, strict=True)]
 
 
 def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
