@@ -118,11 +118,11 @@ def test_samples_of_one_prompt_are_as_if_alone(tiny: bundle.Bundle) -> None:
     """Although what they begin with is computed once."""
     for seconds in (1.0, 0.04, 3.0):  # no more of it than the decoder looks ahead, all of it, its end
         prompts = [Prompt(noise(seconds), 0, n, seed=7) for n in range(3)]
-        shared = [Prompt(prompts[0].samples, 0, n, seed=7) for n in range(3)]
+        shared = [Prompt(prompts[0].waveform, 0, n, seed=7) for n in range(3)]
         results = run(tiny, shared, duration=0.6)
         alone = [run(tiny, [prompt], duration=0.6)[0] for prompt in prompts]
-        assert all(np.array_equal(a.samples, b.samples) for a, b in zip(results, alone, strict=True))
-        assert not np.array_equal(results[0].samples, results[1].samples)
+        assert all(np.array_equal(a.waveform, b.waveform) for a, b in zip(results, alone, strict=True))
+        assert not np.array_equal(results[0].waveform, results[1].waveform)
 
 
 def test_the_tokens_of_an_output_render_it(tiny: bundle.Bundle) -> None:
