@@ -144,14 +144,14 @@ def continue_(
         strange = run.strangeness(ends, known)
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
         semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], request.best_of)
-        begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # by prompt: what all of its samples begin with
+        begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # what all samples of a prompt begin with
         for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
             prompt, repeated = run.prompts[n].waveform, known[n].codes.shape[1] * spec.samples_per_frame
             same = max(0, repeated - bundle.codec.lookahead * spec.samples_per_frame)
-            if id(prompt) not in begun:
+            if (first := run.first[n]) not in begun:
                 filters = postfilter.chain(config.output, spec.sample_rate, ends[n], repeated)
-                begun[id(prompt)] = filters.push(output.waveform[:same]), filters
-            beginning, filters = begun[id(prompt)]
+                begun[first] = filters.push(output.waveform[:same]), filters
+            beginning, filters = begun[first]
             rest = copy.deepcopy(filters).whole(output.waveform[same : repeated + new_samples])
             decoded = np.concatenate([beginning, rest])
             yield replace(

@@ -224,10 +224,9 @@ class Trainer:
         if not distributed.is_initialized():
             return
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        mean = nn.utils.parameters_to_vector(gradients) / distributed.get_world_size()
-        distributed.all_reduce(mean)
-        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        count = distributed.get_world_size()
+        for gradient, mean in zip(gradients, summed([gradient / count for gradient in gradients]), strict=True):
+            gradient.copy_(mean)
 
     def _log_means(self, rate: float) -> None:
         speed = (self.step - self._logged_step) / (self.seconds - self._logged)
@@ -288,13 +287,20 @@ def shared_out(matrices: list[Tensor], coefficients: tuple[float, float, float],
     """All matrices `orthogonalised`; under torchrun each process does its share and gets the others'."""
     if not distributed.is_initialized():
         return [orthogonalised(x, coefficients, steps) for x in matrices]
-    rank, count, parts = distributed.get_rank(), distributed.get_world_size(), []
-    for number, x in enumerate(matrices):
-        own = number % count == rank
-        parts.append(orthogonalised(x, coefficients, steps).flatten() if own else torch.zeros(x.numel()))
-    together = torch.cat(parts)
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    return summed(
+        [
+            orthogonalised(x, coefficients, steps) if n % count == rank else torch.zeros_like(x)
+            for n, x in enumerate(matrices)
+        ]
+    )
+
+
+def summed(tensors: list[Tensor]) -> list[Tensor]:
+    """Sums tensors over all processes, in one message."""
+    together = torch.cat([x.flatten() for x in tensors])
     distributed.all_reduce(together)
-    return [part.view_as(x) for part, x in zip(together.split([x.numel() for x in matrices]), matrices, strict=True)]
+    return [part.view_as(x) for part, x in zip(together.split([x.numel() for x in tensors]), tensors, strict=True)]
 
 
 def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
