@@ -251,10 +251,10 @@ def preset(name: str) -> BundleConfig:
         ),
         "speech": BundleConfig(
             "speech",
-            TokenSpec(),
+            TokenSpec(semantic_vocabulary=1024),
             SpectralConfig(),
-            TokenizerConfig(directions=192),
-            StageConfig(3),
+            TokenizerConfig(right=2, units="classes"),
+            StageConfig(6),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
             DetectorConfig(),

@@ -32,10 +32,11 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     if config.detector:
         parts["detector"] = make_detector(config.detector, spec)
     generator, tokenizer = torch.Generator().manual_seed(seed), cast("SemanticTokenizer", parts["tokenizer"])
-    hidden = tokenizer.eval().represent(torch.randn(1, 64000, generator=generator))[0]
-    tokenizer.mean.copy_(hidden.mean(0))
-    tokenizer.scale.copy_(1 / hidden.std(0))
-    tokenizer.centroids.normal_(generator=generator)
+    if config.tokenizer.units == "centroids":
+        hidden = tokenizer.eval().represent(torch.randn(1, 64000, generator=generator))[0]
+        tokenizer.mean.copy_(hidden.mean(0))
+        tokenizer.scale.copy_(1 / hidden.std(0))
+        tokenizer.centroids.normal_(generator=generator)
     for stage in ("semantic", "coarse", "fine"):
         for parameter in parts[stage].parameters() if stage in parts else ():
             parameter.data.mul_(4 if parameter.ndim > 1 else 1)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audiolm_cli import request
+from audiolm_cli.bundles import catalogue
 from audiolm_cli.command_line import cli, planning
 from audiolm_cli.command_line.arguments import RAY_ADDRESS
 
@@ -149,7 +150,7 @@ def test_any_bytes_as_a_job_list(asked, data):
 
 
 @ARBITRARY
-@given(texts.filter(lambda text: text != "-"))
+@given(texts.filter(lambda text: text not in ("-", *catalogue.embedded())))
 def test_any_text_as_a_bundle_or_a_recording(capfd, monkeypatch, tmp_path, text):
     monkeypatch.chdir(tmp_path)
     for command in (["models", "show", "--offline"], ["models", "verify"], ["detect"]):

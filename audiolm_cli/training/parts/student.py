@@ -258,7 +258,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.0, help="drawing it takes an eighth of a step on a CPU")
-    parser.add_argument("--clusters", type=int, choices=SIZES, default=512, help="semantic tokens in the end")
+    parser.add_argument(
+        "--clusters", type=int, choices=SIZES, help="semantic tokens in the end; the preset's number by default"
+    )
     parser.add_argument("--labels-only", action="store_true", help="only ask the teacher")
     add_matrices(parser)
     args = parser.parse_args()
@@ -291,7 +293,7 @@ def main() -> None:
     trainer.log(valid=True, finished=True, **validate(student, valid, tokens))
     if trainer.rank:
         return
-    spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters)
+    spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     taught = {"teacher": f"Whisper {args.teacher}, layer {args.layer}"}
     about = {
         "config": dataclasses.asdict(config),
@@ -299,7 +301,9 @@ def main() -> None:
         "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **taught, **before},
     }
     own = matrices(args, "tokenizer")
-    save_part(args.runs / "parts" / "tokenizer.safetensors", student.finished(args.clusters, own), about, own)
+    save_part(
+        args.runs / "parts" / "tokenizer.safetensors", student.finished(spec.semantic_vocabulary, own), about, own
+    )
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: C
 
 def load(runs: Path) -> TokenizerTraining:
     """The training state of the checkpoint in `runs`."""
-    training = TokenizerTraining(preset("speech").tokenizer, TokenSpec())
+    training = TokenizerTraining(MATERIALS["speech"].config(preset("speech").tokenizer), TokenSpec())
     training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
     return training.eval()
 
@@ -348,14 +348,19 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
 
 @dataclass(frozen=True)
 class Material:
-    """What differs between kinds of sound: the points of the first labels, and whether voices are changed in inputs,
-    so as to be told apart as little as can be."""
+    """What differs between kinds of sound: the points of the first labels, whether voices are changed in inputs, so as
+    to be told apart as little as can be, and the directions in which outputs are compared (0: all)."""
 
     points: Callable[[SemanticTokenizer, Corpus, torch.device], Tensor]
     voices: bool
+    directions: int
+
+    def config(self, chosen: TokenizerConfig) -> TokenizerConfig:
+        """The same sizes for a tokenizer without a teacher."""
+        return dataclasses.replace(chosen, units="centroids", directions=self.directions)
 
 
-MATERIALS = {"speech": Material(cepstral_points, True), "piano": Material(pitch_points, False)}
+MATERIALS = {"speech": Material(cepstral_points, True, 192), "piano": Material(pitch_points, False, 0)}
 
 
 def main() -> None:
@@ -371,7 +376,7 @@ def main() -> None:
     chosen, material = preset(args.preset), MATERIALS[args.material]
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
-    training = TokenizerTraining(chosen.tokenizer, chosen.tokens)
+    training = TokenizerTraining(material.config(chosen.tokenizer), chosen.tokens)
     before = warm_start(args, "tokenizer", training.tokenizer)
     trainer = Trainer("tokenizer", args, training, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
