@@ -15,7 +15,6 @@ import torch
 
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.language_models.likelihood import token_losses
-from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.corpora.tokenize import TokenData, groups, joined, read_tokens, write_tokens
@@ -60,7 +59,7 @@ def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops
     Rows are named `semantic`, `coarse 0`, ..., `fine 4`, ...; `bigram` is the better of the two of `ngrams`.
     """
     rows: dict[str, dict] = {}
-    for stage, model in _stages(bundle).items():
+    for stage, model in bundle.stages.items():
         drawn = _drawn(model, [validation], CROPS[stage], crops)
         spec, length = validation.spec, round(CROPS[stage].crop * validation.spec.semantic_rate)
         losses = _losses(model, [validation], drawn, CROPS[stage])
@@ -112,11 +111,6 @@ def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96)
         for name, change in (("other semantics", {"shuffled": True}), ("other reference", {"others": True}))
     }
     return {name: figure(zip(speakers, values, strict=True)) for name, values in {"own": own, **rise}.items()}
-
-
-def _stages(bundle: Bundle) -> dict[StageName, Stack]:
-    stages: dict[StageName, Stack] = {"semantic": bundle.semantic, "coarse": bundle.coarse}
-    return {**stages, "fine": bundle.fine} if bundle.fine is not None else stages
 
 
 def _drawn(model: Stack, data: Sequence[TokenData], shape: Shape, count: int) -> list:

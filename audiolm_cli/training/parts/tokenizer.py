@@ -21,7 +21,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ from audiolm_cli.training.trainer import (
     add_matrices,
     arguments,
     autocast,
-    load_checkpoint,
     matrices,
     warm_start,
 )
@@ -309,13 +307,6 @@ def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: C
             numbers[cluster] = number
             taken.add(number)
     tokenizer.centroids.copy_(tokenizer.centroids[sorted(numbers, key=numbers.__getitem__)])
-
-
-def load(runs: Path) -> TokenizerTraining:
-    """The training state of the checkpoint in `runs`."""
-    training = TokenizerTraining(MATERIALS["speech"].config(preset("speech").tokenizer), TokenSpec())
-    training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
-    return training.eval()
 
 
 def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
