@@ -30,12 +30,11 @@ from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Clock, Progress, Tell, counted
 from audiolm_cli.errors import InputError
 from audiolm_cli.language_models.likelihood import strangeness
+from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.language_models.stages import (
     REFERENCE_SECONDS,
-    Noise,
     best_semantic,
     continue_coarse,
-    continue_fine,
     continue_semantic,
     first_window,
 )
@@ -319,7 +318,7 @@ class Run:
         if self.bundle.fine is not None:
             with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
                 sampling = self.sampling.stage("fine")
-                codes = continue_fine(self.bundle.fine, codes, known, self.noise, sampling, self.batch_size, tell)
+                codes = self.bundle.fine.complete(codes, known, self.noise, sampling, self.batch_size, tell)
         codec = self.bundle.codec
         audio, begun = [], dict[bytes, Begun]()
         with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:

@@ -20,6 +20,7 @@ from audiolm_cli.bundles import bundle
 from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models import stages
+from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
@@ -70,7 +71,7 @@ def test_same_seed_same_samples_another_seed_other_content(tiny: bundle.Bundle) 
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("layout", ["frames", "aligned"])
+@pytest.mark.parametrize("layout", ["frames", "plain"])
 def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tmp_path: Path, layout: Layout) -> None:
     config = preset("tiny")
     coarse = dataclasses.replace(config.coarse, window_seconds=1.0, layout=layout)
@@ -88,14 +89,14 @@ def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tm
         next(pipeline.resynth(loaded, ResynthRequest(**SAMPLING | {"guidance": guidance}), [Prompt(noise(0.6))]))
         for guidance in (0, 2)
     )  # semantic tokens alone, to which only one of the layouts can hold on
-    assert torch.equal(free.codes[:4], held.codes[:4]) == (layout == "aligned")
+    assert torch.equal(free.codes[:4], held.codes[:4]) == (layout == "plain")
 
 
 def test_a_bundle_as_the_paper_has_it_for_piano(tmp_path: Path) -> None:
     """AudioLM, section IV-E: three quantizers of 2^14 codes each, all of them the coarse stage's; no fine stage."""
     config = preset("tiny")
     tokens = dataclasses.replace(config.tokens, quantizers=3, coarse=3, codebook_size=1 << 14)
-    for layout in ("frames", "aligned", "plain"):
+    for layout in ("frames", "plain"):
         coarse = dataclasses.replace(config.coarse, layout=layout)
         paper = dataclasses.replace(config, tokens=tokens, coarse=coarse, fine=None)
         loaded = bundle.load(str(write_bundle(tmp_path / layout, paper)), device="cpu", dtype="float32")
@@ -306,20 +307,20 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
 ) -> None:
     """Longer than a window; what goes into stage 2 is seen from inside."""
     seen = []
-    made = stages.coarse_sequence
+    made = FrameTransformer.sequence
 
     def watched(*arguments: Any) -> Any:
         seen.append(arguments)
         return made(*arguments)
 
-    monkeypatch.setattr(stages, "coarse_sequence", watched)
+    monkeypatch.setattr(FrameTransformer, "sequence", watched)
     source, speaker = noise(2.30001), noise(0.5, 1)
     (result,) = pipeline.resynth(tiny, AGAIN, [Prompt(source)], speaker=speaker)
     assert len(result.waveform) == len(source)
     clean = [postfilter.without_rumble(sound, 16000, 70.0) for sound in (source, speaker)]
     semantic, reference = pipeline.encode(tiny, clean[0]).semantic, pipeline.encode(tiny, clean[1][: 12 * 640])
     assert len(seen) > 2
-    for _, _, tokens, codes, voice in seen:
+    for _, tokens, codes, voice in seen:
         assert torch.equal(voice[0], reference.semantic)
         assert torch.equal(voice[1], reference.codes[:4])
         assert any(torch.equal(tokens, part) for part in semantic.unfold(0, len(tokens), 1))

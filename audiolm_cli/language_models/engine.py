@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.tokens import Sequence
+from audiolm_cli.language_models.tokens import Item
 from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear
 from audiolm_cli.processor import row_block
 
@@ -27,21 +27,6 @@ from audiolm_cli.processor import row_block
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
 GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
-    drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
-    an id (within the range) that ends the item early; only where a step is one token. `guides` are what guidance leads
-    away from: sequences with the same unknown tail behind less, no more of them than the sampling has shares."""
-
-    sequence: Sequence
-    low: list[int]
-    size: int
-    uniform: Tensor  # float32 [unknown] or [unknown, Q]
-    stop: int | None = None
-    guides: tuple[Sequence, ...] = ()
 
 
 @torch.inference_mode()

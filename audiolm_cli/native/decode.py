@@ -22,9 +22,8 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.native.model import Weights, pointer
 
 if TYPE_CHECKING:
-    from audiolm_cli.language_models.engine import Item
     from audiolm_cli.language_models.sampling import StageSampling
-    from audiolm_cli.language_models.tokens import Sequence
+    from audiolm_cli.language_models.tokens import Item, TokenSequence
 
 STEPS = 16  # made at a time
 LANES = 8  # as in vectors.h
@@ -157,7 +156,7 @@ class Session:
             pointer(self.made[-1]),
         )
 
-    def _branch(self, sequence: Sequence, steps: int) -> None:
+    def _branch(self, sequence: TokenSequence, steps: int) -> None:
         known, ids, fields = sequence.known, sequence.ids.numpy(), sequence.fields.numpy()
         if len(fields) != known + steps or len(ids) != known + steps:
             raise ValueError("what is unknown of a sequence is as long as what is to be made")
@@ -180,12 +179,10 @@ class Session:
 
 def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.ndarray:
     """What is added to the inputs of positions: context `int64 [N, C]`, streams `int64 [N]` -> `float32 [N, width]`."""
+    assert weights.features is not None
     if weights.context is None:
-        found = weights.features[0][streams]
-        for slot in range(context.shape[1] if len(weights.features) > 1 else 0):
-            found = found + weights.features[1][context[:, slot]]
-        return found
-    around = weights.features[0][context].reshape(len(context), -1)
+        return weights.features[streams]
+    around = weights.features[context].reshape(len(context), -1)
     rows = np.ascontiguousarray(np.pad(around, ((0, 0), (0, weights.context.inputs - around.shape[1]))))
     found = np.empty((len(rows), weights.context.outputs), np.float32)
     check(weights.library.audiolm_product(weights.context, len(rows), pointer(rows), pointer(found)))

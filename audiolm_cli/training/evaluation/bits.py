@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from audiolm_cli.bundles.bundle import Bundle
-from audiolm_cli.language_models.likelihood import token_losses
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.corpora.tokenize import TokenData, groups, joined, read_tokens, write_tokens
@@ -114,7 +113,7 @@ def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96)
 
 
 def _drawn(model: Stack, data: Sequence[TokenData], shape: Shape, count: int) -> list:
-    drawn = Crops(list(data), model.stage, model.config.layout, seed=1).draw(shape, count)
+    drawn = Crops(list(data), model, seed=1).draw(shape, count)
     if not drawn:
         raise ValueError(f"no validation recording is {shape.reference + shape.crop:g} s long")
     return drawn
@@ -140,11 +139,9 @@ def _losses(
     **change: bool,
 ) -> np.ndarray:
     """Mean bits per token of every crop and quantizer, `[crops, quantizers]` (1 quantizer in stage 1)."""
-    crops = Crops(list(data), model.stage, model.config.layout, seed=1)
+    crops = Crops(list(data), model, seed=1)
     device, size, parts = next(model.parameters()).device, 2 if pairs else 8, []
     for start in range(0, len(drawn), size):
-        losses = token_losses(model, crops.build(drawn[start : start + size], shape, **change).to(device))
-        if losses.ndim == 2:
-            losses = losses[:, :-1, None]  # without the place of <end>
+        losses = model.token_losses(crops.build(drawn[start : start + size], shape, **change).to(device))
         parts.append(losses.float().mean(1).cpu().numpy())
     return np.concatenate(parts) / np.log(2)
