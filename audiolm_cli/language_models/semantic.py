@@ -34,8 +34,4 @@ class SemanticTransformer(Transformer):
         return Batch(torch.cat([whole.ids, last], 1), fields, whole.ids.shape[1])
 
     def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
-        return self._losses(batch, batch.ids, self.vocabulary.end + 1, measure)[:, :-1]
-
-    def training_loss(self, batch: Batch) -> Tensor:
-        losses = self._losses(batch, self._replaced(batch), self.vocabulary.end + 1)
-        return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
+        return super().token_losses(batch, measure)[:, :-1]

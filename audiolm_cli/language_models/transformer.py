@@ -304,14 +304,15 @@ class Transformer(Decoder):
         return Item(sequence, lows * (len(uniform) // len(lows)), self.vocabulary.choices, uniform, guides=guides)
 
     def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
-        return self._losses(batch, batch.ids, self.vocabulary.choices, measure)
+        return self._losses(batch, batch.ids, measure)
 
     def training_loss(self, batch: Batch) -> Tensor:
-        losses = self._losses(batch, self._replaced(batch), self.vocabulary.choices)
+        losses = self._losses(batch, self._replaced(batch))
         return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
 
-    def _losses(self, batch: Batch, inputs: Tensor, size: int, measure: Measure = cross_entropy) -> Tensor:
-        """Of all targets behind `inputs`, each among `size` ids: `[B, steps, quantizers]` or `[B, steps, K, ...]`."""
+    def _losses(self, batch: Batch, inputs: Tensor, measure: Measure = cross_entropy) -> Tensor:
+        """Of all targets behind `inputs`: `[B, steps, quantizers]` or `[B, steps, K, quantizers]`."""
+        size = self.vocabulary.end + 1 if self.stage == "semantic" else self.vocabulary.choices
         lows, targets = self.vocabulary.lows, batch.ids[:, -batch.targets :]
         hidden = self(inputs[:, :-1], batch.fields[:, :-1])[:, -batch.targets :]
         places = [(slice(n, None, len(lows)), low) for n, low in enumerate(lows)]
