@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from audiolm_cli.console import Progress, counted
+from audiolm_cli.console import Progress, Tell, counted
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.tokens import StageName
+from audiolm_cli.language_models.tokens import StageName, windows
 from audiolm_cli.language_models.transformer import Decoder, Stack
 
 # of speech, the piano bundle finds 0.93 strange, and of piano music, the speech bundle 0.91; with 1/4 0.89 and 0.925,
@@ -81,6 +81,25 @@ def prompt_gain(model: SemanticTransformer, prompt: Tensor, continuation: Tensor
         batch = model.batch([(tokens, tokens[:0])]).to(model.ids.weight.device)
         nats.append(float(model.token_losses(batch)[0, -len(continuation) :].double().mean()))
     return (nats[0] - nats[1]) / math.log(2)
+
+
+@torch.inference_mode()
+def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell | None = None) -> Tensor:
+    """Log-probability (nats) of every token of a recording, `float32 [steps, quantizers]`: one row for each semantic
+    token in stage 1, for each frame in stages 2 and 3.
+
+    semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. A token is given those before it in the
+    stage's window, which moves on by half its length; stage 3 of the kind `parallel` knows all coarser codes of it.
+    `tell` hears of the semantic tokens done.
+    """
+    size, per, rows = round(model.config.window_seconds * model.spec.semantic_rate), model.spec.frames_per_semantic, []
+    for first, made, end in windows(len(semantic), 0, size, size // 2, size):
+        batch = model.batch([(semantic[first:end], codes[:, first * per : end * per])]).to(model.ids.weight.device)
+        losses = model.token_losses(batch)[0]
+        rows.append(-losses[(made - first) * (len(losses) // (end - first)) :].cpu())
+        if tell:
+            tell(end - made)
+    return torch.cat(rows)
 
 
 @torch.inference_mode()
