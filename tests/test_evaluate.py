@@ -41,7 +41,8 @@ def bundle() -> Any:
     torch.nn.init.normal_(tokenizer.get_buffer("centroids"))
     codec = SoundStream(config.codec, config.tokens).eval()
     device = torch.device("cpu")
-    found: Any = types.SimpleNamespace(config=config, device=device, codec=codec, tokenizer=tokenizer, **stages)
+    parts = {"codec": codec, "tokenizer": tokenizer, "stages": stages, **stages}
+    found: Any = types.SimpleNamespace(config=config, device=device, **parts)
     found.tokenize = functools.partial(Bundle.tokenize, found)
     return found
 

@@ -214,7 +214,9 @@ def test_an_item_stops_at_its_stop(best) -> None:
     others = [dataclasses.replace(item, stop=stop), item]
     cut, whole = decode.generate(weights, others, LIVELY, 2)
     assert torch.equal(whole, free)
-    assert torch.equal(cut, free[: int((free == stop).nonzero()[0])])
+    behind = int((free == stop).nonzero()[0]) + 1
+    assert torch.equal(cut[:behind], free[:behind])
+    assert (cut[behind:] == -1).all()
 
 
 def test_an_item_with_nothing_to_make(best) -> None:

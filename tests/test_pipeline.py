@@ -14,7 +14,7 @@ import torch
 from bundles import in_memory, modules, write_bundle
 from conftest import tone
 
-from audiolm_cli import pipeline
+from audiolm_cli import native, pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
 from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
@@ -140,6 +140,36 @@ def test_samples_of_one_prompt_differ(tiny: bundle.Bundle) -> None:
     prompt = noise(1)
     results = run(tiny, [Prompt(prompt, 0, n) for n in range(3)])
     assert len({r.waveform.tobytes() for r in results}) == 3
+
+
+@pytest.mark.parametrize("kernel", ["native", "torch"])
+def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
+    tiny: bundle.Bundle, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a window; with random weights `<end>` is as likely as any token."""
+    if kernel == "native" and not native.load("plain"):
+        pytest.skip("the native kernel is not compiled here")
+    monkeypatch.setenv("AUDIOLM_KERNEL", kernel)
+    loaded = bundle.load(str(tiny.folder), device="cpu", dtype="float32")
+    prompts = [Prompt(noise(1), n) for n in range(6)]
+    made = run(loaded, prompts, duration=2.2, until_end=True)
+    new = [len(output.waveform) - 16000 for output in made]
+    assert all(640 <= samples <= 35200 for samples in new)
+    assert len(set(new)) > 3
+    assert [output.codes.shape[1] for output in made] == [2 * len(output.semantic) for output in made]
+    assert all(output.semantic.max() < 16 for output in made)
+    (alone,) = run(loaded, [prompts[4]], duration=2.2, until_end=True, batch_size=1)
+    assert torch.equal(alone.semantic, made[4].semantic)
+    assert np.array_equal(alone.waveform, made[4].waveform) or kernel == "torch"  # whose rows depend on the batch size
+    short = next(n for n, output in enumerate(made) if new[n] < 12000)  # within the first window
+    said, source, sampling = made[short].semantic, [stages.Noise(0, short, 0)], StageSampling(1.0, 0, 0.95)
+    (again,) = stages.continue_semantic(loaded.semantic, [said[:21]], [40], source, sampling, 1, until_end=True)
+    assert torch.equal(again, said)
+    free = list(pipeline.generate(loaded, GenerateRequest(duration=2, until_end=True, num_samples=4, **SAMPLING)))
+    assert len({len(output.waveform) for output in free}) > 1
+    assert min(len(output.waveform) for output in free) >= 640
+    with pytest.raises(UsageError, match="exclude each other"):
+        ContinueRequest(until_end=True, best_of=2)
 
 
 def test_the_best_of_one_candidate_is_what_was_made_before(tiny: bundle.Bundle) -> None:

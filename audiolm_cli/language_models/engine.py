@@ -37,8 +37,8 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`; `progress` is told how many tokens
-    have been made."""
+    """The generated ids of each item, `int64 [unknown]` or `[unknown, Q]`, any behind an item's `stop`; `progress` is
+    told how many tokens have been made."""
     if model.native is not None:
         from audiolm_cli.native import decode
 
@@ -90,7 +90,7 @@ def _generate_batch(
             progress(sum(min(width, max(0, w - n)) for w in wanted) * per_step)
         if _all_stopped(items, batch.made, n):
             break
-    return [_cut(batch.made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
+    return [batch.made[slot, : wanted[slot]].cpu() for slot in range(len(items))]
 
 
 class _Batch:
@@ -221,13 +221,6 @@ def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
         return False
     stops = made.new_tensor([item.stop for item in items])
     return bool((made[: len(items), : n + 1] == stops[:, None]).any(1).all())
-
-
-def _cut(ids: Tensor, stop: int | None) -> Tensor:
-    if stop is None:
-        return ids
-    ends = (ids == stop).nonzero()
-    return ids[: int(ends[0])] if len(ends) else ids
 
 
 def _round_up(length: int, step: int) -> int:

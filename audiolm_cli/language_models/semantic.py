@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from audiolm_cli.language_models.tokens import Batch, Piece, TokenSequence
+from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
 from audiolm_cli.language_models.transformer import Measure, Transformer, cross_entropy
 
 
@@ -32,6 +32,16 @@ class SemanticTransformer(Transformer):
         last = torch.tensor([[self.vocabulary.end if end else -1] for end in ends or [False] * len(pieces)])
         fields = torch.cat([whole.fields, whole.fields[:, -1:]], 1)
         return Batch(torch.cat([whole.ids, last], 1), fields, whole.ids.shape[1])
+
+    def ending_item(self, sequence: TokenSequence, uniform: Tensor) -> Item:
+        """As `item`, but `<end>` can come as well."""
+        end = self.vocabulary.end
+        return Item(sequence, [0] * len(uniform), end + 1, uniform, stop=end)
+
+    def said(self, ids: Tensor) -> Tensor:
+        """What the engine has made, up to where the recording ends."""
+        ends = (ids >= self.vocabulary.choices).nonzero()
+        return ids[: int(ends[0])] if len(ends) else ids
 
     def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
         return super().token_losses(batch, measure)[:, :-1]

@@ -31,21 +31,26 @@ SHARES, SHARES_WITHOUT_VOICE = (0.8, 0.2), (0.5, 0.5)
 
 def continue_semantic(
     model: SemanticTransformer, known: list[Tensor], totals: list[int], noise: list[Noise], sampling: StageSampling,
-    batch_size: int, progress: Progress | None = None,
+    batch_size: int, progress: Progress | None = None, until_end: bool = False,
 ) -> list[Tensor]:  # fmt: skip
-    """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`. No `<end>`: the duration is asked for."""
+    """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`, or fewer where `<end>` may come."""
     size = round(model.config.window_seconds * model.spec.semantic_rate)
     tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals, strict=True)]
     plans = [windows(total, len(k), size, size // 2, size) for k, total in zip(known, totals, strict=True)]
-    for active in _rounds(plans):
+    item = model.ending_item if until_end else model.item
+    for planned in _rounds(plans):
+        active = [(i, window) for i, window in planned if len(tokens[i]) == totals[i]]  # the others have ended
         items = []
         for i, (first, made, end) in active:
             numbers = noise[i].numbers(1, made, end - made, noise[i].candidate, 1)  # there is no quantizer to tell
-            items.append(model.item(model.sequence(tokens[i][first:end]), numbers))
+            items.append(item(model.sequence(tokens[i][first:end]), numbers))
         for (i, (_, made, end)), ids in zip(
             active, engine.generate(model, items, sampling, batch_size, progress), strict=True
         ):
-            tokens[i][made:end] = ids
+            made_now = model.said(ids)
+            tokens[i][made : made + len(made_now)] = made_now
+            if len(made_now) < end - made:
+                tokens[i] = tokens[i][: made + len(made_now)]
     return tokens
 
 

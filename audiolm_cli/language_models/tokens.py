@@ -94,9 +94,9 @@ class TokenSequence:
 class Item:
     """One sequence for the engine to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to
     `low[n] + size`, drawn with `uniform[n]`; items that are made together share these ranges as far as they both go.
-    `stop`, if any, is an id (within the range) that ends the item early; only where a step is one token. `guides` are
-    what guidance leads away from: sequences with the same unknown tail behind less, no more of them than the sampling
-    has shares."""
+    `stop`, if any, is an id (within the range) behind which nothing needs to be made; only where a step is one token.
+    `guides` are what guidance leads away from: sequences with the same unknown tail behind less, no more of them than
+    the sampling has shares."""
 
     sequence: TokenSequence
     low: list[int]

@@ -37,8 +37,7 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """As `engine.generate`: the generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`. Raises
-    ModelError where the weights are no good."""
+    """As `engine.generate`: the generated ids of each item. Raises ModelError where the weights are no good."""
     unfinished = [item for item in items if len(item.uniform)]
     results: list[Tensor] = []
     for start in range(0, len(unfinished), batch_size):
@@ -126,12 +125,8 @@ class Session:
         return check(self.weights.library.audiolm_advance(self.handle, STEPS))
 
     def results(self) -> list[Tensor]:
-        found = []
-        for item, made in zip(self.items, self.made, strict=True):
-            ids = torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape)
-            ends = [] if item.stop is None else (ids == item.stop).nonzero().flatten().tolist()
-            found.append(ids[: ends[0]] if ends else ids)
-        return found
+        pairs = zip(self.items, self.made, strict=True)
+        return [torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape) for item, made in pairs]
 
     def _keep(self, array: np.ndarray) -> Any:
         self.kept.append(array)
