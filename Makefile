@@ -54,7 +54,7 @@ test: .venv/installed  ## all tests that need no network, no GPU and no data
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
 	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
-	  $(BIN)/python -m pytest -q tests/test_native.py tests/test_native_windows.py
+	  $(BIN)/python -m pytest -q tests/native/test_native.py tests/native/test_fill.py
 
 test-fast: .venv/installed  ## the same without the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow'
@@ -70,7 +70,7 @@ lint: .venv/installed  ## format, style and types
 format: .venv/installed  ## put the code and the help texts in docs/ into the form that lint and test want
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python -m tests.test_docs
+	$(BIN)/python -m tests.program.test_docs
 
 # uv must see a CPU build of torch, which needs no CUDA packages: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 lock:  ## requirements.lock: the hashes of what `make install` installs beside torch; needs uv

@@ -19,7 +19,7 @@ import soundfile
 
 from audiolm_cli.config import Sampling, TokenSpec
 from audiolm_cli.errors import InputError
-from tests.kernels import best, library  # noqa: F401
+from tests.helpers.kernels import best, library  # noqa: F401
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
 
@@ -105,7 +105,7 @@ def audiolm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle of random weights, small enough to run in a test."""
-    from tests.bundles import write_bundle
+    from tests.helpers.bundles import write_bundle
 
     return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bundles import in_memory, modules, write_bundle
-from conftest import tone
 
 from audiolm_cli import pipeline
 from audiolm_cli.audio import postfilter
@@ -23,6 +21,8 @@ from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
+from tests.conftest import tone
+from tests.helpers.bundles import in_memory, modules, write_bundle
 
 SAMPLING: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 0.0, "seed": 0}
 
