@@ -20,7 +20,7 @@ from audiolm_cli.training import trainer
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.parts import detector as training
 from audiolm_cli.training.parts import outputs
-from tests.conftest import tone
+from tests.helpers.sounds import tone
 
 RATE = 16000
 SPECTRAL = DetectorConfig("spectra", (8, 8))

@@ -21,8 +21,8 @@ from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
-from tests.conftest import tone
 from tests.helpers.bundles import in_memory, modules, write_bundle
+from tests.helpers.sounds import tone
 
 SAMPLING: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 0.0, "seed": 0}
 

@@ -21,7 +21,7 @@ from audiolm_cli.language_models import engine, transformer
 from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.transformer import Linear
 from audiolm_cli.processor import Processor
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tests.helpers.bundles import modules
 from tests.language_models.test_engine import coarse_item, coarse_model
 

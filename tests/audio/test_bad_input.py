@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from audiolm_cli.audio import files
 from audiolm_cli.command_line import cli
 from audiolm_cli.errors import InputError
-from tests.conftest import FFMPEG_FORMATS, ROOT, needs_ffmpeg, recorded_with_ffmpeg, spawn, tone
+from tests.helpers import ROOT
+from tests.helpers.processes import spawn
+from tests.helpers.sounds import FFMPEG_FORMATS, needs_ffmpeg, recorded_with_ffmpeg, tone
 
 
 def wav(samples, rate=16000, subtype="FLOAT", format="WAV"):
@@ -205,7 +207,7 @@ def fuzz(seeds, folder, count, path):
     for place in places:
         place.mkdir()
     command = [sys.executable, "-m", "tests.helpers.fuzz", str(seeds), str(count)]
-    environment = {**os.environ, "PATH": path, "TMPDIR": str(places[1]), "SLEEP": "0", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PATH": path, "TMPDIR": str(places[1]), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=places[0], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(places[0])) == ["messages"]

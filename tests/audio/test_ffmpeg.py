@@ -12,7 +12,8 @@ import soundfile
 
 from audiolm_cli.audio import ffmpeg, files
 from audiolm_cli.errors import InputError
-from tests.conftest import FFMPEG_FORMATS, needs_ffmpeg, recorded_with_ffmpeg, spawn, tone
+from tests.helpers.processes import spawn
+from tests.helpers.sounds import FFMPEG_FORMATS, needs_ffmpeg, recorded_with_ffmpeg, tone
 
 # The beginning of a WAV file as ffmpeg writes it into a pipe: 16 kHz, mono, float32.
 HEADER = struct.pack(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from audiolm_cli.audio import files
 from audiolm_cli.errors import OutputError
-from tests.conftest import ROOT, tone
+from tests.helpers import ROOT
+from tests.helpers.sounds import tone
 
 
 def test_16_bit_audio_survives_reading_and_writing_exactly(tmp_path):

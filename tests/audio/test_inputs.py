@@ -1,6 +1,5 @@
 """What is named as an input: pipes, devices, sockets, odd names, files without end; unfinished and odd headers."""
 
-import functools
 import os
 import socket
 import struct
@@ -14,7 +13,8 @@ import soundfile
 
 from audiolm_cli.audio import files, inputs
 from audiolm_cli.errors import InputError
-from tests.conftest import needs_ffmpeg, spawn, tone
+from tests.helpers.processes import spawn
+from tests.helpers.sounds import needs_ffmpeg, tone
 
 
 def wav(data, *, rate=16000, channels=1, bits=16, kind=1, data_size=None, riff_size=None, before=b"", behind=b""):
@@ -71,7 +71,7 @@ def test_a_job_list_and_tokens_from_a_pipe_are_read_to_their_end(tmp_path):
 
 def test_a_pipe_leaves_nothing_in_the_temporary_folder(tmp_path, long_prompt):
     (tmp_path / "temporary").mkdir()
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "SLEEP": "0"}
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
 
     def start(name):
         command = "continue", "-", "-o", tmp_path / name, "--seed", "1"
@@ -305,9 +305,8 @@ def test_libraries_say_nothing_by_themselves(tmp_path, capfd):
 
 def test_reading_works_with_stderr_closed(tmp_path, long_prompt):
     """Where the recording would otherwise be opened as descriptor 2, to which libraries write."""
-    environment, close = {**os.environ, "SLEEP": "0"}, functools.partial(os.close, 2)
     command = "continue", long_prompt, "-o", tmp_path / "out.wav", "--seed", "1"
-    assert spawn(*command, preexec_fn=close, env=environment).wait(60) == 0
+    assert spawn(*command, preexec_fn=lambda: os.close(2)).wait(60) == 0
 
 
 def test_waiting_for_a_pipe_can_be_interrupted(tmp_path):

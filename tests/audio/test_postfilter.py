@@ -18,7 +18,7 @@ from audiolm_cli.audio.postfilter import (
     powers,
 )
 from audiolm_cli.config import OutputConfig
-from tests.conftest import EXAMPLE
+from tests.helpers import EXAMPLE
 
 RATE = 16000
 SPEECH = OutputConfig()

@@ -20,7 +20,8 @@ from audiolm_cli.command_line.cli import main
 from audiolm_cli.command_line.cluster import Worker
 from audiolm_cli.console import Console
 from audiolm_cli.request import ContinueRequest
-from tests.conftest import ROOT, tone
+from tests.helpers import ROOT
+from tests.helpers.sounds import tone
 
 ray = pytest.importorskip("ray")
 

@@ -14,7 +14,8 @@ import soundfile
 
 from audiolm_cli.command_line import cli
 from audiolm_cli.console import Console
-from tests.conftest import EXAMPLE, ROOT, tone
+from tests.helpers import EXAMPLE, ROOT
+from tests.helpers.sounds import tone
 
 
 @pytest.fixture

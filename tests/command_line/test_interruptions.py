@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.conftest import spawn, tone
+from tests.helpers.processes import forked, spawn
+from tests.helpers.sounds import tone
 
 INPUTS, KILLS = 50, 20
 
@@ -22,8 +23,7 @@ INPUTS, KILLS = 50, 20
 def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
     inputs = [f"in/{n}.wav" for n in range(INPUTS)]
     options = ("--out-dir", out, "--batch-size", "4", "--seed", "1", "-q", *more)
-    environment = {**os.environ, "SLEEP": "0.02"}
-    return spawn("continue", *inputs, *options, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    return spawn("continue", *inputs, *options, pause=0.02, cwd=folder, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
@@ -81,17 +81,10 @@ pipeline.Clock.stage, files._write_new = begun, written
 def test_an_interrupt_in_any_stage_leaves_all_as_it_was(tmp_path: Path, tiny_bundle: Path, stage: str) -> None:
     soundfile.write(tmp_path / "a.wav", tone(1.0), 16000)
     (tmp_path / "out.wav").write_bytes(b"precious")
-    process = spawn(
-        *("continue", "a.wav", "-m", tiny_bundle, "-o", "out.wav", "-f", "--seed", "1"),
-        code=f"exec({SELF_INTERRUPTING!r})",
-        cwd=tmp_path,
-        env={**os.environ, "STAGE": stage},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = process.communicate(timeout=60)
-    said = [b"audiolm: seed 1", b"audiolm: interrupted: 0 of 1 outputs are done"]
-    assert (process.returncode, out, err.splitlines()) == (130, b"", said)
+    command = ("continue", "a.wav", "-m", tiny_bundle, "-o", "out.wav", "-f", "--seed", "1")
+    done = forked(*command, code=SELF_INTERRUPTING, cwd=tmp_path, env={**os.environ, "STAGE": stage})
+    said = ["audiolm: seed 1", "audiolm: interrupted: 0 of 1 outputs are done"]
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (130, "", said)
     assert (tmp_path / "out.wav").read_bytes() == b"precious"
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "out.wav"]
 
@@ -134,7 +127,6 @@ def test_a_full_disk_fails_what_does_not_fit_and_loses_nothing(small_disk: Path,
     process = spawn(
         *("continue", *(f"{name}.wav" for name in lengths), "--out-dir", small_disk, "--seed", "1", "-q"),
         cwd=tmp_path,
-        env={**os.environ, "SLEEP": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -197,7 +189,7 @@ def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, f
 def test_a_signal_ends_the_program_quietly(prompt, tmp_path, sent, code):
     process = spawn(
         *("continue", prompt, "-o", tmp_path / "a.wav", "--num-samples", "2", "--batch-size", "1", "-q", "--seed", "1"),
-        env={**os.environ, "SLEEP": "60"},
+        pause=60,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

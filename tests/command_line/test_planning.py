@@ -14,7 +14,7 @@ from audiolm_cli.command_line import planning
 from audiolm_cli.command_line.places import Places, _one_file
 from audiolm_cli.errors import OutputError, UsageError
 from audiolm_cli.request import ContinueRequest, ResynthRequest
-from tests.conftest import spawn
+from tests.helpers.processes import spawn
 
 
 def plan(sources, output=None, out_dir=None, samples=1, plot=None, speaker=None, **settings):
@@ -297,12 +297,9 @@ def test_the_longest_possible_name(tmp_path):
 def test_standard_input_and_output_may_be_files(prompt, tmp_path):
     """Whose names the program does not see."""
     before = prompt.read_bytes()
-    environment = {**os.environ, "SLEEP": "0"}
 
     def run(arguments, stdin, stdout):
-        process = spawn(
-            *arguments, "-q", cwd=tmp_path, env=environment, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
-        )
+        process = spawn(*arguments, "-q", cwd=tmp_path, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
         return process.communicate(timeout=60)[1].decode(), process.returncode
 
     with open(prompt, "rb") as source:

@@ -16,7 +16,8 @@ import torch
 from audiolm_cli.command_line import cli, plot
 from audiolm_cli.config import preset
 from audiolm_cli.pipeline import Output
-from tests.conftest import ROOT, tone
+from tests.helpers import ROOT
+from tests.helpers.sounds import tone
 
 drawn = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 

@@ -35,8 +35,7 @@ from audiolm_cli.language_models.tokens import coarse_sequence, semantic_sequenc
 from audiolm_cli.language_models.transformer import Decoder, Transformer
 from audiolm_cli.native import build, decode
 from audiolm_cli.native.model import Weights, fits, give, packed, pointer, prepare, quantized
-from tests.conftest import ROOT
-from tests.helpers import int8_model
+from tests.helpers import ROOT, int8_model
 from tests.helpers.bundles import modules
 from tests.helpers.int8_model import Int8Model
 from tests.language_models.test_engine import SPEC, coarse_item, coarse_model, four_items, slow_hidden

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from audiolm_cli import native
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 BASE = {"checks", "errors", "config", "console", "processor"}
 # Each room, and what it may import beside itself and BASE.

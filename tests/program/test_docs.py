@@ -3,6 +3,8 @@
 `python -m tests.program.test_docs` puts the help texts into docs/commands.md.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -19,7 +21,8 @@ import soundfile
 import typer
 
 from audiolm_cli.command_line import cli
-from tests.conftest import ROOT, tone
+from tests.helpers import ROOT
+from tests.helpers.sounds import tone
 from tests.program.test_borders import ROOMS
 
 README, COMMANDS = ROOT / "README.md", ROOT / "docs" / "commands.md"
@@ -36,10 +39,10 @@ def read(file: Path) -> str:
 
 def with_help(text: str) -> str:
     def printed(match: re.Match[str]) -> str:
-        command = [sys.executable, "-m", "audiolm_cli", *shlex.split(match[1])[1:]]
-        environment = {**os.environ, "COLUMNS": "80"}
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        return f"$ {match[1]}\n{result.stdout}"
+        with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", "80")
+            assert cli.main(shlex.split(match[1])[1:]) == 0
+        return f"$ {match[1]}\n{out.getvalue()}"
 
     return HELP.sub(printed, text)
 

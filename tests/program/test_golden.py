@@ -22,7 +22,7 @@ from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
 from audiolm_cli.language_models.tokens import Sequence, coarse_sequence, fine_sequence, semantic_sequence
 from audiolm_cli.language_models.transformer import Transformer
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tests.helpers.bundles import in_memory, modules
 
 Module = TypeVar("Module", bound=nn.Module)

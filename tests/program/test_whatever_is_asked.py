@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 from hypothesis import HealthCheck, given, settings
@@ -84,7 +85,8 @@ def asked(fake, prompt, tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(sys.modules["audiolm_cli.pipeline"], name, short)
     monkeypatch.setattr(planning, "plan", lambda asked, **rest: plan([few(each) for each in asked], **rest))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tokens").write_bytes(b"tokens" + bytes(4000))
+    bundle = fake.load("speech", device="cpu", dtype="auto")
+    (tmp_path / "tokens").write_bytes(fake.encode(bundle, np.zeros(1000, np.float32), None).save_bytes())
     before = prompt.read_bytes()
 
     def run(*arguments: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from audiolm_cli.native import build
-from tests.conftest import EXAMPLE, ROOT
+from tests.helpers import EXAMPLE, ROOT
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,8 @@ import soundfile
 
 from audiolm_cli.audio import files
 from audiolm_cli.provenance import watermark
-from tests.conftest import EXAMPLE, ROOT, tone
+from tests.helpers import EXAMPLE, ROOT
+from tests.helpers.sounds import tone
 
 RATE = watermark.RATE
 

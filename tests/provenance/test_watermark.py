@@ -7,7 +7,8 @@ import soundfile
 from audiolm_cli.audio import files
 from audiolm_cli.provenance import watermark
 from audiolm_cli.training.evaluation.marks import bands_below
-from tests.conftest import EXAMPLE, tone
+from tests.helpers import EXAMPLE
+from tests.helpers.sounds import tone
 
 RATE = watermark.RATE
 

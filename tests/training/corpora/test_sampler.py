@@ -12,7 +12,7 @@ import pytest
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.training.corpora import sampler
 from audiolm_cli.training.corpora.sampler import RATE, Note, Piano
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 REAL = ROOT.parent / "shared" / "data" / "piano" / "headroom"
 STEPS = np.arange(21, 109, 0.25)  # keys and what lies between them

@@ -9,7 +9,7 @@ from audiolm_cli.audio import files
 from audiolm_cli.provenance import watermark
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.evaluation import marks
-from tests.conftest import EXAMPLE
+from tests.helpers import EXAMPLE
 
 RATE = marks.RATE
 

@@ -10,7 +10,7 @@ from audiolm_cli.audio import files
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.measures import recogniser
 from audiolm_cli.training.measures.recogniser import Hear, Heard, heard_alike, own_error, word_error
-from tests.conftest import EXAMPLE
+from tests.helpers import EXAMPLE
 
 TEXT = "the little woman thought that the secret might keep"
 
