@@ -14,6 +14,8 @@ CORPUS := runs/piano_corpus
 OF_PIANO := --data $(CORPUS) --runs runs/piano --model weights/piano
 # that train together: GPUs, or cores of a CPU
 PROCESSES ?= 1
+# that test together: cores
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -46,18 +48,17 @@ demo: .venv/installed  ## continue a real recording: examples/prompt.flac become
 	@echo "Listen to demo.wav: 3.5 seconds of the recording, then 7 new ones."
 
 # as on a lesser processor (processor.py has their names): AUDIOLM_PROCESSOR=avx2 ATEN_CPU_CAPABILITY=avx2 make test
-# the slow ones beside the others: on two cores that takes little more than half the time
+# in two processes of a thread each; what a group of tests shares is made in one of them
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 test: .venv/installed  ## all tests that need no network, no GPU and no data
-	@$(BIN)/python -m pytest -q -p no:cacheprovider -m slow > slow.tmp 2>&1 & slow=$$!; \
-	$(BIN)/python -m pytest -q -m 'not slow'; others=$$?; \
-	wait $$slow; slow=$$?; cat slow.tmp; rm slow.tmp; exit $$((slow || others))
+	$(PYTEST)
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
 	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
-	  $(BIN)/python -m pytest -q tests/native/test_native.py tests/native/test_fill.py
+	  $(BIN)/python -m pytest -q tests/native
 
 test-fast: .venv/installed  ## the same without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-torch:  ## the oldest and the newest torch that pyproject.toml promises; downloads up to 6 GB
 	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) .ci/torch-versions

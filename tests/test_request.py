@@ -101,6 +101,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from(OPTIONS), json_values)
 def test_any_value_is_taken_or_refused_in_one_line(option: tuple[type[Request], str], value: Any) -> None:
     kind, name = option

@@ -23,6 +23,7 @@ from tests.helpers import ROOT
 from tests.helpers.bundles import write_bundle
 from tests.helpers.processes import forked
 
+pytestmark = pytest.mark.slow
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import soundfile
 from audiolm_cli.command_line import cli
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import ModelError
-from tests.helpers import ROOT
 from tests.helpers.processes import spawn
 from tests.helpers.sounds import tone
 
@@ -340,17 +338,6 @@ def test_help_and_version(audiolm):
     code, out, err = audiolm()
     assert (code, out) == (2, "")
     assert "Usage" in err
-
-
-def test_help_takes_less_than_three_tenths_of_a_second():
-    resource = pytest.importorskip("resource")
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "audiolm_cli", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < 0.3  # processor time: the machine may be busy
 
 
 @pytest.mark.parametrize(("words", "completed"), [("audiolm con", "continue"), ("audiolm resynth --sp", "--speaker")])

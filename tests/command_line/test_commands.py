@@ -35,6 +35,7 @@ def test_the_prompt_is_kept_and_the_duration_is_to_the_sample(audiolm):
     assert np.array_equal(samples[: len(original) - 320], original[:-320])
 
 
+@pytest.mark.slow
 def test_the_installed_script(tiny_bundle, tmp_path):
     script = Path(sys.executable).parent / "audiolm"
     if not script.exists():

@@ -89,21 +89,30 @@ def test_an_interrupt_in_any_stage_leaves_all_as_it_was(tmp_path: Path, tiny_bun
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "out.wav"]
 
 
+# Not ru_maxrss, which begins with what the process that started this one held.
+PEAK = """
+import atexit, re
+status = lambda: open("/proc/self/status").read()
+atexit.register(lambda: print(re.search(r"VmHWM:\\s+(\\d+)", status())[1]))
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_length(tmp_path: Path, tiny_bundle: Path) -> None:
-    code = "import atexit, resource; exec('def told(): print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)')"
+    """A second of audio takes what some copies of its samples take, not what the models hold for it."""
     peaks = []
-    for seconds in (12, 30):
+    for seconds in (12, 60):
         process = spawn(
             *("generate", "--unconditional", "-m", tiny_bundle, "-o", f"{seconds}.wav", "--duration", seconds, "-q"),
-            code=f"{code}; atexit.register(told)",
+            code=f"exec({PEAK!r})",
             cwd=tmp_path,
             stdout=subprocess.PIPE,
         )
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0
         peaks.append(int(out.splitlines()[-1]) / 1024)
-    assert peaks[1] - peaks[0] < 10, peaks  # MB
+    assert peaks[1] - peaks[0] < 48 * 1.1, peaks  # MB: 18 copies; decoding in one piece takes 1.7 MB a second even here
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ plot.png(Output(np.zeros(1600, np.float32), torch.zeros(0), torch.zeros(12, 0)),
 """
 
 
+@pytest.mark.slow
 @drawn
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
 def test_matplotlib_says_nothing_where_it_cannot_keep_its_fonts(tmp_path, home) -> None:

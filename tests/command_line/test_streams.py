@@ -60,14 +60,17 @@ def test_decode_takes_tokens_from_stdin(fake, prompt, tmp_path, monkeypatch, cap
     assert capfdbinary.readouterr().out == f"{tmp_path}/stdin.wav\n".encode()
 
 
-def test_help_imports_nothing_heavy():
-    heavy = "{'torch', 'numpy', 'soundfile', 'huggingface_hub', 'safetensors'}"
-    code = f"import atexit; atexit.register(lambda: print(sorted({heavy} & set(sys.modules)), file=sys.stderr))"
-    process = spawn("continue", "--help", code=code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, err = process.communicate()
-    assert err == b"[]\n"
+def test_help_imports_nothing_heavy_and_not_much():
+    """Whatever the machine does meanwhile; benchmarks/bench.py measures the time."""
+    code = "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
+    process = spawn("continue", "--help", code=code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    imported = set(process.communicate()[1].split())
+    assert not imported & {"torch", "numpy", "soundfile", "huggingface_hub", "safetensors"}
+    assert "typer" in imported
+    assert len(imported) < 400  # 276 with Python 3.11
 
 
+@pytest.mark.slow
 def test_continuing_imports_nothing_of_torchaudio(tiny_bundle, prompt, tmp_path):
     """Which takes half a second, and beside another build of torch fails."""
     code = "import atexit; atexit.register(lambda: print([name for name in sys.modules if 'torchaudio' in name]))"

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from audiolm_cli.bundles import int8
-from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, Bundle, save_part, stage_model, tensors_identity
+from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, Bundle, load, save_part, stage_model, tensors_identity
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.detector import make_detector
@@ -77,3 +77,11 @@ def write_bundle(folder: Path, config: BundleConfig | None = None, seed: int = 0
     write_parts(parts, config, seed, in_int8=in_int8)
     assemble(parts, config.name, folder, {field: dataclasses.asdict(config)[field] for field in SETTINGS})
     return folder
+
+
+def with_short_windows(folder: Path) -> Bundle:
+    """A random bundle with windows of a second, so that two seconds slide."""
+    config = preset("tiny")
+    short = {name: dataclasses.replace(getattr(config, name), window_seconds=1.0) for name in STAGES}
+    written = write_bundle(folder / "tiny", dataclasses.replace(config, **short))
+    return load(str(written), device="cpu", dtype="float32")

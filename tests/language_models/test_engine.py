@@ -182,6 +182,7 @@ def test_ragged_batch_gives_the_slow_decoders_tokens(model: Decoder, temperature
         assert torch.equal(got, slow_generate(model, item, temperature, top_p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["aligned", "plain", "frames"])
 def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -> None:
@@ -192,6 +193,7 @@ def test_tokens_do_not_depend_on_the_batch(dtype: torch.dtype, layout: Layout) -
         assert torch.equal(engine.generate(model, [item], StageSampling(1.0, 0, 0.95), batch_size=4)[0], got)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["aligned", "frames"])
 def test_steps_that_run_as_graphs_give_the_same_tokens(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the capture itself, which needs a GPU."""

@@ -6,11 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+import functools
 from typing import Any, cast
 
 import numpy as np
@@ -22,10 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audiolm_cli import native
-from audiolm_cli.bundles import bundle
 from audiolm_cli.config import StageConfig, TokenSpec, preset
-from audiolm_cli.errors import ModelError, UsageError
-from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.engine import Item
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.parallel import ParallelTransformer
@@ -33,8 +26,8 @@ from audiolm_cli.language_models.sampling import StageSampling, sample, uniforms
 from audiolm_cli.language_models.stages import Noise, continue_fine
 from audiolm_cli.language_models.tokens import coarse_sequence, semantic_sequence
 from audiolm_cli.language_models.transformer import Decoder, Transformer
-from audiolm_cli.native import build, decode
-from audiolm_cli.native.model import Weights, fits, give, packed, pointer, prepare, quantized
+from audiolm_cli.native import decode
+from audiolm_cli.native.model import Weights, fits, packed, pointer, prepare, quantized
 from tests.helpers import ROOT, int8_model
 from tests.helpers.bundles import modules
 from tests.helpers.int8_model import Int8Model
@@ -42,9 +35,9 @@ from tests.language_models.test_engine import SPEC, coarse_item, coarse_model, f
 from tests.program.test_golden import settled
 
 GOLDEN = ROOT / "tests" / "golden" / "native.safetensors"
+pytestmark = pytest.mark.xdist_group("native")  # which share compiled kernels
 GREEDY, LIVELY = StageSampling(0.0, 0, 1.0), StageSampling(1.0, 0, 0.9)
 needs_kernel = pytest.mark.skipif(not native.load("plain"), reason="the native kernel is not compiled here")
-needs_compiler = pytest.mark.skipif(not build.compiler(), reason="there is no C compiler here")
 
 
 def state_of(weights: Weights, item: Item) -> np.ndarray:
@@ -56,9 +49,10 @@ def state_of(weights: Weights, item: Item) -> np.ndarray:
     return found
 
 
-def same_bits(library: ctypes.CDLL, model: Decoder, item: Item, sampling: StageSampling) -> None:
+def same_bits(library: ctypes.CDLL, model: Decoder, item: Item, sampling: StageSampling, wanted: Any = None) -> None:
+    """Holds a kernel against the plain arithmetic; `wanted` where that has been computed already."""
     weights = prepare(model, library)
-    made, state = Int8Model(model).generate(item, sampling)
+    made, state = wanted or Int8Model(model).generate(item, sampling)
     assert np.array_equal(state_of(weights, item), state)
     (got,) = decode.generate(weights, [item], sampling, 1)
     assert torch.equal(got, int8_model.tokens(item, made))
@@ -70,10 +64,18 @@ def guided_item(guides: int, layout: Any = "frames") -> Item:
     return dataclasses.replace(item, guides=tuple(less))
 
 
+@functools.cache
+def plain_arithmetic(layout: Any, guides: int, sampling: StageSampling) -> Any:
+    """Is the same for all kernels, and takes longer than any."""
+    item = guided_item(guides, layout) if guides else coarse_item(6, 4, 0, layout)
+    return Int8Model(coarse_model(layout)).generate(item, sampling)
+
+
 @pytest.mark.parametrize("layout", ["aligned", "plain", "frames"])
 @pytest.mark.parametrize("sampling", [GREEDY, LIVELY, StageSampling(0.7, 5, 1.0), StageSampling(1.3, 9, 0.8)], ids=str)
 def test_every_kernel_gives_the_bits_of_the_plain_arithmetic(library, layout, sampling) -> None:
-    same_bits(library, coarse_model(layout), coarse_item(6, 4, 0, layout), sampling)
+    wanted = plain_arithmetic(layout, 0, sampling)
+    same_bits(library, coarse_model(layout), coarse_item(6, 4, 0, layout), sampling, wanted)
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.8, 0.2)])
@@ -81,7 +83,7 @@ def test_every_kernel_gives_the_bits_of_the_plain_arithmetic(library, layout, sa
 def test_guidance_gives_the_bits_of_the_plain_arithmetic(library, layout, shares) -> None:
     sampling = StageSampling(0.8, 0, 0.95, guidance=1.5, shares=shares)
     item = guided_item(len(shares), layout)
-    same_bits(library, coarse_model(layout), item, sampling)
+    same_bits(library, coarse_model(layout), item, sampling, plain_arithmetic(layout, len(shares), sampling))
     weights = prepare(coarse_model(layout), library)
     unguided = decode.generate(weights, [dataclasses.replace(item, guides=())], sampling, 1)
     assert not torch.equal(unguided[0], decode.generate(weights, [item], sampling, 1)[0])
@@ -261,24 +263,6 @@ def test_samples_of_one_prompt_share_its_cache_and_are_as_if_alone(library, layo
     assert len({tuple(ids.flatten().tolist()) for ids in alone}) == len(items)
 
 
-@pytest.mark.parametrize(("branch", "name", "value"), [
-    (2, "shared", 7), (2, "shared", 1000), (2, "shared", -8), (2, "like", -1), (2, "like", 2), (2, "like", 1),
-    (5, "like", 4), (0, "shared", 8),
-])  # fmt: skip
-def test_shares_that_cannot_be_are_refused(best, branch, name, value) -> None:
-    """The second branch knows less than is shared, the fourth shares itself."""
-    weights, opened = prepare(coarse_model("frames"), best), []
-
-    def open_changed(model: Any, count: Any, items: Any, branches: Any, how: Any, error: Any) -> None:
-        setattr(branches[branch], name, value)
-        opened.append(best.audiolm_open(model, count, items, branches, how, error))
-
-    weights.library = cast("Any", SimpleNamespace(audiolm_open=open_changed, audiolm_product=best.audiolm_product))
-    with pytest.raises(ModelError, match="refuses these sizes"):
-        decode.Session(weights, samples_of_one_prompt("frames"), LIVELY)
-    assert opened == [None]
-
-
 def test_draws_as_torch_does() -> None:
     """Where no number falls between two ids' ranges; ties are kept alike."""
     random = np.random.default_rng(0)
@@ -290,9 +274,6 @@ def test_draws_as_torch_does() -> None:
         expected = sample(torch.from_numpy(logits), torch.from_numpy(numbers), *how)
         got = [int8_model.draw(row, number, sampling) for row, number in zip(logits, numbers, strict=True)]
         assert got == expected.tolist()
-
-
-# ------------------------------------------------------------------------------------------------------- golden
 
 
 def golden(library: ctypes.CDLL) -> dict[str, Tensor]:
@@ -326,166 +307,6 @@ def test_tokens_are_what_they_were_on_every_processor(library) -> None:
     assert expected.keys() == now.keys()
     assert all(torch.equal(now[name], ids) for name, ids in expected.items())
     assert all(len(ids.unique()) > 8 for ids in expected.values())
-
-
-# ------------------------------------------------------------------------------------------------------- refused
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(best, value) -> None:
-    for name in ("blocks.0.up.weight", "ids.weight", "norm.bias"):
-        model = coarse_model("frames")
-        model.state_dict()[name].view(-1)[3] = value
-        with pytest.raises(ModelError, match="not finite"):
-            prepare(model, best)
-
-
-def test_values_that_overflow_are_said(best) -> None:
-    model = coarse_model("frames")
-    for block in model.layers():
-        block.down.weight.data.fill_(3e38)
-    with pytest.raises(ModelError, match="not finite"):
-        decode.generate(prepare(model, best), four_items("frames"), LIVELY, 4)
-
-
-def test_indices_beyond_the_weights_are_refused(best) -> None:
-    weights, item = prepare(coarse_model("frames"), best), coarse_item(6, 4, 0, "frames")
-    beyond = item.sequence.ids.clone()
-    beyond[0, 1] = 34
-    backwards = item.sequence.fields.clone()
-    backwards[3, 1] = -1
-    for wrong in (
-        dataclasses.replace(item, low=[3] * len(item.low)),
-        dataclasses.replace(item, low=[-1] * len(item.low)),
-        dataclasses.replace(item, size=0),
-        dataclasses.replace(item, sequence=dataclasses.replace(item.sequence, ids=beyond)),
-        dataclasses.replace(item, sequence=dataclasses.replace(item.sequence, fields=backwards)),
-    ):
-        with pytest.raises(ModelError, match="refuses these sizes"):
-            decode.Session(weights, [wrong], LIVELY)
-    short = dataclasses.replace(item, low=item.low[1:])
-    with pytest.raises(ValueError, match="a number for each id"):
-        decode.Session(weights, [short], LIVELY)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("width", 24), ("width", 1 << 20), ("heads", 3), ("heads", 0), ("kv_heads", 3), ("feedforward", 8), ("layers", 0),
-     ("quantizers", 0), ("vocabulary", 35), ("vocabulary", 1 << 30)],
-)  # fmt: skip
-def test_models_of_impossible_sizes_are_refused(best, name, value) -> None:
-    weights = prepare(coarse_model("frames"), best)
-    setattr(weights.model, name, value)
-    item = coarse_item(6, 4, 0, "aligned")
-    error, pointers = ctypes.c_int(), (native.Item(), native.Branch(), native.Sampling())
-    assert best.audiolm_open(weights.model, 1, *pointers, error) is None
-    assert error.value == -2
-    assert item.size
-
-
-def test_steps_before_the_prefill_are_refused(best) -> None:
-    session = decode.Session(prepare(coarse_model("frames"), best), four_items("frames"), LIVELY)
-    with pytest.raises(ModelError, match="refuses"):
-        session.advance()
-    session.close()
-
-
-# ----------------------------------------------------------------------------------------------------- the program
-
-
-@needs_kernel
-def test_a_loaded_bundle_is_decoded_natively(tiny_bundle, monkeypatch) -> None:
-    monkeypatch.delenv("AUDIOLM_KERNEL", raising=False)
-    loaded = bundle.load(str(tiny_bundle), device="cpu")
-    assert loaded.kernel == "native"
-    assert loaded.semantic.native is not None
-    assert loaded.coarse.native is not None
-    item = coarse_item(6, 4, 0, "frames")
-    expected = decode.generate(loaded.coarse.native, [item], LIVELY, 1)
-    assert torch.equal(engine.generate(loaded.coarse, [item], LIVELY, 1)[0], expected[0])
-    monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
-    other = bundle.load(str(tiny_bundle), device="cpu")
-    assert (other.kernel, other.coarse.native) == ("torch", None)
-
-
-def test_the_dtype_of_the_module_does_not_matter(best) -> None:
-    model, item = coarse_model("frames"), coarse_item(6, 4, 0, "frames")
-    bundle.round_to_disk(model)
-    found = [state_of(prepare(model.to(dtype), best), item) for dtype in (torch.float32, torch.bfloat16)]
-    assert np.array_equal(found[0], found[1])
-
-
-def test_other_sizes_go_through_torch() -> None:
-    config = dataclasses.replace(preset("tiny").coarse, width=24)
-    model = FrameTransformer(config, preset("tiny").tokens)
-    give(model)
-    assert model.native is None
-
-
-def test_a_kernel_that_is_not_here_is_said(monkeypatch, tmp_path, audiolm) -> None:
-    monkeypatch.setenv("AUDIOLM_KERNEL", "sse9")
-    code, _, err = audiolm("--version")
-    assert (code, "AUDIOLM_KERNEL: must be one of" in err) == (2, True)
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
-    native.load.cache_clear()
-    try:
-        monkeypatch.setenv("AUDIOLM_KERNEL", "native")
-        with pytest.raises(UsageError, match="not compiled"):
-            native.kernel()
-        monkeypatch.delenv("AUDIOLM_KERNEL")
-        assert native.kernel() is None
-        assert native.described() == "torch"
-    finally:
-        native.load.cache_clear()
-
-
-def test_what_was_compiled_of_another_source_is_not_used(best, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(build, "source", lambda: "0123")
-    assert native.declared(best) is None
-
-
-def test_without_the_kernel_it_says_once_that_it_is_slower(tiny_bundle, monkeypatch, audiolm, prompt) -> None:
-    monkeypatch.delenv("AUDIOLM_KERNEL", raising=False)
-    monkeypatch.setattr(native, "kernel", lambda: None)
-    code, _, err = audiolm("continue", prompt, "-m", tiny_bundle, "-o", "a.wav", "-n", 2, "--duration", 0.2)
-    assert code == 0
-    assert err.count("native kernel is not compiled") == 1
-
-
-def test_without_a_compiler_nothing_is_built_and_nothing_fails(tmp_path) -> None:
-    folder = tmp_path / "native"
-    folder.mkdir()
-    for file in build.FOLDER.glob("*.[ch]"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "build.py").write_bytes(Path(build.__file__).read_bytes())
-    (folder / "plain.so").write_bytes(b"of before")
-    for environment, says in (({"PATH": str(tmp_path)}, "no C compiler"), ({"CC": "false"}, "false failed")):
-        script = [sys.executable, folder / "build.py"]
-        done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith(f"no native kernel ({says})")
-        assert not list(folder.glob("*.so"))
-
-
-@needs_compiler
-def test_what_is_compiled_of_this_source_is_kept(tmp_path, monkeypatch) -> None:
-    for file in [*build.FOLDER.glob("*.[ch]"), build.FOLDER / "build.py"]:
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
-    assert build.build().startswith("native kernels: ")
-    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.so")}
-    monkeypatch.setenv("CC", "")
-    assert build.build().startswith("native kernels: ")
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.so")} == kept
-    (tmp_path / "sampling.h").write_text("")
-    assert build.build().startswith("no native kernel (no C compiler)")
-    assert not list(tmp_path.glob("*.so"))
-
-
-@needs_compiler
-def test_the_kernel_for_avx512_compiles(tmp_path) -> None:
-    if "x86_64" not in os.uname().machine:
-        pytest.skip("another kind of processor")
-    assert not build.compile_kernel(build.KERNELS["avx512"], tmp_path / "avx512.so")
 
 
 if __name__ == "__main__":

@@ -279,6 +279,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made_again(data, tmp_path,
     assert piano.record(cuts, data, tmp_path, 0) == len(cuts)
 
 
+@pytest.mark.slow
 def test_fluidsynth_plays_a_share(data, tmp_path):
     try:
         sampler.sound_font()

@@ -266,7 +266,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         samplings=setting.samplings(bundle, []),
     )
     ((title, table),) = evaluate.music_tables(asked).items()
-    assert title == "4 continuations, 4 s + 6 s, of 4 pieces"
+    assert title == "4 continuations, 4 s + 1.5 s, of 4 pieces"
     assert next(iter(table)) == "AudioLM"
     assert "acoustic stages alone" in table
     assert table["real continuation"]["intervals"].mean == 1

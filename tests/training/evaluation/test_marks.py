@@ -66,6 +66,7 @@ def test_a_mark_without_a_threshold_gets_one_from_recordings(speech):
     assert rows["untouched"]["found"] == 1
 
 
+@pytest.mark.slow
 def test_our_mark_survives_what_is_measured(speech):
     from audiolm_cli.bundles import bundle
 

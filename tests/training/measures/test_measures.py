@@ -46,6 +46,7 @@ def test_clips_per_speaker_keeps_order():
     assert [int(clip.samples[0]) for clip in clips_per_speaker(clips, 2)] == [0, 1, 2, 4]
 
 
+@pytest.mark.slow
 def test_log_mel_of_a_full_scale_sine_is_near_zero_decibel():
     pytest.importorskip("librosa", reason="needs the extra 'eval'")
     assert abs(measures.log_mel(tone(level=1.0, hertz=1000.0))[:, 20:-20].max()) < 3

@@ -190,6 +190,7 @@ def test_flite_speaks_with_the_same_silence_around_all(tmp_path):
         words.say_phones("kal16", phones("w ao1 xx er0"))
 
 
+@pytest.mark.slow
 @needs_flite
 def test_the_whole_test_on_a_few_words(bundle, tmp_path):
     pytest.importorskip("pocketsphinx", reason="needs the extra 'eval'")

@@ -150,6 +150,7 @@ def test_a_row_names_what_it_holds(recordings: Path, tmp_path: Path):
     assert not audio[end * TOKEN :].any() or (labels[end:, 0] == UNKNOWN).all()
 
 
+@pytest.mark.slow
 def test_a_student_learns_resumes_and_ships(
     recordings: Path, tmp_path: Path, encoder: teacher.Encoder, monkeypatch: pytest.MonkeyPatch
 ):
