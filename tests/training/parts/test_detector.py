@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from audiolm_cli import detector
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.config import DetectorConfig
 from audiolm_cli.detector import SpectralDetector, make_detector
-from audiolm_cli.training import trainer
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.parts import detector as training
 from audiolm_cli.training.parts import outputs
@@ -71,7 +68,8 @@ def test_joins_are_looked_for_in_continuations(data, bundle, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypatch, capsys):
+def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypatch, capsys, steps_take):
+    steps_take(0.5)
     runs = ["--data", str(data), "--runs", str(tmp_path), "--model", str(tiny_bundle), "--threads", "1"]
     monkeypatch.setattr(outputs, "BATCH", 2)
     monkeypatch.setattr(sys, "argv", ["outputs", *runs, "--batches", "5", "--valid-batches", "2"])
@@ -96,9 +94,8 @@ def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("raw", [False, True])
-def test_it_learns_what_is_made(bundle, tmp_path, raw, monkeypatch):
-    ticks = itertools.count(0, 60 / 300)  # by the clock a step takes as long on any machine
-    monkeypatch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
+def test_it_learns_what_is_made(bundle, tmp_path, raw, steps_take):
+    steps_take(60 / 300)
     rng = np.random.default_rng(0)
     spectral, traced = (make_detector(c, bundle.config.tokens) for c in (SPECTRAL, DetectorConfig(channels=(8, 8))))
     assert isinstance(spectral, SpectralDetector)

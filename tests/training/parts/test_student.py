@@ -152,8 +152,9 @@ def test_a_row_names_what_it_holds(recordings: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_student_learns_resumes_and_ships(
-    recordings: Path, tmp_path: Path, encoder: teacher.Encoder, monkeypatch: pytest.MonkeyPatch
+    recordings: Path, tmp_path: Path, encoder: teacher.Encoder, monkeypatch: pytest.MonkeyPatch, steps_take
 ):
+    steps_take(0.5)
     monkeypatch.setattr(student, "SIZES", (8, 16))
     monkeypatch.setattr(teacher, "load", lambda name: encoder)
     monkeypatch.setattr(student, "kmeans", lambda points, size: points[:: max(1, len(points) // size)][:size].clone())
