@@ -124,6 +124,7 @@ def test_what_was_done_is_noted_once(tmp_path):
     assert np.abs(recording.samples).max() <= 1
 
 
+@pytest.mark.slow
 def test_reading_a_long_file_takes_little_memory_beyond_the_result(tmp_path):
     pytest.importorskip("resource")
     with soundfile.SoundFile(tmp_path / "long.flac", "w", 48000, 2, "PCM_16") as file:

@@ -69,6 +69,7 @@ def test_a_job_list_and_tokens_from_a_pipe_are_read_to_their_end(tmp_path):
     writer.join()
 
 
+@pytest.mark.slow
 def test_a_pipe_leaves_nothing_in_the_temporary_folder(tmp_path, long_prompt):
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}

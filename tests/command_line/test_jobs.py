@@ -6,10 +6,10 @@ import pytest
 from audiolm_cli.command_line import planning, runner
 from audiolm_cli.command_line.arguments import Running
 from audiolm_cli.command_line.batch import Maker
-from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Console
 from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError
 from audiolm_cli.request import ContinueRequest
+from tests.helpers.fakes import CONFIG
 
 
 def plan(sources, samples=1):
@@ -27,7 +27,7 @@ class Recorder(Maker):
     batch_size = 2
 
     def __init__(self, skip_existing=False):
-        bundle: Any = types.SimpleNamespace(config=types.SimpleNamespace(tokens=TokenSpec()))
+        bundle: Any = types.SimpleNamespace(config=CONFIG)
         super().__init__(bundle, Running(skip_existing=skip_existing), Console())
         self.batches = []
 

@@ -294,6 +294,7 @@ def test_the_longest_possible_name(tmp_path):
     assert os.listdir() == [name]
 
 
+@pytest.mark.slow
 def test_standard_input_and_output_may_be_files(prompt, tmp_path):
     """Whose names the program does not see."""
     before = prompt.read_bytes()
@@ -331,6 +332,7 @@ def test_a_picture_is_checked_before_the_model_loads(audiolm, fake, prompt, tmp_
     assert (prompt.read_bytes(), os.listdir()) == (before, ["prompt.wav"])
 
 
+@pytest.mark.slow
 def test_half_of_a_pair_is_completed_by_what_belongs_to_it(audiolm, fake, prompt, tmp_path):
     pytest.importorskip("matplotlib")
     command = (

@@ -22,6 +22,7 @@ from tests.helpers.sounds import tone
 drawn = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 
 
+@pytest.mark.slow
 @drawn
 def test_a_picture_shows_sound_and_prompt() -> None:
     from matplotlib.image import imread
@@ -79,6 +80,7 @@ def test_pictures_of_many_outputs(fake, prompt, tmp_path, monkeypatch) -> None:
     assert sorted(os.listdir("o")) == ["prompt-0.png", "prompt-1.png", "prompt.0.wav", "prompt.1.wav"]
 
 
+@pytest.mark.slow
 @drawn
 def test_a_name_is_no_formula(fake, prompt, tmp_path) -> None:
     for name in ("a$x^$", "$\\frac", "\udc80", "{}", "漢字"):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
-import types
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,19 +27,16 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Any:
+def bundle() -> Bundle:
     torch.manual_seed(0)
     config = preset("tiny")
     config.depends.update({part: {"self": part * 8} for part in ("codec", "tokenizer")})
-    stages = {
-        name: stage_model(getattr(config, name), config.tokens, name).eval() for name in ("semantic", "coarse", "fine")
-    }
-    tokenizer = SemanticTokenizer(config.tokenizer, config.tokens).eval()
-    torch.nn.init.normal_(tokenizer.get_buffer("centroids"))
-    codec = SoundStream(config.codec, config.tokens).eval()
-    device = torch.device("cpu")
-    found: Any = types.SimpleNamespace(config=config, device=device, codec=codec, tokenizer=tokenizer, **stages)
-    found.tokenize = functools.partial(Bundle.tokenize, found)
+    found = Bundle(Path(), config, torch.device("cpu"), torch.float32)
+    for name in ("semantic", "coarse", "fine"):
+        setattr(found, name, stage_model(getattr(config, name), config.tokens, name).eval())
+    found.tokenizer = SemanticTokenizer(config.tokenizer, config.tokens).eval()
+    torch.nn.init.normal_(found.tokenizer.get_buffer("centroids"))
+    found.codec = SoundStream(config.codec, config.tokens).eval()
     return found
 
 
@@ -60,7 +55,7 @@ def test_tokens_are_kept_under_the_identity_of_their_models(bundle, corpus, tmp_
     assert "codeccod" in file.name
     assert first.codes.shape == (12, 2 * len(first.semantic))
     assert sum(track.length for track in first.tracks) == len(first.semantic)
-    without_models: Any = types.SimpleNamespace(config=bundle.config)
+    without_models = Bundle(Path("nowhere"), bundle.config, bundle.device, bundle.dtype)
     again = bits.bundle_tokens(without_models, corpus, "valid", tmp_path)
     assert torch.equal(again.codes, first.codes)
 

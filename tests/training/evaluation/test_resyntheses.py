@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import types
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from audiolm_cli import pipeline
-from audiolm_cli.config import Sampling
+from audiolm_cli.config import Sampling, preset
+from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.evaluation import resyntheses, speech
 from audiolm_cli.training.evaluation.continuations import Case, Voices
+from audiolm_cli.training.evaluation.setting import Setting
 from audiolm_cli.training.measures import pitch
 from audiolm_cli.training.measures.measures import Figure
 from audiolm_cli.training.measures.recogniser import Heard
+from tests.helpers.bundles import in_memory
 
 
 def case(speaker: str, direction: int) -> Case:
@@ -55,7 +58,7 @@ def test_whose_voice_it_is() -> None:
     assert [s.pitch_correlation for s in scores] == pytest.approx([-1, -1, -1])  # whatever the register
 
 
-def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A perfect pipeline: the reference's voice, the source's tokens."""
     monkeypatch.setattr(speech.phones, "as_function", lambda _: lambda sound: np.arange(len(sound)))
     monkeypatch.setattr(speech, "autoencoder", lambda *_: lambda sound: sound)
@@ -63,16 +66,15 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(speech.recogniser, "recogniser", heard)
     monkeypatch.setattr(speech.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
     said = lambda bundle, request, prompts, speaker, **_: [  # noqa: E731
-        types.SimpleNamespace(waveform=np.resize(speaker, 7)) for _ in prompts
+        pipeline.Output(np.resize(speaker, 7), torch.zeros(0), torch.zeros(12, 0)) for _ in prompts
     ]
     monkeypatch.setattr(pipeline, "resynth", said)
-    config: Any = types.SimpleNamespace(tokens=types.SimpleNamespace(quantizers=12))
-    bundle: Any = types.SimpleNamespace(tokenizer=None, codec=None, config=config)
-    setting: Any = types.SimpleNamespace(
-        bundle=bundle, validation=None, cache=None, prompts=20, samplings={"AudioLM": Sampling()}, whose="all speakers"
-    )
-    setting.cases = lambda count: (CASES, VOICES)
-    ((title, table),) = speech.resynthesis_tables(setting).items()
+    bundle, nothing = in_memory(preset("tiny"), {}), Corpus(np.zeros(0, np.int16), [])
+    vars(bundle).update(tokenizer=None, codec=None)
+    monkeypatch.setattr(Setting, "_cases", (CASES, VOICES))
+    samplings = {"AudioLM": Sampling()}
+    asked = Setting(bundle, nothing, nothing, tmp_path, quick=True, piano=False, prompts=20, samplings=samplings)
+    ((title, table),) = speech.resynthesis_tables(asked).items()
     assert title.startswith("10 resyntheses")
     assert (table["AudioLM"]["speaker_is_reference"].mean, table["AudioLM"]["speaker_is_source"].mean) == (1, 0)
     assert (table["source"]["speaker_is_reference"].mean, table["source"]["speaker_is_source"].mean) == (0, 1)
