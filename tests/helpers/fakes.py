@@ -61,7 +61,8 @@ class FakePipeline:
         self.calls.append({"request": request, "prompts": prompts, **options})
         if self.fail_at == len(self.calls) - 1:
             raise self.error
-        seconds, best_of = self.seconds or getattr(request, "duration", 1), getattr(request, "best_of", 1)
+        seconds: float = self.seconds or getattr(request, "duration", 1.0)
+        best_of = getattr(request, "best_of", 1)
         for prompt in prompts:
             for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):
                 if progress is not None:
@@ -109,7 +110,7 @@ def install_without_torch(fake: FakePipeline) -> None:
 def install(fake: FakePipeline, setitem: Callable = operator.setitem, setattr: Callable = setattr) -> None:
     """Puts it where the program imports the models from."""
     made = fake.continue_
-    functions = {
+    functions: dict[str, dict[str, Any]] = {
         "audiolm_cli.bundles.bundle": {"load": fake.load},
         "audiolm_cli.pipeline": {"continue_": made, "generate": made, "resynth": made, "Prompt": fake.prompt}
         | {"encode": fake.encode, "decode": fake.decode},

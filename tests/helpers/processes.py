@@ -71,4 +71,6 @@ def forked(
         _, status = os.waitpid(process, 0)
         out.seek(0)
         err.seek(0)
-        return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(status), out.read(), err.read())
+        return subprocess.CompletedProcess(
+            list(map(str, arguments)), os.waitstatus_to_exitcode(status), out.read(), err.read()
+        )

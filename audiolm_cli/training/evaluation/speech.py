@@ -55,9 +55,9 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
         ]
         rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
     count, people = len(chosen), len({case.speaker for case in chosen})
-    seconds = f"{continuations.PROMPT / continuations.RATE:g} s + {continuations.NEW / continuations.RATE:g} s"
+    lengths = f"{continuations.PROMPT / continuations.RATE:g} s + {continuations.NEW / continuations.RATE:g} s"
     speakers = f"{people} speakers among {len(voices.speakers)}; {setting.whose}"
-    return {f"{count} continuations, {seconds}, of {speakers}": rows}
+    return {f"{count} continuations, {lengths}, of {speakers}": rows}
 
 
 def spoken_tables(setting: Setting) -> dict[str, Table]:
