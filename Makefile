@@ -48,8 +48,8 @@ demo: .venv/installed  ## continue a real recording: examples/prompt.flac become
 	@echo "Listen to demo.wav: 3.5 seconds of the recording, then 7 new ones."
 
 # as on a lesser processor (processor.py has their names): AUDIOLM_PROCESSOR=avx2 ATEN_CPU_CAPABILITY=avx2 make test
-# in two processes of a thread each; what a group of tests shares is made in one of them
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+# in processes of a thread each, a file in one of them, in the order of conftest.py: slow ones first
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: .venv/installed  ## all tests that need no network, no GPU and no data
 	$(PYTEST)
 

@@ -24,7 +24,6 @@ from tests.helpers import ROOT
 from tests.helpers.sounds import tone
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.xdist_group("cluster")
 
 BATCHES, BATCH = 6, 2
 

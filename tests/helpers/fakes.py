@@ -61,7 +61,7 @@ class FakePipeline:
         self.calls.append({"request": request, "prompts": prompts, **options})
         if self.fail_at == len(self.calls) - 1:
             raise self.error
-        seconds: float = self.seconds or getattr(request, "duration", 1.0)
+        seconds: Any = self.seconds or getattr(request, "duration", 1.0)
         best_of = getattr(request, "best_of", 1)
         for prompt in prompts:
             for stage in ("tokenize", "semantic", "coarse", "fine", "decode"):

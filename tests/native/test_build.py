@@ -23,7 +23,6 @@ from audiolm_cli.native.model import give, prepare
 from tests.language_models.test_engine import coarse_item, coarse_model
 from tests.native.test_native import LIVELY, needs_kernel, state_of
 
-pytestmark = pytest.mark.xdist_group("native")  # which share compiled kernels
 needs_compiler = pytest.mark.skipif(not build.compiler(), reason="there is no C compiler here")
 
 

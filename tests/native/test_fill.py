@@ -26,7 +26,6 @@ from tests.helpers.int8_model import Int8Model
 from tests.language_models.test_engine import coarse_item, coarse_model
 from tests.native.test_native import GREEDY, LIVELY, needs_kernel
 
-pytestmark = pytest.mark.xdist_group("native")  # which share compiled kernels
 SPEC = TokenSpec(codebook_size=34, semantic_vocabulary=32, coarse=2, quantizers=5)
 
 

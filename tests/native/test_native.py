@@ -35,7 +35,6 @@ from tests.language_models.test_engine import SPEC, coarse_item, coarse_model, f
 from tests.program.test_golden import settled
 
 GOLDEN = ROOT / "tests" / "golden" / "native.safetensors"
-pytestmark = pytest.mark.xdist_group("native")  # which share compiled kernels
 GREEDY, LIVELY = StageSampling(0.0, 0, 1.0), StageSampling(1.0, 0, 0.9)
 needs_kernel = pytest.mark.skipif(not native.load("plain"), reason="the native kernel is not compiled here")
 

@@ -17,8 +17,6 @@ from audiolm_cli.native.model import prepare
 from tests.language_models.test_engine import coarse_item, coarse_model, four_items
 from tests.native.test_native import LIVELY, samples_of_one_prompt
 
-pytestmark = pytest.mark.xdist_group("native")  # which share compiled kernels
-
 
 @pytest.mark.parametrize(("branch", "name", "value"), [
     (2, "shared", 7), (2, "shared", 1000), (2, "shared", -8), (2, "like", -1), (2, "like", 2), (2, "like", 1),

@@ -18,7 +18,6 @@ from tests.helpers import EXAMPLE, ROOT
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("wheel"),
     pytest.mark.skipif(not (ROOT / "weights/speech/config.json").is_file(), reason="there are no weights/speech yet"),
 ]
 

@@ -33,7 +33,7 @@ from audiolm_cli.training.parts import codec, lm, outputs, tokenizer
 from audiolm_cli.training.parts.assemble import assemble, unpack
 from tests.helpers.bundles import write_parts
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.slow
 
 MINUTES = 30  # of the recipe, by a clock that goes on by one minute a step
 STAGES = ("semantic", "coarse", "fine")
