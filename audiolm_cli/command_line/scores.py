@@ -35,8 +35,8 @@ def score(bundle: Bundle, path: str, stages: list[str], console: Console, progre
             "log_probabilities": [row[0] for row in listed] if name == "semantic" else listed,
         }
     seconds = int(tokens.metadata["samples"]) / spec.sample_rate
-    name = {"model": bundle.config.name, "identity": bundle.identity}
-    return {"path": path, **name, "seconds": seconds, "stages": found}
+    made_by = {"model": bundle.config.name, "identity": bundle.identity}
+    return {"path": path, **made_by, "seconds": seconds, "stages": found}
 
 
 def _whole(path: str, bundle: Bundle) -> Tokens:
