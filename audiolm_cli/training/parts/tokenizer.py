@@ -348,7 +348,7 @@ class Material:
 
     def config(self, chosen: TokenizerConfig) -> TokenizerConfig:
         """The same sizes for a tokenizer without a teacher."""
-        return dataclasses.replace(chosen, units="centroids", directions=self.directions)
+        return dataclasses.replace(chosen, units="centroids", directions=min(self.directions, chosen.width))
 
 
 MATERIALS = {"speech": Material(cepstral_points, True, 192), "piano": Material(pitch_points, False, 0)}
