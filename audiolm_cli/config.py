@@ -17,6 +17,7 @@ from audiolm_cli.errors import ModelError
 FORMAT_VERSION = 2  # the newest; since 2 parts may hold matrices in int8
 STAGES = ("semantic", "coarse", "fine")
 Layout = Literal["aligned", "plain", "frames", "parallel"]  # what `StageConfig` says of them
+LAYOUTS = {"semantic": ("aligned", "plain"), "coarse": ("frames", "plain"), "fine": ("parallel", "plain")}
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
 
 
@@ -111,10 +112,9 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A Transformer. Layout `aligned`: token after token, positions are times shared by all streams, and every input
-    carries the conditioning tokens of the frame it predicts. Layout `plain`: positions count tokens, as in the paper.
-    Layout `frames`, for the coarse stage: frame after frame. Layout `parallel`, for the fine stage: one pass for each
-    quantizer. In both, positions are frames."""
+    """A Transformer. Layout `aligned`, for the semantic stage: token after token, positions are times. Layout `frames`,
+    for the coarse stage: frame after frame. Layout `parallel`, for the fine stage: one pass for each quantizer. In all
+    three, positions count frames. Layout `plain`: token after token, positions count tokens, as in the paper."""
 
     layers: int = bounded(1, 96, default=6)
     heads: int = bounded(1, 128, default=4)
@@ -215,9 +215,8 @@ class BundleConfig:
         for stage in (s for s in STAGES if getattr(self, s)):
             if getattr(self, stage).window_seconds * self.tokens.semantic_rate < 2:
                 raise ModelError(f"config.json: {stage}.window_seconds must hold two semantic tokens at least")
-        for layout, stage in (("frames", "coarse"), ("parallel", "fine")):
-            if any(getattr(self, s) and getattr(self, s).layout == layout for s in STAGES if s != stage):
-                raise ModelError(f"config.json: only the {stage} stage can have the layout {layout}")
+            if getattr(self, stage).layout not in LAYOUTS[stage]:
+                raise ModelError(f"config.json: {stage}.layout must be one of {', '.join(LAYOUTS[stage])}")
         if isinstance(self.codec, WaveformConfig):
             product = 1
             for stride in self.codec.strides:

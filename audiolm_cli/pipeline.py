@@ -30,12 +30,11 @@ from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Clock, Progress, Tell, counted
 from audiolm_cli.errors import InputError
 from audiolm_cli.language_models.likelihood import strangeness
+from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.language_models.stages import (
     REFERENCE_SECONDS,
-    Noise,
     best_semantic,
     continue_coarse,
-    continue_fine,
     continue_semantic,
     first_window,
 )
@@ -143,7 +142,8 @@ def continue_(
         known = run.encode(ends)
         strange = run.strangeness(ends, known)
         kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
-        semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], request.best_of)
+        least = [len(k.semantic) + 1 for k in known] if request.until_end else None
+        semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], request.best_of, least)
         begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # what all samples of a prompt begin with
         for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
             prompt, repeated = run.prompts[n].waveform, known[n].codes.shape[1] * spec.samples_per_frame
@@ -179,7 +179,8 @@ def generate(
     new_samples, new_tokens = _length(request.duration, spec)
     nothing = torch.zeros(0, dtype=torch.int64)
     for run in _runs(bundle, request, prompts, batch_size, progress):
-        semantic, _ = run.semantic([nothing] * len(run.prompts), [new_tokens] * len(run.prompts))
+        count, least = len(run.prompts), [1] * len(run.prompts) if request.until_end else None
+        semantic, _ = run.semantic([nothing] * count, [new_tokens] * count, least=least)
         for output in run.acoustic(semantic):
             filters = postfilter.chain(bundle.config.output, spec.sample_rate)
             yield replace(output, waveform=filters.whole(output.waveform[:new_samples]))
@@ -279,15 +280,19 @@ class Run:
             return self._once(lambda n: _strange(self.bundle, recordings[n], tokens[n]))
 
     def semantic(
-        self, known: list[Tensor], totals: list[int], best_of: int = 1
+        self, known: list[Tensor], totals: list[int], best_of: int = 1, least: list[int] | None = None
     ) -> tuple[list[Tensor], list[list[float]]]:
         """Stage 1: continues semantic tokens. known: `int64 [S_known]`. Returns `int64 [totals[i]]`, the best of
-        `best_of` candidates, and the scores of all candidates where there is a choice."""
+        `best_of` candidates, and the scores of all candidates where there is a choice. With `least`, what is made may
+        end by itself once it has so many tokens."""
         model, sampling = self.bundle.semantic, self.sampling.stage("semantic")
         count = sum(totals) - sum(map(len, known))
         if best_of == 1:
             with self.clock.stage("semantic", count) as tell:
-                made = continue_semantic(model, known, totals, self.noise, sampling, self.batch_size, tell)
+                how = self.noise, sampling, self.batch_size, tell
+                made = continue_semantic(model, known, least or totals, *how)
+                if least:
+                    made = continue_semantic(model, made, totals, *how, until_end=True)
                 return made, [[] for _ in known]
         ends = [first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
         count += (best_of - 1) * (sum(ends) - sum(map(len, known)))
@@ -319,7 +324,7 @@ class Run:
         if self.bundle.fine is not None:
             with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
                 sampling = self.sampling.stage("fine")
-                codes = continue_fine(self.bundle.fine, codes, known, self.noise, sampling, self.batch_size, tell)
+                codes = self.bundle.fine.complete(codes, known, self.noise, sampling, self.batch_size, tell)
         codec = self.bundle.codec
         audio, begun = [], dict[bytes, Begun]()
         with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:

@@ -25,6 +25,7 @@ MAX_CANDIDATES = 64  # of one output
 AUDIO = (".wav", ".flac", ".ogg")  # suffixes of the formats that can be written; the first is the default
 
 VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
+UNTIL_END = "Stop where the model would, after that time at most."
 SomeRequest = TypeVar("SomeRequest", bound="Request")
 
 
@@ -146,7 +147,13 @@ class ContinueRequest(SampledRequest):
         "N",
         default=1,
     )
+    until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
     continuation_only: bool = option(checks.flag, "Leave the prompt out.", None, "--continuation-only", default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.until_end and self.best_of > 1:
+            raise UsageError("until-end and best-of exclude each other: candidates are compared at one length")
 
     def check(self, config: BundleConfig) -> None:
         _at_least_a_token(config, "duration", self.duration)
@@ -160,6 +167,7 @@ class GenerateRequest(SampledRequest):
 
     input: None = field(default=None, init=False)
     duration: float = option(checks.seconds, "Seconds of audio.", "SECONDS", default=10)
+    until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
 
     def check(self, config: BundleConfig) -> None:
         _at_least_a_token(config, "duration", self.duration)

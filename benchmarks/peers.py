@@ -39,16 +39,16 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
     """Seconds of each stage for a whole piece of audio from nothing."""
     import torch
 
-    from audiolm_cli.bundles.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
-    from audiolm_cli.language_models.sampling import StageSampling
-    from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
+    from audiolm_cli.language_models.kinds import stage_model
+    from audiolm_cli.language_models.sampling import Noise, StageSampling
+    from audiolm_cli.language_models.stages import continue_coarse, continue_semantic
     from audiolm_cli.native.model import give
 
     width, layers, heads = SIZES[size]
     layouts = ("plain", "plain", "plain") if kind == "token by token" else ("aligned", "frames", "parallel")
     spec, sampling, noise = TokenSpec(), StageSampling(1.0, 100, 1.0), [Noise(0, 0, 0)]
-    models = []
+    models: list[Any] = []
     for stage, layout in zip(("semantic", "coarse", "fine"), layouts, strict=True):
         config = StageConfig(layers, heads, 1, width, 4 * width, layout)  # type: ignore[arg-type]
         model = stage_model(config, spec, stage).to(getattr(torch, dtype)).eval().requires_grad_(False)  # type: ignore[arg-type]
@@ -61,10 +61,10 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
         tokens, made = round(seconds * spec.semantic_rate), {}
         words = torch.zeros(tokens, dtype=torch.int64)
         codes = torch.zeros(spec.coarse, tokens * spec.frames_per_semantic, dtype=torch.int64)
-        made["semantic"] = timed(lambda: continue_semantic(semantic, [words[:0]], [tokens], noise, sampling, 1))  # type: ignore[arg-type]
-        made["coarse"] = timed(lambda: continue_coarse(coarse, [words], [codes[:, :0]], noise, sampling, 1))  # type: ignore[arg-type]
+        made["semantic"] = timed(lambda: continue_semantic(semantic, [words[:0]], [tokens], noise, sampling, 1))
+        made["coarse"] = timed(lambda: continue_coarse(coarse, [words], [codes[:, :0]], noise, sampling, 1))
         nothing = torch.zeros(spec.quantizers, 0, dtype=torch.int64)
-        made["fine"] = timed(lambda: continue_fine(fine, [codes], [nothing], noise, sampling, 1))  # type: ignore[arg-type]
+        made["fine"] = timed(lambda: fine.complete([codes], [nothing], noise, sampling, 1))
         return made
 
     run(0.08)  # warms up
@@ -165,12 +165,10 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from audiolm_cli.bundles.bundle import stage_model
     from audiolm_cli.config import StageConfig, TokenSpec
     from audiolm_cli.language_models import engine
-    from audiolm_cli.language_models.sampling import StageSampling, uniforms
-    from audiolm_cli.language_models.stages import Noise, continue_fine
-    from audiolm_cli.language_models.tokens import coarse_sequence, semantic_sequence
+    from audiolm_cli.language_models.kinds import stage_model
+    from audiolm_cli.language_models.sampling import Noise, StageSampling, uniforms
     from audiolm_cli.native.model import give
 
     width, layers, heads = BARK
@@ -178,11 +176,12 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     plain = StageConfig(layers, heads, heads, width, 4 * width, "plain")
     filling = StageConfig(layers, heads, heads, width, 4 * width, "parallel", window_seconds=BARK_FRAMES / 50)
     kind = getattr(torch, dtype)
-    semantic, coarse, fine = (
+    models: list[Any] = [
         stage_model(config, spec, stage).to(kind).eval().requires_grad_(False)  # type: ignore[arg-type]
         for config, stage in ((plain, "semantic"), (plain, "coarse"), (filling, "fine"))
-    )
-    for model in (semantic, coarse, fine):
+    ]
+    semantic, coarse, fine = models
+    for model in models:
         give(model)
         model.pack()
 
@@ -191,19 +190,18 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
         if model is semantic:
             ids = torch.randint(10048, (BARK_PREFIX + count,))
             ids[BARK_PREFIX:] = -1
-            item = engine.Item(semantic_sequence(spec, "plain", ids), [0] * count, 10048, noise)
+            item = model.item(model.sequence(ids), noise)
         else:
             codes = torch.randint(1024, (2, BARK_PREFIX // 2))
             unknown = torch.cat([codes[:, : BARK_PREFIX // 4], codes.new_full((2, count // 2), -1)], 1)
             words = torch.randint(10048, (unknown.shape[1] // 2,))
-            lows = [spec.semantic_vocabulary, spec.semantic_vocabulary + 1024] * (count // 2)
-            item = engine.Item(coarse_sequence(spec, "plain", words, unknown), lows, 1024, noise)
+            item = model.item(model.sequence(words, unknown), noise)
         return timed(lambda: engine.generate(model, [item], StageSampling(1.0, 50, 1.0), 1))
 
     codes, nothing = torch.randint(1024, (2, BARK_FRAMES)), torch.zeros(8, 0, dtype=torch.int64)
 
     def filled() -> None:
-        continue_fine(fine, [codes], [nothing], [Noise(0, 0, 0)], StageSampling(1.0, 0, 1.0), 1)  # type: ignore[arg-type]
+        fine.complete([codes], [nothing], [Noise(0, 0, 0)], StageSampling(1.0, 0, 1.0), 1)
 
     return rates(functools.partial(decoded, semantic), functools.partial(decoded, coarse), lambda: timed(filled))
 

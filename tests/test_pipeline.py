@@ -12,12 +12,13 @@ import pytest
 import soundfile
 import torch
 
-from audiolm_cli import pipeline
+from audiolm_cli import native, pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
-from audiolm_cli.config import BundleConfig, Layout, from_json, preset, to_json
+from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models import stages
+from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.pipeline import Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from tests.helpers.bundles import in_memory, modules, with_short_windows, write_bundle
@@ -63,7 +64,7 @@ def test_same_seed_same_samples_another_seed_other_content(tiny: bundle.Bundle) 
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("layout", ["frames", "aligned"])
+@pytest.mark.parametrize("layout", ["frames", "plain"])
 def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tmp_path: Path, layout: Layout) -> None:
     config = preset("tiny")
     coarse = dataclasses.replace(config.coarse, window_seconds=1.0, layout=layout)
@@ -81,14 +82,14 @@ def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tm
         next(pipeline.resynth(loaded, ResynthRequest(**SAMPLING | {"guidance": guidance}), [Prompt(noise(0.6))]))
         for guidance in (0, 2)
     )  # semantic tokens alone, to which only one of the layouts can hold on
-    assert torch.equal(free.codes[:4], held.codes[:4]) == (layout == "aligned")
+    assert torch.equal(free.codes[:4], held.codes[:4]) == (layout == "plain")
 
 
 def test_a_bundle_as_the_paper_has_it_for_piano(tmp_path: Path) -> None:
     """AudioLM, section IV-E: three quantizers of 2^14 codes each, all of them the coarse stage's; no fine stage."""
     config = preset("tiny")
     tokens = dataclasses.replace(config.tokens, quantizers=3, coarse=3, codebook_size=1 << 14)
-    for layout in ("frames", "aligned", "plain"):
+    for layout in ("frames", "plain"):
         coarse = dataclasses.replace(config.coarse, layout=layout)
         paper = dataclasses.replace(config, tokens=tokens, coarse=coarse, fine=None)
         loaded = bundle.load(str(write_bundle(tmp_path / layout, paper)), device="cpu", dtype="float32")
@@ -132,6 +133,36 @@ def test_samples_of_one_prompt_differ(tiny: bundle.Bundle) -> None:
     prompt = noise(1)
     results = run(tiny, [Prompt(prompt, 0, n) for n in range(3)])
     assert len({r.waveform.tobytes() for r in results}) == 3
+
+
+@pytest.mark.parametrize("kernel", ["native", "torch"])
+def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
+    tiny: bundle.Bundle, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a window; with random weights `<end>` is as likely as any token."""
+    if kernel == "native" and not native.load("plain"):
+        pytest.skip("the native kernel is not compiled here")
+    monkeypatch.setenv("AUDIOLM_KERNEL", kernel)
+    loaded = bundle.load(str(tiny.folder), device="cpu", dtype="float32")
+    prompts = [Prompt(noise(1), n) for n in range(6)]
+    made = run(loaded, prompts, duration=2.2, until_end=True)
+    new = [len(output.waveform) - 16000 for output in made]
+    assert all(640 <= samples <= 35200 for samples in new)
+    assert len(set(new)) > 3
+    assert [output.codes.shape[1] for output in made] == [2 * len(output.semantic) for output in made]
+    assert all(output.semantic.max() < 16 for output in made)
+    (alone,) = run(loaded, [prompts[4]], duration=2.2, until_end=True, batch_size=1)
+    assert torch.equal(alone.semantic, made[4].semantic)
+    assert np.array_equal(alone.waveform, made[4].waveform) or kernel == "torch"  # whose rows depend on the batch size
+    short = next(n for n, output in enumerate(made) if new[n] < 12000)  # within the first window
+    said, source, sampling = made[short].semantic, [stages.Noise(0, short, 0)], StageSampling(1.0, 0, 0.95)
+    (again,) = stages.continue_semantic(loaded.semantic, [said[:21]], [40], source, sampling, 1, until_end=True)
+    assert torch.equal(again, said)
+    free = list(pipeline.generate(loaded, GenerateRequest(duration=2, until_end=True, num_samples=4, **SAMPLING)))
+    assert len({len(output.waveform) for output in free}) > 1
+    assert min(len(output.waveform) for output in free) >= 640
+    with pytest.raises(UsageError, match="exclude each other"):
+        ContinueRequest(until_end=True, best_of=2)
 
 
 def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
@@ -236,20 +267,20 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
 ) -> None:
     """Longer than a window; what goes into stage 2 is seen from inside."""
     seen = []
-    made = stages.coarse_sequence
+    made = FrameTransformer.sequence
 
     def watched(*arguments: Any) -> Any:
         seen.append(arguments)
         return made(*arguments)
 
-    monkeypatch.setattr(stages, "coarse_sequence", watched)
+    monkeypatch.setattr(FrameTransformer, "sequence", watched)
     source, speaker = noise(2.30001), noise(0.5, 1)
     (result,) = pipeline.resynth(tiny, AGAIN, [Prompt(source)], speaker=speaker)
     assert len(result.waveform) == len(source)
     clean = [postfilter.without_rumble(sound, 16000, 70.0) for sound in (source, speaker)]
     semantic, reference = pipeline.encode(tiny, clean[0]).semantic, pipeline.encode(tiny, clean[1][: 12 * 640])
     assert len(seen) > 2
-    for _, _, tokens, codes, voice in seen:
+    for _, tokens, codes, voice in seen:
         assert torch.equal(voice[0], reference.semantic)
         assert torch.equal(voice[1], reference.codes[:4])
         assert any(torch.equal(tokens, part) for part in semantic.unfold(0, len(tokens), 1))

@@ -30,14 +30,14 @@ from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.catalogue import find
 from audiolm_cli.bundles.folder import PARTS, check_once, read_config
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import BundleConfig, StageConfig, TokenSpec
+from audiolm_cli.config import BundleConfig, StageConfig
 from audiolm_cli.console import Tell
 from audiolm_cli.detector import Detector, make_detector
 from audiolm_cli.errors import ModelError, UsageError
-from audiolm_cli.language_models.frames import FrameTransformer
-from audiolm_cli.language_models.parallel import ParallelTransformer
+from audiolm_cli.language_models.kinds import CoarseModel, FineModel, stage_model
+from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import StageName
-from audiolm_cli.language_models.transformer import Decoder, Stack, Transformer
+from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.processor import prefers_bfloat16
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 
@@ -49,15 +49,6 @@ NEEDS = {
     "fine": ("codec",),
     "detector": ("codec", "tokenizer"),
 }
-
-
-def stage_model(config: StageConfig, tokens: TokenSpec, name: StageName, dropout: float = 0.0) -> Stack:
-    """A stage's model as its config wants it, with random weights."""
-    if config.layout == "parallel":
-        return ParallelTransformer(config, tokens, dropout)
-    if config.layout == "frames":
-        return FrameTransformer(config, tokens, dropout)
-    return Transformer(config, tokens, name, dropout)
 
 
 class _Uninitialized(TorchFunctionMode):
@@ -91,15 +82,15 @@ class Bundle:
         return self._part("tokenizer", make, torch.float32)
 
     @cached_property
-    def semantic(self) -> Transformer:
+    def semantic(self) -> SemanticTransformer:
         return self._stage("semantic", self.config.semantic)
 
     @cached_property
-    def coarse(self) -> Decoder:
+    def coarse(self) -> CoarseModel:
         return self._stage("coarse", self.config.coarse)
 
     @cached_property
-    def fine(self) -> Transformer | ParallelTransformer | None:
+    def fine(self) -> FineModel | None:
         return self._stage("fine", self.config.fine) if self.config.fine else None
 
     @property

@@ -31,6 +31,14 @@ class DType(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Stage(str, Enum):
+    """A language model of a bundle."""
+
+    semantic = "semantic"
+    coarse = "coarse"
+    fine = "fine"
+
+
 def _checked(check: Check, *flags: str, **how: Any) -> Any:
     """An option with a check of its own; the first of its flags is its name in messages."""
 

@@ -54,6 +54,29 @@ def load_maker(kind: type[Request], running: Running, console: Console) -> Maker
     return maker(loaded, running, console)
 
 
+def read_recording(path: str, bundle: Bundle, console: Console, end_only: bool = False) -> np.ndarray:
+    """Reads a recording, or its last hour, as `float32 [T]` at the bundle's rate, and says what was done to it. Raises
+    InputError for less than one token."""
+    spec = bundle.config.tokens
+    recording = files.read(path, spec.sample_rate, end_only)
+    for note in recording.notes:
+        console.note(f"{display(path)}: {note}")
+    if len(recording.samples) < spec.samples_per_semantic:
+        raise InputError(f"{display(path)}: shorter than one token, {1000 / spec.semantic_rate:g} ms")
+    return recording.samples
+
+
+def read_tokens(path: str, bundle: Bundle) -> Tokens:
+    """Reads a token file. Raises InputError."""
+    from audiolm_cli.token_file import Tokens
+
+    data = inputs.read_bytes(path)
+    try:
+        return Tokens.load_bytes(data, bundle)
+    except InputError as error:
+        raise InputError(f"{display(path)}: {error}") from None
+
+
 class Maker(ABC, Generic[Read, Made]):
     """Makes batches of outputs, each of requests alike but for input, seed and names."""
 
@@ -117,15 +140,7 @@ class Maker(ABC, Generic[Read, Made]):
         return failed
 
     def recording(self, path: str, end_only: bool = False) -> np.ndarray:
-        """Reads a recording, or its last hour, as `float32 [T]` at the bundle's rate, and says what was done to it.
-        Raises InputError for less than one token."""
-        recording = files.read(path, self.rate, end_only)
-        for note in recording.notes:
-            self.console.note(f"{display(path)}: {note}")
-        if len(recording.samples) < (token := self.bundle.config.tokens.samples_per_semantic):
-            milliseconds = 1000 * token / self.rate
-            raise InputError(f"{display(path)}: shorter than one token, {milliseconds:g} ms")
-        return recording.samples
+        return read_recording(path, self.bundle, self.console, end_only)
 
     def say_clipped(self, output: PlannedOutput, clipped: int) -> None:
         if clipped:
@@ -256,6 +271,8 @@ class SampledMaker(Maker["Prompt", "Output"]):
         if isinstance(request, ContinueRequest):
             asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
             asked["best_of"] = request.best_of if request.best_of > 1 else None  # as without the option
+        if not asked.get("until_end"):
+            asked.pop("until_end", None)  # as without the option
         if request.speaker:
             asked["speaker"] = os.path.basename(request.speaker)[-80:]  # a comment has room for 2,000 characters
         return {
@@ -298,14 +315,7 @@ class DecodedMaker(Maker["Tokens", np.ndarray]):
     """`decode`: a file of tokens becomes an audio file."""
 
     def read(self, output: PlannedOutput) -> Tokens:
-        from audiolm_cli.token_file import Tokens
-
-        source = str(output.request.input)
-        data = inputs.read_bytes(source)
-        try:
-            return Tokens.load_bytes(data, self.bundle)
-        except InputError as error:
-            raise InputError(f"{display(source)}: {error}") from None
+        return read_tokens(str(output.request.input), self.bundle)
 
     def seconds(self, output: PlannedOutput, read: Tokens) -> float:
         return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -27,12 +27,13 @@ from audiolm_cli.command_line.arguments import (
     RayCommand,
     Running,
     SampledRunning,
+    Stage,
     Threads,
     model_option,
     with_options,
 )
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, InputError, UsageError, display, explain
+from audiolm_cli.errors import AudioLMError, UsageError, display, explain
 from audiolm_cli.request import ContinueRequest, DecodeRequest, EncodeRequest, GenerateRequest, ResynthRequest
 
 app = typer.Typer(
@@ -203,28 +204,54 @@ def detect(
     console = console_of(ctx)
     if not files:
         raise UsageError("name the inputs: FILE...")
-    console.kind = "files"
     with console.status("loading"):
         from audiolm_cli.provenance import provenance
 
-        examiner, failed, start = provenance.Examiner(model, device, offline, threads), False, time.monotonic()
-    for number, file in enumerate(files):
-        console.overall = (number, len(files), start)
-        try:
-            with console.progress(0) as progress:
-                found = examiner.examine(file, progress)
-        except InputError as error:
-            console.error(error)
-            failed = True
-            if fail_fast:
-                break
-            continue
+        examiner = provenance.Examiner(model, device, offline, threads)
+    for file, found in runner.each(files, examiner.examine, console, fail_fast):
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
-        console.made += 1
-    if failed:
-        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    ctx: typer.Context,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="Recordings, token files (.safetensors), or - for stdin.")
+    ] = None,
+    model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech",
+    stages: Annotated[
+        list[Stage] | None, typer.Option("--stage", help="Only this stage; may be given again for another.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    fail_fast: FailFast = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tell how likely recordings are to the language models: log-probabilities by stage and token, in nats.
+
+    A JSON line for each file on standard output, in order. The likelier of two words or sentences is the one whose
+    tokens have the higher sum in the semantic stage, as in sWUGGY and sBLIMP.
+    """
+    console = console_of(ctx)
+    console.json = True
+    if not files:
+        raise UsageError("name the inputs: FILE...")
+    with console.status(f"loading {display(model)}"):
+        import torch
+
+        from audiolm_cli.bundles import bundle
+        from audiolm_cli.command_line import scores
+
+        torch.set_num_threads(threads)
+        loaded = bundle.load(model, device=device, dtype="float32", offline=offline)
+    wanted = [stage.value for stage in stages or []]
+    scored = functools.partial(scores.score, loaded, stages=wanted, console=console)
+    for _, found in runner.each(files, scored, console, fail_fast):
+        console.data(found, "")
 
 
 @models.command("list")

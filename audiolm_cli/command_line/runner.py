@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from audiolm_cli.command_line.arguments import Naming, Running
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, display
+from audiolm_cli.errors import AudioLMError, InputError, display
 from audiolm_cli.request import Request, SampledRequest
 
 if TYPE_CHECKING:
@@ -50,6 +50,28 @@ def run(request: Request, sources: Sequence[str | None], naming: Naming, running
                 cluster.run_batches, kind=type(request), running=running, bundle=maker.bundle, console=console
             )
         failed += run_batches(usable, maker, console, running.fail_fast, make)
+    if failed:
+        raise typer.Exit(1)
+
+
+def each(
+    files: Sequence[str], work: Callable[..., dict[str, Any]], console: Console, fail_fast: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each file with what `work` finds in it; one that fails says so, and in the end the command exits with 1."""
+    console.kind, failed, start = "files", False, time.monotonic()
+    for number, file in enumerate(files):
+        console.overall = (number, len(files), start)
+        try:
+            with console.progress(0) as progress:
+                found = work(file, progress=progress)
+        except InputError as error:
+            console.error(error)
+            failed = True
+            if fail_fast:
+                break
+            continue
+        yield file, found
+        console.made += 1
     if failed:
         raise typer.Exit(1)
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.tokens import Sequence
+from audiolm_cli.language_models.tokens import Item
 from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear
 from audiolm_cli.processor import row_block
 
@@ -27,21 +27,6 @@ from audiolm_cli.processor import row_block
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
 GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sequence to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to `low[n] + size`,
-    drawn with `uniform[n]`; items that are made together share these ranges as far as they both go. `stop`, if any, is
-    an id (within the range) that ends the item early; only where a step is one token. `guides` are what guidance leads
-    away from: sequences with the same unknown tail behind less, no more of them than the sampling has shares."""
-
-    sequence: Sequence
-    low: list[int]
-    size: int
-    uniform: Tensor  # float32 [unknown] or [unknown, Q]
-    stop: int | None = None
-    guides: tuple[Sequence, ...] = ()
 
 
 @torch.inference_mode()
@@ -52,8 +37,8 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`; `progress` is told how many tokens
-    have been made."""
+    """The generated ids of each item, `int64 [unknown]` or `[unknown, Q]`, any behind an item's `stop`; `progress` is
+    told how many tokens have been made."""
     if model.native is not None:
         from audiolm_cli.native import decode
 
@@ -105,7 +90,7 @@ def _generate_batch(
             progress(sum(min(width, max(0, w - n)) for w in wanted) * per_step)
         if _all_stopped(items, batch.made, n):
             break
-    return [_cut(batch.made[slot, : wanted[slot]].cpu(), item.stop) for slot, item in enumerate(items)]
+    return [batch.made[slot, : wanted[slot]].cpu() for slot in range(len(items))]
 
 
 class _Batch:
@@ -236,13 +221,6 @@ def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
         return False
     stops = made.new_tensor([item.stop for item in items])
     return bool((made[: len(items), : n + 1] == stops[:, None]).any(1).all())
-
-
-def _cut(ids: Tensor, stop: int | None) -> Tensor:
-    if stop is None:
-        return ids
-    ends = (ids == stop).nonzero()
-    return ids[: int(ends[0])] if len(ends) else ids
 
 
 def _round_up(length: int, step: int) -> int:

@@ -9,17 +9,21 @@ and Moshi (Défossez et al., 2024). The semantic tokens come with the frames, so
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.language_models.sampling import StageSampling, draw
-from audiolm_cli.language_models.tokens import FRAME_OFFSETS, FRAME_SPECIALS
-from audiolm_cli.language_models.transformer import Decoder, Linear
+from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
+from audiolm_cli.language_models.transformer import REPLACED, Decoder, Linear, Measure, NativeParts, cross_entropy
 
 SEMANTIC_SHARE = 8  # the width of a semantic token's embedding is that of the model divided by this
+OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # frames around one whose semantic tokens it is told
+SPECIALS = 2  # ids behind the codes of every quantizer: begin, gap
+GAP_SECONDS = 0.5  # distance on the clock between a reference and what follows it
+UNCONDITIONED = 0.1  # share of training crops without semantic tokens, for guidance to lead away from
 
 
 class Level(nn.Module):
@@ -42,15 +46,79 @@ class Level(nn.Module):
 class FrameTransformer(Decoder):
     """Makes frame after frame. A position's ids are its frame's codes, or for each quantizer the same special."""
 
+    stage = "coarse"
+    unconditional = True  # trained without semantic tokens as well
+
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
-        super().__init__(config, spec, "coarse", dropout)
-        self.rows = spec.codebook_size + FRAME_SPECIALS
+        super().__init__(config, spec, dropout)
+        self.rows = spec.codebook_size + SPECIALS
         self.ids = nn.Embedding(spec.coarse * self.rows, config.width)
         size = max(1, config.width // SEMANTIC_SHARE)
         self.semantic = nn.Embedding(spec.semantic_vocabulary + 1, size)  # the last one: there is none
-        self.context = Linear(len(FRAME_OFFSETS) * size, config.width)
+        self.context = Linear(len(OFFSETS) * size, config.width)
         self.levels = nn.ModuleList(Level(config.width) for _ in range(spec.coarse - 1))
         self.start()
+
+    def native_parts(self) -> NativeParts:
+        return NativeParts(self.spec.coarse, list(self.levels), self.semantic, self.context)
+
+    def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
+        """`<begin> [reference codes <gap>] codes`, each with the semantic tokens around the next frame.
+
+        semantic `int64 [S]`; codes `int64 [coarse or more, F]`, -1 where unknown, F at most S * frames_per_semantic;
+        the reference is a pair of the same kinds, fully known.
+        """
+        parts, start = [self._special(0, 0)], 0
+        if reference is not None:
+            start = reference[1].shape[1] + round(GAP_SECONDS * self.spec.sample_rate / self.spec.samples_per_frame)
+            parts += [self._frames(*reference, 0), self._special(1, start)]
+        parts.append(self._frames(semantic, codes, start))
+        ids, times, context = (torch.cat(column) for column in zip(*parts, strict=True))
+        context = torch.cat([context[1:], context[-1:]])  # position n carries the context of what it predicts
+        return TokenSequence(ids, torch.cat([torch.zeros_like(times)[:, None], times[:, None], context], 1))
+
+    def _special(self, number: int, time: int) -> tuple[Tensor, Tensor, Tensor]:
+        none = torch.full((1, len(OFFSETS)), self.spec.semantic_vocabulary)
+        return torch.full((1, self.spec.coarse), self.spec.codebook_size + number), torch.tensor([time]), none
+
+    def _frames(self, semantic: Tensor, codes: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        times = torch.arange(codes.shape[1])
+        at = (times[:, None] + torch.tensor(OFFSETS)) // self.spec.frames_per_semantic
+        inside = (at >= 0) & (at < len(semantic))
+        around = torch.where(inside, semantic[at.clamp(0, len(semantic) - 1)], self.spec.semantic_vocabulary)
+        return codes[: self.spec.coarse].T, start + 1 + times, around
+
+    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+        behind: Sequence[Piece | None] = references or [None] * len(pieces)
+        sequences = [self.sequence(*piece, before) for piece, before in zip(pieces, behind, strict=True)]
+        return Batch.of(sequences, pieces[0][1].shape[1])
+
+    def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
+        numbers = uniform.view(-1, self.spec.coarse)
+        return Item(sequence, [0] * len(numbers), self.spec.codebook_size, numbers, guides=guides)
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """What the stage has made, `[F, Q]` -> `[Q, F]`."""
+        return ids.T
+
+    def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
+        return self._losses(batch, batch.ids, measure)
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        ids, fields, size = batch.ids, batch.fields.clone(), self.spec.codebook_size
+        unconditioned = torch.rand(len(fields), device=fields.device) < UNCONDITIONED
+        fields[unconditioned, :, 2:] = self.spec.semantic_vocabulary
+        wrong = (torch.rand(ids.shape, device=ids.device) < REPLACED) & (ids < size)
+        inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
+        whole = Batch(ids, fields, targets=ids.shape[1] - 1)  # the reference's codes are as good as others
+        return self._losses(whole, inputs).sum() / (ids < size).sum()
+
+    def _losses(self, batch: Batch, inputs: Tensor, measure: Measure = cross_entropy) -> Tensor:
+        targets = batch.ids[:, -batch.targets :]
+        hidden = self(inputs[:, :-1], batch.fields[:, :-1])[:, -batch.targets :]
+        wanted = targets.masked_fill(targets >= self.spec.codebook_size, -1)
+        by_quantizer = enumerate(self.code_logits(hidden, inputs[:, -batch.targets :]))
+        return torch.stack([measure(logits, wanted[..., q]) for q, logits in by_quantizer], -1)
 
     def features(self, fields: Tensor) -> Tensor:
         features: Tensor = self.context(self.semantic(fields[..., 2:]).flatten(-2))

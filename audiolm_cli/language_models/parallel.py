@@ -8,18 +8,27 @@ that is asked for; attention sees all frames, those behind as well.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_cli.config import StageConfig, TokenSpec
-from audiolm_cli.language_models.transformer import Stack
+from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
+from audiolm_cli.language_models.sampling import Noise, Progress, sample
+from audiolm_cli.language_models.tokens import Batch, Piece, Window, extended, fine_window
+from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
 
 
 class ParallelTransformer(Stack):
     """Predicts one quantizer's codes for all frames at once."""
 
+    stage = "fine"
+
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
-        super().__init__(config, spec, "fine", dropout)
+        super().__init__(config, spec, dropout)
         self.ids = nn.Embedding(spec.quantizers * spec.codebook_size + 1, config.width)  # the last one: not known
         self.asked = nn.Embedding(spec.quantizers + 1, config.width)  # the last one: nothing, all is known
         self.start()
@@ -40,3 +49,81 @@ class ParallelTransformer(Stack):
     def code_logits(self, hidden: Tensor, quantizer: int) -> Tensor:
         """Hidden states `[..., width]` -> logits `[..., codebook_size]` of a quantizer's codes."""
         return self.logits(hidden, quantizer * self.spec.codebook_size, self.spec.codebook_size)
+
+    def native_parts(self) -> NativeParts:
+        return NativeParts(self.spec.quantizers, asked=self.asked)
+
+    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+        codes = torch.stack([codes for _, codes in pieces])
+        return Batch(codes, codes[:, :0], codes.shape[-1])
+
+    def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
+        codes, losses = batch.ids, []
+        levels = torch.arange(self.spec.quantizers, device=codes.device)[:, None]
+        for q in range(self.spec.coarse, self.spec.quantizers):
+            hidden = self(codes.masked_fill(levels >= q, -1), torch.full((len(codes),), q, device=codes.device))
+            losses.append(measure(self.code_logits(hidden, q), codes[:, q]))
+        return torch.stack(losses, -1)
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Of a quantizer drawn for each item, in the frames behind a beginning of random length that is known whole."""
+        codes, spec, (count, _, frames) = batch.ids, self.spec, batch.ids.shape
+        draw = functools.partial(torch.randint, size=(count,), device=codes.device)
+        quantizer, whole = draw(spec.coarse, spec.quantizers), draw(0, frames // 2) * draw(0, 2)
+        wanted = codes[torch.arange(count, device=codes.device), quantizer]
+        wrong = torch.rand(codes.shape, device=codes.device) < REPLACED
+        inputs = torch.where(wrong, torch.randint_like(codes, spec.codebook_size), codes)
+        levels, places = (torch.arange(n, device=codes.device) for n in codes.shape[1:])
+        unknown = (levels >= quantizer[:, None])[:, :, None] & (places >= whole[:, None])[:, None]
+        hidden = self(inputs.masked_fill(unknown, -1), quantizer)
+        losses = []
+        for q in range(spec.coarse, spec.quantizers):
+            counted = (quantizer == q)[:, None] & (places >= whole[:, None])
+            logits = self.code_logits(hidden[counted], q).float()
+            losses.append(F.cross_entropy(logits, wanted[counted], reduction="sum"))
+        return torch.stack(losses).sum() / (frames - whole).sum()
+
+    @torch.inference_mode()
+    def complete(
+        self, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
+        batch_size: int, progress: Progress | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """Coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`, item by item, in
+        windows that each begin with up to 1 s of what is there already, one quantizer after the other."""
+        spec, s, device, plans, numbers = self.spec, sampling, self.ids.weight.device, [], []
+        codes = [extended(k, c.shape[1]) for c, k in zip(coarse, known, strict=True)]
+        for full, c, k, n in zip(codes, coarse, known, noise, strict=True):
+            full[: spec.coarse] = c
+            plans.append(self._windows(k.shape[1], c.shape[1]))
+            drawn = (n.numbers(3, made, end - made, spec.coarse, spec.fine) for _, made, end in plans[-1])
+            numbers.append([some.view(-1, spec.fine).T for some in drawn])
+        if self.native is not None:
+            from audiolm_cli.native.fill import Filling, fill
+
+            items = zip((full.numpy().astype(np.int32) for full in codes), plans, numbers, strict=True)
+            return fill(
+                [
+                    Filling(self.native, full, spec.coarse, plan, [n.numpy() for n in some], s)
+                    for full, plan, some in items
+                ],
+                progress,
+            )
+        for i, plan in enumerate(plans):
+            codes[i] = codes[i].to(device)
+            for (first, made, end), some in zip(plan, numbers[i], strict=True):
+                for q, uniform in enumerate(some.to(device), spec.coarse):
+                    hidden = self(codes[i][None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
+                    logits = self.code_logits(hidden, q)
+                    codes[i][q, made:end] = sample(logits, uniform.contiguous(), s.temperature, s.top_k, s.top_p)
+                    if progress:
+                        progress(end - made)
+        return [full.cpu() for full in codes]
+
+    def _windows(self, made: int, frames: int) -> list[Window]:
+        size, context = fine_window(self.spec, self.config.window_seconds)
+        found = []
+        while made < frames:
+            first = max(0, made - context)
+            found.append((first, made, min(frames, first + size)))
+            made = found[-1][2]
+        return found

@@ -6,6 +6,9 @@ quantizer), so it depends neither on the batch nor on the order in which tokens 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +17,24 @@ from audiolm_cli.config import StageSampling
 
 COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where an item's random numbers come from."""
+
+    seed: int
+    position: int  # in the job list
+    sample: int
+    candidate: int = 0  # of several for this sample, in stage 1
+
+    def numbers(self, stage: int, first_frame: int, frames: int, first_quantizer: int, quantizers: int) -> Tensor:
+        """`float32 [frames * quantizers]`, in flattened order; frames count from the start of the output."""
+        frame = np.repeat(np.arange(first_frame, first_frame + frames), quantizers)
+        quantizer = np.tile(np.arange(first_quantizer, first_quantizer + quantizers), frames)
+        return torch.from_numpy(uniforms(self.seed, self.position, self.sample, stage, frame, quantizer))
 
 
 def uniforms(

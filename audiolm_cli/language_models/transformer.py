@@ -1,18 +1,16 @@
-"""The decoder-only Transformer of all stages, and its key-value cache.
+"""The Transformer that all kinds of stages share, its key-value cache, and what a kind must bring.
 
-One token's input is the sum of the embeddings of its id, its stream and its context tokens. Queries and keys are
-rotated by their position (RoFormer, Su et al., 2021): in the aligned layout that is the time, so that tokens of one
-moment meet whichever stream they come from. Logits are products with the rows of the id embedding, for the slice of ids
-that can come next: a quantizer's own vocabulary.
+Queries and keys are rotated by their position (RoFormer, Su et al., 2021). Logits are products with the rows of the id
+embedding, for the slice of ids that can come next: a quantizer's own vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +18,22 @@ from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.language_models.sampling import StageSampling, draw
-from audiolm_cli.language_models.tokens import StageName, Vocabulary
+from audiolm_cli.language_models.tokens import Batch, Item, Piece, StageName, TokenSequence, Vocabulary
 from audiolm_cli.processor import packed, packs_bfloat16, product, product_plus
 
 if TYPE_CHECKING:
     from audiolm_cli.native.model import Weights
 
+REPLACED = 0.07  # share of the tokens read in training that are replaced at random: one may be wrong in generation, too
+
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
+# logits `[B, N, V]`, ids `[B, N]`, -1 where nothing is wanted -> `[B, N]` or `[B, N, K]`
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """A `Measure`: nats `float32 [B, N]`, 0 where nothing is wanted."""
+    return F.cross_entropy(logits.float().transpose(1, 2), wanted, ignore_index=-1, reduction="none")
 
 
 @dataclass
@@ -118,19 +125,52 @@ class Block(nn.Module):
         return x + F.dropout(linear(y), self.dropout) if self.training and self.dropout else linear.plus(y, x)
 
 
-class Stack(nn.Module):
-    """Blocks, the norm behind them, and logits as products with the rows of the id embedding."""
+@dataclass(frozen=True)
+class NativeParts:
+    """What the native kernel reads of a kind, beside blocks, norm and ids: how many quantizers' ids stand one behind
+    the other, the levels of their head, the embeddings that features are made of, as they are or by the product with
+    `context`, and those of the quantizer asked for."""
 
+    quantizers: int = 1
+    levels: Sequence[Any] = ()
+    features: nn.Embedding | None = None
+    context: Linear | None = None
+    asked: nn.Embedding | None = None
+
+
+class Stack(nn.Module, ABC):
+    """Blocks, the norm behind them, and logits as products with the rows of the id embedding; a kind adds embeddings,
+    sequences, losses and how it is sampled."""
+
+    stage: ClassVar[StageName]
     ids: nn.Embedding
     native: Weights | None = None  # what the native kernel decodes with, in place of this module
 
-    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float):
+    def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
         super().__init__()
-        self.config, self.spec, self.stage = config, spec, stage
+        self.config, self.spec = config, spec
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.packed = False
         self.heads: dict[tuple[int, int], Tensor] = {}  # packed rows of `ids`, by first id and number
+
+    @abstractmethod
+    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+        """Pieces of one length as the model reads them, in stage 2 behind `references` of one length, if any. Stage 1
+        has one more target, which is `<end>` where `ends` says so."""
+
+    @abstractmethod
+    def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
+        """Cross entropy in nats of every target but `<end>`: `float32 [B, steps, quantizers]`, of which stage 1 has
+        one, 0 for specials; with another measure its K numbers of each, `[B, steps, K, quantizers]`."""
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy in nats of all targets, behind inputs of which some are replaced."""
+
+    def native_parts(self) -> NativeParts | None:
+        """None for a kind that the native kernel does not know."""
+        return None
 
     def layers(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))
@@ -175,7 +215,7 @@ class Stack(nn.Module):
                     module.pack()
 
 
-class Decoder(Stack, ABC):
+class Decoder(Stack):
     """A stage's model that goes on from what it has made. What it makes in a step is one token, or one frame of Q of
     them: ids are `[B, L]` or `[B, L, Q]` then."""
 
@@ -191,6 +231,11 @@ class Decoder(Stack, ABC):
     def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
         """What comes next: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
         [low, low + size)."""
+
+    @abstractmethod
+    def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
+        """What the engine is to make: the unknown tokens of a sequence, with `uniform float32 [tokens]` in flattened
+        order."""
 
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
@@ -229,21 +274,23 @@ class Decoder(Stack, ABC):
 
 
 class Transformer(Decoder):
-    """Makes token after token."""
+    """Makes token after token. A token's input is the sum of the embeddings of its id and its stream."""
 
-    def __init__(self, config: StageConfig, spec: TokenSpec, stage: StageName, dropout: float = 0.0):
-        super().__init__(config, spec, stage, dropout)
-        self.vocabulary = Vocabulary(stage, spec)
+    streams_known: ClassVar[int] = 1
+
+    def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
+        super().__init__(config, spec, dropout)
+        self.vocabulary = Vocabulary(self.stage, spec)
         self.ids = nn.Embedding(self.vocabulary.size, config.width)
-        aligned = config.layout == "aligned"
-        self.streams = nn.Embedding(self.vocabulary.streams if aligned else 1, config.width)
-        self.slots = self.vocabulary.context_slots if aligned else 0
-        self.context = nn.Embedding(self.vocabulary.context_size, config.width) if self.slots else None
+        self.streams = nn.Embedding(self.streams_known, config.width)
         self.start()
 
+    def native_parts(self) -> NativeParts:
+        return NativeParts(features=self.streams)
+
     def features(self, fields: Tensor) -> Tensor:
-        x: Tensor = self.streams(fields[..., 0])
-        return x + self.context(fields[..., 2:]).sum(-2) if self.context is not None else x
+        found: Tensor = self.streams(fields[..., 0])
+        return found
 
     def embed(self, ids: Tensor, features: Tensor) -> Tensor:
         embedded: Tensor = self.ids(ids)
@@ -251,6 +298,34 @@ class Transformer(Decoder):
 
     def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
         return draw(self.logits(hidden, low, size), uniform, sampling) + low
+
+    def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
+        lows = self.vocabulary.lows
+        return Item(sequence, lows * (len(uniform) // len(lows)), self.vocabulary.choices, uniform, guides=guides)
+
+    def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
+        return self._losses(batch, batch.ids, measure)
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        losses = self._losses(batch, self._replaced(batch))
+        return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
+
+    def _losses(self, batch: Batch, inputs: Tensor, measure: Measure = cross_entropy) -> Tensor:
+        """Of all targets behind `inputs`: `[B, steps, quantizers]` or `[B, steps, K, quantizers]`."""
+        size = self.vocabulary.end + 1 if self.stage == "semantic" else self.vocabulary.choices
+        lows, targets = self.vocabulary.lows, batch.ids[:, -batch.targets :]
+        hidden = self(inputs[:, :-1], batch.fields[:, :-1])[:, -batch.targets :]
+        places = [(slice(n, None, len(lows)), low) for n, low in enumerate(lows)]
+        return torch.stack(
+            [measure(self.logits(hidden[:, p], low, size), targets[:, p] - low) for p, low in places], -1
+        )
+
+    def _replaced(self, batch: Batch) -> Tensor:
+        """The ids of a batch, some tokens among its targets replaced by others of the same kind."""
+        size, targets = self.vocabulary.choices, batch.ids[:, -batch.targets :]
+        other = targets - (targets - self.vocabulary.lows[0]) % size + torch.randint_like(targets, size)
+        chosen = (torch.rand(targets.shape, device=targets.device) < REPLACED) & (targets < self.vocabulary.begin)
+        return torch.cat([batch.ids[:, : -batch.targets], torch.where(chosen, other, targets)], 1)
 
 
 @functools.cache

@@ -22,9 +22,8 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.native.model import Weights, pointer
 
 if TYPE_CHECKING:
-    from audiolm_cli.language_models.engine import Item
     from audiolm_cli.language_models.sampling import StageSampling
-    from audiolm_cli.language_models.tokens import Sequence
+    from audiolm_cli.language_models.tokens import Item, TokenSequence
 
 STEPS = 16  # made at a time
 LANES = 8  # as in vectors.h
@@ -38,8 +37,7 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """As `engine.generate`: the generated ids of each item, `int64 [up to unknown]` or `[unknown, Q]`. Raises
-    ModelError where the weights are no good."""
+    """As `engine.generate`: the generated ids of each item. Raises ModelError where the weights are no good."""
     unfinished = [item for item in items if len(item.uniform)]
     results: list[Tensor] = []
     for start in range(0, len(unfinished), batch_size):
@@ -127,12 +125,8 @@ class Session:
         return check(self.weights.library.audiolm_advance(self.handle, STEPS))
 
     def results(self) -> list[Tensor]:
-        found = []
-        for item, made in zip(self.items, self.made, strict=True):
-            ids = torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape)
-            ends = [] if item.stop is None else (ids == item.stop).nonzero().flatten().tolist()
-            found.append(ids[: ends[0]] if ends else ids)
-        return found
+        pairs = zip(self.items, self.made, strict=True)
+        return [torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape) for item, made in pairs]
 
     def _keep(self, array: np.ndarray) -> Any:
         self.kept.append(array)
@@ -157,7 +151,7 @@ class Session:
             pointer(self.made[-1]),
         )
 
-    def _branch(self, sequence: Sequence, steps: int) -> None:
+    def _branch(self, sequence: TokenSequence, steps: int) -> None:
         known, ids, fields = sequence.known, sequence.ids.numpy(), sequence.fields.numpy()
         if len(fields) != known + steps or len(ids) != known + steps:
             raise ValueError("what is unknown of a sequence is as long as what is to be made")
@@ -180,12 +174,10 @@ class Session:
 
 def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.ndarray:
     """What is added to the inputs of positions: context `int64 [N, C]`, streams `int64 [N]` -> `float32 [N, width]`."""
+    assert weights.features is not None
     if weights.context is None:
-        found = weights.features[0][streams]
-        for slot in range(context.shape[1] if len(weights.features) > 1 else 0):
-            found = found + weights.features[1][context[:, slot]]
-        return found
-    around = weights.features[0][context].reshape(len(context), -1)
+        return weights.features[streams]
+    around = weights.features[context].reshape(len(context), -1)
     rows = np.ascontiguousarray(np.pad(around, ((0, 0), (0, weights.context.inputs - around.shape[1]))))
     found = np.empty((len(rows), weights.context.outputs), np.float32)
     check(weights.library.audiolm_product(weights.context, len(rows), pointer(rows), pointer(found)))

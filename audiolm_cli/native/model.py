@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from audiolm_cli import native
 from audiolm_cli.errors import ModelError
-from audiolm_cli.language_models.frames import FrameTransformer, Level
-from audiolm_cli.language_models.parallel import ParallelTransformer
-from audiolm_cli.language_models.transformer import Stack, Transformer
+from audiolm_cli.language_models.transformer import Stack
 
 OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
 KINDS: dict[Any, Any] = {
@@ -53,19 +51,19 @@ def packed(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Weights:
-    """A stage's weights; `model` points into what `kept` holds. Of the layout `frames` also what its features are made
-    of, of those that make tokens the tables that they are sums of; `parallel` has none."""
+    """A stage's weights; `model` points into what `kept` holds. `features` and `context` are those of the kind's
+    `NativeParts`."""
 
     model: native.Model
     library: ctypes.CDLL
-    features: list[np.ndarray]  # embeddings `float32 [values, size]`: of streams and context, or of semantic tokens
+    features: np.ndarray | None  # `float32 [values, size]`
     context: native.Matrix | None = None
     kept: list[Any] = field(default_factory=list)
 
 
 def fits(model: nn.Module) -> bool:
     """Whether the native kernel decodes a model of this kind and size."""
-    if not isinstance(model, Transformer | FrameTransformer | ParallelTransformer):
+    if not isinstance(model, Stack) or model.native_parts() is None:
         return False
     config = model.config
     whole = config.width % OUTPUTS == 0 and config.feedforward % OUTPUTS == 0 and config.width // config.heads % 8 == 0
@@ -120,7 +118,8 @@ def give(model: nn.Module) -> None:
 
 def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
     """The weights of a model that `fits`, on a CPU and not packed. Raises ModelError where they are not finite."""
-    packer, config = _Packer(model.stage), model.config
+    packer, config, parts = _Packer(model.stage), model.config, model.native_parts()
+    assert parts is not None
     blocks = []
     for block in model.layers():
         norms = packer.norm(block.attention_norm), packer.norm(block.feedforward_norm)
@@ -128,35 +127,29 @@ def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
             native.Block(*norms, *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down")))
         )
     levels = []
-    for level in cast("list[Level]", model.levels) if isinstance(model, FrameTransformer) else ():
+    for level in parts.levels:
         norms = packer.norm(level.codes_norm), packer.norm(level.norm)
         levels.append(native.Level(*norms, packer.matrix(level.up.weight), packer.matrix(level.down.weight)))
-    parallel = model if isinstance(model, ParallelTransformer) else None
-    quantizers = model.spec.quantizers if parallel else 1 + len(levels)
-    codes = len(model.ids.weight) // quantizers * quantizers  # without what is not known
+    rows = len(model.ids.weight) // parts.quantizers
+    codes = rows * parts.quantizers  # without what is not known
     ready = native.Model(
         config.width,
         config.heads,
         config.kv_heads,
         config.feedforward,
         config.layers,
-        quantizers,
-        codes // quantizers,
+        parts.quantizers,
+        rows,
         packer.keep(turns(config.width // config.heads // 2, config.rotary_base)),
         packer.keep(packer.table(model.ids.weight)),
         packer.matrix(model.ids.weight[:codes]),
         packer.array(native.Block, blocks),
         packer.norm(model.norm),
         packer.array(native.Level, levels) if levels else None,
-        packer.keep(packer.table(parallel.asked.weight)) if parallel else None,
+        packer.keep(packer.table(parts.asked.weight)) if parts.asked is not None else None,
     )
-    features: list[np.ndarray] = []
-    context = None
-    if isinstance(model, FrameTransformer):
-        features, context = [packer.table(model.semantic.weight)], packer.matrix(model.context.weight)
-    elif isinstance(model, Transformer):
-        tables = [model.streams, *([model.context] if model.context is not None else [])]
-        features = [packer.table(table.weight) for table in tables]
+    features = packer.table(parts.features.weight) if parts.features is not None else None
+    context = packer.matrix(parts.context.weight) if parts.context is not None else None
     return Weights(ready, library, features, context, packer.kept)
 
 

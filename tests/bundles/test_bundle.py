@@ -77,7 +77,7 @@ def test_configs_survive_json(name: str) -> None:
         (lambda c: c.update(format_version=3, codec=1, more=1), "format_version 3; this program knows up to 2"),
         (lambda c: c["sampling"].update(top_p=[0.5]), "sampling needs three values"),
         (lambda c: c["sampling"].update(guidance=-1.0), "sampling.guidance must be between 0 and 10"),
-        (lambda c: c["semantic"].update(layout="frames"), "only the coarse stage can have the layout frames"),
+        (lambda c: c["semantic"].update(layout="frames"), "semantic.layout must be one of aligned, plain"),
         (
             lambda c: (
                 c["tokens"].update(samples_per_frame=4000, frames_per_semantic=8)

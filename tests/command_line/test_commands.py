@@ -117,6 +117,16 @@ def test_json_has_the_documented_keys(audiolm, tmp_path, command, keys):
     assert record["seconds"] == pytest.approx({"continue": 0.71, "generate": 0.2}.get(command[0], 0.51))
 
 
+def test_only_what_ends_by_itself_says_so_in_its_metadata(audiolm, tiny_bundle, prompt):
+    for name, options in (("a.wav", []), ("b.wav", ["--until-end"])):
+        code, out, err = audiolm("continue", prompt, "-o", name, "-m", tiny_bundle, "--seed", 1, "--json", *options)
+        assert code == 0, err
+        with soundfile.SoundFile(name) as file:
+            made_with = json.loads(file.comment)["options"]
+        assert made_with.get("until_end", False) == bool(options)
+        assert (json.loads(out)["new_seconds"] < 7) == bool(options)
+
+
 def test_resynthesis_of_the_example_is_as_long_and_repeatable(audiolm):
     contents = []
     for name in ("a.wav", "b.wav"):

@@ -9,10 +9,11 @@ from typing import cast
 import torch
 
 from audiolm_cli.bundles import int8
-from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, Bundle, load, save_part, stage_model, tensors_identity
+from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, Bundle, load, save_part, tensors_identity
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.detector import make_detector
+from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.parts.assemble import SETTINGS, assemble
 

@@ -120,10 +120,7 @@ class Int8Model:
         if isinstance(m, FrameTransformer):
             around = array(m.semantic.weight)[fields[:, 2:]].reshape(len(fields), -1)
             return product(around, array(m.context.weight))
-        found = array(m.streams.weight)[fields[:, 0]]
-        for slot in range(fields.shape[1] - 2 if m.context is not None else 0):
-            found = found + array(m.context.weight)[fields[:, 2 + slot]]
-        return found
+        return array(m.streams.weight)[fields[:, 0]]
 
     def rotated(self, x: np.ndarray, positions: np.ndarray, scale: np.float32) -> np.ndarray:
         """Heads `[N, heads, W]` at positions `[N]`."""

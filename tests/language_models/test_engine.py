@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,14 +18,14 @@ from audiolm_cli.config import Layout, StageConfig, TokenSpec, preset
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.engine import Item
 from audiolm_cli.language_models.frames import FrameTransformer, Level
+from audiolm_cli.language_models.kinds import KINDS
 from audiolm_cli.language_models.sampling import StageSampling, sample, uniforms
-from audiolm_cli.language_models.tokens import Sequence, coarse_sequence
+from audiolm_cli.language_models.tokens import TokenSequence
 from audiolm_cli.language_models.transformer import Block, Decoder, KVCache
 from tests.helpers.bundles import modules
 
 TINY = preset("tiny")
-CONFIG = dataclasses.replace(TINY, coarse=TINY.semantic)
-SPEC = CONFIG.tokens
+SPEC = TINY.tokens
 
 
 def norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
@@ -50,8 +51,6 @@ def slow_hidden(model: Decoder, ids: Tensor, fields: Tensor) -> Tensor:
             x = x + w["semantic.weight"][tokens] @ w["context.weight"][:, slot * size : (slot + 1) * size].T
     else:
         x = w["ids.weight"][ids] + w["streams.weight"][fields[:, 0]]
-    if c.layout == "aligned":
-        x = x + w["context.weight"][fields[:, 2:]].sum(1)
     length, head = len(ids), c.width // c.heads
     speeds = c.rotary_base ** (-torch.arange(head // 2, dtype=torch.float64) / (head // 2))
     turn = torch.polar(torch.ones(length, head // 2, dtype=torch.float64), fields[:, 1, None] * speeds)
@@ -107,23 +106,24 @@ def slow_generate(model: Decoder, item: Item, temperature: float, top_p: float) 
     return ids[known:]
 
 
-def coarse_item(semantic: int, known: int, seed: int, layout: Layout = "aligned", spec: TokenSpec = SPEC) -> Item:
+def coarse_item(semantic: int, known: int, seed: int, layout: Layout = "plain", spec: TokenSpec = SPEC) -> Item:
+    """Frames of codes to finish; in the layout `aligned` as many semantic tokens as these are codes."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(spec.semantic_vocabulary, (semantic,), generator=generator)
     codes = torch.randint(spec.codebook_size, (spec.coarse, 2 * semantic), generator=generator)
     codes[:, known:] = -1
-    sequence = coarse_sequence(spec, layout, tokens, codes)
-    open_tokens = int((sequence.ids < 0).sum())
-    lows = [spec.semantic_vocabulary + spec.codebook_size * (n % spec.coarse) for n in range(open_tokens)]
-    noise = torch.from_numpy(uniforms(seed, 0, 0, 2, np.arange(open_tokens), np.zeros(open_tokens, int)))
-    if layout == "frames":
-        return Item(sequence, [0] * (open_tokens // spec.coarse), spec.codebook_size, noise.view(-1, spec.coarse))
-    return Item(sequence, lows, spec.codebook_size, noise)
+    kind: Any = KINDS["semantic" if layout == "aligned" else "coarse", layout](TINY.coarse, spec)
+    said = torch.where(codes < 0, codes, codes % spec.semantic_vocabulary).T.flatten()
+    sequence = kind.sequence(said) if layout == "aligned" else kind.sequence(tokens, codes)
+    places = np.arange(int((sequence.ids < 0).sum()))
+    return kind.item(sequence, torch.from_numpy(uniforms(seed, 0, 0, 2, places, np.zeros_like(places))))
 
 
 def coarse_model(layout: Layout, dtype: torch.dtype = torch.float32) -> Decoder:
-    config = dataclasses.replace(TINY, coarse=dataclasses.replace(TINY.coarse, layout=layout))
-    return modules(config)["coarse"].eval().to(dtype)  # type: ignore[return-value]
+    """Of stage 2; in the layout `aligned` of stage 1."""
+    stage = "semantic" if layout == "aligned" else "coarse"
+    changed: Any = {stage: dataclasses.replace(TINY.coarse, layout=layout)}
+    return modules(dataclasses.replace(TINY, **changed))[stage].eval().to(dtype)  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module", params=["aligned", "plain", "frames"])
@@ -362,13 +362,14 @@ def test_samples_of_one_prompt_share_its_prefill(model: Decoder, monkeypatch: py
 
 
 def test_an_item_stops_at_its_stop() -> None:
-    model, item = coarse_model("aligned"), coarse_item(20, 0, 6)
+    model, item = coarse_model("aligned"), coarse_item(20, 0, 6, "aligned")
     free = engine.generate(model, [item], StageSampling(1.0, 0, 1.0), 1)[0]
     stop = int(free[37])
-    stopped = Item(item.sequence, item.low, item.size, item.uniform, stop)
+    stopped = dataclasses.replace(item, stop=stop)
     got = engine.generate(model, [stopped], StageSampling(1.0, 0, 1.0), 1)[0]
     first = int((free == stop).nonzero()[0])
-    assert torch.equal(got, free[:first])
+    assert torch.equal(got[: first + 1], free[: first + 1])
+    assert not got[first + 17 :].any()  # looked for every 16 steps
 
 
 def test_progress_counts_every_token(model: Decoder) -> None:
@@ -391,4 +392,4 @@ def test_an_items_uniform_numbers_depend_on_nothing_but_their_key() -> None:
 
 
 def test_sequence_known_counts_the_prefix() -> None:
-    assert Sequence(torch.tensor([1, 2, -1, -1]), torch.zeros(4, 2)).known == 2
+    assert TokenSequence(torch.tensor([1, 2, -1, -1]), torch.zeros(4, 2)).known == 2

@@ -17,14 +17,12 @@ from audiolm_cli.config import Layout, preset
 from audiolm_cli.language_models.likelihood import (
     EVIDENCE,
     SEMANTIC_SHARE,
-    batch_of,
-    cross_entropy,
     evidence,
     prompt_gain,
     strangeness,
-    token_losses,
     traces,
 )
+from audiolm_cli.language_models.transformer import cross_entropy
 from audiolm_cli.pipeline import Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from tests.helpers.bundles import write_bundle
@@ -32,7 +30,7 @@ from tests.helpers.bundles import write_bundle
 SOUND = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
 
 
-@pytest.fixture(params=["frames", "aligned"])
+@pytest.fixture(params=["frames", "plain"])
 def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> bundle.Bundle:
     layout: Layout = request.param
     config = preset("tiny")
@@ -57,19 +55,16 @@ def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: b
 def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
     """Per semantic token, of pieces of one length."""
     alone = [(piece, piece[:0]) for piece in pieces]
-    losses = token_losses(tiny.semantic, batch_of("semantic", "aligned", tiny.config.tokens, alone))
-    return float(losses[:, :-1].mean()) / np.log(2)
+    return float(tiny.semantic.token_losses(tiny.semantic.batch(alone)).mean()) / np.log(2)
 
 
 def test_what_a_prompt_does_for_its_continuation(tiny: bundle.Bundle) -> None:
     """Against the losses of one batch; a prompt of nothing does nothing."""
     tokens = pipeline.encode(tiny, SOUND).semantic
     prompt, continuation = tokens[:5], tokens[5:]
-    layout, spec = tiny.config.semantic.layout, tiny.config.tokens
 
     def bits(tokens: torch.Tensor) -> torch.Tensor:
-        batch = batch_of("semantic", layout, spec, [(tokens, tokens[:0])])
-        return token_losses(tiny.semantic, batch)[0, :-1] / np.log(2)
+        return tiny.semantic.token_losses(tiny.semantic.batch([(tokens, tokens[:0])]))[0] / np.log(2)
 
     expected = bits(continuation).mean() - bits(tokens)[5:].mean()
     assert prompt_gain(tiny.semantic, prompt, continuation) == pytest.approx(float(expected), abs=1e-6)
@@ -119,7 +114,6 @@ def test_traces_are_the_evidence_of_all_stages_frame_by_frame(tiny: bundle.Bundl
     assert found.shape == (tokens.codes.shape[1], EVIDENCE * (1 + quantizers))
     assert torch.isfinite(found).all()
     assert torch.equal(found[0::2, :EVIDENCE], found[1::2, :EVIDENCE])  # a semantic token spans two frames
-    config, piece = tiny.config, (tokens.semantic[:5], tokens.codes[:, :10])
-    losses = token_losses(tiny.coarse, batch_of("coarse", config.coarse.layout, config.tokens, [piece]))[0]
+    losses = tiny.coarse.token_losses(tiny.coarse.batch([(tokens.semantic[:5], tokens.codes[:, :10])]))[0]
     coarse = found[:10, EVIDENCE : 5 * EVIDENCE].view(10, EVIDENCE, 4)
     assert torch.allclose(coarse[:, :2].sum(1), losses, atol=1e-4)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiolm_cli.config import TokenSpec
-from audiolm_cli.language_models.tokens import (
-    CONTEXT_OFFSETS,
-    FRAME_OFFSETS,
-    Vocabulary,
-    coarse_sequence,
-    fine_sequence,
-    flatten,
-    semantic_sequence,
-    unflatten,
-    windows,
-)
+from audiolm_cli.config import StageConfig, TokenSpec
+from audiolm_cli.language_models.frames import OFFSETS, FrameTransformer
+from audiolm_cli.language_models.plain import PlainCoarse, PlainFine, PlainSemantic
+from audiolm_cli.language_models.semantic import SemanticTransformer
+from audiolm_cli.language_models.tokens import Vocabulary, flatten, unflatten, windows
+
+CONFIG = StageConfig(1, 2, 1, 8, 8)
 
 specs = st.builds(
     lambda coarse, fine, codes, words: TokenSpec(
@@ -55,51 +49,43 @@ def test_no_two_meanings_share_an_id(spec: TokenSpec, stage) -> None:
     assert sorted(ids) == list(range(vocabulary.size))
 
 
-@given(specs, st.integers(1, 20), st.integers(0, 20), st.sampled_from(["aligned", "plain"]), st.integers(0, 99))
-def test_coarse_sequence_holds_every_code_once_and_leaves_unknown_ones_open(spec, frames, known, layout, seed) -> None:
+@given(specs, st.integers(1, 20), st.integers(0, 20), st.integers(0, 99))
+def test_a_plain_sequence_holds_every_code_once_and_leaves_unknown_ones_open(spec, frames, known, seed) -> None:
     semantic, codes = draw_codes(spec, frames, seed)
     coarse, known = codes[: spec.coarse].clone(), min(known, frames)
     coarse[:, known:] = -1
-    sequence = coarse_sequence(spec, layout, semantic, coarse)
+    model = PlainCoarse(CONFIG, spec)
+    sequence = model.sequence(semantic, coarse)
     assert len(sequence.ids) == 2 + len(semantic) + spec.coarse * frames
     assert sequence.known == 2 + len(semantic) + spec.coarse * known
-    vocabulary = Vocabulary("coarse", spec)
-    tail = sequence.ids[2 + len(semantic) : sequence.known].view(-1, spec.coarse)
-    back = tail - torch.tensor([vocabulary.code(q) for q in range(spec.coarse)])
-    assert torch.equal(back.T, codes[: spec.coarse, :known])
-    assert int(sequence.fields.min()) >= 0
-    assert int(sequence.fields[:, 0].max()) < vocabulary.streams
-    assert sequence.fields.shape[1] == (2 if layout == "plain" else 2 + vocabulary.context_slots)
+    assert torch.equal(model.codes(sequence.ids[2 + len(semantic) : sequence.known]), codes[: spec.coarse, :known])
+    assert sequence.fields[:, 1].tolist() == list(range(len(sequence.ids)))
+    assert not sequence.fields[:, 0].any()
 
 
-def test_time_is_shared_by_the_streams_and_restarts_behind_a_reference() -> None:
+def test_a_plain_sequence_has_its_reference_in_front_of_each_part() -> None:
     spec = TokenSpec()
     semantic, codes = draw_codes(spec, 20, 0)
-    reference = (semantic[:5], codes[: spec.coarse, :10])
-    sequence = coarse_sequence(spec, "aligned", semantic, codes[: spec.coarse], reference)
-    times, streams = sequence.fields[:, 1], sequence.fields[:, 0]
-    vocabulary = Vocabulary("coarse", spec)
-    assert sequence.ids.tolist().count(vocabulary.gap) == 2
-    own_semantic, own_code, reference_code = times[streams == 1], times[streams == 2], times[streams == 2 + 5]
-    assert own_semantic[0] == own_code[0] > reference_code[-1]
-    assert own_semantic[1] - own_semantic[0] == spec.frames_per_semantic
-    assert own_code[1] - own_code[0] == 1
+    model, reference = PlainCoarse(CONFIG, spec), (semantic[:5], codes[: spec.coarse, :10])
+    vocabulary, own = model.vocabulary, model.sequence(semantic, codes).ids
+    ids = model.sequence(semantic, codes, reference).ids.tolist()
+    before = model.sequence(*reference).ids.tolist()
+    said, sound = ids[: ids.index(vocabulary.acoustic)], ids[ids.index(vocabulary.acoustic) + 1 :]
+    assert said == [*before[:6], vocabulary.gap, *semantic.tolist()]
+    assert sound == [*before[7:], vocabulary.gap, *own[2 + len(semantic) :].tolist()]
 
 
-def test_context_describes_the_frame_that_is_predicted() -> None:
-    spec = TokenSpec()
-    semantic, codes = draw_codes(spec, 12, 1)
-    sequence = coarse_sequence(spec, "aligned", semantic, codes[: spec.coarse])
-    vocabulary, start = Vocabulary("coarse", spec), 2 + len(semantic)
-    for frame in range(12):
-        position = start + frame * spec.coarse - 1  # predicts the first code of the frame
-        for slot, offset in enumerate(CONTEXT_OFFSETS):
-            at = frame // 2 + offset
-            got = int(sequence.fields[position, 2 + slot])
-            if 0 <= at < len(semantic):
-                assert got == slot * spec.semantic_vocabulary + int(semantic[at])
-            else:
-                assert got == vocabulary.context_size - 1
+@given(specs, st.integers(1, 12), st.integers(0, 99))
+def test_a_plain_sequence_of_the_fine_stage_has_all_coarse_codes_in_front(spec: TokenSpec, frames: int, seed) -> None:
+    _, codes = draw_codes(spec, frames, seed)
+    model = PlainFine(CONFIG, spec)
+    ids, first = model.sequence(codes).ids, 2 + frames * spec.coarse
+    assert ids[first - 1] == model.vocabulary.acoustic
+    assert torch.equal(model.codes(ids[first:]), codes[spec.coarse :])
+    assert torch.equal(
+        ids[1 : first - 1],
+        PlainCoarse(CONFIG, spec).sequence(codes[0], codes).ids[-frames * spec.coarse :] - spec.semantic_vocabulary,
+    )
 
 
 @given(specs, st.integers(1, 30), st.integers(0, 30), st.booleans(), st.integers(0, 99))
@@ -110,9 +96,7 @@ def test_a_sequence_of_frames_holds_codes_as_they_are_and_what_is_said_around_th
     coarse, known = codes[: spec.coarse].clone(), min(known, frames)
     coarse[:, known:] = -1
     reference = draw_codes(spec, 6, seed + 1)
-    sequence = coarse_sequence(
-        spec, "frames", semantic, coarse, (reference[0], reference[1][: spec.coarse]) if behind_reference else None
-    )
+    sequence = FrameTransformer(CONFIG, spec).sequence(semantic, coarse, reference if behind_reference else None)
     begin, gap = spec.codebook_size, spec.codebook_size + 1
     start = 8 if behind_reference else 1  # of the codes in the sequence
     assert sequence.ids.shape == (start + frames, spec.coarse)
@@ -125,28 +109,23 @@ def test_a_sequence_of_frames_holds_codes_as_they_are_and_what_is_said_around_th
     times = sequence.fields[:, 1].tolist()
     assert times == sorted(set(times))
     for frame in range(frames):
-        for slot, offset in enumerate(FRAME_OFFSETS):
+        for slot, offset in enumerate(OFFSETS):
             at = (frame + offset) // spec.frames_per_semantic
             expected = int(semantic[at]) if 0 <= at < len(semantic) else spec.semantic_vocabulary
             assert int(sequence.fields[start + frame - 1, 2 + slot]) == expected
 
 
-@given(specs, st.integers(1, 12), st.integers(0, 99))
-def test_fine_context_is_the_coarse_codes_of_the_frame_that_is_predicted(
-    spec: TokenSpec, frames: int, seed: int
-) -> None:
-    _, codes = draw_codes(spec, frames, seed)
-    sequence = fine_sequence(spec, "aligned", codes)
-    position = 2 + frames * spec.coarse - 1  # predicts the first fine code
-    slots = torch.arange(spec.coarse) * spec.codebook_size
-    assert torch.equal(sequence.fields[position, 2:] - slots, codes[: spec.coarse, 0])
-    assert len(sequence.ids) == 2 + frames * spec.quantizers
-
-
-def test_semantic_sequence_begins_with_begin() -> None:
-    sequence = semantic_sequence(TokenSpec(), "aligned", torch.tensor([3, 4, -1]))
-    assert sequence.ids.tolist() == [Vocabulary("semantic", TokenSpec()).begin, 3, 4, -1]
-    assert sequence.known == 3
+def test_semantic_sequences_begin_with_begin_and_count_frames_or_tokens() -> None:
+    for kind, times, streams in (
+        (SemanticTransformer, [0, 0, 2, 4], [0, 1, 1, 1]),
+        (PlainSemantic, [0, 1, 2, 3], [0] * 4),
+    ):
+        model = kind(CONFIG, TokenSpec())
+        sequence = model.sequence(torch.tensor([3, 4, -1]))
+        assert sequence.ids.tolist() == [model.vocabulary.begin, 3, 4, -1]
+        assert sequence.known == 3
+        assert sequence.fields[:, 1].tolist() == times
+        assert sequence.fields[:, 0].tolist() == streams
 
 
 @given(st.integers(0, 2000), st.integers(0, 700), st.integers(2, 300))
@@ -164,10 +143,3 @@ def test_fields_of_a_bundle_without_a_fine_stage() -> None:
     spec = TokenSpec(quantizers=3, coarse=3, codebook_size=16384)
     assert spec.fine == 0
     assert Vocabulary("coarse", spec).begin == spec.semantic_vocabulary + 3 * 16384
-
-
-@pytest.mark.parametrize("layout", ["aligned", "plain"])
-def test_positions_of_the_plain_layout_count_tokens(layout) -> None:
-    semantic, codes = draw_codes(TokenSpec(), 8, 0)
-    positions = coarse_sequence(TokenSpec(), layout, semantic, codes[:4]).fields[:, 1]
-    assert (positions.tolist() == list(range(len(positions)))) == (layout == "plain")

@@ -21,11 +21,11 @@ from audiolm_cli import native
 from audiolm_cli.config import StageConfig, TokenSpec, preset
 from audiolm_cli.language_models.engine import Item
 from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.kinds import KINDS
 from audiolm_cli.language_models.parallel import ParallelTransformer
-from audiolm_cli.language_models.sampling import StageSampling, sample, uniforms
-from audiolm_cli.language_models.stages import Noise, continue_fine
-from audiolm_cli.language_models.tokens import coarse_sequence, semantic_sequence
-from audiolm_cli.language_models.transformer import Decoder, Transformer
+from audiolm_cli.language_models.sampling import Noise, StageSampling, sample, uniforms
+from audiolm_cli.language_models.semantic import SemanticTransformer
+from audiolm_cli.language_models.transformer import Decoder
 from audiolm_cli.native import decode
 from audiolm_cli.native.model import Weights, fits, packed, pointer, prepare, quantized
 from tests.helpers import ROOT, int8_model
@@ -118,7 +118,8 @@ def any_model_and_item(draw: st.DrawFn) -> tuple[Decoder, Item, StageSampling]:
         coarse=draw(st.integers(1, 3)), quantizers=3,
     )  # fmt: skip
     torch.manual_seed(draw(st.integers(0, 99)))
-    model = FrameTransformer(config, spec) if layout == "frames" else Transformer(config, spec, "coarse")
+    model = KINDS["semantic" if layout == "aligned" else "coarse", layout](config, spec)
+    assert isinstance(model, Decoder)
     for parameter in model.parameters():
         parameter.data.mul_(4 if parameter.ndim > 1 else 1).add_(0 if parameter.ndim > 1 else torch.randn(1) / 4)
     semantic = draw(st.integers(1, 10))
@@ -207,13 +208,15 @@ def test_what_other_code_did_to_float_arithmetic_does_not_matter(best) -> None:
 
 
 def test_an_item_stops_at_its_stop(best) -> None:
-    weights, item = prepare(coarse_model("aligned"), best), coarse_item(20, 0, 6)
+    weights, item = prepare(coarse_model("aligned"), best), coarse_item(20, 0, 6, "aligned")
     (free,) = decode.generate(weights, [item], LIVELY, 1)
     stop = int(free[37])
     others = [dataclasses.replace(item, stop=stop), item]
     cut, whole = decode.generate(weights, others, LIVELY, 2)
     assert torch.equal(whole, free)
-    assert torch.equal(cut, free[: int((free == stop).nonzero()[0])])
+    behind = int((free == stop).nonzero()[0]) + 1
+    assert torch.equal(cut[:behind], free[:behind])
+    assert (cut[behind:] == -1).all()
 
 
 def test_an_item_with_nothing_to_make(best) -> None:
@@ -243,7 +246,7 @@ def samples_of_one_prompt(layout: Any) -> list[Item]:
         codes[place] = (codes[place] + 1) % 3
         context[place + 1, 2:] = 0
         sequence = dataclasses.replace(first.sequence, ids=codes, fields=context)
-        found.append(dataclasses.replace(first, sequence=sequence, uniform=first.uniform / (place + 1)))
+        found.append(dataclasses.replace(first, sequence=sequence, uniform=first.uniform.roll(place)))
     return found
 
 
@@ -280,23 +283,23 @@ def golden(library: ctypes.CDLL) -> dict[str, Tensor]:
     config, found = preset("tiny"), {}
     spec, noise = config.tokens, torch.from_numpy(uniforms(1, 0, 0, 2, np.arange(200), np.zeros(200, int)))
     parts = modules(config)
-    semantic, coarse = (cast("Decoder", settled(parts[name], 20 + n)) for n, name in enumerate(("semantic", "coarse")))
+    semantic = settled(cast("SemanticTransformer", parts["semantic"]), 20)
+    coarse = settled(cast("FrameTransformer", parts["coarse"]), 21)
     tokens = torch.arange(60) * 7 % spec.semantic_vocabulary
     known = tokens.clone()
     known[10:] = -1
-    item = Item(semantic_sequence(spec, "aligned", known), [0] * 50, spec.semantic_vocabulary, noise[:50])
+    item = semantic.item(semantic.sequence(known), noise[:50])
     found["semantic"] = decode.generate(prepare(semantic, library), [item], LIVELY, 1)[0]
     codes = torch.arange(240).view(4, 60) * 11 % spec.codebook_size
     codes[:, 30:] = -1
-    less = coarse_sequence(spec, "frames", tokens[15:30], codes[:, 30:])
-    sequence = coarse_sequence(spec, "frames", tokens[:30], codes)
-    item = Item(sequence, [0] * 30, spec.codebook_size, noise[:120].view(30, 4), guides=(less,))
+    less = coarse.sequence(tokens[15:30], codes[:, 30:])
+    item = coarse.item(coarse.sequence(tokens[:30], codes), noise[:120], (less,))
     sampling = StageSampling(1.0, 0, 0.95, guidance=1.0)
     found["coarse"] = decode.generate(prepare(coarse, library), [item], sampling, 1)[0]
     fine = cast("ParallelTransformer", settled(parts["fine"], 22))
     fine.native = prepare(fine, library)
     whole = torch.arange(spec.quantizers * 90).view(-1, 90) * 13 % spec.codebook_size
-    (made,) = continue_fine(fine, [whole[: spec.coarse]], [whole[:, :20]], [Noise(1, 0, 0)], LIVELY, 1)
+    (made,) = fine.complete([whole[: spec.coarse]], [whole[:, :20]], [Noise(1, 0, 0)], LIVELY, 1)
     found["fine"] = made[spec.coarse :, 20:].contiguous()
     return {name: ids.int() for name, ids in found.items()}
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import WaveformConfig, preset
-from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.stages import Noise, continue_coarse, continue_fine, continue_semantic
-from audiolm_cli.language_models.tokens import Sequence, coarse_sequence, fine_sequence, semantic_sequence
+from audiolm_cli.language_models.sampling import Noise, StageSampling
+from audiolm_cli.language_models.stages import continue_coarse, continue_semantic
+from audiolm_cli.language_models.tokens import TokenSequence
 from audiolm_cli.language_models.transformer import Transformer
 from tests.helpers import ROOT
 from tests.helpers.bundles import in_memory, modules
@@ -28,9 +28,22 @@ from tests.helpers.bundles import in_memory, modules
 Module = TypeVar("Module", bound=nn.Module)
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny.safetensors"
-FAST = preset("tiny")
-CONFIG = dataclasses.replace(FAST, coarse=FAST.semantic, fine=FAST.semantic)
+CONFIG = preset("tiny")
+PLAIN = dataclasses.replace(
+    CONFIG,
+    semantic=dataclasses.replace(CONFIG.semantic, layout="plain"),
+    coarse=dataclasses.replace(CONFIG.coarse, layout="plain"),
+    fine=dataclasses.replace(CONFIG.semantic, layout="plain"),
+)
+SEEDS = {"codec": 0, "tokenizer": 1, "semantic": 2, "fine": 11, "coarse": 12, "detector": 5}
+PLAIN_SEEDS = {"semantic": 2, "coarse": 3, "fine": 4}
 PROMPT, NEW = 10, 4  # semantic tokens
+CODES = (  # new coarse codes that stage 3 is given
+    (1, 15, 27, 31, 12, 31, 18, 28),
+    (31, 31, 31, 28, 21, 24, 26, 21),
+    (16, 31, 16, 28, 28, 12, 10, 28),
+    (24, 21, 16, 10, 16, 29, 24, 19),
+)
 SAMPLING = StageSampling(temperature=1.0, top_k=0, top_p=0.95)
 
 
@@ -61,11 +74,11 @@ def results(disturbed: float = 0.0) -> dict[str, Tensor]:
     def off(tensor: Tensor, seed: int) -> Tensor:
         return tensor + disturbed * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed))
 
-    parts = {name: settled(module, seed) for seed, (name, module) in enumerate(modules(CONFIG).items())}
+    parts = {name: settled(module, SEEDS[name]) for name, module in modules(CONFIG).items()}
     bundle, spec, audio = in_memory(CONFIG, parts), CONFIG.tokens, off(signal(PROMPT), 3)
-    assert bundle.fine is not None
-    models = [bundle.semantic, bundle.coarse, bundle.fine]
-    for seed, weight in enumerate(weight for model in models for weight in model.parameters()):
+    plain = in_memory(PLAIN, {name: settled(modules(PLAIN)[name], seed) for name, seed in PLAIN_SEEDS.items()})
+    weights = [w for models in (bundle, plain) for model in models.stages.values() for w in model.parameters()]
+    for seed, weight in enumerate(weights):
         weight.copy_(off(weight, seed))
     hidden = bundle.tokenizer.represent(audio)[0]  # normalised as training does it, else all tokens are the same
     bundle.tokenizer.mean.copy_(hidden.mean(0))
@@ -76,30 +89,21 @@ def results(disturbed: float = 0.0) -> dict[str, Tensor]:
         found[f"{kind}.codes"] = codec.encode(audio)[0]
         found[f"{kind}.decoded"] = codec.decode(found[f"{kind}.codes"][None])[0, ::8].contiguous()
     semantic, codes = found["semantic"], found["spectral.codes"]
-    sequences = [
-        semantic_sequence(spec, "aligned", semantic),
-        coarse_sequence(
-            spec, "aligned", semantic[4:], codes[: spec.coarse, 8:], (semantic[:4], codes[: spec.coarse, :8])
-        ),
-        fine_sequence(spec, "aligned", codes[:, :4]),
-    ]
-    for model, sequence in zip(models, sequences, strict=True):
-        assert isinstance(model, Transformer)
-        found[f"{model.stage}.logits"] = last_logits(model, sequence)
-    noise, total = [Noise(1, 0, 0)], PROMPT + NEW
-    (semantic,) = continue_semantic(bundle.semantic, [semantic], [total], noise, SAMPLING, 1)
-    (coarse,) = continue_coarse(bundle.coarse, [semantic], [codes[: spec.coarse]], noise, SAMPLING, 1)
-    (fine,) = continue_fine(bundle.fine, [coarse], [codes], noise, SAMPLING, 1)
-    parallel, frames = (settled(modules(FAST)[stage], seed) for stage, seed in (("fine", 11), ("coarse", 12)))
-    for seed, weight in enumerate([*parallel.parameters(), *frames.parameters()], 100):
-        weight.copy_(off(weight, seed))
-    (found["parallel.codes"],) = continue_fine(parallel, [coarse], [codes], noise, SAMPLING, 1)  # type: ignore[arg-type]
-    (found["frames.codes"],) = continue_coarse(frames, [semantic], [codes[: spec.coarse]], noise, SAMPLING, 1)  # type: ignore[arg-type]
-    found |= {"continued.semantic": semantic[PROMPT:], "continued.codes": fine[:, 2 * PROMPT :].contiguous()}
+    found["semantic.logits"] = last_logits(bundle.semantic, bundle.semantic.sequence(semantic))
+    noise, total, coarse = [Noise(1, 0, 0)], PROMPT + NEW, codes[: spec.coarse]
+    for models, name in ((bundle, "continued"), (plain, "plain")):
+        (continued,) = continue_semantic(models.semantic, [semantic], [total], noise, SAMPLING, 1)
+        found[f"{name}.semantic"] = continued[PROMPT:]
+        (made,) = continue_coarse(models.coarse, [continued], [coarse], noise, SAMPLING, 1)
+        found[f"{name}.coarse"] = made
+        assert models.fine is not None
+        given = made if models is plain else torch.cat([coarse, torch.tensor(CODES)], 1)
+        (found[f"{name}.codes"],) = models.fine.complete([given], [codes], noise, SAMPLING, 1)
+    found["frames.codes"], found["parallel.codes"] = found.pop("continued.coarse"), found.pop("continued.codes")
     return {name: tensor if tensor.is_floating_point() else tensor.short() for name, tensor in found.items()}
 
 
-def last_logits(model: Transformer, sequence: Sequence) -> Tensor:
+def last_logits(model: Transformer, sequence: TokenSequence) -> Tensor:
     """Logits of all ids at the last two positions."""
     hidden = model(sequence.ids[None], sequence.fields[None])[0, -2:]
     return model.logits(hidden, 0, model.vocabulary.size)

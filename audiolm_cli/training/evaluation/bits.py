@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from audiolm_cli.bundles.bundle import Bundle
-from audiolm_cli.language_models.likelihood import token_losses
-from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.corpora.tokenize import TokenData, groups, joined, read_tokens, write_tokens
@@ -60,7 +58,7 @@ def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops
     Rows are named `semantic`, `coarse 0`, ..., `fine 4`, ...; `bigram` is the better of the two of `ngrams`.
     """
     rows: dict[str, dict] = {}
-    for stage, model in _stages(bundle).items():
+    for stage, model in bundle.stages.items():
         drawn = _drawn(model, [validation], CROPS[stage], crops)
         spec, length = validation.spec, round(CROPS[stage].crop * validation.spec.semantic_rate)
         losses = _losses(model, [validation], drawn, CROPS[stage])
@@ -114,13 +112,8 @@ def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96)
     return {name: figure(zip(speakers, values, strict=True)) for name, values in {"own": own, **rise}.items()}
 
 
-def _stages(bundle: Bundle) -> dict[StageName, Stack]:
-    stages: dict[StageName, Stack] = {"semantic": bundle.semantic, "coarse": bundle.coarse}
-    return {**stages, "fine": bundle.fine} if bundle.fine is not None else stages
-
-
 def _drawn(model: Stack, data: Sequence[TokenData], shape: Shape, count: int) -> list:
-    drawn = Crops(list(data), model.stage, model.config.layout, seed=1).draw(shape, count)
+    drawn = Crops(list(data), model, seed=1).draw(shape, count)
     if not drawn:
         raise ValueError(f"no validation recording is {shape.reference + shape.crop:g} s long")
     return drawn
@@ -146,11 +139,9 @@ def _losses(
     **change: bool,
 ) -> np.ndarray:
     """Mean bits per token of every crop and quantizer, `[crops, quantizers]` (1 quantizer in stage 1)."""
-    crops = Crops(list(data), model.stage, model.config.layout, seed=1)
+    crops = Crops(list(data), model, seed=1)
     device, size, parts = next(model.parameters()).device, 2 if pairs else 8, []
     for start in range(0, len(drawn), size):
-        losses = token_losses(model, crops.build(drawn[start : start + size], shape, **change).to(device))
-        if losses.ndim == 2:
-            losses = losses[:, :-1, None]  # without the place of <end>
+        losses = model.token_losses(crops.build(drawn[start : start + size], shape, **change).to(device))
         parts.append(losses.float().mean(1).cpu().numpy())
     return np.concatenate(parts) / np.log(2)

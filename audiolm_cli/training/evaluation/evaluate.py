@@ -151,7 +151,7 @@ def music_tables(setting: Setting) -> dict[str, Table]:
     prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
     others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
     answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
-    if bundle.config.coarse.layout == "frames":
+    if bundle.coarse.unconditional:
         seconds = music.NEW / RATE
         answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, seconds)
     half = len(chosen) // 2  # away: another piece

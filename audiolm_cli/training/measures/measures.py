@@ -2,13 +2,10 @@
 
 Needs the packages of the extra `eval`, imported where they are used. Figures are averages over speakers of each
 speaker's average, so that one who talks much does not count for more; intervals are 95 % by bootstrap over speakers.
-
-    python -m audiolm_cli.training.measures.measures --data DATA [--runs RUNS]    a codec in training, beside Opus
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import shutil
@@ -261,44 +258,3 @@ def clips_per_speaker(clips: Iterable[Clip], most: int) -> list[Clip]:
         if seen[clip.speaker] <= most:
             kept.append(clip)
     return kept
-
-
-def _checkpoint_codec(runs: Path) -> tuple[SoundStream, int]:
-    from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
-    from audiolm_cli.training.parts.codec import CodecTraining
-    from audiolm_cli.training.trainer import load_checkpoint
-
-    state = load_checkpoint(runs / "codec")
-    fields = state["extra"]["config"]
-    training = CodecTraining(
-        (SpectralConfig if fields["kind"] == "spectral" else WaveformConfig)(**fields), TokenSpec()
-    )
-    training.load_state_dict(state["module"])
-    return training.codec.eval(), state["step"]
-
-
-def main() -> None:
-    from audiolm_cli.training.corpora.data import load_corpus
-
-    parser = argparse.ArgumentParser(description="The codec being trained, on LibriSpeech validation speakers.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
-    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
-    parser.add_argument("--speakers", type=int, default=20, help="speakers measured, one clip each")
-    parser.add_argument("--opus", action="store_true", help="measure Opus as well")
-    options = parser.parse_args()
-    corpus = load_corpus(options.data, "valid", RATE, options.runs / "audio")
-    clips = [Clip(clip.speaker, corpus.samples(clip)) for clip in corpus.clips if clip.corpus == "librispeech"]
-    clips = clips_per_speaker(clips, 1)[: options.speakers]
-    codec, step = _checkpoint_codec(options.runs)
-    rows = {f"step {step}, {q} quantizers": autoencoder(codec, q) for q in (12, 4)} | (
-        opus_rows() if options.opus else {}
-    )
-    for name, reconstruct in rows.items():
-        figures = codec_figures(reconstruct, clips)
-        print(
-            name, "  ".join(f"{key} {f.mean:.3f} ({f.low:.3f}-{f.high:.3f})" for key, f in figures.items()), flush=True
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -4,16 +4,12 @@ Phones come from forced alignment of the known transcripts with pocketsphinx (US
 figure is phone-normalised mutual information, I(phone; token) / H(phone), as in HuBERT (Hsu et al., 2021, section 4.2):
 the share of the uncertainty about the phone that the token takes away. It grows with the number of codes K and with
 too little data, so it is read against k-means over MFCC, HuBERT's first target, with the same K on the same clips.
-
-    python -m audiolm_cli.training.measures.phones --data DATA [--self-test]    a tokenizer in training
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +18,7 @@ import torch
 
 from audiolm_cli.codebook import nearest
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
-from audiolm_cli.training.corpora.data import Corpus, load_corpus
+from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.measures.measures import bootstrap
 from audiolm_cli.training.parts.kmeans import kmeans
 
@@ -192,38 +188,7 @@ def mfcc_tokenizer(corpus: Corpus, codes: int, seconds: float = 4000, seed: int 
     return lambda samples: nearest(torch.from_numpy((mfcc(samples) - mean) / deviation), centroids).numpy()
 
 
-def trained_tokenizers(runs: Path, corpus: Corpus, codes: list[int]) -> Iterator[tuple[str, Tokenize]]:
-    """What the tokenizer being trained in `runs` would ship."""
-    from audiolm_cli.training.parts import tokenizer
-
-    training = tokenizer.load(runs)
-    for size in codes:
-        yield f"trained, {size} codes", as_function(tokenizer.finish(training, corpus, size).cpu())
-
-
 def as_function(tokenizer: SemanticTokenizer) -> Tokenize:
     """A tokenizer module as a plain function."""
     device = next(tokenizer.parameters()).device
     return lambda samples: tokenizer.tokenize(torch.from_numpy(samples).to(device)[None])[0].cpu().numpy()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Phone information of semantic tokens, beside MFCC k-means.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
-    parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
-    parser.add_argument("--self-test", action="store_true", help="only the baseline")
-    parser.add_argument("--codes", type=int, nargs="+", default=[256, 512])
-    options = parser.parse_args()
-    cache = options.runs / "audio"
-    clips = spoken_clips(load_corpus(options.data, "valid", RATE, cache), options.runs / "eval")
-    print(f"{len(clips)} clips aligned, {len({clip.speaker for clip in clips})} speakers")
-    corpus = load_corpus(options.data, "train", RATE, cache)
-    baselines = ((f"MFCC k-means, {size} codes", mfcc_tokenizer(corpus, size)) for size in options.codes)
-    trained = () if options.self_test else trained_tokenizers(options.runs, corpus, options.codes)
-    for name, tokenize in itertools.chain(baselines, trained):
-        figures = phone_information(tokenize, clips)
-        print(name, "  ".join(f"{key} {value:.3f}" for key, value in figures.items()), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -28,7 +28,6 @@ from torch import Tensor
 from audiolm_cli.audio import files
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.errors import InputError
-from audiolm_cli.language_models.likelihood import batch_of, token_losses
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.measures.measures import RATE, figure
 
@@ -121,14 +120,12 @@ def _batch(bundle: Bundle, samples: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def token_bits(bundle: Bundle, tokens: Sequence[Tensor]) -> list[np.ndarray]:
     """Bits of every token in stage 1, behind `<begin>` and those before it: `int64 [S]` -> `float32 [S]` for each."""
-    model, spec = bundle.semantic, bundle.config.tokens
     bits: list[np.ndarray] = [np.empty(0)] * len(tokens)
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))  # a batch has one length
     for _, alike in itertools.groupby(order, key=lambda n: len(tokens[n])):
         while part := list(itertools.islice(alike, BATCH)):
             pieces = [(tokens[n].cpu(), tokens[n][:0]) for n in part]
-            batch = batch_of("semantic", model.config.layout, spec, pieces)
-            losses = token_losses(model, batch.to(bundle.device))[:, :-1] / np.log(2)  # without the place of <end>
+            losses = bundle.semantic.token_losses(bundle.semantic.batch(pieces).to(bundle.device))[..., 0] / np.log(2)
             for n, row in zip(part, losses.float().cpu().numpy(), strict=True):
                 bits[n] = row
     return bits

@@ -3,9 +3,8 @@
     python -m audiolm_cli.training.parts.lm --stage coarse --data DATA --minutes 25 [--resume]
 
 Crops have one shape per batch, drawn from the stage's shapes; part of those of stage 2 begin with a reference from
-elsewhere in the recording or speaker, behind the gap token. A share of the acoustic inputs is replaced at random, so
-that a wrong token in generation does not lead astray. Loss on the tokens that the stage makes, each quantizer among its
-own codes. The best validation state is kept as the part that ships.
+elsewhere in the recording or speaker, behind the gap token. Loss on the tokens that the stage makes, each quantizer
+among its own codes, as its kind has it. The best validation state is kept as the part that ships.
 
 Stage 1 learns from synthetic speech as well where `tokenize --synthetic` made tokens of some: its share of the batches
 goes from the first to the second number of --synthetic-share over the training.
@@ -15,28 +14,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from audiolm_cli.bundles.bundle import NEEDS, save_part, stage_model
-from audiolm_cli.config import PRESETS, Layout, preset
+from audiolm_cli.bundles.bundle import NEEDS, save_part
+from audiolm_cli.config import PRESETS, preset
 from audiolm_cli.errors import ModelError
-from audiolm_cli.language_models.frames import FrameTransformer
-from audiolm_cli.language_models.likelihood import Batch, batch_of, token_losses
-from audiolm_cli.language_models.parallel import ParallelTransformer
-from audiolm_cli.language_models.tokens import StageName, Vocabulary
-from audiolm_cli.language_models.transformer import Stack, Transformer
+from audiolm_cli.language_models.kinds import stage_model
+from audiolm_cli.language_models.tokens import Batch, StageName
+from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
-
-REPLACED = 0.07  # share of acoustic input tokens replaced at random in training
-UNCONDITIONED = 0.1  # share of crops without semantic tokens in the layout `frames`, for guidance to lead away from
 
 Best = tuple[float, dict[str, Tensor]]  # the lowest validation bits and the state that reached them
 
@@ -62,10 +54,10 @@ BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.
 
 
 class Crops:
-    """Draws crops of one stage from token data."""
+    """Draws crops of token data for a stage's model."""
 
-    def __init__(self, data: list[TokenData], stage: StageName, layout: Layout, seed: int | tuple[int, ...]):
-        self.data, self.stage, self.layout, self.spec = data, stage, layout, data[0].spec
+    def __init__(self, data: list[TokenData], model: Stack, seed: int | tuple[int, ...]):
+        self.data, self.model, self.spec = data, model, data[0].spec
         self.rng = np.random.default_rng(seed)
         self.tracks = [(source, track) for source in data for track in source.tracks]
         self.lengths = np.array([track.length for _, track in self.tracks])
@@ -106,58 +98,10 @@ class Crops:
         if others:
             references = references[1:] + references[:1]
         ends = [track.length == first + crop for _, track, first, _ in drawn]
-        return batch_of(self.stage, self.layout, self.spec, pieces, references, ends)
+        return self.model.batch(pieces, references, ends)
 
     def _tokens(self, seconds: float) -> int:
         return round(seconds * self.spec.semantic_rate)
-
-
-def training_loss(model: Stack, batch: Batch) -> Tensor:
-    """Mean cross entropy in nats of the targets, behind inputs of which some are replaced."""
-    if isinstance(model, ParallelTransformer):
-        return _parallel_loss(model, batch.ids)
-    if isinstance(model, FrameTransformer):
-        ids, fields, size = batch.ids, batch.fields.clone(), model.spec.codebook_size
-        unconditioned = torch.rand(len(fields), device=fields.device) < UNCONDITIONED
-        fields[unconditioned, :, 2:] = model.spec.semantic_vocabulary
-        wrong = (torch.rand(ids.shape, device=ids.device) < REPLACED) & (ids < size)
-        inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
-        batch = Batch(ids, fields, targets=ids.shape[1] - 1)  # the reference's codes are as good as others
-        return token_losses(model, batch, inputs).sum() / (ids < size).sum()
-    assert isinstance(model, Transformer)
-    losses = token_losses(model, batch, _replace(batch, model.vocabulary, REPLACED))
-    return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
-
-
-def _parallel_loss(model: ParallelTransformer, codes: Tensor) -> Tensor:
-    """Of a quantizer drawn for each item, in the frames behind a beginning of random length that is known whole."""
-    spec, (batch, _, frames) = model.spec, codes.shape
-    draw = functools.partial(torch.randint, size=(batch,), device=codes.device)
-    quantizer, whole = draw(spec.coarse, spec.quantizers), draw(0, frames // 2) * draw(0, 2)
-    wanted = codes[torch.arange(batch, device=codes.device), quantizer]
-    wrong = torch.rand(codes.shape, device=codes.device) < REPLACED
-    inputs = torch.where(wrong, torch.randint_like(codes, spec.codebook_size), codes)
-    levels, places = (torch.arange(n, device=codes.device) for n in codes.shape[1:])
-    unknown = (levels >= quantizer[:, None])[:, :, None] & (places >= whole[:, None])[:, None]
-    hidden = model(inputs.masked_fill(unknown, -1), quantizer)
-    losses = []
-    for q in range(spec.coarse, spec.quantizers):
-        counted = (quantizer == q)[:, None] & (places >= whole[:, None])
-        losses.append(F.cross_entropy(model.code_logits(hidden[counted], q).float(), wanted[counted], reduction="sum"))
-    return torch.stack(losses).sum() / (frames - whole).sum()
-
-
-def _replace(batch: Batch, vocabulary: Vocabulary, share: float) -> Tensor:
-    """The ids of a batch, a share of the codes (in stage 1, tokens) among its targets by others of the same kind."""
-    size, targets = vocabulary.spec.semantic_vocabulary, batch.ids[:, -batch.targets :]
-    if vocabulary.stage != "semantic":
-        size = vocabulary.spec.codebook_size
-    base = (
-        targets - (targets - vocabulary.code(0)) % size if vocabulary.stage != "semantic" else torch.zeros_like(targets)
-    )
-    other = base + torch.randint(size, targets.shape, device=targets.device)
-    chosen = (torch.rand(targets.shape, device=targets.device) < share) & (targets < vocabulary.begin)
-    return torch.cat([batch.ids[:, : -batch.targets], torch.where(chosen, other, targets)], 1)
 
 
 @torch.no_grad()
@@ -167,7 +111,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
     `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
     of another track (likewise).
     """
-    crops = Crops(data, model.stage, model.config.layout, seed=1)
+    crops = Crops(data, model, seed=1)
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
 
@@ -179,9 +123,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
             if not drawn:
                 continue
             with autocast(device, next(model.parameters()).dtype == torch.float32):
-                losses = token_losses(model, crops.build(drawn, shape, **change).to(device))
-            if losses.ndim == 2:
-                losses = losses[:, :-1, None]  # without the place of <end>
+                losses = model.token_losses(crops.build(drawn, shape, **change).to(device))
             total.append(losses.float().mean((0, 1)).cpu().numpy())
         return np.mean(total, 0) / np.log(2) if total else np.array([np.nan])
 
@@ -226,9 +168,7 @@ def main() -> None:
     kind = config.layout if config.layout in SHAPES else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
-    corpora = [
-        Crops(data, stage, config.layout, (args.seed, trainer.step, trainer.rank)) for data in (train, read) if data
-    ]
+    corpora = [Crops(data, model, (args.seed, trainer.step, trainer.rank)) for data in (train, read) if data]
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
     shares = np.array([shape.share for shape in SHAPES[kind]])
     best: Best | None = trainer.extra.get("best")
@@ -248,7 +188,7 @@ def main() -> None:
             continue
         batch = batch.to(trainer.device)
         with trainer.autocast():
-            loss = training_loss(model, batch)
+            loss = model.training_loss(batch)
         trainer.update(loss, {"bits": loss / np.log(2)})
         if trainer.due():
             best = _validated(trainer, validated(), best)

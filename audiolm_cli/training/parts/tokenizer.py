@@ -21,7 +21,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ from audiolm_cli.training.trainer import (
     add_matrices,
     arguments,
     autocast,
-    load_checkpoint,
     matrices,
     warm_start,
 )
@@ -311,13 +309,6 @@ def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: C
     tokenizer.centroids.copy_(tokenizer.centroids[sorted(numbers, key=numbers.__getitem__)])
 
 
-def load(runs: Path) -> TokenizerTraining:
-    """The training state of the checkpoint in `runs`."""
-    training = TokenizerTraining(MATERIALS["speech"].config(preset("speech").tokenizer), TokenSpec())
-    training.load_state_dict(load_checkpoint(runs / "tokenizer")["module"])
-    return training.eval()
-
-
 def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
     """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
     batch, length = target.shape
@@ -357,7 +348,7 @@ class Material:
 
     def config(self, chosen: TokenizerConfig) -> TokenizerConfig:
         """The same sizes for a tokenizer without a teacher."""
-        return dataclasses.replace(chosen, units="centroids", directions=self.directions)
+        return dataclasses.replace(chosen, units="centroids", directions=min(self.directions, chosen.width))
 
 
 MATERIALS = {"speech": Material(cepstral_points, True, 192), "piano": Material(pitch_points, False, 0)}

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_cli.bundles.bundle import Bundle, stage_model
+from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
+from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.data import HALVES, Clip, Corpus, half, writing_manifest
 from audiolm_cli.training.corpora.tokenize import save_tokens

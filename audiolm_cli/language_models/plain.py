@@ -1,0 +1,113 @@
+"""The three stages as in the paper (Borsos et al., 2022, section III-B): token after token, conditions as a prefix,
+positions that count tokens. A reference for the kinds that ship; the preset `paper` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from audiolm_cli.config import StageSampling
+from audiolm_cli.language_models import engine
+from audiolm_cli.language_models.sampling import Noise, Progress
+from audiolm_cli.language_models.semantic import SemanticTransformer
+from audiolm_cli.language_models.tokens import (
+    Batch,
+    Piece,
+    TokenSequence,
+    extended,
+    fine_window,
+    flatten,
+    unflatten,
+)
+from audiolm_cli.language_models.transformer import Transformer
+
+
+class PlainSemantic(SemanticTransformer):
+    """Stage 1."""
+
+    streams_known = 1
+
+    def sequence(self, tokens: Tensor) -> TokenSequence:
+        return _counted(torch.tensor([self.vocabulary.begin]), tokens)
+
+
+class _Codes(Transformer):
+    """Makes the codes of some quantizers."""
+
+    def flat(self, codes: Tensor, first: int = 0) -> Tensor:
+        """Codes `[Q, F]` of the quantizers from `first` on, -1 where unknown -> ids `[F * Q]`."""
+        lows = torch.tensor([[self.vocabulary.code(q)] for q in range(first, first + len(codes))])
+        return flatten(torch.where(codes < 0, codes, codes + lows))
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """What the stage has made, `[F * Q]` -> `[Q, F]`."""
+        lows = torch.tensor(self.vocabulary.lows)
+        return unflatten(ids, len(lows)) - lows[:, None]
+
+
+class PlainCoarse(_Codes):
+    """Stage 2: `<begin> [reference <gap>] semantic <acoustic> [reference codes <gap>] codes`."""
+
+    stage = "coarse"
+    unconditional = False
+
+    def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
+        """semantic: `int64 [S]`; codes: `int64 [coarse or more, F]`, -1 where unknown; the reference is a pair of the
+        same kinds, fully known."""
+        begin, gap, acoustic = (torch.tensor([getattr(self.vocabulary, name)]) for name in ("begin", "gap", "acoustic"))
+        pieces = [*([reference] if reference else []), (semantic, codes)]
+        said, sound = ([p[0] for p in pieces], [self.flat(p[1][: self.spec.coarse]) for p in pieces])
+        between = [gap] if reference else []
+        return _counted(begin, *said[:-1], *between, said[-1], acoustic, *sound[:-1], *between, sound[-1])
+
+    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+        behind: Sequence[Piece | None] = references or [None] * len(pieces)
+        sequences = [self.sequence(*piece, before) for piece, before in zip(pieces, behind, strict=True)]
+        return Batch.of(sequences, pieces[0][1].shape[1] * self.spec.coarse)
+
+
+class PlainFine(_Codes):
+    """Stage 3: `<begin> coarse codes <acoustic> fine codes`."""
+
+    stage = "fine"
+
+    def sequence(self, codes: Tensor) -> TokenSequence:
+        """codes: `int64 [Q, F]`, fine ones -1 where unknown."""
+        begin, acoustic = torch.tensor([self.vocabulary.begin]), torch.tensor([self.vocabulary.acoustic])
+        coarse = self.spec.coarse
+        return _counted(begin, self.flat(codes[:coarse]), acoustic, self.flat(codes[coarse:], coarse))
+
+    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+        return Batch.of([self.sequence(codes) for _, codes in pieces], pieces[0][1].shape[1] * self.spec.fine)
+
+    def complete(
+        self, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
+        batch_size: int, progress: Progress | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """Coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`. Chunks do not see
+        each other, so all of them, of all items, go through the engine together."""
+        spec, (size, context) = self.spec, fine_window(self.spec, self.config.window_seconds)
+        codes, items, places = [], [], []
+        for i, (c, k) in enumerate(zip(coarse, known, strict=True)):
+            full = extended(k, c.shape[1])
+            full[: spec.coarse] = c
+            codes.append(full)
+            first, made = max(0, k.shape[1] - context), k.shape[1]
+            while made < c.shape[1]:
+                end = min(c.shape[1], first + size)
+                numbers = noise[i].numbers(3, made, end - made, spec.coarse, spec.fine)
+                items.append(self.item(self.sequence(full[:, first:end]), numbers))
+                places.append((i, made, end))
+                first = made = end
+        results = engine.generate(self, items, sampling, batch_size, progress)
+        for (i, made, end), ids in zip(places, results, strict=True):
+            codes[i][spec.coarse :, made:end] = self.codes(ids)
+        return codes
+
+
+def _counted(*parts: Tensor) -> TokenSequence:
+    ids = torch.cat(parts)
+    return TokenSequence(ids, torch.stack([torch.zeros_like(ids), torch.arange(len(ids))], 1))

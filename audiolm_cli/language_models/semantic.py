@@ -1,0 +1,47 @@
+"""Stage 1: what is said, token after token, `<begin> s s s ... <end>`.
+
+Positions are times, in frames of the codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
+from audiolm_cli.language_models.transformer import Measure, Transformer, cross_entropy
+
+
+class SemanticTransformer(Transformer):
+    """Makes semantic tokens."""
+
+    stage = "semantic"
+    streams_known = 3  # of specials, of tokens, and one that nothing uses
+
+    def sequence(self, tokens: Tensor) -> TokenSequence:
+        """tokens: `int64 [S]`, -1 where unknown."""
+        ids = torch.cat([torch.tensor([self.vocabulary.begin]), tokens])
+        places = torch.arange(len(ids))
+        times = (places - 1).clamp(min=0) * self.spec.frames_per_semantic
+        return TokenSequence(ids, torch.stack([places.clamp(max=1), times], 1))
+
+    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+        whole = Batch.of([self.sequence(semantic) for semantic, _ in pieces], 0)
+        last = torch.tensor([[self.vocabulary.end if end else -1] for end in ends or [False] * len(pieces)])
+        fields = torch.cat([whole.fields, whole.fields[:, -1:]], 1)
+        return Batch(torch.cat([whole.ids, last], 1), fields, whole.ids.shape[1])
+
+    def ending_item(self, sequence: TokenSequence, uniform: Tensor) -> Item:
+        """As `item`, but `<end>` can come as well."""
+        end = self.vocabulary.end
+        return Item(sequence, [0] * len(uniform), end + 1, uniform, stop=end)
+
+    def said(self, ids: Tensor) -> Tensor:
+        """What the engine has made, up to where the recording ends."""
+        ends = (ids >= self.vocabulary.choices).nonzero()
+        return ids[: int(ends[0])] if len(ends) else ids
+
+    def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
+        return super().token_losses(batch, measure)[:, :-1]
