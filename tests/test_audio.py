@@ -151,6 +151,12 @@ def test_tags_are_stored(tmp_path, suffix):
         assert file.frames == 8000
 
 
+def test_an_mp3_of_few_bits_is_read_in_blocks_as_it_is_as_a_whole(tmp_path):
+    soundfile.write(tmp_path / "a.mp3", np.tile(tone(1.0), 4), 16000)  # about 10 kbit/s
+    whole, _ = soundfile.read(tmp_path / "a.mp3", dtype="float32")
+    assert np.abs(files.read(tmp_path / "a.mp3", 16000).samples - whole).max() < 1e-5
+
+
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_writing_gives_the_same_bytes_every_time(suffix):
     assert files.encode(tone(1.0), 16000, suffix, {}) == files.encode(tone(1.0), 16000, suffix, {})

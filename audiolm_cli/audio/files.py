@@ -244,6 +244,14 @@ def _without_messages() -> Iterator[None]:
             os.close(saved)
 
 
+class _Straight(soundfile.SoundFile):
+    """Reads without the search for the place behind it that soundfile adds to every read: in an MP3 of few bits a
+    second that forgets what the next frames refer to, and what they hold is garbled."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _Sound:
     """A file that libsndfile decodes; has what `ffmpeg.Sound` has, and its length in frames, 0 where that is unsure.
     Raises LibsndfileError where it cannot."""
@@ -251,7 +259,7 @@ class _Sound:
     def __init__(self, file: IO[bytes]):
         mended = headers.mended(file)
         file.seek(0)
-        self.file = sound = soundfile.SoundFile(mended or file.fileno(), closefd=False)
+        self.file = sound = _Straight(mended or file.fileno(), closefd=False)
         self.samplerate, self.channels, self.tags = sound.samplerate, sound.channels, sound.copy_metadata()
         self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # of others, by the file's size
         self.complaint = "the header was never finished" if mended else ""
