@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -22,9 +23,15 @@ import soundfile
 
 from audiolm_cli.audio import ffmpeg, headers, inputs
 from audiolm_cli.console import write_stdout
-from audiolm_cli.errors import ExistsError, InputError, OutputError, display
+from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError, display
 
-FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}  # by suffix of the output
+FORMATS = {  # by suffix of the output
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
 MAX_SECONDS = 3600  # of one input; keeps a small file that unpacks to days of silence from filling the memory
 MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is needed; it keeps the time within bounds
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
@@ -103,8 +110,23 @@ def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
     return np.concatenate(list(_resampled([samples], old, new)))
 
 
+def check_format(suffix: str, rate: int | None = None) -> None:
+    """Raises UsageError where the installed libsndfile cannot write a format of FORMATS, or not at `rate` Hz."""
+    container, subtype = FORMATS[suffix]
+    if not soundfile.check_format(container, subtype):
+        version = soundfile.__libsndfile_version__
+        raise UsageError(
+            f"{suffix}: libsndfile {version}, which is installed here, cannot write it; .wav and .flac work"
+        )
+    if rate is not None:
+        try:
+            soundfile.SoundFile(io.BytesIO(), "w", rate, 1, subtype, format=container).close()
+        except soundfile.LibsndfileError:
+            raise UsageError(f"{suffix}: cannot have the bundle's rate, {rate} Hz; .wav, .flac and .ogg can") from None
+
+
 def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) -> tuple[bytes, int]:
-    """Encodes mono audio as a file of the format that `suffix` names (".wav", ".flac" or ".ogg").
+    """Encodes mono audio as a file of the format in FORMATS that `suffix` names.
 
     Takes float32 [T] at `rate` Hz and returns the file's bytes and the number of samples that were beyond [-1, 1] and
     were clipped. `tags` are libsndfile's (title, artist, comment, software, ...). WAV and FLAC are 16 bit.
@@ -121,7 +143,21 @@ def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) ->
             setattr(sound, key, value)
         for block in np.array_split(samples, len(samples) // 65536 + 1):  # libvorbis overflows its stack on long ones
             sound.write(np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16))
-    return buffer.getvalue(), clipped
+    data = buffer.getvalue()
+    return (_named(data, tags.get("software", "")) if container == "MP3" else data), clipped
+
+
+def _named(mp3: bytes, software: str) -> bytes:
+    """An MP3 file whose first ID3 frame names the software, where LAME has named itself whatever it was told.
+
+    Its length stays: text in ID3 ends at a NUL.
+    """
+
+    def name(match: re.Match[bytes]) -> bytes:
+        size = len(match[2])
+        return match[1] + software.encode("latin-1", "replace")[:size].ljust(size, b"\0")
+
+    return re.sub(rb"\A(ID3.{7}TSSE.{6}\0)(LAME [^)]*\))", name, mp3, count=1, flags=re.DOTALL)
 
 
 def write(
@@ -260,7 +296,8 @@ class _Sound:
         mended = headers.mended(file)
         file.seek(0)
         self.file = sound = _Straight(mended or file.fileno(), closefd=False)
-        self.samplerate, self.channels, self.tags = sound.samplerate, sound.channels, sound.copy_metadata()
+        self.samplerate, self.channels = sound.samplerate, sound.channels
+        self.tags = {key: text for key, text in sound.copy_metadata().items() if text}  # those of ID3 can be empty
         self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # of others, by the file's size
         self.complaint = "the header was never finished" if mended else ""
         self.promised = headers.promised_frames(sound, file)
