@@ -281,11 +281,11 @@ def _without_messages() -> Iterator[None]:
 
 
 class _Straight(soundfile.SoundFile):
-    """Reads without the search for the place behind it that soundfile adds to every read: in an MP3 of few bits a
-    second that forgets what the next frames refer to, and what they hold is garbled."""
+    """Reads MP3 without the search for the place behind it that soundfile adds to every read: where there are few bits
+    a second that forgets what the next frames refer to, and what they hold is garbled."""
 
     def seekable(self) -> bool:
-        return False
+        return self.format != "MP3" and super().seekable()
 
 
 class _Sound:
