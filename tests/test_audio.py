@@ -32,14 +32,16 @@ def test_16_bit_audio_survives_reading_and_writing_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
-def test_resampling_is_torchaudios(rate):
-    torch = pytest.importorskip("torch")
-    torchaudio = pytest.importorskip("tests._torchaudio", reason="needs torchaudio")
-    noise = np.random.default_rng(0).standard_normal(rate // 3 + 7).astype(np.float32) / 10
-    expected = torchaudio.resample(torch.from_numpy(noise), rate, 16000).numpy()
-    got = np.concatenate(list(files._resampled(np.array_split(noise, 3), rate, 16000)))
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() < 1e-4
+def test_resampling_keeps_what_both_rates_can_hold_and_nothing_else(rate):
+    def tone_at(hertz, at):
+        return (np.sin(2 * np.pi * hertz * np.arange(2 * at) / at) / 2).astype(np.float32)
+
+    middle, least = slice(4000, -4000), min(rate, 16000)
+    for hertz in (0.1 * least, 0.45 * least):
+        error = files.resampled(tone_at(hertz, rate), rate, 16000) - tone_at(hertz, 16000)
+        assert np.abs(error[middle]).max() < 0.001
+    if rate > 16000:
+        assert np.abs(files.resampled(tone_at(8300, rate), rate, 16000)[middle]).max() < 1e-5
 
 
 @settings(max_examples=30, deadline=None)
@@ -52,7 +54,7 @@ def test_resampling_does_not_depend_on_the_blocks(old, lengths, new):
     noise = np.random.default_rng(1).standard_normal(sum(lengths)).astype(np.float32) / 10
     pieces = list(files._resampled(np.split(noise, np.cumsum(lengths)[:-1]), old, new))
     whole = list(files._resampled([noise], old, new))
-    assert sum(map(len, pieces)) == -(-len(noise) * new // old) or old == new
+    assert abs(sum(map(len, pieces)) - len(noise) * new / old) <= 0.5
     if pieces:
         assert np.array_equal(np.concatenate(pieces), np.concatenate(whole))
 

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import functools
 import io
-import itertools
 import os
 import re
 import secrets
@@ -14,12 +13,12 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import ceil, gcd
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import soundfile
+import soxr
 
 from audiolm_cli.audio import ffmpeg, headers, inputs
 from audiolm_cli.console import write_stdout
@@ -355,34 +354,11 @@ class _Mono:
 
 
 def _resampled(blocks: Iterable[np.ndarray], old: int, new: int) -> Iterator[np.ndarray]:
-    """Resamples a stream of float32 [n] from `old` to `new` Hz: T samples become ceil(T * new / old).
-
-    Windowed-sinc interpolation with torchaudio's defaults (Hann window over 6 zero crossings, cutoff 0.99), of which
-    only the weights that are not zero are kept: torchaudio's own table takes gigabytes when the two rates share no
-    factor, and importing it takes seconds.
-    """
+    """Resamples a stream of float32 [n] from `old` to `new` Hz: T samples become T * new / old, rounded."""
     if old == new:
         yield from blocks
         return
-    old, new = old // gcd(old, new), new // gcd(old, new)
-    cutoff = min(1.0, new / old) * 0.99  # relative to the old Nyquist frequency
-    half = ceil(6 / cutoff)
-    offsets = np.arange(1 - half, half + 1)  # of the old samples around a new one
-    # Output i lies at i * old / new: `phase` new-ths behind the old sample before it, phase = i * old % new.
-    distance = (np.arange(new)[:, None] / new - offsets) * cutoff
-    weights = cutoff * np.sinc(distance) * np.cos(np.pi / 12 * np.clip(distance, -6, 6)) ** 2
-    weights = weights.astype(np.float32)  # [phase, 2 * half]
-
-    held, first = np.zeros(half - 1, np.float32), 1 - half  # old samples still needed, and the place of the first
-    total = done = 0  # old samples seen, new ones made
-    for block in itertools.chain(blocks, [np.zeros(half, np.float32)]):
-        held = np.concatenate([held, block])
-        total += len(block)
-        ready = max(done, -((half - total) * new // old))  # those whose last old sample has been seen
-        for start in range(done, ready, 32768):
-            index = np.arange(start, min(start + 32768, ready))
-            windows = np.lib.stride_tricks.sliding_window_view(held, 2 * half)[index * old // new + 1 - half - first]
-            yield np.einsum("nk,nk->n", windows, weights[index * old % new]).clip(-1, 1)
-        done = ready
-        unneeded = max(0, done * old // new + 1 - half - first)
-        held, first = held[unneeded:], first + unneeded
+    stream = soxr.ResampleStream(old, new, 1, dtype="float32")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block)).clip(-1, 1)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True).clip(-1, 1)
