@@ -14,6 +14,8 @@ CORPUS := runs/piano_corpus
 OF_PIANO := --data $(CORPUS) --runs runs/piano --model weights/piano
 # that train together: GPUs, or cores of a CPU
 PROCESSES ?= 1
+# that test together: cores
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -46,18 +48,17 @@ demo: .venv/installed  ## continue a real recording: examples/prompt.flac become
 	@echo "Listen to demo.wav: 3.5 seconds of the recording, then 7 new ones."
 
 # as on a lesser processor (processor.py has their names): AUDIOLM_PROCESSOR=avx2 ATEN_CPU_CAPABILITY=avx2 make test
-# the slow ones beside the others: on two cores that takes little more than half the time
+# in processes of a thread each, a file in one of them, in the order of conftest.py: slow ones first
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: .venv/installed  ## all tests that need no network, no GPU and no data
-	@$(BIN)/python -m pytest -q -p no:cacheprovider -m slow > slow.tmp 2>&1 & slow=$$!; \
-	$(BIN)/python -m pytest -q -m 'not slow'; others=$$?; \
-	wait $$slow; slow=$$?; cat slow.tmp; rm slow.tmp; exit $$((slow || others))
+	$(PYTEST)
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
 	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
-	  $(BIN)/python -m pytest -q tests/test_native.py tests/test_native_windows.py
+	  $(BIN)/python -m pytest -q tests/native
 
 test-fast: .venv/installed  ## the same without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-torch:  ## the oldest and the newest torch that pyproject.toml promises; downloads up to 6 GB
 	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) .ci/torch-versions
@@ -70,7 +71,7 @@ lint: .venv/installed  ## format, style and types
 format: .venv/installed  ## put the code and the help texts in docs/ into the form that lint and test want
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python -m tests.test_docs
+	$(BIN)/python -m tests.program.test_docs
 
 # uv must see a CPU build of torch, which needs no CUDA packages: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 lock:  ## requirements.lock: the hashes of what `make install` installs beside torch; needs uv

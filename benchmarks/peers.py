@@ -230,7 +230,7 @@ def child(name: str, threads: int) -> None:
 
     if MEASUREMENTS[name][0]:
         sys.path.append(str(Path(__file__).resolve().parent.parent))
-        import tests._torchaudio  # noqa: F401  (the peers import torchaudio, whose extension does not load)
+        import tests.helpers.reference_torchaudio  # noqa: F401  (torchaudio, whose extension does not load)
 
     torch.set_num_threads(threads)
     print("\n" + json.dumps(MEASUREMENTS[name][1]()))

@@ -11,8 +11,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torch.nn.functional as F
-from bundles import modules
-from test_engine import coarse_item, coarse_model
 from torch import Tensor
 
 from audiolm_cli import processor
@@ -23,7 +21,9 @@ from audiolm_cli.language_models import engine, transformer
 from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.transformer import Linear
 from audiolm_cli.processor import Processor
-from tests.conftest import ROOT
+from tests.helpers import ROOT
+from tests.helpers.bundles import modules
+from tests.language_models.test_engine import coarse_item, coarse_model
 
 CPU = torch.device("cpu")
 CLASSES = [pytest.param(kind, id=kind.name.lower()) for kind in Processor]

@@ -17,8 +17,8 @@ from audiolm_cli.audio import inputs
 from audiolm_cli.bundles import bundle
 from audiolm_cli.errors import InputError
 from audiolm_cli.token_file import Tokens
-from tests.bundles import write_bundle
-from tests.conftest import tone
+from tests.helpers.bundles import write_bundle
+from tests.helpers.sounds import tone
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,8 @@ def music_tables(setting: Setting) -> dict[str, Table]:
             for prompt, real, rest, made in zip(prompts, reals, others, make(), strict=True)
         ]
         rows[name] = dict(continuations.summarise([case.piece for case in chosen], scores))
-    return {f"{len(chosen)} continuations, 4 s + 6 s, of {len({case.piece for case in chosen})} pieces": rows}
+    lengths = f"{music.PROMPT / music.RATE:g} s + {music.NEW / music.RATE:g} s"
+    return {f"{len(chosen)} continuations, {lengths}, of {len({case.piece for case in chosen})} pieces": rows}
 
 
 def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:

@@ -55,8 +55,9 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
         ]
         rows[name] = dict(continuations.summarise([case.speaker for case in chosen], scores))
     count, people = len(chosen), len({case.speaker for case in chosen})
-    title = f"{count} continuations, 3 s + 7 s, of {people} speakers among {len(voices.speakers)}; {setting.whose}"
-    return {title: rows}
+    lengths = f"{continuations.PROMPT / continuations.RATE:g} s + {continuations.NEW / continuations.RATE:g} s"
+    speakers = f"{people} speakers among {len(voices.speakers)}; {setting.whose}"
+    return {f"{count} continuations, {lengths}, of {speakers}": rows}
 
 
 def spoken_tables(setting: Setting) -> dict[str, Table]:

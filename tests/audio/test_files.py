@@ -1,0 +1,317 @@
+"""Reading and writing audio files; what is wrong with files is in test_bad_input.py."""
+
+import io
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiolm_cli.audio import files
+from audiolm_cli.errors import OutputError, UsageError
+from audiolm_cli.request import AUDIO
+from tests.helpers import ROOT
+from tests.helpers.sounds import tone
+
+
+def test_16_bit_audio_survives_reading_and_writing_exactly(tmp_path):
+    whole = np.arange(-32768, 32768, dtype=np.int16)
+    soundfile.write(tmp_path / "in.wav", whole, 16000)
+    recording = files.read(tmp_path / "in.wav", 16000)
+    assert recording.samples.dtype == np.float32
+    assert recording.notes == ()
+    for name in ("out.wav", "out.flac"):
+        assert files.write(tmp_path / name, recording.samples, 16000, {}) == 0
+        written, rate = soundfile.read(tmp_path / name, dtype="int16")
+        assert rate == 16000
+        assert np.array_equal(written, whole)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+def test_resampling_keeps_what_both_rates_can_hold_and_nothing_else(rate):
+    def tone_at(hertz, at):
+        return (np.sin(2 * np.pi * hertz * np.arange(2 * at) / at) / 2).astype(np.float32)
+
+    middle, least = slice(4000, -4000), min(rate, 16000)
+    for hertz in (0.1 * least, 0.45 * least):
+        error = files.resampled(tone_at(hertz, rate), rate, 16000) - tone_at(hertz, 16000)
+        assert np.abs(error[middle]).max() < 0.001
+    if rate > 16000:
+        assert np.abs(files.resampled(tone_at(8300, rate), rate, 16000)[middle]).max() < 1e-5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    old=st.integers(1000, 200_000),
+    lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=6),
+    new=st.sampled_from([16000, 24000]),
+)
+def test_resampling_does_not_depend_on_the_blocks(old, lengths, new):
+    noise = np.random.default_rng(1).standard_normal(sum(lengths)).astype(np.float32) / 10
+    pieces = list(files._resampled(np.split(noise, np.cumsum(lengths)[:-1]), old, new))
+    whole = list(files._resampled([noise], old, new))
+    assert abs(sum(map(len, pieces)) - len(noise) * new / old) <= 0.5
+    if pieces:
+        assert np.array_equal(np.concatenate(pieces), np.concatenate(whole))
+
+
+@pytest.mark.parametrize("rate", [8000, 15999, 44100, 44101, 192_000])
+def test_a_tone_stays_a_tone_at_any_rate(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(1.0, rate), rate, subtype="FLOAT")
+    recording = files.read(tmp_path / "a.wav", 16000)
+    assert recording.rate == 16000
+    assert len(recording.samples) == 16000
+    assert np.abs(recording.samples - tone(1.0))[200:-200].max() < 2e-3
+    assert recording.notes == (f"resampled from {rate} to 16000 Hz",)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "a.aiff", "a.au", "a.caf", "a.w64", "a.rf64"])
+def test_any_format_is_read_whatever_its_name(tmp_path, name):
+    suffix = name.rpartition(".")[2].upper()
+    soundfile.write(tmp_path / name, tone(1.0), 16000, format=suffix)
+    os.rename(tmp_path / name, tmp_path / "audio.raw")  # the name says nothing about the content
+    recording = files.read(tmp_path / "audio.raw", 16000)
+    assert recording.notes == ()
+    assert len(recording.samples) == pytest.approx(16000, abs=2500)  # MP3 pads
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_any_depth_and_number_of_channels(tmp_path, subtype, channels):
+    scale = np.linspace(0.5, 1.5, channels) if channels > 1 else np.ones(1)
+    soundfile.write(tmp_path / "a.wav", tone(0.5)[:, None] * scale, 16000, subtype=subtype)
+    recording = files.read(tmp_path / "a.wav", 16000)
+    assert np.abs(recording.samples - tone(0.5)).max() < 0.02
+    assert recording.notes == ((f"downmixed from {channels} channels",) if channels > 1 else ())
+
+
+@pytest.mark.parametrize("flipped", [-1.0, -0.9])
+def test_channels_that_cancel_each_other_are_not_mixed(tmp_path, flipped):
+    hum = np.sin(2 * np.pi * 50 * np.arange(16000) / 16000) / 4  # of both, as a balanced line picks it up
+    pair = np.stack([tone(1.0) * flipped, tone(1.0)], axis=1) + hum[:, None]
+    soundfile.write(tmp_path / "a.wav", pair, 16000, subtype="FLOAT")
+    recording = files.read(tmp_path / "a.wav", 16000)
+    assert np.abs(recording.samples - pair[:, 1]).max() < 1e-6 or flipped == -1.0
+    assert np.abs(np.abs(recording.samples - hum) - np.abs(tone(1.0))).max() < 1e-6
+    assert len(recording.notes) == 1
+    assert recording.notes[0].startswith("its 2 channels cancel each other: the strongest, ")
+
+
+@pytest.mark.parametrize("pair", [(1, 1), (1, 0), (0, 0), (1, -0.4), (1, 0, 0, 0, 0, 0, 0, 0)])
+def test_other_channels_are_mixed(tmp_path, pair):
+    soundfile.write(tmp_path / "a.wav", tone(1.0)[:, None] * np.array(pair), 16000, subtype="FLOAT")
+    recording = files.read(tmp_path / "a.wav", 16000)
+    assert recording.notes == (f"downmixed from {len(pair)} channels",)
+    assert np.abs(recording.samples - tone(1.0) * np.mean(pair)).max() < 1e-6
+
+
+def test_channels_of_independent_noise_are_mixed(tmp_path):
+    noise = np.random.default_rng(0).standard_normal((16000, 6)) / 10
+    soundfile.write(tmp_path / "a.wav", noise, 16000, subtype="FLOAT")
+    assert files.read(tmp_path / "a.wav", 16000).notes == ("downmixed from 6 channels",)
+
+
+def test_what_was_done_is_noted_once(tmp_path):
+    loud = np.stack([tone(1.0, 44100) * 20] * 2, axis=1)
+    soundfile.write(tmp_path / "a.wav", loud, 44100, subtype="FLOAT")
+    recording = files.read(tmp_path / "a.wav", 16000)
+    down, resampled, clipped = recording.notes
+    assert down == "downmixed from 2 channels"
+    assert resampled == "resampled from 44100 to 16000 Hz"
+    assert clipped.endswith("samples beyond full scale clipped")
+    assert np.abs(recording.samples).max() <= 1
+
+
+@pytest.mark.slow
+def test_reading_a_long_file_takes_little_memory_beyond_the_result(tmp_path):
+    pytest.importorskip("resource")
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 48000, 2, "PCM_16") as file:
+        for _ in range(600):
+            file.write(np.zeros((48000, 2), np.int16))
+    code = (
+        "import sys, resource; from audiolm_cli.audio import files;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak();"
+        "print(len(files.read(sys.argv[1], 16000).samples), peak() - before)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "long.flac"], capture_output=True, check=True
+    ).stdout
+    samples, memory = map(int, output.split())
+    assert samples == 600 * 16000
+    assert memory < 2 * 4 * samples + 64e6  # the pieces and the whole of them; the file itself unpacks to 230 MB
+
+
+def test_the_formats_that_can_be_written_are_those_that_can_be_asked_for():
+    assert tuple(files.FORMATS) == AUDIO
+
+
+@pytest.mark.parametrize("suffix", AUDIO)
+@pytest.mark.parametrize("samples", [640, 8000, 100_001])
+def test_what_is_written_is_read_back_with_its_tags(tmp_path, suffix, samples):
+    comment, sound = "x" * 999, np.tile(tone(1.0), 7)[:samples]
+    files.write(tmp_path / f"a{suffix}", sound, 16000, {"software": "audiolm 9", "comment": comment})
+    recording = files.read(tmp_path / f"a{suffix}", 16000)
+    assert recording.tags.keys() == {"software", "comment"}
+    assert recording.tags["software"].startswith("audiolm 9")
+    assert recording.tags["comment"] == comment
+    assert recording.notes == ()
+    assert len(recording.samples) == samples
+    assert np.abs(recording.samples - sound).mean() < 0.02  # in step: a sample off would be 0.04
+
+
+def test_a_format_that_cannot_be_written_is_refused(monkeypatch):
+    for suffix in AUDIO:
+        files.check_format(suffix, 16000)
+    with pytest.raises(UsageError, match=r"^\.opus: cannot have the bundle's rate, 22050 Hz"):
+        files.check_format(".opus", 22050)
+    monkeypatch.setattr("soundfile.check_format", lambda container, subtype: container != "MP3")  # before 1.1
+    files.check_format(".opus", 16000)
+    with pytest.raises(UsageError, match=r"^\.mp3: libsndfile \S+, which is installed here, cannot write it"):
+        files.check_format(".mp3")
+
+
+def test_an_mp3_of_few_bits_is_read_in_blocks_as_it_is_as_a_whole(tmp_path):
+    soundfile.write(tmp_path / "a.mp3", np.tile(tone(1.0), 4), 16000)  # about 10 kbit/s
+    whole, _ = soundfile.read(tmp_path / "a.mp3", dtype="float32")
+    assert np.abs(files.read(tmp_path / "a.mp3", 16000).samples - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3"])
+def test_writing_gives_the_same_bytes_every_time(suffix):
+    assert files.encode(tone(1.0), 16000, suffix, {}) == files.encode(tone(1.0), 16000, suffix, {})
+
+
+@pytest.mark.parametrize("suffix", [".ogg", ".mp3"])
+def test_long_sound_can_be_written(suffix):
+    data, _ = files.encode(np.tile(tone(1.0), 200), 16000, suffix, {})
+    assert soundfile.info(io.BytesIO(data)).frames == 200 * 16000
+
+
+def test_clipping_is_counted_and_nan_refused(tmp_path):
+    samples = np.array([0.0, 1.0, -1.0, 1.5, -3.0], np.float32)
+    assert files.write(tmp_path / "a.wav", samples, 16000, {}) == 2
+    assert list(soundfile.read(tmp_path / "a.wav", dtype="int16")[0]) == [0, 32767, -32768, 32767, -32768]
+    with pytest.raises(OutputError, match="NaN"):
+        files.write(tmp_path / "b.wav", np.array([0, np.nan], np.float32), 16000, {})
+    assert os.listdir(tmp_path) == ["a.wav"]
+
+
+def test_an_existing_file_is_replaced_only_with_force(tmp_path):
+    target = tmp_path / "a.bin"
+    files.write_bytes(target, b"first")
+    with pytest.raises(OutputError, match="exists already"):
+        files.write_bytes(target, b"second")
+    assert target.read_bytes() == b"first"
+    files.write_bytes(target, b"third", force=True)
+    assert target.read_bytes() == b"third"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path, monkeypatch):
+    target = tmp_path / "a.bin"
+    reserve = files._reserve
+
+    def somebody_else_first(part, path):
+        target.write_bytes(b"theirs")
+        reserve(part, path)
+
+    monkeypatch.setattr(files, "_reserve", somebody_else_first)
+    with pytest.raises(OutputError, match="exists already"):
+        files.write_bytes(target, b"ours")
+    assert target.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(1, "not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)  # what has the one has the other
+    files.write_bytes(tmp_path / "a.bin", b"first")
+    with pytest.raises(OutputError, match="exists already"):
+        files.write_bytes(tmp_path / "a.bin", b"second")
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs Linux")
+def test_a_killed_process_leaves_nothing_half_written(tmp_path):
+    """Killed between writing and naming, in a process of its own."""
+    program = "import os, sys; from audiolm_cli.audio import files; os.fsync = lambda _: os.kill(os.getpid(), 9); "
+    program += "files.write_bytes(sys.argv[1], b'x' * 1000)"
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.bin")], cwd=ROOT)
+    assert result.returncode == -9
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def fsync(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_bytes(tmp_path / "a.bin", b"x" * 1000)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_file_has_the_usual_permissions_and_a_link_stays_one(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        files.write_bytes(tmp_path / "real.bin", b"1")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "real.bin").stat().st_mode) == 0o640
+    os.symlink(tmp_path / "real.bin", tmp_path / "link.bin")
+    files.write_bytes(tmp_path / "link.bin", b"2", force=True)
+    assert (tmp_path / "link.bin").is_symlink()
+    assert (tmp_path / "real.bin").read_bytes() == b"2"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    os.mkdir(tmp_path / "folder.wav")
+    for target in ("/dev/full", tmp_path / "folder.wav"):
+        with pytest.raises(OutputError, match="not a regular file"):
+            files.write_bytes(target, b"x", force=True)
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444, 0o755])
+@pytest.mark.parametrize("nameless", [True, False])
+def test_what_replaces_a_file_has_its_permissions(tmp_path, monkeypatch, mode, nameless):
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    target = tmp_path / "a.bin"
+    files.write_bytes(target, b"first")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~_umask()
+    target.chmod(mode)
+    if os.geteuid() == 0:
+        os.chown(target, 12345, 54321)
+    os.utime(target, (1, 1))
+    before = target.stat()
+    files.write_bytes(target, b"second", force=True)
+    after = target.stat()
+    assert target.read_bytes() == b"second"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert after.st_mtime > 1e9  # it is new
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_replaces_a_private_file_is_never_open_to_others(tmp_path, monkeypatch):
+    target, modes = tmp_path / "a.bin", []
+    target.write_bytes(b"first")
+    target.chmod(0o600)
+    monkeypatch.setattr(files, "_like", lambda path, part: modes.append(os.stat(part).st_mode))
+    files.write_bytes(target, b"second", force=True)
+    assert [stat.S_IMODE(mode) for mode in modes] == [0o600]
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

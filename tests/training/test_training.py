@@ -1,0 +1,385 @@
+"""The whole recipe on a minute of synthetic voices: every script runs, resumes, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import json
+import math
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from audiolm_cli import pipeline
+from audiolm_cli.bundles import bundle, int8
+from audiolm_cli.bundles.folder import damaged
+from audiolm_cli.codec.soundstream import ResidualQuantizer
+from audiolm_cli.config import preset
+from audiolm_cli.errors import ModelError
+from audiolm_cli.request import ContinueRequest
+from audiolm_cli.training import recipe, trainer
+from audiolm_cli.training.corpora.tokenize import load_tokens
+from audiolm_cli.training.parts import codec, lm, outputs, tokenizer
+from audiolm_cli.training.parts.assemble import assemble, unpack
+from tests.helpers.bundles import write_parts
+
+pytestmark = pytest.mark.slow
+
+MINUTES = 30  # of the recipe, by a clock that goes on by one minute a step
+STAGES = ("semantic", "coarse", "fine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Less of everything, steps that take equally long, and all in this process."""
+    ticks = itertools.count(0, 60)
+    in_process = types.SimpleNamespace(run=lambda command, check: run(*command[2:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
+        patch.setattr(recipe, "subprocess", in_process)
+        patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
+        patch.setattr(tokenizer, "CLUSTERED_TOKENS", 2000)
+        patch.setattr(tokenizer, "CHANGED_TOKENS", 500)
+        patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
+        for name, value in {"SECONDS": 2.2, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
+            patch.setattr(outputs, name, value)
+        patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
+        yield
+
+
+def run(module: str, *arguments: object) -> None:
+    """What `python -m module arguments` does, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        importlib.import_module(module).main()
+
+
+def voice(speaker: int, clip: int, seconds: float) -> np.ndarray:
+    """float32 [T]: a harmonic tone at the speaker's pitch whose loudness and brightness change, and some noise."""
+    random = np.random.default_rng(100 * speaker + clip)
+    time = np.arange(round(seconds * 16000)) / 16000
+    pitch = 2 * np.pi * (100 + 30 * speaker) * (time + 0.002 * np.sin(6 * np.pi * time))
+    size = np.interp(5 * time, np.arange(5 * seconds + 1), random.uniform(0, 1, round(5 * seconds) + 1))
+    tone = np.sum([np.sin(n * pitch) / n * size**n for n in range(1, 8)], axis=0)
+    return (0.1 * tone + 0.01 * random.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four speakers with three recordings of 4.2 s each; two of them for validation."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = ["path\tsplit\tspeaker"]
+    for speaker, clip in itertools.product(range(4), range(3)):
+        soundfile.write(folder / f"{speaker}-{clip}.wav", voice(speaker, clip, 4.2), 16000)
+        lines.append(f"{speaker}-{clip}.wav\t{'train' if speaker < 2 else 'valid'}\ts{speaker}")
+    (folder / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def make(data: Path, folder: Path) -> None:
+    """The recipe: `folder`/runs and the bundle `folder`/tiny."""
+    common = ("--data", data, "--runs", folder / "runs", "--out", folder / "tiny", "--device", "cpu")
+    run("audiolm_cli.training.recipe", *common, "--preset", "tiny", "--minutes", MINUTES)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after the recipe."""
+    folder = tmp_path_factory.mktemp("trained")
+    make(data, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copied"))
+
+
+def steps(folder: Path, name: str) -> int:
+    return trainer.load_checkpoint(folder / name)["step"]
+
+
+def log(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:
+    loaded = bundle.load(str(trained / "tiny"), device="cpu", dtype="float32")
+    assert (loaded.config.name, loaded.config.format_version) == ("tiny", 2)
+    in_int8 = {
+        part
+        for part in ("codec", "tokenizer", *STAGES)
+        if int8.is_used(load_file(trained / f"tiny/{part}.safetensors"))
+    }
+    assert in_int8 == {"codec", "tokenizer", *STAGES}
+    assert loaded.config.tokens == preset("tiny").tokens
+    (result,) = pipeline.continue_(loaded, ContinueRequest(duration=0.2), [pipeline.Prompt(voice(2, 9, 1.0))])
+    assert len(result.waveform) == 16000 + 3200
+    assert np.isfinite(result.waveform).all()
+    assert loaded.detector is not None
+
+
+def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(recipe, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command)))
+    assembled = Mock()
+    monkeypatch.setattr(recipe, "assemble", assembled)
+    common = ("--data", data, "--runs", tmp_path / "runs", "--out", tmp_path / "piano", "--preset", "tiny")
+    own = ("--material", "piano", "--codec", trained / "tiny", "--quantizers", 6, "--prompt-seconds", 4)
+    run("audiolm_cli.training.recipe", *common, *own)
+    assert [path.name for path in (tmp_path / "runs" / "parts").iterdir()] == ["codec.safetensors"]
+    codec_step, _, tokenizer_step, _, coarse_step, semantic_step, outputs_step, detector_step = ran
+    assert "--warm-start" in codec_step
+    assert tokenizer_step[-2:] == ["--material", "piano"]
+    assert coarse_step[-2:] == ["--coarse", "6"]
+    minutes = [float(step[step.index("--minutes") + 1]) for step in ran if "--minutes" in step]
+    assert sum(minutes) == pytest.approx(210, abs=0.01)
+    assert "semantic" in semantic_step
+    assert outputs_step[-2:] == detector_step[-2:] == ["--model", str(tmp_path / "piano")]
+    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", {"prompt_seconds": 4.0}, 6)
+    assert assembled.call_count == 2  # the detector hears what the rest has made
+
+
+def test_the_recipe_with_a_teacher_and_books(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(recipe, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command[2:])))
+    monkeypatch.setattr(recipe, "assemble", Mock())
+    common = ("--data", data, "--runs", tmp_path, "--out", tmp_path / "speech", "--preset", "tiny")
+    run("audiolm_cli.training.recipe", *common, "--teacher", "base", "--text", data, "--hours", 7)
+    names = [step[0].rpartition(".")[2] for step in ran]
+    assert names[2:7] == ["synthetic", "student", "tokenize", "tokenize", "lm"]
+    read, student, real, synthetic, *_ = ran[2:]
+    assert [read[read.index(name) + 1] for name in ("--out", "--hours")] == [str(tmp_path / "synthetic"), "7.0"]
+    assert student[-4:] == ["--teacher", "base", "--synthetic", str(tmp_path / "synthetic")]
+    assert synthetic == [*real, "--synthetic", str(tmp_path / "synthetic")]
+
+
+def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
+    for name, share in recipe.SHARES.items():
+        assert steps(trained / "runs", name) == math.ceil(round(MINUTES * share, 3)), name
+        lines = log(trained / "runs", name)
+        assert lines[-1]["valid"], name
+        assert lines[-1]["finished"], name
+        losses = [line["loss"] for line in lines if "loss" in line]
+        assert losses, name
+        assert np.isfinite(losses).all(), name
+        assert all(np.isfinite(value) for value in lines[-1].values() if isinstance(value, float)), name
+    assert {"bits_reference", "bits_shuffled", "bits_other_speaker"} <= log(trained / "runs", "coarse")[-1].keys()
+
+
+def test_the_recipe_does_not_do_again_what_is_finished(trained: Path, data: Path, copied: Path) -> None:
+    tokens = copied / "runs" / "tokens" / "train_1.safetensors"
+    before = tokens.stat().st_mtime_ns
+    make(data, copied)
+    assert tokens.stat().st_mtime_ns == before
+    for name in recipe.SHARES:
+        assert steps(copied / "runs", name) == steps(trained / "runs", name), name
+    for part in ("codec", "tokenizer", *STAGES, "detector"):
+        contents = [(folder / "tiny" / f"{part}.safetensors").read_bytes() for folder in (trained, copied)]
+        assert contents[0] == contents[1], part
+
+
+def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--kind", "waveform")
+    small = ("--batch", 4, "--seconds", 0.2, "--resume")
+    run("audiolm_cli.training.parts.codec", *common, *small, "--minutes", 5)
+    first = log(tmp_path, "codec")
+    assert steps(tmp_path, "codec") == 5
+    run("audiolm_cli.training.parts.codec", *common, *small, "--minutes", 8)
+    state = trainer.load_checkpoint(tmp_path / "codec")
+    assert (state["step"], state["seconds"]) == (8, 8 * 60)
+    assert {int(moments["step"]) for moments in state["optimizers"][0]["state"].values()} == {8}
+    second = log(tmp_path, "codec")[len(first) :]
+    assert [line["step"] for line in second if "loss" in line] == [6, 7, 8]
+    about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
+    assert about["config"]["kind"] == "waveform"
+
+
+def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_path: Path) -> None:
+    unpack(trained / "tiny", tmp_path / "parts")
+    before = load_file(tmp_path / "parts" / "codec.safetensors")
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--rate", 0)
+    run("audiolm_cli.training.parts.codec", *common, "--minutes", 3, "--warm-start", "--resume")
+    after = load_file(tmp_path / "parts" / "codec.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("encoder.", "decoder.")))
+    about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
+    assert {"codec", "decoder"} <= about["trained"]["before"].keys()
+    assert about["trained"]["codec"]["steps"] == 3
+
+
+def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:
+    file = copied / "runs" / "parts" / "codec.safetensors"
+    about, tensors = bundle.read_about(file), load_file(file)
+    for name in tensors:
+        if name.startswith("decoder.") and tensors[name].is_floating_point():  # scales of what is in int8, too
+            tensors[name] *= 2  # codes stay valid, but not what is made of them
+    bundle.write_tensors(file, tensors, {"about": json.dumps(about)})
+    with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the outputs of other weights"):
+        assemble(file.parent, "tiny", copied / "tiny")
+    assert damaged(copied / "tiny") == []
+
+
+def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny")
+    run("audiolm_cli.training.parts.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
+    parts = copied / "runs" / "parts"
+    with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the tokens of another codec"):
+        assemble(parts, "six", copied / "six", quantizers=6)
+    (parts / "detector.safetensors").unlink()
+    assemble(parts, "six", copied / "six", {"prompt_seconds": 4.0}, quantizers=6)
+    whole, six = (bundle.load(str(f), device="cpu", dtype="float32") for f in (trained / "tiny", copied / "six"))
+    assert (six.config.tokens.quantizers, six.config.tokens.coarse, six.config.prompt_seconds) == (6, 6, 4.0)
+    assert six.fine is None
+    sound = voice(2, 9, 1.0)
+    assert torch.equal(pipeline.encode(six, sound).codes, pipeline.encode(whole, sound).codes[:6])
+    (result,) = pipeline.continue_(six, ContinueRequest(duration=0.2), [pipeline.Prompt(sound)])
+    assert result.codes.shape == (6, 60)
+    assemble(parts, "six", copied / "six", quantizers=6)
+    assert bundle.read_config(copied / "six").prompt_seconds == 4.0  # what is not given stays
+
+
+def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Path, data: Path, copied: Path) -> None:
+    """What the recipe's decoder step left alone and what it changed; its opponent goes on where it stopped."""
+    codec_before = trainer.load_checkpoint(trained / "runs" / "codec")["module"]
+    state = trainer.load_checkpoint(trained / "runs" / "decoder")
+    for name, tensor in state["module"].items():
+        if name.startswith(("codec.encoder", "codec.quantizer")):
+            assert torch.equal(tensor.bfloat16(), codec_before[name].bfloat16()), name
+    changed = [name for name in state["module"] if name.startswith("codec.decoder") and name.endswith("weight")]
+    assert changed
+    assert not any(torch.equal(state["module"][name], codec_before[name]) for name in changed)
+    assert {"opponent", "adversarial", "features"} <= log(trained / "runs", "decoder")[0].keys()
+    taken = {int(moments["step"]) for moments in state["extra"]["opponent"]["optimizer"]["state"].values()}
+    assert taken == {state["step"]}
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--decoder-only", "--resume")
+    run("audiolm_cli.training.parts.codec", *common, "--minutes", state["step"] + 2)
+    after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["opponent"]["optimizer"]["state"]
+    assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
+
+
+def test_processes_share_the_recordings_among_them(data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_tokens(copied / "runs", "train")[0]
+    shutil.rmtree(copied / "runs" / "tokens")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--passes", 1)
+        run("audiolm_cli.training.corpora.tokenize", *common)
+    assert len(load_tokens(copied / "runs", "valid")) == 1
+    shares = load_tokens(copied / "runs", "train")
+    assert sorted(t.length for share in shares for t in share.tracks) == sorted(t.length for t in whole.tracks)
+    assert all(share.tracks for share in shares)
+
+
+def test_the_best_state_survives_a_resumption(data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = itertools.count(1)
+    monkeypatch.setattr(lm, "validation_bits", lambda *_, **__: {"bits": float(next(worse))})
+    shutil.rmtree(copied / "runs" / "semantic")
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny", "--stage", "semantic")
+    for minutes in (12, 15):
+        run("audiolm_cli.training.parts.lm", *common, "--resume", "--minutes", minutes)
+        about = bundle.read_about(copied / "runs" / "parts" / "semantic.safetensors")
+        assert (about["trained"]["steps"], about["trained"]["valid_bits"]) == (minutes, 1.0)
+
+
+def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run("audiolm_cli.training.parts.assemble", "--unpack", "--runs", runs, "--out", trained / "tiny")
+    for part in ("codec", "tokenizer", *STAGES):
+        file = runs / "parts" / f"{part}.safetensors"
+        tensors, wanted = (load_file(folder / file.name) for folder in (file.parent, trained / "tiny"))
+        assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+        assert bundle.read_about(file)["config"] == bundle.read_about(trained / "runs" / "parts" / file.name)["config"]
+    shutil.copytree(trained / "runs" / "tokens", runs / "tokens")
+    common = ("--data", data, "--runs", runs, "--device", "cpu", "--preset", "tiny", "--warm-start", "--resume")
+    lm_options = ("audiolm_cli.training.parts.lm", *common, "--rate", 0, "--stage", "semantic", "--minutes")
+    for minutes in (1, 2):  # a second run goes on from the first one, not from the part that it left
+        run(*lm_options, minutes)
+        about = bundle.read_about(runs / "parts" / "semantic.safetensors")
+        earlier = bundle.read_about(trained / "runs" / "parts" / "semantic.safetensors")["trained"]
+        assert about["trained"]["before"] == earlier
+        assert about["trained"]["steps"] == minutes
+        tensors = load_file(runs / "parts" / "semantic.safetensors")
+        assert all(
+            torch.equal(tensor, tensors[name])
+            for name, tensor in load_file(trained / "tiny/semantic.safetensors").items()
+        )
+    run("audiolm_cli.training.parts.tokenizer", *common, "--minutes", 1)
+    assert log(runs, "tokenizer")[-1]["round"] == 2  # the first labels are the old tokenizer's
+    with pytest.raises(ModelError, match="another tokenizer"):
+        assemble(runs / "parts", "tiny", tmp_path / "tiny")
+    before = load_tokens(runs, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResidualQuantizer, "encode", None)  # the codec is the same: its codes are kept
+        run(
+            "audiolm_cli.training.corpora.tokenize",
+            "--data",
+            data,
+            "--runs",
+            runs,
+            "--device",
+            "cpu",
+            "--passes",
+            len(before),
+        )
+    for old, new in zip(before, load_tokens(runs, "train"), strict=True):
+        assert torch.equal(old.codes, new.codes)
+        assert old.sources["codec"] == new.sources["codec"]
+        assert old.sources["tokenizer"] != new.sources["tokenizer"]
+
+
+def test_new_weights_keep_the_model_card(trained: Path, copied: Path) -> None:
+    for name in ("README.md", "example.ogg", "training.png", "notes.txt"):
+        (copied / "tiny" / name).write_text(name)
+    assemble(trained / "runs" / "parts", "tiny", copied / "tiny")
+    assert not (copied / "tiny" / "notes.txt").exists()
+    sums = (copied / "tiny" / "SHA256SUMS").read_text()
+    for name in ("README.md", "example.ogg", "training.png"):
+        assert (copied / "tiny" / name).read_text() == name
+        assert f"  {name}\n" in sums
+
+
+def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
+    """Parts and tokens that came from different codecs."""
+    write_parts(tmp_path / "other", preset("tiny"), seed=5)
+    parts = copied / "runs" / "parts"
+    shutil.copy(tmp_path / "other" / "codec.safetensors", parts)
+    with pytest.raises(ModelError, match="trained on the tokens of another codec"):
+        assemble(parts, "tiny", tmp_path / "mixture")
+    assert not (tmp_path / "mixture").exists()
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
+    run("audiolm_cli.training.corpora.tokenize", *common, "--passes", 1)  # the second one stays as it was
+    with pytest.raises(ModelError, match="made with different codecs"):
+        run("audiolm_cli.training.parts.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)
+
+
+def test_stage_1_learns_from_synthetic_speech_as_well(copied: Path, data: Path) -> None:
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
+    for _ in range(2):  # what is there is kept
+        run("audiolm_cli.training.corpora.tokenize", *common, "--passes", 2, "--synthetic", data)
+        files = sorted((copied / "runs" / "tokens").glob("synthetic*"))
+        assert [file.name for file in files] == [
+            "synthetic-valid_0_0000.safetensors",
+            "synthetic_0_0000.safetensors",
+            "synthetic_1_0000.safetensors",
+        ]
+    read = load_tokens(copied / "runs", "synthetic")
+    assert all(len(tokens.semantic) > 50 and not tokens.codes.numel() for tokens in read)
+    assert not torch.equal(read[0].semantic, read[1].semantic)
+    shutil.rmtree(copied / "runs" / "semantic")
+    run("audiolm_cli.training.parts.lm", *common, "--stage", "semantic", "--preset", "tiny", "--minutes", 3)
+    last = log(copied / "runs", "semantic")[-1]
+    assert last["finished"]
+    assert np.isfinite([last["bits"], last["bits_synthetic"]]).all()
