@@ -108,7 +108,7 @@ class Template:
             if re.search(r"\d{4}|{", str(form)):  # a width of gigabytes
                 raise UsageError(f"{self.option}: {{{field}:{form}}} is no format for a name")
         if Path(self.text).suffix.lower() not in self.suffixes:
-            raise UsageError(f"{self.option}: must end in {' or '.join(self.suffixes)}")
+            raise UsageError(f"{self.option}: must end in {listed(self.suffixes)}")
 
     @property
     def fields(self) -> set[str]:
@@ -130,6 +130,11 @@ def picture(option: str, value: Any) -> str:
     if value == "-":
         raise UsageError(f"{option}: draws into a file, not to standard output")
     return Template(option, path(option, value), PICTURES).text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names as a choice in words."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def for_stages(kind: type, valid: Callable[[Any], bool], must: str) -> Callable[[str, Any], tuple[Any, Any, Any]]:

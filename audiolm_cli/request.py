@@ -22,7 +22,13 @@ from audiolm_cli.errors import UsageError
 
 BATCH_SIZE = 8  # outputs made together, where nothing else is asked for
 MAX_CANDIDATES = 64  # of one output
-AUDIO = (".wav", ".flac", ".ogg")  # suffixes of the formats that can be written; the first is the default
+AUDIO = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".opus",
+    ".mp3",
+)  # suffixes of the formats that can be written; the first is the default
 
 VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
 UNTIL_END = "Stop where the model would, after that time at most."
@@ -138,9 +144,7 @@ class ContinueRequest(SampledRequest):
     """Continue recordings by `duration` seconds, after the last `prompt_seconds` of them."""
 
     duration: float = option(checks.seconds, "Seconds of new audio.", "SECONDS", default=7)
-    prompt_seconds: float | None = option(
-        checks.seconds, "How much of a prompt's end to go on from: speech 3, piano 4.", "SECONDS"
-    )
+    prompt_seconds: float | None = option(checks.seconds, "How much of a prompt's end to go on from.", "SECONDS")
     best_of: int = option(
         checks.integer(1, MAX_CANDIDATES),
         f"Candidates of each output, up to {MAX_CANDIDATES}, of which the best is kept.",

@@ -6,25 +6,31 @@ import collections
 import contextlib
 import functools
 import io
-import itertools
 import os
+import re
 import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import ceil, gcd
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import soundfile
+import soxr
 
 from audiolm_cli.audio import ffmpeg, headers, inputs
 from audiolm_cli.console import write_stdout
-from audiolm_cli.errors import ExistsError, InputError, OutputError, display
+from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError, display
 
-FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}  # by suffix of the output
+FORMATS = {  # by suffix of the output
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
 MAX_SECONDS = 3600  # of one input; keeps a small file that unpacks to days of silence from filling the memory
 MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is needed; it keeps the time within bounds
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
@@ -103,8 +109,23 @@ def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
     return np.concatenate(list(_resampled([samples], old, new)))
 
 
+def check_format(suffix: str, rate: int | None = None) -> None:
+    """Raises UsageError where the installed libsndfile cannot write a format of FORMATS, or not at `rate` Hz."""
+    container, subtype = FORMATS[suffix]
+    if not soundfile.check_format(container, subtype):
+        version = soundfile.__libsndfile_version__
+        raise UsageError(
+            f"{suffix}: libsndfile {version}, which is installed here, cannot write it; .wav and .flac work"
+        )
+    if rate is not None:
+        try:
+            soundfile.SoundFile(io.BytesIO(), "w", rate, 1, subtype, format=container).close()
+        except soundfile.LibsndfileError:
+            raise UsageError(f"{suffix}: cannot have the bundle's rate, {rate} Hz; .wav, .flac and .ogg can") from None
+
+
 def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) -> tuple[bytes, int]:
-    """Encodes mono audio as a file of the format that `suffix` names (".wav", ".flac" or ".ogg").
+    """Encodes mono audio as a file of the format in FORMATS that `suffix` names.
 
     Takes float32 [T] at `rate` Hz and returns the file's bytes and the number of samples that were beyond [-1, 1] and
     were clipped. `tags` are libsndfile's (title, artist, comment, software, ...). WAV and FLAC are 16 bit.
@@ -121,7 +142,21 @@ def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) ->
             setattr(sound, key, value)
         for block in np.array_split(samples, len(samples) // 65536 + 1):  # libvorbis overflows its stack on long ones
             sound.write(np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16))
-    return buffer.getvalue(), clipped
+    data = buffer.getvalue()
+    return (_named(data, tags.get("software", "")) if container == "MP3" else data), clipped
+
+
+def _named(mp3: bytes, software: str) -> bytes:
+    """An MP3 file whose first ID3 frame names the software, where LAME has named itself whatever it was told.
+
+    Its length stays: text in ID3 ends at a NUL.
+    """
+
+    def name(match: re.Match[bytes]) -> bytes:
+        size = len(match[2])
+        return match[1] + software.encode("latin-1", "replace")[:size].ljust(size, b"\0")
+
+    return re.sub(rb"\A(ID3.{7}TSSE.{6}\0)(LAME [^)]*\))", name, mp3, count=1, flags=re.DOTALL)
 
 
 def write(
@@ -244,6 +279,14 @@ def _without_messages() -> Iterator[None]:
             os.close(saved)
 
 
+class _Straight(soundfile.SoundFile):
+    """Reads MP3 without the search for the place behind it that soundfile adds to every read: where there are few bits
+    a second that forgets what the next frames refer to, and what they hold is garbled."""
+
+    def seekable(self) -> bool:
+        return self.format != "MP3" and super().seekable()
+
+
 class _Sound:
     """A file that libsndfile decodes; has what `ffmpeg.Sound` has, and its length in frames, 0 where that is unsure.
     Raises LibsndfileError where it cannot."""
@@ -251,8 +294,9 @@ class _Sound:
     def __init__(self, file: IO[bytes]):
         mended = headers.mended(file)
         file.seek(0)
-        self.file = sound = soundfile.SoundFile(mended or file.fileno(), closefd=False)
-        self.samplerate, self.channels, self.tags = sound.samplerate, sound.channels, sound.copy_metadata()
+        self.file = sound = _Straight(mended or file.fileno(), closefd=False)
+        self.samplerate, self.channels = sound.samplerate, sound.channels
+        self.tags = {key: text for key, text in sound.copy_metadata().items() if text}  # those of ID3 can be empty
         self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # of others, by the file's size
         self.complaint = "the header was never finished" if mended else ""
         self.promised = headers.promised_frames(sound, file)
@@ -310,34 +354,11 @@ class _Mono:
 
 
 def _resampled(blocks: Iterable[np.ndarray], old: int, new: int) -> Iterator[np.ndarray]:
-    """Resamples a stream of float32 [n] from `old` to `new` Hz: T samples become ceil(T * new / old).
-
-    Windowed-sinc interpolation with torchaudio's defaults (Hann window over 6 zero crossings, cutoff 0.99), of which
-    only the weights that are not zero are kept: torchaudio's own table takes gigabytes when the two rates share no
-    factor, and importing it takes seconds.
-    """
+    """Resamples a stream of float32 [n] from `old` to `new` Hz: T samples become T * new / old, rounded."""
     if old == new:
         yield from blocks
         return
-    old, new = old // gcd(old, new), new // gcd(old, new)
-    cutoff = min(1.0, new / old) * 0.99  # relative to the old Nyquist frequency
-    half = ceil(6 / cutoff)
-    offsets = np.arange(1 - half, half + 1)  # of the old samples around a new one
-    # Output i lies at i * old / new: `phase` new-ths behind the old sample before it, phase = i * old % new.
-    distance = (np.arange(new)[:, None] / new - offsets) * cutoff
-    weights = cutoff * np.sinc(distance) * np.cos(np.pi / 12 * np.clip(distance, -6, 6)) ** 2
-    weights = weights.astype(np.float32)  # [phase, 2 * half]
-
-    held, first = np.zeros(half - 1, np.float32), 1 - half  # old samples still needed, and the place of the first
-    total = done = 0  # old samples seen, new ones made
-    for block in itertools.chain(blocks, [np.zeros(half, np.float32)]):
-        held = np.concatenate([held, block])
-        total += len(block)
-        ready = max(done, -((half - total) * new // old))  # those whose last old sample has been seen
-        for start in range(done, ready, 32768):
-            index = np.arange(start, min(start + 32768, ready))
-            windows = np.lib.stride_tricks.sliding_window_view(held, 2 * half)[index * old // new + 1 - half - first]
-            yield np.einsum("nk,nk->n", windows, weights[index * old % new]).clip(-1, 1)
-        done = ready
-        unneeded = max(0, done * old // new + 1 - half - first)
-        held, first = held[unneeded:], first + unneeded
+    stream = soxr.ResampleStream(old, new, 1, dtype="float32")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block)).clip(-1, 1)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True).clip(-1, 1)

@@ -13,10 +13,10 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from audiolm_cli import checks
 from audiolm_cli.checks import Check
+from audiolm_cli.command_line.help import Command, complete_bundle, complete_device
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import BATCH_SIZE, Request
 
@@ -61,7 +61,15 @@ def _ray(option: str, value: str) -> str:
 
 
 # options that other commands have as well
-Device = Annotated[str, _checked(_device, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str,
+    _checked(
+        *(_device, "--device"),
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps.",
+        autocompletion=complete_device,
+    ),
+]
 # one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
@@ -72,7 +80,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 
 
 def model_option(help: str) -> Any:
-    return _checked(checks.path, "--model", "-m", metavar="NAME", envvar="AUDIOLM_MODEL", help=help)
+    how = {"metavar": "NAME", "envvar": "AUDIOLM_MODEL", "autocompletion": complete_bundle}
+    return _checked(checks.path, "--model", "-m", help=help, **how)
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ class SampledRunning(Running):
     )
 
 
-class RayCommand(TyperCommand):
+class RayCommand(Command):
     """A command whose option --ray may stand without a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

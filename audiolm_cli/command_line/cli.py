@@ -32,6 +32,7 @@ from audiolm_cli.command_line.arguments import (
     model_option,
     with_options,
 )
+from audiolm_cli.command_line.help import EXAMPLES, Command, complete_bundle
 from audiolm_cli.console import Console
 from audiolm_cli.errors import AudioLMError, UsageError, display, explain
 from audiolm_cli.request import ContinueRequest, DecodeRequest, EncodeRequest, GenerateRequest, ResynthRequest
@@ -49,7 +50,12 @@ models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_hel
 app.add_typer(models, name="models")
 
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
-BundleName = Annotated[str, typer.Argument(metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.")]
+BundleName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.", autocompletion=complete_bundle
+    ),
+]
 
 
 def console_of(ctx: typer.Context) -> Console:
@@ -82,7 +88,7 @@ def _audiolm(
         raise typer.Exit(2)
 
 
-@app.command("continue", cls=RayCommand)
+@app.command("continue", cls=RayCommand, epilog=EXAMPLES["continue"])
 @with_options
 def continue_(
     ctx: typer.Context,
@@ -95,9 +101,9 @@ def continue_(
     """Continue recordings.
 
     The output is the whole prompt, of up to an hour, and DURATION new seconds; with --continuation-only the prompt can
-    be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC or
-    Ogg. The paths of the outputs go to standard output, all else to standard error. Without INPUT and output, from
-    standard input to standard output.
+    be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC, Ogg
+    (Vorbis), Opus or MP3. The paths of the outputs go to standard output, all else to standard error. Without INPUT and
+    output, from standard input to standard output.
 
     With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
     makes likelier than nothing before it would, by the most: that costs only that stage's time.
@@ -105,7 +111,7 @@ def continue_(
     runner.run(request, prompts or [], naming, running, console_of(ctx))
 
 
-@app.command(cls=RayCommand)
+@app.command(cls=RayCommand, epilog=EXAMPLES["generate"])
 @with_options
 def generate(
     ctx: typer.Context,
@@ -126,7 +132,7 @@ def generate(
     runner.run(request, [None], naming, running, console_of(ctx))
 
 
-@app.command(cls=RayCommand)
+@app.command(cls=RayCommand, epilog=EXAMPLES["resynth"])
 @with_options
 def resynth(
     ctx: typer.Context,
@@ -145,7 +151,7 @@ def resynth(
     runner.run(request, sources or [], naming, running, console_of(ctx))
 
 
-@app.command(cls=RayCommand)
+@app.command(cls=RayCommand, epilog=EXAMPLES["encode"])
 @with_options
 def encode(
     ctx: typer.Context,
@@ -162,7 +168,7 @@ def encode(
     runner.run(request, recordings or [], naming, running, console_of(ctx))
 
 
-@app.command(cls=RayCommand)
+@app.command(cls=RayCommand, epilog=EXAMPLES["decode"])
 @with_options
 def decode(
     ctx: typer.Context,
@@ -181,7 +187,7 @@ def decode(
     runner.run(request, tokens or [], naming, running, console_of(ctx))
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES["detect"])
 def detect(
     ctx: typer.Context,
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Recordings, or - for stdin.")] = None,
@@ -214,7 +220,7 @@ def detect(
         console.data(found, provenance.described(found))
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES["score"])
 def score(
     ctx: typer.Context,
     files: Annotated[
@@ -254,7 +260,7 @@ def score(
         console.data(found, "")
 
 
-@models.command("list")
+@models.command("list", epilog=EXAMPLES["models list"])
 def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
     """List the bundles that are here: embedded in the program, or fetched from a hub."""
     from audiolm_cli.bundles import catalogue
@@ -265,7 +271,7 @@ def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) ->
         console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
 
 
-@models.command("show")
+@models.command("show", epilog=EXAMPLES["models show"])
 def models_show(
     ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
 ) -> None:
@@ -298,7 +304,7 @@ def models_show(
     console.data(record, "\n".join(lines))
 
 
-@models.command("pull")
+@models.command("pull", epilog=EXAMPLES["models pull"])
 def models_pull(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="ORG/REPO[@REVISION]", help="A bundle on a hub.")],
@@ -317,11 +323,12 @@ def models_pull(
     console.data(catalogue.record(name, "cached", folder), str(folder))
 
 
-@models.command("verify")
+@models.command("verify", epilog=EXAMPLES["models verify"])
 def models_verify(
     ctx: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Bundles; all that are here by default.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Bundles; all that are here by default.", autocompletion=complete_bundle),
     ] = None,
     json: Json = False,
     debug: Debug = False,

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audiolm_cli import checks
-from audiolm_cli.checks import PICTURES, Template
+from audiolm_cli.audio import files, inputs
+from audiolm_cli.checks import PICTURES, Template, listed
 from audiolm_cli.command_line.arguments import Naming, Running
 from audiolm_cli.command_line.places import Places
 from audiolm_cli.errors import OutputError, UsageError, display
@@ -43,8 +44,6 @@ def requests(request: SomeRequest, sources: Sequence[str | None], naming: Naming
     if naming.jobs is not None:
         if (takes_input and sources) or naming.output:
             raise UsageError("--jobs names inputs and outputs itself: leave out INPUT and -o")
-        from audiolm_cli.audio import inputs
-
         return read_jobs(inputs.read_bytes(naming.jobs).splitlines(), display(naming.jobs), request)
     if not sources:
         raise UsageError("name the inputs: INPUT..., or --jobs FILE")
@@ -113,8 +112,8 @@ def plan(
     named by such templates, too. `reads` is what `Places` must know besides the inputs. `skip_existing` leaves out what
     is there; where an output is there without its picture, or a picture without its output, that is its `kept`.
 
-    Raises UsageError for a combination that cannot be, OutputError for a name that exists (without `force`) or that
-    `Places` refuses, and for a folder that cannot be made.
+    Raises UsageError for a combination that cannot be and for a format that cannot be written here, OutputError for a
+    name that exists (without `force`) or that `Places` refuses, and for a folder that cannot be made.
     """
     speakers = {request.speaker for request in asked}
     if [*speakers, *(request.input for request in asked)].count("-") > 1:
@@ -137,10 +136,18 @@ def plan(
             place = (request.input, sample, position)
             target = _target(request, place, out_dir, names)
             planned.append(PlannedOutput(request, position, sample, target, drawn.fill(*place) if drawn else None))
+    check_formats(planned)
     if out_dir is not None and any(request.output is None for request in asked):
         _make_folder(out_dir)
-    inputs = {path: "an input" for request in asked for path in (request.input, request.speaker) if path is not None}
-    return _left(planned, Places([*inputs.items(), *reads]), force, skip_existing)
+    read = {path: "an input" for request in asked for path in (request.input, request.speaker) if path is not None}
+    return _left(planned, Places([*read.items(), *reads]), force, skip_existing)
+
+
+def check_formats(planned: Sequence[PlannedOutput], rate: int | None = None) -> None:
+    """Raises UsageError where libsndfile cannot write the format of an output, or not at `rate` Hz."""
+    suffixes = {Path(output.target).suffix.lower() for output in planned}
+    for suffix in sorted(suffixes & files.FORMATS.keys()):
+        files.check_format(suffix, rate)
 
 
 def _pictures(asked: Sequence[Request]) -> dict[str | None, Template]:
@@ -171,7 +178,7 @@ def _target(request: Request, place: tuple[str | None, int, int], out_dir: str |
     else:
         target = request.output
     if Path(target).suffix.lower() not in suffixes:
-        raise UsageError(f"{display(target)}: the name must end in {' or '.join(suffixes)}")
+        raise UsageError(f"{display(target)}: the name must end in {listed(suffixes)}")
     return target
 
 
@@ -181,10 +188,10 @@ def _left(planned: list[PlannedOutput], places: Places, force: bool, skip_existi
     for output in planned:
         source = output.request.input
         what = f"sample {output.sample}" if source is None else display(source)
-        files = [] if output.target == "-" else [(output.target, what)]
+        written = [] if output.target == "-" else [(output.target, what)]
         if output.picture is not None:
-            files.append((output.picture, f"the picture of {what}"))
-        there = [path for path, what in files if places.take(path, what)]
+            written.append((output.picture, f"the picture of {what}"))
+        there = [path for path, what in written if places.take(path, what)]
         if there and not (force or skip_existing):
             raise OutputError(
                 f"{display(there[0])}: exists already; use --force to replace it, --skip-existing to keep it"

@@ -88,8 +88,11 @@ def run_batches(
 ) -> int:
     """Makes the outputs in order and returns how many failed; each has said so itself. With `fail_fast` nothing is
     begun after the first failure. `make` makes batches elsewhere; by default the maker does, here."""
+    from audiolm_cli.command_line import planning
+
     for request in dict.fromkeys(output.request.shared() for output in planned):
         maker.check(request)
+    planning.check_formats(planned, maker.rate)
     failed, done, start = 0, 0, time.monotonic()
     console.overall = (done, len(planned), start)
     listed = list(batches(planned, maker.batch_size))

@@ -11,6 +11,7 @@ import soundfile
 from audiolm_cli.command_line import cli
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import ModelError
+from audiolm_cli.request import AUDIO
 from tests.helpers.processes import spawn
 from tests.helpers.sounds import tone
 
@@ -94,7 +95,7 @@ def test_a_random_seed_is_printed_and_recorded(audiolm, prompt):
     assert (type(json.loads(out)["seed"]), err) == (int, "")
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("suffix", AUDIO)
 def test_tags_say_what_made_a_file(audiolm, prompt, suffix):
     audiolm("continue", prompt, "-o", f"a{suffix}", "--seed", 2**63 - 1, "--temperature", "0.123456789", "--threads", 2)
     with soundfile.SoundFile(f"a{suffix}") as file:
@@ -109,6 +110,14 @@ def test_tags_say_what_made_a_file(audiolm, prompt, suffix):
     assert record["prompt_samples"] == 16000
     assert record["digitalSourceType"] == "trainedAlgorithmicMedia"
     assert record["options"]["temperature"] == [0.123456789] * 3
+
+
+def test_a_format_that_cannot_be_written_here_is_refused_before_a_model_is_loaded(audiolm, prompt, fake, monkeypatch):
+    monkeypatch.setattr("soundfile.check_format", lambda container, subtype: container != "MP3")
+    code, out, err = audiolm("continue", prompt, "--out-dir", "o", "--name", "{stem}.MP3")
+    assert (code, out, fake.loads, os.path.exists("o")) == (2, "", [], False)
+    assert err.startswith("audiolm: error: .mp3: libsndfile ")
+    assert len(err.splitlines()) == 1
 
 
 def test_json_has_one_object_for_each_output(audiolm, prompt):
@@ -270,7 +279,7 @@ def test_without_a_usable_input_the_model_is_not_loaded(audiolm, fake):
         (["IN", "-o", "a.wav", "--top-k", "-1"], "--top-k"),
         (["IN", "-o", "a.wav", "--device", "tpu"], "--device"),
         (["IN", "-o", "a.wav", "--dtype", "float16"], "--dtype"),
-        (["IN", "-o", "a.mp3"], "must end in"),
+        (["IN", "-o", "a.m4a"], "must end in"),
         (["IN", "IN", "-o", "a.wav"], "--out-dir"),
         (["IN", "-o", "-", "--json"], "--json"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from audiolm_cli.command_line import planning, runner
 from audiolm_cli.command_line.arguments import Running
 from audiolm_cli.command_line.batch import Maker
+from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console
 from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError
 from audiolm_cli.request import ContinueRequest
@@ -68,6 +69,14 @@ def test_one_failure_does_not_stop_the_rest(capfd):
     out, err = capfd.readouterr()
     assert out.splitlines() == ["o/a.wav", "o/b.wav", "o/c.wav", "o/d.wav"]
     assert [line.split(": ")[2] for line in err.splitlines()] == ["bad1", "bad2", "o/full.wav", "bad3"]
+
+
+def test_a_format_without_the_bundles_rate_is_refused_before_anything_is_made():
+    maker = Recorder()
+    maker.rate = 22050
+    with pytest.raises(UsageError, match=r"\.opus: cannot have the bundle's rate, 22050 Hz"):
+        run([*plan(["a"]), PlannedOutput(ContinueRequest("b"), 1, 0, "b.opus")], maker)
+    assert maker.batches == []
 
 
 def test_the_first_failure_can_end_it(capfd):

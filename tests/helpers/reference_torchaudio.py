@@ -16,7 +16,7 @@ if "torchaudio" not in sys.modules:
     _stand_in.fail_if_no_align = lambda function: function  # type: ignore[attr-defined]
     sys.modules["torchaudio._extension"] = _stand_in
 
-from torchaudio.functional import melscale_fbanks, resample
+from torchaudio.functional import melscale_fbanks
 from torchaudio.models.conformer import ConformerLayer
 
-__all__ = ["ConformerLayer", "melscale_fbanks", "resample"]
+__all__ = ["ConformerLayer", "melscale_fbanks"]

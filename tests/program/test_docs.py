@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ import soundfile
 import typer
 
 from audiolm_cli.command_line import cli
+from audiolm_cli.command_line.help import bundle_defaults
+from audiolm_cli.config import Sampling, preset
 from tests.helpers import ROOT
+from tests.helpers.bundles import write_bundle
 from tests.helpers.sounds import tone
 from tests.program.test_borders import ROOMS
 
@@ -47,13 +51,16 @@ def with_help(text: str) -> str:
     return HELP.sub(printed, text)
 
 
-def leaves(command: Any, name: str = "audiolm") -> Iterator[str]:
-    """All commands, as `audiolm models list`."""
+def leaves(command: Any, name: str = "audiolm") -> Iterator[tuple[str, Any]]:
+    """All commands by name, as `audiolm models list`."""
     if isinstance(command, typer.core.TyperGroup):
         for part, inner in command.commands.items():
             yield from leaves(inner, f"{name} {part}")
     else:
-        yield name
+        yield name, command
+
+
+ALL_COMMANDS = dict(leaves(typer.main.get_command(cli.app)))
 
 
 @pytest.mark.skipif(
@@ -67,7 +74,48 @@ def test_help_texts_are_current():
 
 def test_every_command_has_its_help_text():
     shown = {command.removesuffix(" --help") for command in HELP.findall(read(COMMANDS))}
-    assert set(leaves(typer.main.get_command(cli.app))) <= shown
+    assert ALL_COMMANDS.keys() <= shown
+
+
+@pytest.mark.parametrize("name", ALL_COMMANDS)
+def test_help_ends_with_two_examples_of_the_command(name):
+    title, *lines = (ALL_COMMANDS[name].epilog or "").strip("\b\n").splitlines()
+    assert title == "Examples:"
+    assert len(lines) >= 2
+    for line in lines:
+        assert line.startswith(f"  {name}")
+        assert len(line) <= 78  # what an 80-column terminal shows unbroken
+        (arguments,) = invocations(f"  {line}")
+        parse(arguments)
+
+
+def test_help_names_the_defaults_of_the_embedded_bundles(monkeypatch, tmp_path):
+    own = {"one": Sampling((1.0, 0.5, 0.25), guidance=3.0), "two": Sampling((0.5, 0.5, 0.5), guidance=3.0)}
+    for name, sampling in own.items():
+        write_bundle(tmp_path / name, replace(preset("tiny"), sampling=sampling, prompt_seconds=2.5))
+    monkeypatch.setattr("audiolm_cli.bundles.catalogue.EMBEDDED", (tmp_path,))
+    assert bundle_defaults("prompt_seconds") == "one and two 2.5"
+    assert bundle_defaults("guidance") == "one and two 3"
+    assert bundle_defaults("temperature") == "one 1,0.5,0.25; two 0.5"
+    (tmp_path / "two" / "config.json").write_text("{")
+    assert bundle_defaults("guidance") == "one 3"  # help comes nevertheless
+    monkeypatch.setattr("audiolm_cli.bundles.catalogue.EMBEDDED", (tmp_path / "none",))
+    assert bundle_defaults("guidance") == "the bundle's"
+
+
+@pytest.mark.parametrize("name", ["continue", "generate", "resynth", "encode", "decode", "detect"])
+def test_help_shows_every_option_in_one_group(name):
+    command = ALL_COMMANDS[f"audiolm {name}"]
+    text = command.get_help(command.make_context(name, [], resilient_parsing=True))
+    groups = re.findall(r"^(\w+):$", text, re.M)
+    assert groups[:3] == ["Arguments", "Options", "Output"] or name == "generate"
+    assert groups[-1] == "Running"
+    listed = text.partition("\nOptions:\n")[2]
+    for param in command.get_params(command.make_context(name, [], resilient_parsing=True)):
+        if param.param_type_name == "option":
+            assert len(re.findall(rf"^  (-\w, )?{param.opts[0]}\b|^  {param.opts[-1]}, ", listed, re.M)) == 1, (
+                param.name
+            )
 
 
 def invocations(text: str) -> Iterator[list[str]]:
@@ -87,12 +135,16 @@ def invocations(text: str) -> Iterator[list[str]]:
 COMMANDS_SHOWN = [arguments for file in (README, COMMANDS) for arguments in invocations(read(file))]
 
 
-@pytest.mark.parametrize("arguments", COMMANDS_SHOWN, ids=" ".join)
-def test_commands_parse(arguments):
+def parse(arguments: list[str]) -> None:
     command, rest = typer.main.get_command(cli.app), arguments
     while isinstance(command, typer.core.TyperGroup):
         command, rest = command.commands[rest[0]], rest[1:]
     command.make_context(arguments[0], list(rest))
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_SHOWN, ids=" ".join)
+def test_commands_parse(arguments):
+    parse(arguments)
 
 
 def test_commands_are_found_in_the_documents():

@@ -9,6 +9,7 @@ import soundfile
 
 from audiolm_cli.audio import files
 from audiolm_cli.provenance import watermark
+from audiolm_cli.request import AUDIO
 from tests.helpers import EXAMPLE, ROOT
 from tests.helpers.sounds import tone
 
@@ -120,7 +121,7 @@ def test_what_cannot_be_right_is_refused(audiolm, marked):
     assert "nonesuch: no such bundle" in err
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("suffix", AUDIO)
 def test_outputs_tell_where_they_are_from(audiolm, tiny_bundle, suffix):
     out = f"out{suffix}"
     audiolm("continue", EXAMPLE, "-o", out, "-m", tiny_bundle, "--duration", "3", "--seed", "5")
