@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiolm_cli.console import Progress, Tell, counted
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.tokens import StageName, windows
+from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Decoder, Stack
 
 # of speech, the piano bundle finds 0.93 strange, and of piano music, the speech bundle 0.91; with 1/4 0.89 and 0.925,
@@ -92,8 +92,8 @@ def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell 
     stage's window, which moves on by half its length; stage 3 of the kind `parallel` knows all coarser codes of it.
     `tell` hears of the semantic tokens done.
     """
-    size, per, rows = round(model.config.window_seconds * model.spec.semantic_rate), model.spec.frames_per_semantic, []
-    for first, made, end in windows(len(semantic), 0, size, size // 2, size):
+    per, rows = model.spec.frames_per_semantic, []
+    for first, made, end in model.windows(len(semantic)):
         batch = model.batch([(semantic[first:end], codes[:, first * per : end * per])]).to(model.ids.weight.device)
         losses = model.token_losses(batch)[0]
         rows.append(-losses[(made - first) * (len(losses) // (end - first)) :].cpu())

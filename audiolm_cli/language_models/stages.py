@@ -34,9 +34,8 @@ def continue_semantic(
     batch_size: int, progress: Progress | None = None, until_end: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`, or fewer where `<end>` may come."""
-    size = round(model.config.window_seconds * model.spec.semantic_rate)
     tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals, strict=True)]
-    plans = [windows(total, len(k), size, size // 2, size) for k, total in zip(known, totals, strict=True)]
+    plans = [model.windows(total, len(k)) for k, total in zip(known, totals, strict=True)]
     item = model.ending_item if until_end else model.item
     for planned in _rounds(plans):
         active = [(i, window) for i, window in planned if len(tokens[i]) == totals[i]]  # the others have ended
@@ -47,17 +46,17 @@ def continue_semantic(
         for (i, (_, made, end)), ids in zip(
             active, engine.generate(model, items, sampling, batch_size, progress), strict=True
         ):
-            made_now = model.said(ids)
-            tokens[i][made : made + len(made_now)] = made_now
-            if len(made_now) < end - made:
-                tokens[i] = tokens[i][: made + len(made_now)]
+            said = model.said(ids)
+            stop = made + len(said)
+            tokens[i][made:stop] = said
+            if stop < end:
+                tokens[i] = tokens[i][:stop]
     return tokens
 
 
 def first_window(model: SemanticTransformer, known: int, total: int) -> Window:
     """The first of an item's windows in stage 1, the only one that surely hears the known tokens."""
-    size = round(model.config.window_seconds * model.spec.semantic_rate)
-    return windows(total, known, size, size // 2, size)[0]
+    return model.windows(total, known)[0]
 
 
 def best_semantic(
@@ -104,7 +103,7 @@ def continue_coarse(
     faithful = faithful and model.unconditional
     if faithful:
         sampling = replace(sampling, shares=SHARES if voice else SHARES_WITHOUT_VOICE)
-    size = round(model.config.window_seconds * spec.semantic_rate) * per
+    size = model.window * per
     codes = [extended(k, len(s) * per) for k, s in zip(known, semantic, strict=True)]
     front = voice[1].shape[1] if voice else frames(spec, REFERENCE_SECONDS)
     window = max(size - front, size // 2) // per * per  # with the reference no longer than what was trained

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.language_models.sampling import StageSampling, draw
-from audiolm_cli.language_models.tokens import Batch, Item, Piece, StageName, TokenSequence, Vocabulary
+from audiolm_cli.language_models.tokens import (
+    Batch,
+    Item,
+    Piece,
+    StageName,
+    TokenSequence,
+    Vocabulary,
+    Window,
+    windows,
+)
 from audiolm_cli.processor import packed, packs_bfloat16, product, product_plus
 
 if TYPE_CHECKING:
@@ -171,6 +180,16 @@ class Stack(nn.Module, ABC):
     def native_parts(self) -> NativeParts | None:
         """None for a kind that the native kernel does not know."""
         return None
+
+    @property
+    def window(self) -> int:
+        """Semantic tokens that the model hears at once."""
+        return round(self.config.window_seconds * self.spec.semantic_rate)
+
+    def windows(self, total: int, known: int = 0) -> list[Window]:
+        """The windows, in semantic tokens, of `total` tokens of which the first `known` are there; each begins with
+        half a window of what comes before."""
+        return windows(total, known, self.window, self.window // 2, self.window)
 
     def layers(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from audiolm_cli.bundles import bundle
 from audiolm_cli.bundles import folder as folders
 from audiolm_cli.bundles.catalogue import embedded, find
-from audiolm_cli.config import BundleConfig, from_json, preset, to_json
+from audiolm_cli.config import LAYOUTS, BundleConfig, from_json, preset, to_json
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.language_models.kinds import KINDS
 from audiolm_cli.training.parts.assemble import assemble, write_sums
 from tests.helpers.bundles import write_bundle, write_parts
 
@@ -53,6 +54,10 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     assert torch.equal(loaded.coarse.ids.weight, on_disk["ids.weight"].float())
     assert bundle.load(str(folder), device="cpu", dtype="bfloat16").coarse.ids.weight.dtype == torch.bfloat16
     assert next(loaded.codec.parameters()).dtype == torch.float32
+
+
+def test_every_layout_that_a_config_may_name_has_a_kind() -> None:
+    assert {(stage, layout) for stage in LAYOUTS for layout in LAYOUTS[stage]} == KINDS.keys()
 
 
 @pytest.mark.parametrize("name", ["tiny", "speech", "paper"])
