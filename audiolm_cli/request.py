@@ -22,13 +22,7 @@ from audiolm_cli.errors import UsageError
 
 BATCH_SIZE = 8  # outputs made together, where nothing else is asked for
 MAX_CANDIDATES = 64  # of one output
-AUDIO = (
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".opus",
-    ".mp3",
-)  # suffixes of the formats that can be written; the first is the default
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of what can be written; the first is the default
 
 VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
 UNTIL_END = "Stop where the model would, after that time at most."

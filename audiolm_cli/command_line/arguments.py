@@ -143,6 +143,18 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Examining:
+    """How files are looked at of which nothing is made."""
+
+    device: Device = "auto"
+    threads: Threads = 1
+    fail_fast: FailFast = False
+    offline: Offline = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
 class SampledRunning(Running):
     """How outputs are sampled: the same, and more."""
 

@@ -271,8 +271,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
         if isinstance(request, ContinueRequest):
             asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
             asked["best_of"] = request.best_of if request.best_of > 1 else None  # as without the option
-        if not asked.get("until_end"):
-            asked.pop("until_end", None)  # as without the option
+        asked["until_end"] = asked.get("until_end") or None  # as without the option
         if request.speaker:
             asked["speaker"] = os.path.basename(request.speaker)[-80:]  # a comment has room for 2,000 characters
         return {

@@ -18,8 +18,7 @@ from audiolm_cli import __version__
 from audiolm_cli.command_line import runner
 from audiolm_cli.command_line.arguments import (
     Debug,
-    Device,
-    FailFast,
+    Examining,
     Json,
     Naming,
     Offline,
@@ -28,7 +27,6 @@ from audiolm_cli.command_line.arguments import (
     Running,
     SampledRunning,
     Stage,
-    Threads,
     model_option,
     with_options,
 )
@@ -187,40 +185,42 @@ def decode(
     runner.run(request, tokens or [], naming, running, console_of(ctx))
 
 
+def _named(files: list[str] | None) -> list[str]:
+    if not files:
+        raise UsageError("name the inputs: FILE...")
+    return files
+
+
 @app.command(cls=Command, epilog=EXAMPLES["detect"])
+@with_options
 def detect(
     ctx: typer.Context,
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Recordings, or - for stdin.")] = None,
     model: Annotated[
         str | None, model_option("Bundle that may have made it; that of its watermark, or speech, by default.")
     ] = None,
-    device: Device = "auto",
-    threads: Threads = 1,
-    fail_fast: FailFast = False,
-    offline: Offline = False,
-    quiet: Quiet = False,
     json: Json = False,
-    debug: Debug = False,
+    *,
+    examining: Examining,
 ) -> None:
     """Tell whether recordings, or stretches of them, were made by audiolm.
 
     A line each on standard output: the watermark, and where; how likely the sound was made by the bundle, by its
     classifier, and where; what the metadata says. Silence proves nothing: handling can remove all three.
     """
-    console = console_of(ctx)
-    if not files:
-        raise UsageError("name the inputs: FILE...")
+    console, named = console_of(ctx), _named(files)
     with console.status("loading"):
         from audiolm_cli.provenance import provenance
 
-        examiner = provenance.Examiner(model, device, offline, threads)
-    for file, found in runner.each(files, examiner.examine, console, fail_fast):
+        examiner = provenance.Examiner(model, examining.device, examining.offline, examining.threads)
+    for file, found in runner.each(named, examiner.examine, console, examining.fail_fast):
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
 
 
 @app.command(cls=Command, epilog=EXAMPLES["score"])
+@with_options
 def score(
     ctx: typer.Context,
     files: Annotated[
@@ -230,12 +230,8 @@ def score(
     stages: Annotated[
         list[Stage] | None, typer.Option("--stage", help="Only this stage; may be given again for another.")
     ] = None,
-    device: Device = "auto",
-    threads: Threads = 1,
-    fail_fast: FailFast = False,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    examining: Examining,
 ) -> None:
     """Tell how likely recordings are to the language models: log-probabilities by stage and token, in nats.
 
@@ -244,19 +240,18 @@ def score(
     """
     console = console_of(ctx)
     console.json = True
-    if not files:
-        raise UsageError("name the inputs: FILE...")
+    named = _named(files)
     with console.status(f"loading {display(model)}"):
         import torch
 
         from audiolm_cli.bundles import bundle
         from audiolm_cli.command_line import scores
 
-        torch.set_num_threads(threads)
-        loaded = bundle.load(model, device=device, dtype="float32", offline=offline)
+        torch.set_num_threads(examining.threads)
+        loaded = bundle.load(model, device=examining.device, dtype="float32", offline=examining.offline)
     wanted = [stage.value for stage in stages or []]
     scored = functools.partial(scores.score, loaded, stages=wanted, console=console)
-    for _, found in runner.each(files, scored, console, fail_fast):
+    for _, found in runner.each(named, scored, console, examining.fail_fast):
         console.data(found, "")
 
 
