@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -28,17 +29,21 @@ BIN = 62.5  # Hz
 FIRST, BANDS = 7, 58  # tiles cover the bins from FIRST on: 410 to 7,660 Hz
 PERIOD = 96  # tiles
 PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
-STRENGTH = 0.098  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
+STRENGTH = 0.096  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
 QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
 MOST = 0.6  # by which a tile's amplitude changes at most
 THIRDS = 100 * 2 ** (np.arange(20) / 3)  # Hz: edges of thirds of an octave, up to 8 kHz
-LOUDEST = 0.1  # amplitude of the mark in each, of the sound's
+LOUDEST = 0.09  # amplitude of the mark in each, of the sound's
 REACH = 2 * BIN  # as far beside its band a mark is heard
 ROUNDS = 4  # of making what is too loud quieter
 LEAK = 2.0  # a band's mark is heard in those beside it: it has room for so many times their energy at most
 WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
 EXTENDED = 8  # times that the ends of a mark are looked for at most
+BLOCK_TILES = 8  # marked at a time
+LOOKAHEAD = (BLOCK_TILES + 0.5) * FRAMES * HOP_SECONDS  # s: 136 ms
+MEMORY = 4.0  # s of the sound before that count for the loudness of the mark
+KEPT = math.exp(-BLOCK_TILES * FRAMES * HOP_SECONDS / MEMORY)
 BLOCK, CHUNK = 4096, 1 << 20  # frames and samples dealt with at a time: memory hardly grows with length
 
 
@@ -76,47 +81,89 @@ def patterns() -> np.ndarray:
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
     """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent, and
     nothing that was within full scale leaves it."""
-    made, gains = samples[begin:], np.ones(BANDS)
-    for _ in range(ROUNDS):
-        mark = _mark(samples, rate, bundle, begin, gains)
-        excess = _excess(made, mark, rate)
-        if excess.max() <= 1:
-            break
-        gains /= np.maximum(excess, 1)
-    most = np.maximum(np.abs(made), 1)
-    return np.concatenate([samples[:begin], np.clip(made + mark, -most, most)], dtype=np.float32)
+    embedder = Embedder(rate, bundle, samples[:begin])
+    return np.concatenate([samples[:begin], embedder.push(samples[begin:]), embedder.finish()], dtype=np.float32)
 
 
-def _mark(samples: np.ndarray, rate: int, bundle: int, begin: int, gains: np.ndarray) -> np.ndarray:
-    """The mark alone, of the samples from `begin` on; `gains [BANDS]` are of its amplitude."""
-    hop = 2 * round(rate * HOP_SECONDS)
-    window = np.sqrt(_window(2 * hop))  # of analysis and synthesis: overlapping by half, their squares add up to 1
-    bands = min(BANDS, (hop + 1 - FIRST) // BINS)
-    inner, frames_per_tile = slice(FIRST, FIRST + bands * BINS), FRAMES // 2
-    made, before = samples[begin:], samples[max(0, begin - hop) : begin]
-    count = -(-(len(made) // hop + 2) // frames_per_tile) * frames_per_tile  # frames that touch it, in whole tiles
-    padded = np.pad(samples[begin - len(before) :], (hop - len(before), count * hop - len(made)))
-    mark = np.zeros((count + 1, hop), np.float32)  # in pieces of a hop
-    for first in range(0, count, BLOCK):
-        frames = min(BLOCK, count - first)
-        spectra = np.fft.rfft(_frames(padded, 2 * hop, hop, first, frames) * window)[:, inner]
-        energy = (spectra.real**2 + spectra.imag**2).reshape(-1, frames_per_tile, bands * BINS).sum(1)
-        energy = energy.reshape(-1, bands, BINS).sum(2)
-        signs = patterns()[bundle, (first // frames_per_tile + np.arange(len(energy))) % PERIOD, :bands]
-        amounts = _amounts(energy) * gains[:bands] * signs
-        change = np.zeros((frames, hop + 1), np.complex64)
-        change[:, inner] = spectra * amounts.repeat(frames_per_tile, 0).repeat(BINS, 1)
-        added = np.fft.irfft(change, 2 * hop) * window
-        mark[first : first + frames] += added[:, :hop]
-        mark[first + 1 : first + 1 + frames] += added[:, hop:]
-    return mark.reshape(-1)[hop : hop + len(made)]
+class Embedder:
+    """Marks sound as it comes. What `push` returns lags by up to LOOKAHEAD s; `finish` returns the rest. The samples do
+    not depend on how the sound was cut into pieces."""
+
+    def __init__(self, rate: int, bundle: int, before: np.ndarray | None = None):
+        """`before`: sound `[T]` that this one follows; its end counts where the mark is to be as loud as the ear has
+        grown used to."""
+        self.rate, self.bundle, self.hop = rate, bundle, 2 * round(rate * HOP_SECONDS)
+        self.window = np.sqrt(_window(2 * self.hop))  # of analysis and synthesis: their squares add up to 1
+        self.bands = min(BANDS, (self.hop + 1 - FIRST) // BINS)
+        self.size = BLOCK_TILES * FRAMES // 2 * self.hop
+        self.tiles, self.energy, self.spent = 0.0, np.zeros(self.bands), np.zeros(self.bands)
+        self.sound, self.mark = np.zeros(len(THIRDS) - 1), np.zeros(len(THIRDS) - 1)
+        self.tail = np.zeros(self.hop)
+        before = np.zeros(0, np.float32) if before is None else before
+        self.number = -min(len(before), round(MEMORY * rate)) // self.size  # of the next block
+        self.skip = self.hop - self.number * self.size
+        self.rest, self.owed = np.concatenate([np.zeros(self.skip, np.float32), before])[-self.skip :], 0
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        self.owed += len(samples)
+        return self._through(samples)
+
+    def finish(self) -> np.ndarray:
+        return self._through(np.zeros(self.size + self.hop, np.float32))
+
+    def _through(self, samples: np.ndarray) -> np.ndarray:
+        sound, made = np.concatenate([self.rest, samples]), []
+        while len(sound) >= self.size + self.hop:
+            made.append(self._block(sound[: self.size + self.hop]))
+            sound = sound[self.size :]
+        self.rest, whole = sound, sum(map(len, made))
+        out = np.concatenate([np.zeros(0, np.float32), *made])[self.skip :][: self.owed]
+        self.skip = max(0, self.skip - whole)
+        self.owed -= len(out)
+        return out
+
+    def _block(self, sound: np.ndarray) -> np.ndarray:
+        """The next `size` samples with their mark; the frames that begin in them reach a hop farther."""
+        frames_per_tile, inner = FRAMES // 2, slice(FIRST, FIRST + self.bands * BINS)
+        frames = sliding_window_view(sound, 2 * self.hop)[:: self.hop]
+        spectra = np.fft.rfft(frames * self.window)[:, inner]
+        energy = (spectra.real**2 + spectra.imag**2).reshape(-1, frames_per_tile, self.bands, BINS).sum((1, 3))
+        tiles = self.number * BLOCK_TILES + np.arange(BLOCK_TILES)
+        amounts = self._amounts(energy)
+        change = (amounts * patterns()[self.bundle, tiles % PERIOD, : self.bands]).repeat(frames_per_tile, 0)
+        sound, gains = sound[: self.size], np.ones(self.bands)
+        heard = KEPT * self.sound + thirds(sound * _window(self.size), self.rate)
+        for _ in range(ROUNDS):
+            full = np.zeros((len(frames), self.hop + 1), np.complex64)
+            full[:, inner] = spectra * (change * gains).repeat(BINS, 1)
+            added = np.fft.irfft(full, 2 * self.hop) * self.window
+            mark = added[:, : self.hop] + np.concatenate([self.tail[None], added[:-1, self.hop :]])
+            marked = KEPT * self.mark + thirds(mark.reshape(-1) * _window(self.size), self.rate)
+            excess = _excess(heard, marked)[: self.bands]
+            if excess.max() <= 1:
+                break
+            gains /= np.maximum(excess, 1)
+        self.sound, self.mark, self.tail = heard, marked, added[-1, self.hop :]
+        self.number += 1
+        most = np.maximum(np.abs(sound), 1)
+        return np.clip(sound + mark.reshape(-1), -most, most).astype(np.float32)
+
+    def _amounts(self, energy: np.ndarray) -> np.ndarray:
+        """By how much of its amplitude each tile `[tiles, bands]` of that energy changes."""
+        energy = energy + 1e-12
+        self.tiles, self.energy = KEPT * self.tiles + len(energy), KEPT * self.energy + energy.sum(0)
+        amounts = np.minimum((self.energy / self.tiles / energy) ** (QUIETER / 2), MOST / STRENGTH)
+        sums = np.pad(self.energy, 1, mode="edge")
+        room = np.minimum(sums[1:-1], LEAK * np.minimum(sums[:-2], sums[2:]))
+        self.spent = KEPT * self.spent + (amounts**2 * energy).sum(0)
+        return np.minimum(amounts * STRENGTH * np.sqrt(room / self.spent), MOST)
 
 
-def _excess(made: np.ndarray, mark: np.ndarray, rate: int) -> np.ndarray:
+def _excess(sound: np.ndarray, mark: np.ndarray) -> np.ndarray:
     """How loud the mark is beside what it may be, in the third of an octave where most so of those that a band of it is
     heard in, `[BANDS]`: sound that is silent beside what is loud would be changed by what leaks into it."""
     below, above = THIRDS[:-1] - REACH, THIRDS[1:] + REACH
-    shares = np.sqrt(thirds(mark, rate) / (thirds(made, rate) + 1e-12)) / LOUDEST
+    shares = np.sqrt(mark / (sound + 1e-12)) / LOUDEST
     middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN
     return np.where((below < middles) & (middles < above), shares, 0).max(1)
 
@@ -139,16 +186,6 @@ def _window(size: int) -> np.ndarray:
 def _frames(samples: np.ndarray, size: int, hop: int, first: int, count: int) -> np.ndarray:
     """Frames `[count, size]` from number `first` on."""
     return sliding_window_view(samples[first * hop : (first + count - 1) * hop + size], size)[::hop]
-
-
-def _amounts(energy: np.ndarray) -> np.ndarray:
-    """By how much of its amplitude each tile `[tiles, bands]` of that energy changes."""
-    energy = energy + 1e-12
-    amounts = np.minimum((energy.mean(0) / energy) ** (QUIETER / 2), MOST / STRENGTH)
-    sums = np.pad(energy.sum(0), 1, mode="edge")
-    room = np.minimum(sums[1:-1], LEAK * np.minimum(sums[:-2], sums[2:]))
-    share = np.sqrt((amounts**2 * energy).sum(0) / room)  # 1: the band's mark has STRENGTH
-    return np.minimum(amounts * (STRENGTH / share), MOST)
 
 
 def find(samples: np.ndarray) -> list[Mark]:
