@@ -125,6 +125,10 @@ class StageConfig:
     rotary_base: float = bounded(10, 1e7, default=2000.0)
     window_seconds: float = bounded(0.5, 120, default=10.0)  # longer outputs slide by half a window
 
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
     def check(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
             raise ModelError("config.json: a stage's width must be an even multiple of its heads")
@@ -316,7 +320,7 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
             return None
         kinds = [option for option in options if option is not type(None)]
         if len(kinds) == 1:
-            return from_json(kinds[0], value, where)
+            return _checked(kinds[0], value, where, bounds)
         for kind in kinds:  # told apart by their field `kind`
             if isinstance(value, dict) and value.get("kind") == kind.kind:
                 return from_json(kind, value, where)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from audiolm_cli.bundles import hub
-from audiolm_cli.bundles.folder import EMBEDDED, MAX_CONFIG_BYTES
+from audiolm_cli.bundles.folder import EMBEDDED
 from audiolm_cli.errors import ModelError
+from audiolm_cli.public.files import MAX_CONFIG_BYTES
 
 
 def find(name: str, offline: bool = False) -> Path:

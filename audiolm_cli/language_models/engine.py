@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.tokens import Item
-from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear
+from audiolm_cli.language_models.transformer import Autoregressive, KVCache, Linear
 from audiolm_cli.processor import row_block
 
 # Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
@@ -31,7 +31,7 @@ GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each su
 
 @torch.inference_mode()
 def generate(
-    model: Decoder,
+    model: Autoregressive,
     items: list[Item],
     sampling: StageSampling,
     batch_size: int,
@@ -51,7 +51,7 @@ def generate(
 
 
 def _generate_batch(
-    model: Decoder,
+    model: Autoregressive,
     items: list[Item],
     sampling: StageSampling,
     batch_size: int,
@@ -96,13 +96,13 @@ def _generate_batch(
 class _Batch:
     """What decoding reads and writes, in buffers that keep their places, so that CUDA graphs can hold the steps."""
 
-    def __init__(self, model: Decoder, slots: int, length: int, codes: torch.Size):
+    def __init__(self, model: Autoregressive, slots: int, length: int, codes: torch.Size):
         weight = model.ids.weight
         self.model, self.device = model, weight.device
         self.cache = KVCache.allocate(model, slots, length)
         self.hidden = weight.new_zeros(slots, model.config.width)
-        self.features = weight.new_zeros(slots, length, model.config.width)
-        self.rotation = [weight.new_zeros(slots, length, 1, 1, model.config.width // model.config.heads) for _ in "cs"]
+        self.features = weight.new_zeros(slots, length, model.feature_width)
+        self.rotation = [weight.new_zeros(slots, length, 1, 1, model.config.head_width) for _ in "cs"]
         self.bias = weight.new_full((slots, length), -torch.inf)
         self.uniform = torch.full((slots, length, *codes), 0.5, device=self.device)
         self.made = torch.zeros(slots, length, *codes, dtype=torch.int64, device=self.device)
@@ -177,7 +177,7 @@ def _prefix(item: Item) -> bytes:
     return b"".join(part[: sequence.known].numpy().tobytes() for part in (sequence.ids, sequence.fields))
 
 
-def _rows(model: Decoder, items: int, branches: int, size: int, batch_size: int) -> int:
+def _rows(model: Autoregressive, items: int, branches: int, size: int, batch_size: int) -> int:
     """Rows that each branch of a batch has: as few as keep its products free of what else is there."""
     weight = model.ids.weight
     layers = (layer for part in model.stepped() for layer in part.modules() if isinstance(layer, Linear))
@@ -199,7 +199,7 @@ def _captured(steps: Callable[[], None], device: torch.device) -> Callable[[], N
     return graph.replay  # type: ignore[no-any-return]
 
 
-def _workspace(model: Decoder, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
+def _workspace(model: Autoregressive, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
     """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs."""
     codes, weight = uniform.shape[1:], model.ids.weight
     if not kept:
