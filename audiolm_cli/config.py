@@ -211,6 +211,14 @@ class BundleConfig:
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
     format_version: int = bounded(1, FORMAT_VERSION, default=1)
 
+    @property
+    def lookahead(self) -> int:
+        """A prompt's last semantic tokens that would be others if the recording went on."""
+        return self.tokenizer.lookahead
+
+    def allow(self, request: Any) -> None:
+        """Three stages can do all that can be asked for."""
+
     def check(self) -> None:
         if (self.fine is None) != (self.tokens.fine == 0):
             raise ModelError(

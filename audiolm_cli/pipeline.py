@@ -7,7 +7,7 @@
 A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [S]`, 25/s; codes `int64 [Q, F]`,
 50/s. From Python:
 
-    bundle = load("speech")                                                       # audiolm_cli.bundles.bundle
+    bundle = load("speech")                                                       # audiolm_cli.backends
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
     waveforms = [output.waveform for output in continue_(bundle, request)]
 """
@@ -15,15 +15,17 @@ A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `in
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from audiolm_cli.audio import files, postfilter
+from audiolm_cli.backend import Backend
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.codec.soundstream import Begun
 from audiolm_cli.config import TokenSpec
@@ -86,13 +88,13 @@ class Output:
     candidates: tuple[float, ...] = ()
 
 
-def encode(bundle: Bundle, waveform: np.ndarray, progress: Progress | None = None) -> Tokens:
+def encode(bundle: Backend, waveform: np.ndarray, progress: Progress | None = None) -> Tokens:
     """Turns a waveform into tokens, the last of them padded with silence."""
     tell = counted(progress, "tokenize", -(-len(waveform) // bundle.config.tokens.samples_per_semantic))
     return _encoded(bundle, waveform, tell)
 
 
-def _encoded(bundle: Bundle, waveform: np.ndarray, tell: Tell | None = None) -> Tokens:
+def _encoded(bundle: Backend, waveform: np.ndarray, tell: Tell | None = None) -> Tokens:
     spec = bundle.config.tokens
     metadata = {
         "format": "audiolm-tokens",
@@ -108,7 +110,7 @@ def _encoded(bundle: Bundle, waveform: np.ndarray, tell: Tell | None = None) -> 
 
 
 def decode(
-    bundle: Bundle, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
+    bundle: Backend, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Turns tokens into a waveform, from the first `quantizers` code streams (default: all)."""
     tell = counted(progress, "decode", tokens.codes.shape[1])
@@ -117,7 +119,7 @@ def decode(
 
 
 def continue_(
-    bundle: Bundle,
+    bundle: Backend,
     request: ContinueRequest,
     prompts: Sequence[Prompt] | None = None,
     *,
@@ -136,16 +138,14 @@ def continue_(
     config, spec = bundle.config, bundle.config.tokens
     request.check(config)
     new_samples, new_tokens = _length(request.duration, spec)
-    lookahead = 0 if provisional else config.tokenizer.lookahead
+    lookahead = 0 if provisional else config.lookahead
     for run in _runs(bundle, request, prompts, batch_size, progress):
         ends = [_condition(p.waveform, request.prompt_seconds or config.prompt_seconds, spec) for p in run.prompts]
         known = run.encode(ends)
         strange = run.strangeness(ends, known)
-        kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
-        least = [len(k.semantic) + 1 for k in known] if request.until_end else None
-        semantic, scores = run.semantic(kept, [len(k.semantic) + new_tokens for k in known], request.best_of, least)
+        made, scores = run.extend(known, new_tokens, lookahead)
         begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # what all samples of a prompt begin with
-        for n, output in enumerate(run.acoustic(semantic, [k.codes for k in known])):
+        for n, output in enumerate(made):
             prompt, repeated = run.prompts[n].waveform, known[n].codes.shape[1] * spec.samples_per_frame
             same = max(0, repeated - bundle.codec.lookahead * spec.samples_per_frame)
             if (first := run.first[n]) not in begun:
@@ -166,7 +166,7 @@ def continue_(
 
 
 def generate(
-    bundle: Bundle,
+    bundle: Backend,
     request: GenerateRequest,
     prompts: Sequence[Prompt] | None = None,
     *,
@@ -177,17 +177,15 @@ def generate(
     request.check(bundle.config)
     spec = bundle.config.tokens
     new_samples, new_tokens = _length(request.duration, spec)
-    nothing = torch.zeros(0, dtype=torch.int64)
+    nothing = Tokens(torch.zeros(0, dtype=torch.int64), torch.zeros(spec.quantizers, 0, dtype=torch.int64))
     for run in _runs(bundle, request, prompts, batch_size, progress):
-        count, least = len(run.prompts), [1] * len(run.prompts) if request.until_end else None
-        semantic, _ = run.semantic([nothing] * count, [new_tokens] * count, least=least)
-        for output in run.acoustic(semantic):
+        for output in run.extend([nothing] * len(run.prompts), new_tokens)[0]:
             filters = postfilter.chain(bundle.config.output, spec.sample_rate)
             yield replace(output, waveform=filters.whole(output.waveform[:new_samples]))
 
 
 def resynth(
-    bundle: Bundle,
+    bundle: Backend,
     request: ResynthRequest,
     prompts: Sequence[Prompt] | None = None,
     *,
@@ -222,7 +220,7 @@ def resynth(
 
 
 def _runs(
-    bundle: Bundle,
+    bundle: Backend,
     request: SampledRequest,
     prompts: Sequence[Prompt] | None,
     batch_size: int,
@@ -235,14 +233,14 @@ def _runs(
             prompt = Prompt(files.read(request.input, bundle.config.tokens.sample_rate).samples)
         prompts = [replace(prompt, sample=n) for n in range(request.num_samples)]
     for start in range(0, len(prompts), batch_size):
-        yield Run(bundle, request, prompts[start : start + batch_size], batch_size, progress)
+        yield run_for(bundle)(bundle, request, prompts[start : start + batch_size], batch_size, progress)
 
 
 @dataclass
 class Run:
     """A batch on its way through the stages."""
 
-    bundle: Bundle
+    bundle: Any  # a `Bundle`; of other kinds what their own run takes
     request: SampledRequest
     prompts: Sequence[Prompt]
     batch_size: int  # engine batches are padded to it: results do not depend on how many prompts there are
@@ -278,6 +276,18 @@ class Run:
         Stages 1 and 2 score them, in the time of `tokenize`."""
         with self.clock.timed("tokenize"):
             return self._once(lambda n: _strange(self.bundle, recordings[n], tokens[n]))
+
+    def extend(
+        self, known: Sequence[Tokens], new_tokens: int, lookahead: int = 0
+    ) -> tuple[list[Output], list[list[float]]]:
+        """Known tokens and so many semantic tokens more, the last `lookahead` known ones sampled again: outputs of
+        `(S + new_tokens) * samples_per_semantic` samples, and the scores of all candidates where there is a choice."""
+        request: Any = self.request
+        kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
+        least = [len(k.semantic) + 1 for k in known] if request.until_end else None
+        totals = [len(k.semantic) + new_tokens for k in known]
+        semantic, scores = self.semantic(kept, totals, getattr(request, "best_of", 1), least)
+        return self.acoustic(semantic, [k.codes for k in known]), scores
 
     def semantic(
         self, known: list[Tensor], totals: list[int], best_of: int = 1, least: list[int] | None = None
@@ -338,6 +348,12 @@ class Run:
         ]
 
 
+@functools.singledispatch
+def run_for(bundle: object) -> type[Run]:
+    """How a batch goes through a model of that kind: through three stages, where no other is registered."""
+    return Run
+
+
 def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:
     """The surprise of a recording where the bundle says what is strange, and why it is unlike what the bundle knows."""
     config, found = bundle.config, None
@@ -387,8 +403,14 @@ def join(prompt: np.ndarray, decoded: np.ndarray, repeated: int, rate: int) -> n
 
 
 def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = REFERENCE_SECONDS) -> np.ndarray:
-    """Finds the up to `seconds` of a recording that are fullest of speech, in whole semantic tokens, cut at a pause if
-    one comes in the second half. Loudness decides: no model is needed to find where nobody speaks."""
+    """The part of a recording that `spoken_stretch` finds."""
+    first, end = spoken_stretch(waveform, spec, seconds)
+    return waveform[first * spec.samples_per_semantic : end * spec.samples_per_semantic]
+
+
+def spoken_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float) -> tuple[int, int]:
+    """Finds the up to `seconds` of a recording that are fullest of speech: first and end in semantic tokens, cut at a
+    pause if one comes in the second half. Loudness decides: no model is needed to find where nobody speaks."""
     token = spec.samples_per_semantic
     count, wanted = len(waveform) // token, round(seconds * spec.semantic_rate)
     if count == 0:
@@ -402,4 +424,4 @@ def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = RE
     pauses = np.flatnonzero(~spoken[(first + end) // 2 : end])
     if len(pauses):
         end = (first + end) // 2 + int(pauses[-1]) + 1
-    return waveform[first * token : end * token]
+    return first, end

@@ -9,7 +9,6 @@ what it made itself, so that the voice does not drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,7 +19,7 @@ from audiolm_cli.language_models.kinds import CoarseModel
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.language_models.sampling import Noise, Progress, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.tokens import Piece, TokenSequence, Window, extended, frames, windows
+from audiolm_cli.language_models.tokens import Piece, TokenSequence, Window, extended, frames, rounds, windows
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
@@ -37,7 +36,7 @@ def continue_semantic(
     tokens = [torch.cat([k, k.new_full((total - len(k),), -1)]) for k, total in zip(known, totals, strict=True)]
     plans = [model.windows(total, len(k)) for k, total in zip(known, totals, strict=True)]
     item = model.ending_item if until_end else model.item
-    for planned in _rounds(plans):
+    for planned in rounds(plans):
         active = [(i, window) for i, window in planned if len(tokens[i]) == totals[i]]  # the others have ended
         items = []
         for i, (first, made, end) in active:
@@ -110,7 +109,7 @@ def continue_coarse(
     kept = min(frames(spec, COARSE_KEPT_SECONDS), window // 2) // per * per
     whole = window if voice else size
     plans = [windows(len(s) * per, k.shape[1], window, kept, whole) for k, s in zip(known, semantic, strict=True)]
-    for active in _rounds(plans):
+    for active in rounds(plans):
         items = []
         for i, (first, made, end) in active:
             reference = voice
@@ -129,9 +128,3 @@ def continue_coarse(
         ):
             codes[i][:, made:end] = model.codes(ids)
     return codes
-
-
-def _rounds(plans: list[list[Window]]) -> Iterator[list[tuple[int, Window]]]:
-    """The windows that can be made together: for every round a list of (item, window)."""
-    for r in range(max(map(len, plans), default=0)):
-        yield [(i, plan[r]) for i, plan in enumerate(plans) if r < len(plan)]

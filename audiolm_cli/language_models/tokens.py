@@ -8,7 +8,7 @@ code ids, so that no two meanings share an id.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,6 +149,12 @@ def windows(total: int, start: int, window: int, kept: int, whole: int) -> list[
         known = end
         first = max(0, end - kept)
     return result
+
+
+def rounds(plans: list[list[Window]]) -> Iterator[list[tuple[int, Window]]]:
+    """The windows that can be made together: for every round a list of (item, window)."""
+    for r in range(max(map(len, plans), default=0)):
+        yield [(i, plan[r]) for i, plan in enumerate(plans) if r < len(plan)]
 
 
 def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:

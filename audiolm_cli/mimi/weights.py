@@ -27,30 +27,49 @@ Shape = tuple[int, ...]
 
 def load_decoder(folder: Path, config: DecoderConfig, layout: Layout, device: torch.device, dtype: torch.dtype) -> Any:
     """The `CodeDecoder` of a checkpoint; raises ModelError for files that do not fit its config."""
+    with _opened(folder) as files:
+        tied = _check(files, folder, config)
+        with torch.device("meta"):
+            model = CodeDecoder(config, layout.quantizers, len(layout.header), tied)
+        ready = {}
+        for name, like in model.state_dict().items():
+            ready[name] = made = torch.empty(like.shape, device=device, dtype=dtype)
+            place = 0
+            for rows in _rows(files, name, layout, config):
+                made[place : place + len(rows)] = rows
+                place += len(rows)
+    model.load_state_dict(ready, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def check_weights(folder: Path, config: DecoderConfig) -> None:
+    """Raises ModelError for files whose tensors are not those that the config implies; reads only what they say of
+    themselves."""
+    with _opened(folder) as files:
+        _check(files, folder, config)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of each tensor the file that has it."""
+    found: dict[str, Any] = {}
     try:
         with contextlib.ExitStack() as stack:
-            return _load(_opened(folder, stack), folder, config, layout, device, dtype)
+            for name in shards(folder):
+                if not (folder / name).is_file():
+                    raise ModelError(f"{folder / name}: missing")
+                handle = stack.enter_context(safe_open(folder / name, framework="pt"))
+                for key in handle.keys():  # noqa: SIM118 (it is no dict)
+                    if key in found:
+                        raise ModelError(f"{folder / name}: has tensor {display(key[:128])} a second time")
+                    found[key] = handle
+            yield found
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: not readable as safetensors ({error})") from error
 
 
-def _opened(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Of each tensor the file that has it."""
-    found: dict[str, Any] = {}
-    for name in shards(folder):
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder / name}: missing")
-        handle = stack.enter_context(safe_open(folder / name, framework="pt"))
-        for key in handle.keys():  # noqa: SIM118 (it is no dict)
-            if key in found:
-                raise ModelError(f"{folder / name}: has tensor {display(key[:128])} a second time")
-            found[key] = handle
-    return found
-
-
-def _load(
-    files: dict[str, Any], folder: Path, config: DecoderConfig, layout: Layout, device: torch.device, dtype: torch.dtype
-) -> CodeDecoder:
+def _check(files: dict[str, Any], folder: Path, config: DecoderConfig) -> bool:
+    """Compares names, shapes and dtypes; returns whether the output matrix is that of the inputs."""
     tied = HEAD not in files if config.tie_word_embeddings is None else config.tie_word_embeddings
     implied = _implied(config, tied)
     for name, shape in implied.items():
@@ -64,17 +83,7 @@ def _load(
     for name in files.keys() - implied.keys():
         if not name.endswith(IGNORED):
             raise ModelError(f"{folder}: tensor {display(name[:128])} does not belong there")
-    with torch.device("meta"):
-        model = CodeDecoder(config, layout.quantizers, len(layout.header), tied)
-    ready = {}
-    for name, like in model.state_dict().items():
-        ready[name] = made = torch.empty(like.shape, device=device, dtype=dtype)
-        place = 0
-        for rows in _rows(files, name, layout, config):
-            made[place : place + len(rows)] = rows
-            place += len(rows)
-    model.load_state_dict(ready, assign=True)
-    return model.eval().requires_grad_(False)
+    return tied
 
 
 def _rows(files: dict[str, Any], name: str, layout: Layout, config: DecoderConfig) -> Iterator[Tensor]:

@@ -1,5 +1,4 @@
-"""What the config.json of a Llama or Qwen3 decoder says, bounded and checked: sizes under the names that it has there.
-"""
+"""What the config.json of a Llama or Qwen3 decoder says, bounded and checked, under the names that sizes have there."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.public.files import read_json
 
 MAX_PARAMETERS = 20_000_000_000
-REQUIRED = (
-    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "max_position_embeddings rms_norm_eps"
-).split()
+REQUIRED = [
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "rms_norm_eps"),
+]
 
 
 @dataclass(frozen=True)

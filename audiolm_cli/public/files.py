@@ -16,7 +16,8 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 1 << 26  # Llama 3's has 9 MB
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SHARD = re.compile(r"[\w-][\w.-]{0,127}\.safetensors")
-PATTERNS = ["config.json", TOKENIZER, INDEX, WEIGHTS, "model-*.safetensors"]  # never .bin, .pt or code
+OUTLINE = ["config.json", TOKENIZER, INDEX]  # fetched first, to know what more there is to fetch
+ALL = [*OUTLINE, WEIGHTS, "model-*.safetensors"]  # never .bin, .pt or code
 
 
 def read_text(file: Path, most: int = MAX_CONFIG_BYTES) -> str:
@@ -69,19 +70,26 @@ def shards(folder: Path) -> list[str]:
     return names
 
 
-def needed(folder: Path, names: tuple[str, ...] = (TOKENIZER,)) -> list[str]:
-    """The files without which a checkpoint is none: its config, `names`, its weights and their index; raises
-    ModelError."""
-    index = [INDEX] if (folder / INDEX).is_file() else []
-    return ["config.json", *names, *index, *shards(folder)]
+def needed(folder: Path) -> list[str]:
+    """The files without which a model is none: its config, its weights and their index, its vocabulary if it has one;
+    raises ModelError."""
+    return ["config.json", *(name for name in (TOKENIZER, INDEX) if (folder / name).is_file()), *shards(folder)]
 
 
-def whole(folder: Path, names: tuple[str, ...] = (TOKENIZER,)) -> bool:
-    """Whether all that a checkpoint needs is there."""
+def whole(folder: Path) -> bool:
+    """Whether all that a model needs is there."""
     try:
-        return all((folder / name).is_file() for name in needed(folder, names))
+        return all((folder / name).is_file() for name in needed(folder))
     except ModelError:
         return False
+
+
+def lacking(folder: Path) -> str:
+    """The first of the files that a model needs and that are not there, or what keeps from knowing it."""
+    try:
+        return next((name for name in needed(folder) if not (folder / name).is_file()), "nothing")
+    except ModelError as error:
+        return str(error)
 
 
 def digest(file: Path) -> str:
@@ -94,14 +102,12 @@ def digest(file: Path) -> str:
 def damaged(folder: Path) -> list[str]:
     """Files of a snapshot in a hub's cache whose contents are not what they are kept as: by SHA-256, or for small ones
     as git names them."""
-    wrong = []
-    for name in needed(folder):
-        file = folder / name
-        if not file.is_file():
-            wrong.append(name)
-        elif (said := digest(file)) != _sum(file, "sha256") and said != _sum(file, "sha1", git=True):
-            wrong.append(name)
-    return wrong
+    return [name for name in needed(folder) if not (folder / name).is_file() or not _as_kept(folder / name)]
+
+
+def _as_kept(file: Path) -> bool:
+    kept = digest(file)
+    return kept == (_sum(file, "sha1", git=True) if len(kept) == 40 else _sum(file, "sha256"))
 
 
 def _sum(file: Path, algorithm: str, git: bool = False) -> str:
