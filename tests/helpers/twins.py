@@ -95,9 +95,11 @@ def write_mimi(folder: Path, seed: int = 0, quantizers: int = 9, **sizes: Any) -
     }
     library = transformers()
     model = library.MimiModel(library.MimiConfig(**given))
-    for name, buffer in model.named_buffers():
+    for name, tensor in model.state_dict().items():
         if name.endswith("embed_sum"):
-            buffer.normal_(std=0.1)
+            tensor.normal_(std=0.1)
+        elif "transformer" in name and tensor.ndim == 2:
+            tensor.mul_(10)  # else attention would hardly count
     library.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     return folder
