@@ -24,7 +24,7 @@ def find(name: str, offline: bool = False, say: hub.Say | None = None) -> Path:
     if folder := local(name):
         return folder
     if hub.is_id(name) and not Path(name).exists():
-        return hub.pull(name, offline, say=say)
+        return hub.pull(name, offline, say)
     raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
 
 

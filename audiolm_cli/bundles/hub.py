@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,17 +32,20 @@ def is_id(name: str) -> bool:
     return ID.fullmatch(name) is not None
 
 
-def cached(name: str) -> Path | None:
-    """The folder of a bundle that is here, whole or not; asks no network."""
+def cached(name: str, *patterns: Sequence[str]) -> Path | None:
+    """The folder of a repository that is here, with all its files of the first names, or the second and so on, as far
+    as that is known; by default those of a model of either kind. Asks no network."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    try:
-        return _snapshot(name, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
+    for names in patterns or ([*OUTLINE, *BUNDLE], [*OUTLINE, *files.ALL]):
+        try:
+            return _snapshot(name, names, local_files_only=True)
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+    return None
 
 
-def _snapshot(name: str, patterns: Sequence[str] | None = None, local_files_only: bool = False) -> Path:
+def _snapshot(name: str, patterns: Sequence[str], local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -49,7 +53,7 @@ def _snapshot(name: str, patterns: Sequence[str] | None = None, local_files_only
         repository,
         revision=revision or None,
         local_files_only=local_files_only,
-        allow_patterns=list(patterns) if patterns else None,
+        allow_patterns=list(patterns),
     )
     return Path(folder)
 
@@ -65,21 +69,21 @@ def whole(folder: Path) -> bool:
 
 def outline(name: str, offline: bool = False) -> Path:
     """The folder of a model of which config.json at least is there, fetched if need be; raises ModelError."""
-    folder = cached(name)
+    folder = cached(name, OUTLINE)
     if folder and (folder / "config.json").is_file():
         return folder
     return _fetched(name, OUTLINE, offline)
 
 
-def pull(name: str, offline: bool = False, quiet: bool = False, say: Say | None = None) -> Path:
+def pull(name: str, offline: bool = False, say: Say | None = None) -> Path:
     """The folder of a model, downloaded if need be and checked; raises ModelError. `say` is told of a large download
-    before it begins."""
+    before it begins, and on a terminal bars show how it comes; without it nothing is said."""
     folder = cached(name)
     if folder and whole(folder):
         return folder
     folder = _fetched(name, OUTLINE, offline)
     stages = files.kind(folder) == "stages"
-    folder = _fetched(name, BUNDLE if stages else files.ALL, offline, quiet, say)
+    folder = _fetched(name, [*OUTLINE, *BUNDLE] if stages else [*OUTLINE, *files.ALL], offline, say)
     if stages:
         _check(folder)
     elif not whole(folder):
@@ -89,13 +93,13 @@ def pull(name: str, offline: bool = False, quiet: bool = False, say: Say | None 
 
 def pull_files(name: str, patterns: Sequence[str], offline: bool = False, say: Say | None = None) -> Path:
     """The folder of some files of a repository that are no model by themselves, fetched if need be."""
-    folder = cached(name)
+    folder = cached(name, patterns)
     if folder and all(any(folder.glob(pattern)) for pattern in patterns):
         return folder
-    return _fetched(name, patterns, offline, say=say)
+    return _fetched(name, patterns, offline, say)
 
 
-def _fetched(name: str, patterns: Sequence[str], offline: bool, quiet: bool = False, say: Say | None = None) -> Path:
+def _fetched(name: str, patterns: Sequence[str], offline: bool, say: Say | None = None) -> Path:
     """The folder of a repository with all its files of these names; raises ModelError."""
     import huggingface_hub
     from huggingface_hub import constants
@@ -103,7 +107,7 @@ def _fetched(name: str, patterns: Sequence[str], offline: bool, quiet: bool = Fa
 
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelError(f"{name}: not here, and --offline or HF_HUB_OFFLINE forbids to fetch it")
-    if quiet:
+    if say is None or sys.stderr is None or not sys.stderr.isatty():
         disable_progress_bars()
     try:
         if say and (size := _size(name, patterns)) > LARGE:
@@ -127,7 +131,7 @@ def _size(name: str, patterns: Sequence[str]) -> int:
     from huggingface_hub import HfApi
 
     repository, _, revision = name.partition("@")
-    folder, total = cached(name), 0
+    folder, total = cached(name, OUTLINE), 0
     for entry in HfApi().list_repo_tree(repository, revision=revision or None):
         here = folder is not None and (folder / entry.path).exists()
         if not here and any(fnmatch.fnmatch(entry.path, pattern) for pattern in patterns):

@@ -50,7 +50,9 @@ def load_maker(kind: type[Request], running: Running, console: Console) -> Maker
 
     torch.set_num_threads(running.threads)
     dtype = running.dtype.value if isinstance(running, SampledRunning) else "float32"
-    loaded = backends.load(running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.note)
+    loaded = backends.load(
+        running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer
+    )
     makers: dict[type[Request], type[Maker[Any, Any]]] = {EncodeRequest: TokenMaker, DecodeRequest: DecodedMaker}
     maker = makers.get(kind, SampledMaker)
     return maker(loaded, running, console)

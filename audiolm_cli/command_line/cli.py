@@ -6,7 +6,6 @@ import functools
 import gc
 import os
 import signal
-import sys
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -280,7 +279,7 @@ def models_show(
     from audiolm_cli.bundles import catalogue
 
     console = console_of(ctx)
-    record = catalogue.shown(name, catalogue.find(name, offline, console.note))
+    record = catalogue.shown(name, catalogue.find(name, offline, console.hearer))
     lines = [
         f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
         *record.pop("about"),
@@ -306,7 +305,7 @@ def models_pull(
     console = console_of(ctx)
     if not hub.is_id(name):
         raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
-    folder = hub.pull(name, offline, quiet or sys.stderr is None or not sys.stderr.isatty(), console.note)
+    folder = hub.pull(name, offline, console.hearer)
     console.data(catalogue.record(name, "cached", folder), str(folder))
 
 

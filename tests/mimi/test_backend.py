@@ -185,7 +185,7 @@ def test_commands_that_it_cannot_serve_say_so_before_anything_loads(
 
 
 def test_python_code_is_refused_as_well(bundle: MimiBackend):
-    with pytest.raises(UsageError, match="^best-of: "):
+    with pytest.raises(UsageError, match=r"^best-of: "):
         list(pipeline.continue_(bundle, ContinueRequest("-", best_of=2), [prompt()]))
 
 

@@ -19,7 +19,7 @@ from audiolm_cli.public.layout import CODEBOOK_SIZE, Layout, read_layout
 from tests.helpers.twins import write_llama_mimi, write_soda
 
 CPU = torch.device("cpu")
-TWINS = {
+TWINS: dict[str, tuple[Any, dict[str, Any]]] = {
     "soda": (write_soda, {}),
     "soda untied": (write_soda, {"tie_word_embeddings": False}),
     "llama-mimi": (write_llama_mimi, {}),
