@@ -110,7 +110,7 @@ class Worker:
         if self.failure:
             return {"item": pickle.dumps(([("error", self.failure)], len(batch)))}
         before = ray.get(self.console.ledger.begin.remote(number))
-        self.console.batch, self.console.events, self.console.hearer = number, before or [], len(before or [])
+        self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
         done = self.console.results()
         # what a lost worker had written but not reported is written again: the same bytes
         self.maker.force = self.running.force or before is not None
