@@ -40,7 +40,7 @@ def continue_codes(
         for i, (first, made, end) in active:
             anchor = codes[i][:, anchors[i][0] : min(anchors[i][1], first)]
             numbers = noise[i].numbers(STAGE, made, end - made, 0, quantizers)
-            items.append(_item(model, torch.cat([anchor, codes[i][:, first:end]], 1), numbers))
+            items.append(item(model, torch.cat([anchor, codes[i][:, first:end]], 1), numbers))
         for (i, (_, made, end)), ids in zip(
             active, engine.generate(model, items, sampling, batch_size, progress), strict=True
         ):
@@ -48,7 +48,7 @@ def continue_codes(
     return codes
 
 
-def _item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:
+def item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:
     """What the engine is to make: the unknown ones of codes `int64 [Q, F]`, -1, behind the known."""
     lows = CODEBOOK_SIZE * torch.arange(model.quantizers)
     behind = flatten(torch.where(codes < 0, codes, codes + lows[:, None]))
