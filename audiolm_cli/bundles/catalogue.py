@@ -15,7 +15,6 @@ from audiolm_cli.bundles.folder import EMBEDDED, read_config
 from audiolm_cli.errors import ModelError
 from audiolm_cli.public import config as decoder
 from audiolm_cli.public import files
-from audiolm_cli.public.layout import CODEBOOK_SIZE, read_layout
 
 
 def find(name: str, offline: bool = False, say: hub.Say | None = None) -> Path:
@@ -107,6 +106,8 @@ def _of_stages(folder: Path) -> list[str]:
 
 
 def _of_codes(folder: Path) -> list[str]:
+    from audiolm_cli.public.layout import CODEBOOK_SIZE, read_layout  # with numpy, which help does not need
+
     config = decoder.read_config(folder)
     lines = [
         f"one language model over Mimi's codes: {config.model_type}, {config.parameters / 1e6:.0f} M weights in "
