@@ -179,6 +179,8 @@ def _prefix(item: Item) -> bytes:
 
 def _rows(model: Autoregressive, items: int, branches: int, size: int, batch_size: int) -> int:
     """Rows that each branch of a batch has: as few as keep its products free of what else is there."""
+    if branches * batch_size == 1:
+        return 1  # there never is another
     weight = model.ids.weight
     layers = (layer for part in model.stepped() for layer in part.modules() if isinstance(layer, Linear))
     shapes = {(model.config.width, size), *((layer.in_features, layer.out_features) for layer in layers)}

@@ -114,9 +114,9 @@ def _decoder_config(value: dict[str, Any]) -> DecoderConfig:
     found = {name: value[name] for name in (*REQUIRED, "tie_word_embeddings", "num_quantizers") if name in value}
     heads = found["num_attention_heads"]
     found["num_key_value_heads"] = value.get("num_key_value_heads") or heads
-    found["head_dim"] = value.get("head_dim")
+    found["head_dim"] = value.get("head_dim", 128 if found["model_type"] == "qwen3" else None)
     if found["head_dim"] is None and type(heads) is int and type(found["hidden_size"]) is int and heads > 0:
-        found["head_dim"] = 128 if found["model_type"] == "qwen3" else found["hidden_size"] // heads
+        found["head_dim"] = found["hidden_size"] // heads
     rope = value.get("rope_parameters") or value.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ModelError("config.json: rope_scaling must be an object")

@@ -16,6 +16,7 @@ from tests.helpers.hub import COMMIT, FakeHub, environment, serving
 from tests.helpers.processes import forked
 from tests.helpers.twins import write_llama_mimi, write_mimi, write_soda
 
+pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 SODA, LLAMA_MIMI, MIMI = "soda-research/soda-135m-base", "llm-jp/Llama-Mimi-1.3B", "kyutai/mimi"
 GATED = "meta-llama/gated"

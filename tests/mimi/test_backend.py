@@ -21,6 +21,7 @@ from audiolm_cli.request import ContinueRequest, GenerateRequest
 from tests.helpers.sounds import tone
 from tests.mimi.conftest import WINDOW
 
+pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 RATE, FRAME = 24000, 1920
 

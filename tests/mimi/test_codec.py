@@ -15,6 +15,7 @@ from audiolm_cli.public.codec import read_codec_config
 from tests.helpers.sounds import tone
 from tests.helpers.twins import write_mimi
 
+pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 FRAME = 1920  # samples
 

@@ -26,6 +26,7 @@ TWINS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama-mimi tied": (write_llama_mimi, {"tie_word_embeddings": True}),
     "narrow heads": (write_llama_mimi, {"head_dim": 4, "num_key_value_heads": 4}),
 }
+pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 
@@ -118,6 +119,19 @@ def test_codes_come_in_frame_order_and_do_not_depend_on_the_batch(pair: Pair):
         (alone,) = engine.generate(pair.ours, [item], StageSampling(1.0, 0, 1.0), 4)
         assert torch.equal(alone, made)
         assert torch.equal(made // CODEBOOK_SIZE, torch.arange(quantizers).repeat(new))
+
+
+def test_steps_that_cuda_graphs_would_hold_make_the_same(pair: Pair, monkeypatch: pytest.MonkeyPatch):
+    quantizers, new = pair.layout.quantizers, 4
+    ids = torch.cat([pair.ids(random_codes(pair, 2, 0)), torch.full((new * quantizers,), -1)])
+    uniform = torch.rand(new * quantizers, generator=torch.Generator().manual_seed(1))
+    item = Item(sequence(ids), [q * CODEBOOK_SIZE for q in range(quantizers)] * new, CODEBOOK_SIZE, uniform)
+    (plain,) = engine.generate(pair.ours, [item], StageSampling(1.0, 0, 1.0), 2)
+    monkeypatch.setattr(engine, "use_graphs", lambda device: True)
+    monkeypatch.setattr(engine, "_captured", lambda steps, device: steps)
+    (held,) = engine.generate(pair.ours, [item], StageSampling(1.0, 0, 1.0), 2)
+    pair.ours.__dict__.pop("workspace")
+    assert torch.equal(plain, held)
 
 
 def test_a_decoder_in_bfloat16_is_near(tmp_path: Path):
