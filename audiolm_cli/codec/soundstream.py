@@ -17,7 +17,8 @@ from audiolm_cli.codec.autoencoders import SpectralDecoder, SpectralEncoder, Sta
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.console import Tell
 
-PIECE_FRAMES = 200  # encoding and decoding work through pieces of this many frames (4 s), whatever the length
+PIECE_FRAMES = 200  # encoding works through pieces of this many frames (4 s), whatever the length
+DECODED_FRAMES = 50  # and decoding through pieces of 1 s
 
 Begun = tuple[list[Tensor], State]  # audio of the first frames by pieces, and what the decoder keeps of them
 
@@ -104,8 +105,8 @@ class SoundStream(nn.Module):
     def _decode(self, codes: Tensor, state: State, tell: Tell | None) -> list[Tensor]:
         """Audio by pieces, which lags by the decoder's delay."""
         pieces = []
-        for start in range(0, codes.shape[-1], PIECE_FRAMES):
-            part = codes[..., start : start + PIECE_FRAMES]
+        for start in range(0, codes.shape[-1], DECODED_FRAMES):
+            part = codes[..., start : start + DECODED_FRAMES]
             pieces.append(self.decoder(self.quantizer.decode(part), state))
             if tell:
                 tell(part.shape[-1])

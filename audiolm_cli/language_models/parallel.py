@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
 from audiolm_cli.language_models.sampling import Noise, Progress, sample
-from audiolm_cli.language_models.tokens import Batch, Piece, Window, extended, fine_window
+from audiolm_cli.language_models.tokens import Batch, Piece, Window, extended, fine_window, settled
+from audiolm_cli.language_models.tokens import frames as whole_frames
 from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
+
+FIRST_SECONDS = 0.5  # of the first window that `complete` fills; each following one is twice as long
+HELD_SECONDS = 0.1  # at the end of a window, which the next one fills again
 
 
 class ParallelTransformer(Stack):
@@ -110,20 +114,24 @@ class ParallelTransformer(Stack):
             )
         for i, plan in enumerate(plans):
             codes[i] = codes[i].to(device)
-            for (first, made, end), some in zip(plan, numbers[i], strict=True):
+            for number, ((first, made, end), some) in enumerate(zip(plan, numbers[i], strict=True)):
+                codes[i][spec.coarse :, made:end] = -1
                 for q, uniform in enumerate(some.to(device), spec.coarse):
                     hidden = self(codes[i][None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
                     logits = self.code_logits(hidden, q)
                     codes[i][q, made:end] = sample(logits, uniform.contiguous(), s.temperature, s.top_k, s.top_p)
                     if progress:
-                        progress(end - made)
+                        progress(settled(plan, number))
         return [full.cpu() for full in codes]
 
-    def _windows(self, made: int, frames: int) -> list[Window]:
+    def _windows(self, known: int, frames: int) -> list[Window]:
+        """They grow, so that the first comes soon, and overlap: the last frames of each are made anew in the next one,
+        which sees what follows them."""
         size, context = fine_window(self.spec, self.config.window_seconds)
-        found = []
+        held = min(whole_frames(self.spec, HELD_SECONDS), (size - context) // 2)
+        new, made, found = max(whole_frames(self.spec, FIRST_SECONDS), 2 * held), known, []
         while made < frames:
-            first = max(0, made - context)
-            found.append((first, made, min(frames, first + size)))
-            made = found[-1][2]
+            end = made + min(new, size - context)
+            found.append((max(0, made - context), made, min(frames, end)))
+            new, made = 2 * new, end - held if end < frames else frames
         return found

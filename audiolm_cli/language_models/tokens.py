@@ -157,6 +157,12 @@ def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:
     return size, min(frames(spec, FINE_CONTEXT_SECONDS), size // 2)
 
 
+def settled(windows: Sequence[Window], number: int) -> int:
+    """Frames of a window that the next one leaves as they are."""
+    _, made, end = windows[number]
+    return (windows[number + 1][1] if number + 1 < len(windows) else end) - made
+
+
 def extended(codes: Tensor, frames: int) -> Tensor:
     """Codes `[Q, up to F]` -> `[Q, F]`, -1 where unknown."""
     return torch.cat([codes, codes.new_full((codes.shape[0], frames - codes.shape[1]), -1)], 1)

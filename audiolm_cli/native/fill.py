@@ -15,7 +15,7 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.tokens import Window
+from audiolm_cli.language_models.tokens import Window, settled
 from audiolm_cli.native.decode import check
 from audiolm_cli.native.model import Weights, pointer
 
@@ -34,12 +34,14 @@ class Filling:
     done: int = 0  # windows and quantizers
 
     def advance(self) -> int:
-        """Makes one quantizer of a window; how many codes that were, 0 when all is done. Raises ModelError."""
+        """Makes one quantizer of a window; how many codes of it stay, 0 when all is done. Raises ModelError."""
         model, s = self.weights.model, self.sampling
         number, q = divmod(self.done, model.quantizers - self.coarse)
         if number == len(self.windows):
             return 0
         first, made, end = self.windows[number]
+        if q == 0:
+            self.codes[self.coarse :, made:end] = -1
         codes, uniform = np.ascontiguousarray(self.codes[:, first:end]), np.ascontiguousarray(self.uniform[number][q])
         if codes.shape[0] != model.quantizers or len(uniform) != end - made:
             raise ValueError("a window has codes of every quantizer, and a number for each that is made")
@@ -48,7 +50,7 @@ class Filling:
         check(self.weights.library.audiolm_fill(model, window, how, self.coarse + q))
         self.codes[self.coarse + q, made:end] = codes[self.coarse + q, made - first :]
         self.done += 1
-        return end - made
+        return settled(self.windows, number)
 
 
 def fill(fillings: list[Filling], progress: Callable[[int], None] | None = None) -> list[Tensor]:

@@ -45,7 +45,7 @@ def test_a_quantizer_depends_on_all_frames_but_not_on_finer_ones(model):
 
 
 def test_codes_are_the_likeliest_given_those_made_before(model):
-    known, coarse = codes(10, 1), codes(40, 2)[: SPEC.coarse]
+    known, coarse = codes(10, 1), codes(35, 2)[: SPEC.coarse]
     coarse[:, :10] = known[: SPEC.coarse]
     (made,) = model.complete([coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
     assert torch.equal(made[: SPEC.coarse], coarse)
@@ -68,6 +68,23 @@ def test_long_outputs_are_made_in_windows_from_their_own_numbers(model):
     assert torch.equal(both[1], alone)
     assert both[0].min() >= 0
     assert sum(progress) == 2 * frames * SPEC.fine
+
+
+def test_windows_grow_and_each_makes_the_end_of_the_one_before_anew(model):
+    windows = model._windows(70, 2000)
+    assert [end - made for _, made, end in windows[:6]] == [25, 50, 100, 200, 400, 450]  # 10 s with 1 s before it
+    assert [made for _, made, _ in windows] == [70] + [end - 5 for *_, end in windows[:-1]]
+    assert all(first == max(0, made - 50) for first, made, _ in windows)
+    assert windows[-1][2] == 2000
+
+
+def test_the_beginning_does_not_depend_on_how_long_it_goes_on(model):
+    coarse, known, sampling = codes(300, 3)[: SPEC.coarse], codes(20, 3), StageSampling(1.0, 0, 0.9)
+    (long,) = model.complete([coarse], [known], [Noise(1, 0, 0)], sampling, 1)
+    (short,) = model.complete([coarse[:, :100]], [known], [Noise(1, 0, 0)], sampling, 1)
+    settled = model._windows(20, 300)[2][1]
+    assert settled == 20 + 25 + 50 - 2 * 5
+    assert torch.equal(long[:, :settled], short[:, :settled])
 
 
 def test_training_loss_starts_at_a_uniform_guess_and_has_gradients():
