@@ -123,20 +123,22 @@ def continue_(
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-    provisional: bool = False,
+    provisional: bool | None = None,
 ) -> Iterator[Output]:
     """Continues prompts, in order; by default the recording that the request names.
 
     The last `prompt_seconds` of a prompt, cut from its end backwards to whole semantic tokens, condition what follows.
     Stage 1 samples `best_of` candidates; stages 2 and 3 render the one that goes best with the prompt. The prompt's
-    last tokens would differ if the recording went on, so stage 1 samples them again; `provisional` keeps them.
+    last tokens would differ if the recording went on: stage 1 samples them again, or they are kept as `provisional`,
+    by default as the bundle has it.
 
     Raises InputError for a prompt shorter than one semantic token (40 ms).
     """
     config, spec = bundle.config, bundle.config.tokens
     request.check(config)
     new_samples, new_tokens = _length(request.duration, spec)
-    lookahead = 0 if provisional else config.tokenizer.lookahead
+    keep = config.provisional if provisional is None else provisional
+    lookahead = 0 if keep else config.tokenizer.lookahead
     for run in _runs(bundle, request, prompts, batch_size, progress):
         ends = [_condition(p.waveform, request.prompt_seconds or config.prompt_seconds, spec) for p in run.prompts]
         known = run.encode(ends)

@@ -165,7 +165,7 @@ def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
         ContinueRequest(until_end=True, best_of=2)
 
 
-def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
+def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     lookahead = tiny.config.tokenizer.lookahead
     known = pipeline.encode(tiny, postfilter.without_rumble(noise(1)[-12800:], 16000, 70.0)).semantic
     (anew,), (kept,) = (run(tiny, [Prompt(noise(1))], provisional=choice) for choice in (False, True))
@@ -173,6 +173,8 @@ def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
     assert torch.equal(anew.semantic[: 20 - lookahead], known[:-lookahead])
     assert not torch.equal(anew.semantic[:20], known)
     assert len(kept.waveform) == len(anew.waveform)
+    monkeypatch.setattr(tiny, "config", dataclasses.replace(tiny.config, provisional=True))
+    assert torch.equal(run(tiny, [Prompt(noise(1))])[0].semantic, kept.semantic)
 
 
 @pytest.mark.parametrize("samples", [640, 641, 700, 2000])

@@ -121,7 +121,7 @@ def generated(
     sampling: Sampling,
     seconds: float,
     best_of: int = 1,
-    provisional: bool = False,
+    provisional: bool | None = None,
 ) -> list[np.ndarray]:
     """What the bundle makes of the prompts: the new samples of each."""
     request = ContinueRequest(

@@ -32,7 +32,7 @@ from audiolm_cli.training.parts.outputs import outputs_of
 
 MAX_BYTES = 64_000_000
 # of config.json, besides what the parts say
-SETTINGS = ("sampling", "output", "prompt_seconds", "familiar_bits", "familiar_semantic_bits")
+SETTINGS = ("sampling", "output", "prompt_seconds", "provisional", "familiar_bits", "familiar_semantic_bits")
 
 
 def assemble(
