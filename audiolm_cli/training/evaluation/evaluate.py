@@ -1,7 +1,7 @@
 """The figures on quality of a bundle, on the validation split: `make eval`.
 
     python -m audiolm_cli.training.evaluation.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
-    python -m audiolm_cli.training.evaluation.evaluate --data CORPUS --runs RUNS --model weights/piano --piano
+    python -m audiolm_cli.training.evaluation.evaluate --data CORPUS --runs RUNS --model weights/piano
 
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
 and bigram; words beside pseudo-words; real tokens beside synthetic ones; continuations of 3 s by 7 s beside four
@@ -247,9 +247,9 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
     return tables
 
 
-def which_half(options: argparse.Namespace) -> str:
+def which_half(options: argparse.Namespace, piano: bool) -> str:
     """The half that is asked for, or that fits: what is swept is chosen on the tuning half."""
-    if options.piano:
+    if piano:
         return "both"
     return str(options.half or ("tuning" if options.sampling or options.best_of else "testing"))
 
@@ -262,7 +262,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quick", action="store_true", help="fewer clips and 20 prompts: minutes, wide intervals")
-    parser.add_argument("--piano", action="store_true", help="the recordings are of piano music")
     parser.add_argument(
         "--prompts", type=int, help="continuations to make (default 100, of a piano 40; 20 with --quick)"
     )
@@ -284,21 +283,21 @@ def main() -> None:
     audio = options.runs / "audio"
     try:
         bundle = bundles.load(options.model, device=options.device, dtype=options.dtype)
+        piano = bundle.config.domain == "piano"
         setting = Setting(
             bundle=bundle,
             training=load_corpus(options.data, "train", RATE, audio),
             validation=load_corpus(options.data, "valid", RATE, audio),
             cache=options.runs / "eval",
             quick=options.quick,
-            piano=options.piano,
-            prompts=options.prompts or (20 if options.quick else 40 if options.piano else 100),
+            prompts=options.prompts or (20 if options.quick else 40 if piano else 100),
             samplings=samplings(bundle, options.sampling),
             best_of=options.best_of,
-            half=which_half(options),
+            half=which_half(options, piano),
             text=options.text,
             synthetic=options.synthetic,
         )
-        tables = evaluate(setting, options.sections or (PIANO if options.piano else SPEECH))
+        tables = evaluate(setting, options.sections or (PIANO if piano else SPEECH))
     except AudioLMError as error:
         sys.exit(f"evaluate: {error}")
     except ImportError as error:

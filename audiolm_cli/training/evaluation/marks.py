@@ -26,8 +26,9 @@ from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.measures.measures import RATE, autoencoder, opus, pesq
+from audiolm_cli.training.measures.measures import autoencoder, opus, pesq
 from audiolm_cli.training.parts.outputs import load_outputs
 
 WINDOW = 2 * RATE  # samples

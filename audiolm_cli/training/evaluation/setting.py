@@ -16,10 +16,11 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import ContinueRequest
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
 from audiolm_cli.training.evaluation import bits, continuations, music
-from audiolm_cli.training.measures.measures import RATE, Clip, autoencoder
+from audiolm_cli.training.measures.measures import Clip, autoencoder
 
 SEED = 0
 BATCH = 10  # continuations made together
@@ -36,7 +37,6 @@ class Setting:
     validation: Corpus
     cache: Path
     quick: bool
-    piano: bool
     prompts: int
     samplings: dict[str, Sampling]  # of continuations, by the name of their row
     best_of: Sequence[int] = ()  # candidates of continuations, a row each beside those without a choice
@@ -59,6 +59,11 @@ class Setting:
             speakers = half(self.validation, self.half)
             clips = [clip for clip in clips if clip.speaker in speakers]
         return continuations.cases(clips, len(clips) * 2, SEED), voices
+
+    @property
+    def piano(self) -> bool:
+        """Whether it is judged as music."""
+        return self.bundle.config.domain == "piano"
 
     @property
     def whose(self) -> str:

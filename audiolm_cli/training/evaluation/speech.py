@@ -14,6 +14,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
 from audiolm_cli.request import ContinueRequest, ResynthRequest
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest
 from audiolm_cli.training.corpora.tokenize import TokenData
 from audiolm_cli.training.evaluation import bits, continuations, resyntheses
@@ -29,7 +30,7 @@ from audiolm_cli.training.evaluation.setting import (
 )
 from audiolm_cli.training.evaluation.tables import Table
 from audiolm_cli.training.measures import pauses, phones, pitch, recogniser, two_samples
-from audiolm_cli.training.measures.measures import RATE, Figure, autoencoder, figure
+from audiolm_cli.training.measures.measures import Figure, autoencoder, figure
 from audiolm_cli.training.measures.memorised import Training
 from audiolm_cli.training.measures.recogniser import Heard
 from audiolm_cli.training.measures.trigrams import Trigrams, perplexity, unheard

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from audiolm_cli.training import RATE
+
 if TYPE_CHECKING:
     from audiolm_cli.codec.soundstream import SoundStream
 
-RATE = 16000  # Hz
 VAD_FRAME, VAD_CONTEXT = 512, 64  # samples that Silero's detector reads at once, and of those before
 DNSMOS_SAMPLES = 144160  # 9.01 s, the window of its network
 

@@ -1,6 +1,6 @@
 """Trains SoundStream: by reconstruction, then its decoder against discriminators as well.
 
-    python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--preset tiny]
+    python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--recipe tiny]
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 20 [--resume] --decoder-only
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
@@ -27,14 +27,17 @@ from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, save_part
 from audiolm_cli.codebook import nearest
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json, preset
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.parts.discriminators import Discriminators
 from audiolm_cli.training.parts.kmeans import kmeans
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, matrices, warm_start
 
 KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
 UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
+VALIDATED_SECONDS = 3.0  # of each clip
 # STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
 MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
 WAVEFORM_WEIGHT, COMMITMENT_WEIGHT = 6.0, 0.25
@@ -172,8 +175,9 @@ def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, flo
     """Mel distance over fixed validation clips with all and with the coarse quantizers."""
     device = next(codec.parameters()).device
     figures = {}
-    clips = [c for c in corpus.clips if c.samples > 48000][:24]
-    audio = torch.from_numpy(np.stack([corpus.samples(c)[:48000] for c in clips])).to(device)
+    length = round(VALIDATED_SECONDS * RATE)
+    clips = [c for c in corpus.clips if c.samples > length][:24]
+    audio = torch.from_numpy(np.stack([corpus.samples(c)[:length] for c in clips])).to(device)
     codes = codec.encode(audio)
     for name, count in (("mel_all", codes.shape[1]), ("mel_coarse", 4)):
         figures[name] = round(float(loss(audio, codec.decode(codes[:, :count]))), 4)
@@ -189,8 +193,8 @@ def _perplexity(codes: Tensor) -> Tensor:
 
 def main() -> None:
     parser = arguments(__doc__ or "", minutes=75)
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
-    parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the preset's by default")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
+    parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the recipe's by default")
     parser.add_argument(
         "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
     )
@@ -203,7 +207,8 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
     part = args.runs / "parts" / "codec.safetensors"
-    tokens, config, before = preset(args.preset).tokens, preset(args.preset).codec, {}
+    sizes = RECIPES[args.recipe].sizes
+    tokens, config, before = sizes.tokens, sizes.codec, {}
     if args.kind and args.kind != config.kind:
         config = KINDS[args.kind]()
     if args.decoder_only:

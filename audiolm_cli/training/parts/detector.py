@@ -33,7 +33,7 @@ from torch import Tensor
 from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
-from audiolm_cli.config import PRESETS, DetectorConfig, preset, to_json
+from audiolm_cli.config import DetectorConfig, to_json
 from audiolm_cli.detector import (
     WINDOW_SECONDS,
     Detector,
@@ -51,6 +51,7 @@ from audiolm_cli.training.parts.familiar import prompts
 from audiolm_cli.training.parts.outputs import BATCH as OUTPUT_BATCH
 from audiolm_cli.training.parts.outputs import SECONDS as OUTPUT_SECONDS
 from audiolm_cli.training.parts.outputs import load_outputs, outputs_of
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64
@@ -266,7 +267,7 @@ def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__, minutes=0)
     parser.add_argument("--model", default="weights/speech", help="name or folder of the bundle")
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="what it hears, and sizes")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose detector, and sizes")
     parser.add_argument("--report", action="store_true", help="also train what the figures compare it with")
     args = parser.parse_args()
     if args.threads:
@@ -275,7 +276,7 @@ def main() -> None:
         bundle = bundles.load(args.model, device="cpu", dtype="float32")
     except AudioLMError as error:
         sys.exit(f"detector: {error}")
-    tokens, config = bundle.config.tokens, preset(args.preset).detector or DetectorConfig()
+    tokens, config = bundle.config.tokens, RECIPES[args.recipe].sizes.detector or DetectorConfig()
 
     def fresh() -> Detector:
         torch.manual_seed(args.seed)

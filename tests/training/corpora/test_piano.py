@@ -13,10 +13,10 @@ import pytest
 
 from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import piano, sampler
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.corpora.piano import Cut, Note, Piece
-from audiolm_cli.training.corpora.sampler import RATE
 from tests.training.corpora.test_sampler import attacks, check_melody, loudness, melody, recordings
 
 mido = pytest.importorskip("mido", reason="needs the extra 'train'")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import sampler
-from audiolm_cli.training.corpora.sampler import RATE, Note, Piano
+from audiolm_cli.training.corpora.sampler import Note, Piano
 from tests.helpers import ROOT
 
 REAL = ROOT.parent / "shared" / "data" / "piano" / "headroom"

@@ -127,7 +127,6 @@ def asked(bundle, corpus, tmp_path, monkeypatch):
         validation=corpus,
         cache=tmp_path / "eval",
         quick=True,
-        piano=False,
         prompts=20,
         samplings=setting.samplings(bundle, []),
     )
@@ -152,12 +151,12 @@ def test_prompts_are_of_one_half_and_voices_of_both(asked):
         ({"best_of": [4]}, "tuning"),
         ({"sampling": ["{}"], "half": "testing"}, "testing"),
         ({"half": "both"}, "both"),
-        ({"piano": True}, "both"),
     ],
 )
 def test_what_is_swept_is_swept_on_the_other_half(options, chosen):
-    given = {"piano": False, "sampling": [], "best_of": [], "half": None} | options
-    assert evaluate.which_half(argparse.Namespace(**given)) == chosen
+    given = argparse.Namespace(**{"sampling": [], "best_of": [], "half": None} | options)
+    assert evaluate.which_half(given, piano=False) == chosen
+    assert evaluate.which_half(given, piano=True) == "both"
 
 
 def test_sections_judge_the_same_continuations(asked, monkeypatch):
@@ -257,7 +256,6 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         validation=corpus,
         cache=tmp_path,
         quick=False,
-        piano=True,
         prompts=4,
         samplings=setting.samplings(bundle, []),
     )

@@ -5,10 +5,9 @@ import importlib.util
 import numpy as np
 import pytest
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.measures import measures
 from audiolm_cli.training.measures.measures import Clip, Figure, bootstrap, clips_per_speaker, figure
-
-RATE = measures.RATE
 
 
 def tone(seconds: float = 2.0, hertz: float = 200.0, level: float = 0.1) -> np.ndarray:

@@ -17,9 +17,10 @@ from audiolm_cli.bundles.bundle import read_about, read_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
 from audiolm_cli.errors import InputError, ModelError
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import hearing
 from audiolm_cli.training.corpora.data import load_corpus
-from audiolm_cli.training.corpora.hearing import RATE, Changes
+from audiolm_cli.training.corpora.hearing import Changes
 from audiolm_cli.training.parts import student, teacher
 from audiolm_cli.training.parts.student import TOKEN, UNKNOWN, Lesson
 from audiolm_cli.training.trainer import optimizers
