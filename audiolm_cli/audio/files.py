@@ -280,11 +280,11 @@ def _without_messages() -> Iterator[None]:
 
 
 class _Straight(soundfile.SoundFile):
-    """Reads MP3 without the search for the place behind it that soundfile adds to every read: where there are few bits
-    a second that forgets what the next frames refer to, and what they hold is garbled."""
+    """Reads MP3 and Ogg without the seek that soundfile adds behind every read: in MP3 of few bits a second and near the
+    end of Opus it forgets what the next frames refer to, and garbles them."""
 
     def seekable(self) -> bool:
-        return self.format != "MP3" and super().seekable()
+        return self.format not in ("MP3", "OGG") and super().seekable()
 
 
 class _Sound:
