@@ -95,9 +95,9 @@ $(CORPUS)/manifest.tsv: .venv/installed
 
 # makes outputs, and trains the classifier anew and others to compare it with, into runs/
 eval-detector: .venv/installed $(CORPUS)/manifest.tsv  ## false alarms of the classifiers on corpora that they never heard
-	$(BIN)/python -m audiolm_cli.training.parts.outputs --data $(DATA)
+	$(BIN)/python -m audiolm_cli.training.parts.detector_data --data $(DATA)
 	$(BIN)/python -m audiolm_cli.training.parts.detector --data $(DATA) --report
-	$(BIN)/python -m audiolm_cli.training.parts.outputs $(OF_PIANO)
+	$(BIN)/python -m audiolm_cli.training.parts.detector_data $(OF_PIANO)
 	$(BIN)/python -m audiolm_cli.training.parts.detector $(OF_PIANO) --report --recipe piano
 
 bench: .venv/installed  ## the figures on speed

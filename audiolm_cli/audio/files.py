@@ -280,8 +280,8 @@ def _without_messages() -> Iterator[None]:
 
 
 class _Straight(soundfile.SoundFile):
-    """Reads MP3 and Ogg without the seek that soundfile adds behind every read: in MP3 of few bits a second and near the
-    end of Opus it forgets what the next frames refer to, and garbles them."""
+    """Reads MP3 and Ogg without the seek that soundfile adds after every read. The seek forgets what later frames
+    refer to: it garbles MP3 of a low bit rate and the end of Opus."""
 
     def seekable(self) -> bool:
         return self.format not in ("MP3", "OGG") and super().seekable()

@@ -64,7 +64,7 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
         ),
     ]
     return parts, [
-        ["audiolm_cli.training.parts.outputs", *common, *device, *model],
+        ["audiolm_cli.training.parts.detector_data", *common, *device, *model],
         ["audiolm_cli.training.parts.detector", *common, *device, *named, *model],
     ]
 

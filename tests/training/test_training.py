@@ -31,7 +31,7 @@ from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training import run as whole_run
 from audiolm_cli.training import trainer
 from audiolm_cli.training.corpora.tokenize import load_tokens
-from audiolm_cli.training.parts import codec, lm, outputs, tokenizer
+from audiolm_cli.training.parts import codec, detector_data, lm, tokenizer
 from audiolm_cli.training.parts.assemble import assemble, unpack
 from audiolm_cli.training.recipes import RECIPES, TRAININGS, Recipe
 from tests.helpers.bundles import write_parts
@@ -55,7 +55,7 @@ def _small() -> Iterator[None]:
         patch.setattr(tokenizer, "CHANGED_TOKENS", 500)
         patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
         for name, value in {"SECONDS": 2.2, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
-            patch.setattr(outputs, name, value)
+            patch.setattr(detector_data, name, value)
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
 
@@ -270,12 +270,12 @@ def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Pa
     changed = [name for name in state["module"] if name.startswith("codec.decoder") and name.endswith("weight")]
     assert changed
     assert not any(torch.equal(state["module"][name], codec_before[name]) for name in changed)
-    assert {"opponent", "adversarial", "features"} <= log(trained / "runs", "decoder")[0].keys()
-    taken = {int(moments["step"]) for moments in state["extra"]["opponent"]["optimizer"]["state"].values()}
+    assert {"discriminators", "adversarial", "features"} <= log(trained / "runs", "decoder")[0].keys()
+    taken = {int(moments["step"]) for moments in state["extra"]["discriminators"]["optimizer"]["state"].values()}
     assert taken == {state["step"]}
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--decoder-only", "--resume")
     run("audiolm_cli.training.parts.codec", *common, "--minutes", state["step"] + 2)
-    after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["opponent"]["optimizer"]["state"]
+    after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["discriminators"]["optimizer"]["state"]
     assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
 
 

@@ -37,7 +37,7 @@ from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.data import HALVES, load_corpus
-from audiolm_cli.training.evaluation import bits, continuations, marks, music, speech
+from audiolm_cli.training.evaluation import continuations, language_models, music, speech, watermark_robustness
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -62,7 +62,7 @@ from audiolm_cli.training.measures.measures import (
 )
 from audiolm_cli.training.measures.memorised import Training
 from audiolm_cli.training.parts import detector as detectors
-from audiolm_cli.training.parts import outputs
+from audiolm_cli.training.parts import detector_data
 
 SPEECH = (  # sections
     "codec", "tokenizer", "bits", "words", "synthetic", "continuation", "spoken", "join", "pauses", "long",
@@ -124,9 +124,9 @@ def tokenizer_tables(setting: Setting) -> dict[str, Table]:
 def bits_tables(setting: Setting) -> dict[str, Table]:
     """Bits per token by stage and quantizer, and what stage 2 owes to its conditioning."""
     training, crops = training_tokens(setting), 32 if setting.quick else 96
-    validation = bits.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
-    rows = bits.stage_bits(setting.bundle, validation, training, crops)
-    effects = bits.conditioning_effects(setting.bundle, validation, crops)
+    validation = language_models.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
+    rows = language_models.stage_bits(setting.bundle, validation, training, crops)
+    effects = language_models.conditioning_effects(setting.bundle, validation, crops)
     return {
         "bits per token": rows,
         "stage 2, bits per token: own, and the rise with another speaker's": {"coarse": effects},
@@ -170,19 +170,24 @@ def music_tables(setting: Setting) -> dict[str, Table]:
 
 def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
     """Outputs in all ways and with many settings, each with the corpus of its voice; few of them for quick figures."""
-    bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else outputs.VALID_BATCHES
+    bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else detector_data.VALID_BATCHES
     say("outputs of the bundle")
-    outputs.complete(bundle, setting.validation, runs, "valid", batches)
-    return outputs.load_outputs(runs, "valid", bundle, setting.validation)
+    detector_data.complete(bundle, setting.validation, runs, "valid", batches)
+    return detector_data.load_outputs(runs, "valid", bundle, setting.validation)
 
 
 def mark_tables(setting: Setting) -> dict[str, Table]:
     """What the watermark costs, and how it survives what may happen to a file."""
-    made, marker = [output for _, output in known_outputs(setting)], marks.Ours(setting.bundle.config.name)
-    real = marks.recordings([setting.validation, setting.training], 300 if setting.quick else marks.RECORDED)
-    rows = marks.survival(marker, made, real, marks.handlings(setting.bundle.codec))
+    made, marker = (
+        [output for _, output in known_outputs(setting)],
+        watermark_robustness.Ours(setting.bundle.config.name),
+    )
+    real = watermark_robustness.recordings(
+        [setting.validation, setting.training], 300 if setting.quick else watermark_robustness.RECORDED
+    )
+    rows = watermark_robustness.survival(marker, made, real, watermark_robustness.handlings(setting.bundle.codec))
     return {
-        f"watermark of {len(made)} outputs": {marker.name: marks.cost(marker, made)},
+        f"watermark of {len(made)} outputs": {marker.name: watermark_robustness.cost(marker, made)},
         f"watermark in 2 s, found from {marker.threshold} on": dict(rows),
     }
 

@@ -19,7 +19,7 @@ from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
-from audiolm_cli.training.evaluation import bits, continuations, music
+from audiolm_cli.training.evaluation import continuations, language_models, music
 from audiolm_cli.training.measures.measures import Clip, autoencoder
 
 SEED = 0
@@ -85,12 +85,12 @@ def training_tokens(setting: Setting) -> TokenData:
     """The training recordings as tokens of the bundle; two hours of them for quick figures."""
     say("tokens of the training recordings")
     hours = 2.0 if setting.quick else None
-    return bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
+    return language_models.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
 
 
 def synthetic_tokens(setting: Setting, split: str) -> list[TokenData]:
     """The synthetic speech as tokens of the bundle, where stage 1 was trained on any."""
-    found = bits.synthetic_tokens(setting.bundle, setting.cache.parent, split)
+    found = language_models.synthetic_tokens(setting.bundle, setting.cache.parent, split)
     if not found:
         say(f"no synthetic speech, as tokens of this bundle, in {setting.cache.parent / 'tokens'}: real speech alone")
     return found

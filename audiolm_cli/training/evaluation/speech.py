@@ -17,7 +17,7 @@ from audiolm_cli.request import ContinueRequest, ResynthRequest
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest
 from audiolm_cli.training.corpora.tokenize import TokenData
-from audiolm_cli.training.evaluation import bits, continuations, resyntheses
+from audiolm_cli.training.evaluation import continuations, language_models, resyntheses
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -257,14 +257,14 @@ def synthetic_tables(setting: Setting) -> dict[str, Table]:
         if not (found := synthetic_tokens(setting, split)):
             return {}
         synthetic[name] = found
-    real = bits.bundle_tokens(bundle, setting.validation, "valid", setting.cache)
+    real = language_models.bundle_tokens(bundle, setting.validation, "valid", setting.cache)
     known = two_samples.stretches([training_tokens(setting), real])
-    rows: Table = {"real, not heard": {"bits": bits.semantic_bits(bundle, [real], crops)}}
+    rows: Table = {"real, not heard": {"bits": language_models.semantic_bits(bundle, [real], crops)}}
     for name, data in synthetic.items():
         say(f"real and synthetic tokens: {name}")
         others = two_samples.stretches(data, by_track=True)
         rows[name] = {
-            "bits": bits.semantic_bits(bundle, data, crops, by_track=True),
+            "bits": language_models.semantic_bits(bundle, data, crops, by_track=True),
             "told from real": two_samples.told_apart(known, others, bundle.config.tokens.semantic_vocabulary),
         }
     return {"semantic tokens of real and synthetic speech: bits in stage 1, and a classifier's accuracy": rows}

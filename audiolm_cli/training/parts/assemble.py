@@ -28,7 +28,7 @@ from audiolm_cli.bundles.folder import PARTS, read_config, sha256
 from audiolm_cli.bundles.hub import CARD
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
-from audiolm_cli.training.parts.outputs import outputs_of
+from audiolm_cli.training.parts.detector_data import outputs_of
 from audiolm_cli.training.recipes import Recipe
 
 MAX_BYTES = 64_000_000

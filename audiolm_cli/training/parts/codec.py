@@ -123,7 +123,7 @@ class CodebookTrainer(nn.Module):
             residual = residual - codebook[codes]
 
 
-class Opponent:
+class DiscriminatorTrainer:
     """The discriminators and their optimizer."""
 
     def __init__(self, windows: list[int], rate: float, device: torch.device, saved: dict[str, Any] | None):
@@ -139,7 +139,7 @@ class Opponent:
     def learn(self, real: Tensor, made: Tensor) -> Tensor:
         """One step of the discriminators on audio `[B, T]`; their loss."""
         self.nets.requires_grad_(True)
-        loss = self.nets.judged(real, made)
+        loss = self.nets.discriminator_loss(real, made)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -230,9 +230,9 @@ def main() -> None:
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
-    opponent = None
+    discriminators = None
     if args.decoder_only and args.windows:
-        opponent = Opponent(args.windows, args.rate, device, trainer.extra.get("opponent"))
+        discriminators = DiscriminatorTrainer(args.windows, args.rate, device, trainer.extra.get("discriminators"))
     collected: list[Tensor] = []
     started = args.decoder_only or trainer.extra.get("quantized", False)
     unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks begin anew in any case
@@ -257,12 +257,12 @@ def main() -> None:
         distance = mel(audio, got, 3)
         loss = WAVEFORM_WEIGHT * waveform + distance + COMMITMENT_WEIGHT * commitment
         figures = {"mel": distance, "waveform": waveform, "commitment": commitment}
-        if opponent:
+        if discriminators:
             with trainer.autocast():
-                figures["opponent"] = opponent.learn(audio, got)
-                figures["adversarial"], figures["features"] = opponent.nets.deceived(audio, got)
+                figures["discriminators"] = discriminators.learn(audio, got)
+                figures["adversarial"], figures["features"] = discriminators.nets.generator_loss(audio, got)
             loss = loss + ADVERSARIAL_WEIGHT * figures["adversarial"] + FEATURE_WEIGHT * figures["features"]
-            trainer.extra["opponent"] = opponent.state()
+            trainer.extra["discriminators"] = discriminators.state()
         trainer.update(loss, figures)
         if trainer.due() and started:
             trainer.log(valid=True, **validate(codec, valid, mel))

@@ -2,8 +2,8 @@
 
     python -m audiolm_cli.training.parts.detector --model weights/speech --data DATA --runs RUNS
 
-Needs what audiolm_cli.training.parts.outputs made, of both splits. Half of recordings and outputs is changed before:
-level, equaliser, band, noise, MP3 and Ogg; and all are cut somewhere, so that frames do not begin where the bundle
+Needs what audiolm_cli.training.parts.detector_data made, of both splits. Half of them is changed first: level,
+equaliser, band, noise, MP3 and Ogg; and all are cut somewhere, so that frames do not begin where the bundle
 began them. Of the recordings a third has been through the codec once before, as every output has; otherwise its traces
 would tell, and whatever somebody kept as tokens would count as generated. Outputs carry no watermark, which tells for
 itself and makes them less likely to the stages: with half of them marked, the rest would be missed more often. Writes
@@ -45,12 +45,12 @@ from audiolm_cli.detector import (
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
 from audiolm_cli.request import ContinueRequest
+from audiolm_cli.training.corpora.augmentation import equaliser
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.corpora.hearing import equaliser
-from audiolm_cli.training.parts.familiar import prompts
-from audiolm_cli.training.parts.outputs import BATCH as OUTPUT_BATCH
-from audiolm_cli.training.parts.outputs import SECONDS as OUTPUT_SECONDS
-from audiolm_cli.training.parts.outputs import load_outputs, outputs_of
+from audiolm_cli.training.parts.detector_data import BATCH as OUTPUT_BATCH
+from audiolm_cli.training.parts.detector_data import SECONDS as OUTPUT_SECONDS
+from audiolm_cli.training.parts.detector_data import load_outputs, outputs_of
+from audiolm_cli.training.parts.ood_threshold import prompts
 from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, arguments
 

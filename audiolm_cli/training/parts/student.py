@@ -32,8 +32,8 @@ from audiolm_cli.bundles.bundle import round_to_disk, save_part, whole, write_te
 from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training import RATE
+from audiolm_cli.training.corpora.augmentation import Changes, changed
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.corpora.hearing import Changes, changed
 from audiolm_cli.training.parts import teacher
 from audiolm_cli.training.parts.kmeans import kmeans, members
 from audiolm_cli.training.parts.tokenizer import normalise, set_statistics, warped
