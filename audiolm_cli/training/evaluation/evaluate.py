@@ -197,7 +197,7 @@ def detector_tables(setting: Setting) -> dict[str, Table]:
     bundle, made = setting.bundle, known_outputs(setting)
     if bundle.detector is None:
         return {}
-    listen = functools.partial(bundle.detector.hear, bundle)
+    listen = functools.partial(bundle.detector.features, bundle)
     held = detectors.items(bundle, listen, setting.validation, made, SEED, 0.0)
     count = 10 if setting.quick else 40
     return {

@@ -37,8 +37,8 @@ from audiolm_cli.config import DetectorConfig, to_json
 from audiolm_cli.detector import (
     WINDOW_SECONDS,
     Detector,
+    LikelihoodDetector,
     SpectralDetector,
-    TraceDetector,
     judge,
     make_detector,
 )
@@ -166,7 +166,7 @@ def blurred(spectra: Tensor, rng: np.random.Generator) -> Tensor:
 
 def lasting(args: argparse.Namespace, detector: Detector) -> argparse.Namespace:
     """The arguments with as many minutes as its kind of detector takes, unless they say how many."""
-    usual = MINUTES["traces" if isinstance(detector, TraceDetector) else "spectra"]
+    usual = MINUTES["traces" if isinstance(detector, LikelihoodDetector) else "spectra"]
     return argparse.Namespace(**{**vars(args), "minutes": args.minutes or usual})
 
 
@@ -179,7 +179,7 @@ def train(
     voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     shares /= shares.sum()
-    if isinstance(detector, TraceDetector):
+    if isinstance(detector, LikelihoodDetector):
         everything = torch.cat([item.heard for item in training])
         detector.mean.copy_(everything.mean(0))
         detector.scale.copy_(1 / (everything.std(0) + 1e-3))
@@ -292,7 +292,7 @@ def main() -> None:
             found.append(cached(args.runs / "heard" / name, make))
         return found[0], found[1]
 
-    training, held = material(config.hears, functools.partial(fresh().hear, bundle))
+    training, held = material(config.hears, functools.partial(fresh().features, bundle))
     detector = train(args, "detector", fresh(), training, held)
     report: dict[str, dict[str, dict[str, float]]] = {config.hears: figures(detector, held)}
     about = {

@@ -106,7 +106,7 @@ def test_it_learns_what_is_made(bundle, tmp_path, raw, steps_take):
         for n in range(count):
             noise = 0.1 * rng.standard_normal(4 * RATE)
             sound = (tone(4.0) + 0.01 * noise if n % 2 else noise).astype(np.float32)
-            heard = spectral.spectra(sound) if raw else traced.hear(bundle, sound)
+            heard = spectral.spectra(sound) if raw else traced.features(bundle, sound)
             found.append(training.Item(heard, n % 2 == 1, "a"))
         return found
 
