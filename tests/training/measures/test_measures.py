@@ -88,6 +88,8 @@ def test_voice_is_a_unit_vector_and_zeros_for_silence():
     pytest.importorskip("resemblyzer", reason="needs the extra 'eval'")
     assert not measures.voice(np.zeros(3 * RATE, np.float32)).any()
     embedding = measures.voice(chatter())
+    hum = tone(3.0, hertz=40.0)
+    assert embedding @ measures.voice(chatter() + hum) > 0.999
     assert embedding.shape == (256,)
     assert np.isclose(np.linalg.norm(embedding), 1, atol=1e-4) or not embedding.any()
 
