@@ -167,9 +167,8 @@ class Run:
                 about["candidates"] = tuple(found)
                 self.noise[n] = Noise(**{**vars(self.noise[n]), "candidate": taken[n]})
         if least:
-            first = stages.SemanticStage(model, known, least, how)
-            first.until(least)
-            known = [line.cut(0, len(line)) for line in first.lines]
+            with how.timed():
+                known = stages.whole(stages.SemanticStage(model, known, least, how))
         return stages.SemanticStage(model, known, totals, how, until_end=least is not None)
 
     def rendered(

@@ -326,7 +326,7 @@ def continue_semantic(
 ) -> list[Tensor]:  # fmt: skip
     """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`, or fewer where `<end>` may come."""
     stage = SemanticStage(model, known, totals, How(noise, sampling, batch_size, progress), until_end)
-    return _whole(stage)
+    return whole(stage)
 
 
 def continue_coarse(
@@ -334,7 +334,7 @@ def continue_coarse(
     batch_size: int, progress: Progress | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`."""
-    return _whole(CoarseStage(model, Source(semantic), known, How(noise, sampling, batch_size, progress)))
+    return whole(CoarseStage(model, Source(semantic), known, How(noise, sampling, batch_size, progress)))
 
 
 def complete(
@@ -351,7 +351,8 @@ def complete(
     return [torch.cat(parts, 1) for parts in codes]
 
 
-def _whole(stage: SemanticStage | CoarseStage) -> list[Tensor]:
+def whole(stage: SemanticStage | CoarseStage) -> list[Tensor]:
+    """All tokens of its items."""
     for line in stage.lines:
         line.hold("whole", 0)
     stage.until([math.inf] * len(stage.lines))
@@ -379,7 +380,7 @@ def best_semantic(
         places = [first_window(model, len(known[i]), totals[i]) for i, _ in batch]
         noise = [replace(how.noise[i], candidate=candidate) for i, candidate in batch]
         own = replace(how, noise=noise)
-        made = _whole(SemanticStage(model, [known[i] for i, _ in batch], [end for *_, end in places], own))
+        made = whole(SemanticStage(model, [known[i] for i, _ in batch], [end for *_, end in places], own))
         for (i, _), (first, begin, end), tokens in zip(batch, places, made, strict=True):
             score = prompt_gain(model, tokens[first:begin], tokens[begin:end])
             if score > max(scores[i], default=-math.inf):
