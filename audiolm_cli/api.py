@@ -15,7 +15,6 @@ threads: they take turns, in streams chunk by chunk.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -103,12 +102,12 @@ class Model:
     def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
         """Goes on from a sound for `duration` seconds (7 unless given). Options: duration, prompt_seconds, best_of,
         until_end, continuation_only, seed (random unless given), temperature, top_k, top_p, guidance, no_watermark."""
-        return self._whole(ContinueRequest(**_asked(options)), self._samples(sound, sample_rate))
+        return self._whole(_request(ContinueRequest, options), self._samples(sound, sample_rate))
 
     def generate(self, **options: Any) -> Result:
         """Makes sound from nothing for `duration` seconds (10 unless given). Options: duration, until_end, seed,
         temperature, top_k, top_p, guidance, no_watermark."""
-        return self._whole(GenerateRequest(**_asked(options)))
+        return self._whole(_request(GenerateRequest, options))
 
     def resynth(
         self, sound: Sound, sample_rate: int | None = None, *, speaker: Sound | None = None,
@@ -117,7 +116,7 @@ class Model:
         """Says a sound again in the voice of `speaker`, by default a sampled one. Options: seed, temperature, top_k,
         top_p, guidance, no_watermark."""
         voice = self._voice(speaker, speaker_rate, sample_rate)
-        return self._whole(ResynthRequest(**_asked(options)), self._samples(sound, sample_rate), voice)
+        return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), voice)
 
     def stream(
         self, sound: Sound | None = None, sample_rate: int | None = None, *, resynth: bool = False,
@@ -128,7 +127,7 @@ class Model:
         voice, kind = None, GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
         if resynth:
             voice = self._voice(speaker, speaker_rate, sample_rate)
-        request = kind(**_asked(options))
+        request = _request(kind, options)
         samples = None if sound is None else self._samples(sound, sample_rate)
         with self._lock:
             chunks = iter(self._stream(request, samples, voice))
@@ -204,14 +203,13 @@ class Model:
         return None if speaker is None else self._samples(speaker, rate or default)
 
 
-def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a request; raises UsageError for one that there is not."""
-    for name in options:
-        if name in ("input", "output", "num_samples", "plot", "speaker"):
-            raise UsageError(f"{name}: is for the command line")
-    if options.get("seed", 0) is None:
-        options = {**options, "seed": secrets.randbits(32)}
-    return options
+def _request(kind: type[Request], options: dict[str, Any]) -> Request:
+    """A request with these options. Raises UsageError for one that there is not."""
+    known = kind.options().keys() - {"input", "output", "num_samples", "plot", "speaker"}
+    if unknown := options.keys() - known:
+        names = ", ".join(sorted(known))
+        raise UsageError(f"{sorted(unknown)[0]}: no option here; there are {names}; files are for the command line")
+    return kind(**{name: value for name, value in options.items() if value is not None})
 
 
 def _named(sound: Sound) -> str | None:

@@ -210,7 +210,7 @@ class Run:
 
         def chunks(n: int, codes: Tensor, sounds: Iterator[np.ndarray]) -> Iterator[Chunk]:
             """A chunk for each piece of sound, the tokens with the first."""
-            end = -(-len(fine.lines[n]) // spec.frames_per_semantic)
+            end = min(len(semantic.lines[n]), -(-len(fine.lines[n]) // spec.frames_per_semantic))
             tokens, said[n] = semantic.lines[n].cut(said[n], end), end
             semantic.lines[n].hold("output", end)
             for sound in sounds:

@@ -169,6 +169,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     from audiolm_cli.language_models import engine
     from audiolm_cli.language_models.kinds import stage_model
     from audiolm_cli.language_models.sampling import Noise, StageSampling, uniforms
+    from audiolm_cli.language_models.stages import complete
     from audiolm_cli.native.model import give
 
     width, layers, heads = BARK

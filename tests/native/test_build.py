@@ -18,7 +18,7 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.frames import FrameTransformer
-from audiolm_cli.native import build, decode
+from audiolm_cli.native import build
 from audiolm_cli.native.model import give, prepare
 from tests.helpers.kernels import generated
 from tests.language_models.test_engine import coarse_item, coarse_model

@@ -182,7 +182,9 @@ def test_a_loaded_bundle_fills_natively(tiny_bundle, monkeypatch) -> None:
         return [filling.codes[coarse:, filling.known :] for filling in fillings]
 
     monkeypatch.setattr(fill, "fill", counted)
-    stages.complete(loaded.fine, [some_codes(9, 0, spec)[: spec.coarse]], [some_codes(3, 0, spec)], [Noise(1, 0, 0)], LIVELY, 1)
+    stages.complete(
+        loaded.fine, [some_codes(9, 0, spec)[: spec.coarse]], [some_codes(3, 0, spec)], [Noise(1, 0, 0)], LIVELY, 1
+    )
     assert calls == [1]
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
     other = bundle.load(str(tiny_bundle), device="cpu")

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.config import StageConfig, TokenSpec, preset
+from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.engine import Item
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.kinds import KINDS
 from audiolm_cli.language_models.parallel import ParallelTransformer
 from audiolm_cli.language_models.sampling import Noise, StageSampling, sample, uniforms
-from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.transformer import Decoder
 from audiolm_cli.native import decode
