@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import torch
 import audiolm_cli
 from audiolm_cli import api
 from audiolm_cli.audio import files
+from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles import catalogue
 from audiolm_cli.command_line import cli
 from audiolm_cli.errors import AudioLMError, ExistsError, InputError, ModelError, UsageError
@@ -155,3 +157,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not set(out.split()) & {"torch", "numpy", "typer"}
     with pytest.raises(AttributeError):
         audiolm_cli.nothing  # noqa: B018
+
+
+def test_the_examples_in_the_documents_run(model: api.Model, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundles, "load", lambda *names, **how: model.bundle)
+    for n, name in enumerate(("prompt.wav", "reference.wav")):
+        files.write(name, noise(1.0, n), 16000, {})
+    blocks = re.findall(
+        r"(?<=```python\n).*?(?=```)", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(blocks) == 4
+    exec("\n".join(blocks), {})
+    assert {file.name for file in tmp_path.iterdir()} == {"prompt.wav", "reference.wav", "out.wav", "four.flac"}

@@ -10,13 +10,14 @@ import soundfile
 
 from audiolm_cli.audio import files
 
-FORMATS = ("wav", "s16le", "flac", "ogg", "opus", "mp3")  # s16le: samples alone, 16 bit, little-endian
+# s16le: samples alone, 16 bit, little-endian. Not MP3, whose first frame would count the others wrongly.
+FORMATS = ("wav", "s16le", "flac", "ogg", "opus")
 UNKNOWN = 0xFFFFFFFF  # in WAV: the size of what goes on, as ffmpeg and sox write it
 
 
 class Encoder:
     """Encodes mono sound `float32 [T]` at `rate` Hz, piece by piece. With `samples`, as many as will come, a WAV file
-    is the one that `files.encode` makes. `clipped` counts samples beyond full scale."""
+    is the one that `files.encode` makes, and FLAC says how long it is. `clipped` counts samples beyond full scale."""
 
     def __init__(
         self, write: Callable[[bytes], None], rate: int, format: str, tags: dict[str, str], samples: float = math.inf
@@ -26,7 +27,7 @@ class Encoder:
         if format == "wav":
             write(wav_header(rate, tags, samples))
         elif format != "s16le":
-            self.sound = files.opened_for(_Forward(write), rate, f".{format}", tags)
+            self.sound = files.opened_for(_Forward(write, samples), rate, f".{format}", tags)
 
     def push(self, samples: np.ndarray) -> None:
         """Writes what can be written by now. Raises OutputError for what is not finite."""
@@ -51,14 +52,19 @@ def wav_header(rate: int, tags: dict[str, str], samples: float) -> bytes:
 
 
 class _Forward:
-    """A file for libsndfile that goes nowhere but forward: what it would write again, a header with sizes, is left."""
+    """A file for libsndfile that goes nowhere but forward: what it would write again, a header with sizes, is left. The
+    STREAMINFO of FLAC has its number of samples from the first."""
 
-    def __init__(self, write: Callable[[bytes], None]):
-        self._write, self.place, self.end = write, 0, 0
+    def __init__(self, write: Callable[[bytes], None], samples: float):
+        self._write, self.samples, self.place, self.end = write, samples, 0, 0
 
     def write(self, data: bytes) -> int:
+        data = bytes(data)
         if self.place == self.end:
-            self._write(bytes(data))
+            if self.place == 4 and data[:4] == b"\0\0\0\x22" and self.samples < 2**36:
+                said = int(self.samples) | data[17] >> 4 << 36  # 36 bits behind four others
+                data = data[:17] + said.to_bytes(5, "big") + data[22:]
+            self._write(data)
             self.end += len(data)
         self.place += len(data)
         return len(data)

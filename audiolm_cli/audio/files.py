@@ -296,10 +296,11 @@ def _without_messages() -> Iterator[None]:
 
 class _Straight(soundfile.SoundFile):
     """Reads MP3 without the search for the place behind it that soundfile adds to every read: where there are few bits
-    a second that forgets what the next frames refer to, and what they hold is garbled."""
+    a second that forgets what the next frames refer to, and what they hold is garbled. So it reads FLAC whose length
+    nobody knew when it was written, where at the end there is no such place."""
 
     def seekable(self) -> bool:
-        return self.format != "MP3" and super().seekable()
+        return self.format != "MP3" and self.frames < headers.UNKNOWN and super().seekable()
 
 
 class _Sound:

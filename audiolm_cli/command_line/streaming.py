@@ -182,6 +182,8 @@ class Player:
     def finish(self) -> None:
         self.queue.put(None)
         self.thread.join()
+        if self.error is not None:
+            raise OutputError(f"--play: {self.error}")
         self.device.stop()  # when all has been heard
 
     def close(self) -> None:
