@@ -92,5 +92,5 @@ def test_models_of_impossible_sizes_are_refused(best, name, value) -> None:
 def test_steps_before_the_prefill_are_refused(best) -> None:
     session = decode.Session(prepare(coarse_model("frames"), best), four_items("frames"), LIVELY)
     with pytest.raises(ModelError, match="refuses"):
-        session.advance()
+        session.advance(1)
     session.close()
