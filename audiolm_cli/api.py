@@ -174,12 +174,7 @@ class Model:
             raise UsageError("duration: only a stream can be without end")
         with self._lock:
             stream = self._stream(request, samples, voice)
-            parts = list(stream)
-            made = stream.output(
-                np.concatenate([part.waveform for part in parts]),
-                torch.cat([part.semantic for part in parts]),
-                torch.cat([part.codes for part in parts], 1),
-            )
+            made = stream.output(list(stream))
         mark = None if request.no_watermark else watermark.bundle_id(self.bundle.config.name)
         kept = 0 if request.continuation_only else made.prompt_samples
         marking = watermark.Marking(self.sample_rate, mark, made.prompt_samples, made.prompt_samples - kept)

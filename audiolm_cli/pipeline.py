@@ -138,9 +138,9 @@ class Stream:
     def __iter__(self) -> Iterator[Chunk]:
         return (chunk for _, chunk in self._chunks)
 
-    def output(self, waveform: np.ndarray, semantic: Tensor, codes: Tensor) -> Output:
-        """All that is known of the output by now, with this sound and these tokens; from the first chunk on."""
-        return _output(self._run, 0, [Chunk(waveform, semantic, codes)])
+    def output(self, chunks: Sequence[Chunk]) -> Output:
+        """All that is known of the output by now, with the sound and tokens of these chunks, one at least."""
+        return _output(self._run, 0, chunks)
 
 
 def stream(

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-import torch
 
 from audiolm_cli.audio import files
 from audiolm_cli.audio.encoding import Encoder, wav_header
@@ -78,7 +77,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
         with _until_interrupted(duration == math.inf):
             for chunk in stream:
                 if not found:
-                    maker.say_unfamiliar(output, stream.output(chunk.waveform, chunk.semantic, chunk.codes))
+                    maker.say_unfamiliar(output, stream.output([chunk]))
                 samples += len(chunk.waveform)
                 with _undisturbed():
                     sink.push(marking.push(chunk.waveform))
@@ -86,10 +85,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
                     found.append(chunk)
         sink.push(marking.finish())
         sink.finish()
-    parts = [
-        np.concatenate([getattr(chunk, name) for chunk in found], -1) for name in ("waveform", "semantic", "codes")
-    ]
-    made = stream.output(parts[0], *(torch.from_numpy(part) for part in parts[1:]))
+    made = stream.output(found)
     if output.picture:
         title = f"{maker.named(output)}, {maker.bundle.config.name}, seed {request.seed}"
         files.write_bytes(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)

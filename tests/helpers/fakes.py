@@ -45,7 +45,7 @@ class FakeStream:
     def __iter__(self) -> Iterator[Any]:
         return self.chunks
 
-    def output(self, *parts: Any) -> Any:
+    def output(self, chunks: Any) -> Any:
         return self.made
 
 
