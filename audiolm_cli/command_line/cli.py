@@ -27,6 +27,7 @@ from audiolm_cli.command_line.arguments import (
     Running,
     SampledRunning,
     Stage,
+    Streaming,
     model_option,
     with_options,
 )
@@ -94,6 +95,7 @@ def continue_(
     *,
     naming: Naming,
     request: ContinueRequest,
+    streaming: Streaming,
     running: SampledRunning,
 ) -> None:
     """Continue recordings.
@@ -106,7 +108,7 @@ def continue_(
     With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
     makes likelier than nothing before it would, by the most: that costs only that stage's time.
     """
-    runner.run(request, prompts or [], naming, running, console_of(ctx))
+    runner.run(request, prompts or [], naming, running, console_of(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["generate"])
@@ -119,6 +121,7 @@ def generate(
     *,
     naming: Naming,
     request: GenerateRequest,
+    streaming: Streaming,
     running: SampledRunning,
 ) -> None:
     """Make audio from nothing: what is said, by whom and in which room, is all sampled.
@@ -127,7 +130,7 @@ def generate(
     There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
     would be silence and loops.
     """
-    runner.run(request, [None], naming, running, console_of(ctx))
+    runner.run(request, [None], naming, running, console_of(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["resynth"])
@@ -138,6 +141,7 @@ def resynth(
     *,
     naming: Naming,
     request: ResynthRequest,
+    streaming: Streaming,
     running: SampledRunning,
 ) -> None:
     """Say recordings again in another voice: that of a reference recording, or a sampled one.
@@ -146,7 +150,7 @@ def resynth(
     speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
     their consent.
     """
-    runner.run(request, sources or [], naming, running, console_of(ctx))
+    runner.run(request, sources or [], naming, running, console_of(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["encode"])

@@ -80,8 +80,38 @@ def patterns() -> np.ndarray:
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
     """Marks sound `float32 [T]` at `rate` Hz with a bundle's id from sample `begin` on. Silence stays silent, and what
     was within full scale stays there."""
-    embedder = Embedder(rate, bundle, samples[:begin])
-    return np.concatenate([samples[:begin], embedder.push(samples[begin:]), embedder.finish()], dtype=np.float32)
+    marking = Marking(rate, bundle, begin)
+    return np.concatenate([marking.push(samples), marking.finish()], dtype=np.float32)
+
+
+class Marking:
+    """Marks a streamed output from sample `begin` on and drops its first `skip` samples; without a bundle's id it marks
+    nothing."""
+
+    def __init__(self, rate: int, bundle: int | None, begin: int, skip: int = 0):
+        self.rate, self.bundle, self.begin, self.skip = rate, bundle, begin, skip
+        self.before = np.zeros(0, np.float32)  # the first `begin` samples, as far as they are there
+        self.embedder = Embedder(rate, bundle) if bundle is not None and begin == 0 else None
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        if self.bundle is None:
+            return self._left(samples)
+        first = samples[:0]
+        if self.embedder is None:
+            first, samples = samples[: self.begin - len(self.before)], samples[self.begin - len(self.before) :]
+            self.before = np.concatenate([self.before, first])
+            if len(self.before) < self.begin:
+                return self._left(first)
+            self.embedder = Embedder(self.rate, self.bundle, self.before)
+        return self._left(np.concatenate([first, self.embedder.push(samples)]))
+
+    def finish(self) -> np.ndarray:
+        return self._left(self.embedder.finish()) if self.embedder else np.zeros(0, np.float32)
+
+    def _left(self, samples: np.ndarray) -> np.ndarray:
+        skipped = min(self.skip, len(samples))
+        self.skip -= skipped
+        return samples[skipped:]
 
 
 class Embedder:

@@ -26,7 +26,9 @@ ROOMS = {
     "provenance": {"audio", "bundles", "detector", "__init__"},
     "request": set[str](),
     "token_file": {"audio", "bundles"},
-    "pipeline": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
+    "rendering": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
+    "pipeline": {"audio", "bundles", "language_models", "rendering", "request", "token_file"},
+    "api": {"audio", "bundles", "pipeline", "provenance", "request", "token_file"},
 }
 
 

@@ -220,8 +220,8 @@ def without_semantics(
         run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
         known = run.encode([prompt.waveform for prompt in prompts])
         semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
-        outputs = run.acoustic(semantic, [k.codes for k in known])
-        made += [output.waveform[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+        sounds = run.acoustic(semantic, [k.codes for k in known])
+        made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
     return made
 
 

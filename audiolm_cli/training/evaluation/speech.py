@@ -108,8 +108,8 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> 
         prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
         run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
         semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
-        outputs = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
-        made += [output.waveform[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+        sounds = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
+        made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
     return made
 
 
