@@ -87,7 +87,7 @@ eval-speech: .venv/eval
 	  $(if $(wildcard $(SYNTHETIC)/manifest.tsv),--synthetic $(SYNTHETIC))
 
 eval-piano: .venv/eval $(CORPUS)/manifest.tsv
-	$(BIN)/python -m audiolm_cli.training.evaluation.evaluate --piano $(OF_PIANO)
+	$(BIN)/python -m audiolm_cli.training.evaluation.evaluate $(OF_PIANO)
 
 # needs Debian's fluidsynth and fluid-soundfont-gm
 $(CORPUS)/manifest.tsv: .venv/installed
@@ -95,21 +95,21 @@ $(CORPUS)/manifest.tsv: .venv/installed
 
 # makes outputs, and trains the classifier anew and others to compare it with, into runs/
 eval-detector: .venv/installed $(CORPUS)/manifest.tsv  ## false alarms of the classifiers on corpora that they never heard
-	$(BIN)/python -m audiolm_cli.training.parts.outputs --data $(DATA)
+	$(BIN)/python -m audiolm_cli.training.parts.detector_data --data $(DATA)
 	$(BIN)/python -m audiolm_cli.training.parts.detector --data $(DATA) --report
-	$(BIN)/python -m audiolm_cli.training.parts.outputs $(OF_PIANO)
-	$(BIN)/python -m audiolm_cli.training.parts.detector $(OF_PIANO) --report --preset piano
+	$(BIN)/python -m audiolm_cli.training.parts.detector_data $(OF_PIANO)
+	$(BIN)/python -m audiolm_cli.training.parts.detector $(OF_PIANO) --report --recipe piano
 
 bench: .venv/installed  ## the figures on speed
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/decode.py --split
 
-weights-speech: .venv/installed  ## train weights/speech from the recordings in DATA
-	$(BIN)/python -m audiolm_cli.training.recipe --data $(DATA) --out weights/speech --processes $(PROCESSES)
+weights-speech: .venv/installed  ## train weights/speech from the recordings in DATA and the books in TEXT
+	$(PIP) install -e '.[speak,teach]' -c constraints.txt
+	$(BIN)/python -m audiolm_cli.training.run speech --data $(DATA) --text $(TEXT) --processes $(PROCESSES)
 
 weights-piano: $(CORPUS)/manifest.tsv  ## train weights/piano, its codec from weights/speech, on what is played from PIANO
-	$(BIN)/python -m audiolm_cli.training.recipe --preset piano --material piano --codec weights/speech \
-	  --quantizers 6 --prompt-seconds 4 --data $(CORPUS) --runs runs/piano --out weights/piano --processes $(PROCESSES)
+	$(BIN)/python -m audiolm_cli.training.run piano --data $(CORPUS) --processes $(PROCESSES)
 
 clean:  ## remove what was built, but not weights and training runs
 	rm -rf .venv build dist demo.wav audiolm_cli/native/*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info

@@ -1,3 +1,19 @@
-"""AudioLM on the command line: continues audio."""
+"""AudioLM: continues audio. `audiolm_cli.load("speech")` loads a model; `audiolm_cli.api` says what it can do."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audiolm_cli.api import Model, Result, detect, load
 
 __version__ = "0.1.0"
+__all__ = ["Model", "Result", "__version__", "detect", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when somebody asks for it."""
+    if name in __all__:
+        return getattr(importlib.import_module("audiolm_cli.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

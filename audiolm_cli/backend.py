@@ -2,7 +2,7 @@
 
 There are two kinds: bundles of three stages (`bundles.bundle.Bundle`), and one language model over Mimi's codes
 (`mimi.model.MimiModel`). `backends.load` finds out from its config.json which one a name means. How tokens are
-continued, a kind says as its own `pipeline.Run`.
+continued, a kind says as its own `rendering.Run`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Settings(Protocol):
         """A prompt's last tokens that would be others if the recording went on."""
 
     @property
+    def provisional(self) -> bool:
+        """Whether these are kept."""
+
+    @property
     def familiar_bits(self) -> float: ...
 
     @property
@@ -77,8 +81,7 @@ class Backend(Protocol):
         """Names these very weights."""
 
     @property
-    def codec(self) -> Any:
-        """Has a `lookahead`: frames behind it that a frame's sound depends on."""
+    def codec(self) -> Any: ...
 
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic."""

@@ -42,10 +42,15 @@ def load(
 def require(command: str, name: str, offline: bool = False) -> None:
     """Raises UsageError for a command that the kind of a model cannot serve, before any of it is loaded."""
     if command not in SERVED and catalogue.kind(name, offline) != "stages":
-        raise UsageError(
-            f"{command}: {name} is one language model over Mimi's codes, which can {' and '.join(SERVED)}; "
-            f"{command} needs a bundle of three stages"
-        )
+        raise refusal(command, name)
+
+
+def refusal(command: str, name: str) -> UsageError:
+    """Says that a language model over Mimi's codes cannot serve a command."""
+    return UsageError(
+        f"{command}: {name} is one language model over Mimi's codes, which can {' and '.join(SERVED)}; "
+        f"{command} needs a bundle of three stages"
+    )
 
 
 def verify(name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import string
@@ -30,6 +31,11 @@ def seconds(option: str, value: Any) -> float:
     if not 0 < number <= MAX_SECONDS:
         raise UsageError(f"{option}: must be above 0 and at most {MAX_SECONDS:g} seconds, not {number:g}")
     return float(number)
+
+
+def duration(option: str, value: Any) -> float:
+    """Seconds, or `inf`."""
+    return math.inf if value in ("inf", math.inf) else seconds(option, value)
 
 
 def integer(least: int, most: int) -> Callable[[str, Any], int]:

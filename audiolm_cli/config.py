@@ -16,6 +16,7 @@ from audiolm_cli.errors import ModelError
 
 FORMAT_VERSION = 2  # the newest; since 2 parts may hold matrices in int8
 STAGES = ("semantic", "coarse", "fine")
+Domain = Literal["speech", "piano"]
 Layout = Literal["aligned", "plain", "frames", "parallel"]  # what `StageConfig` says of them
 LAYOUTS = {"semantic": ("aligned", "plain"), "coarse": ("frames", "plain"), "fine": ("parallel", "plain")}
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
@@ -204,7 +205,9 @@ class BundleConfig:
     detector: DetectorConfig | None = None
     sampling: Sampling = field(default_factory=Sampling)
     output: OutputConfig = field(default_factory=OutputConfig)
+    domain: Domain = "speech"  # what it was trained on, and is judged by
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
+    provisional: bool = False  # a continued prompt's last tokens are kept, though they lack what follows them
     familiar_bits: float = bounded(0, 32, default=0.0)  # its recordings' surprise is rarely more; 0: not known
     familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # nor their semantic tokens' bits less
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
@@ -237,9 +240,6 @@ class BundleConfig:
                 raise ModelError("config.json: the product of codec.strides must be tokens.samples_per_frame")
         if self.tokens.samples_per_semantic % 4:
             raise ModelError("config.json: a semantic token must span a multiple of 4 samples")
-
-
-PRESETS = ("speech", "piano", "tiny", "paper")
 
 
 def preset(name: str) -> BundleConfig:

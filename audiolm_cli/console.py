@@ -19,7 +19,7 @@ Tell = Callable[[float], None]  # how much more is done of one stage
 CLEAR = "\r\x1b[2K"  # a terminal's line
 
 
-def counted(progress: Progress | None, stage: str, total: int) -> Tell:
+def counted(progress: Callable[[str, float, Any], None] | None, stage: str, total: float) -> Tell:
     """Adds up what is told of a stage, for `progress`."""
     done = 0.0
 
@@ -34,31 +34,41 @@ def counted(progress: Progress | None, stage: str, total: int) -> Tell:
 
 
 class Clock:
-    """Seconds and tokens of every stage, and the caller's progress."""
+    """Seconds and tokens of every stage, and the caller's progress. Stages take turns: a second counts for the stage
+    that began last and has not ended."""
 
     def __init__(self, progress: Progress | None):
         self.progress = progress
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
+        self._running: str | None = None
+        self._since = 0.0
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds to the seconds of a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        before = self._turn(name)
+        try:
+            yield
+        finally:
+            self._turn(before)
 
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Tell]:
-        """Times a stage of `total` tokens, which tells how many more it has made."""
+    def _turn(self, name: str | None) -> str | None:
+        now = time.perf_counter()
+        if self._running is not None:
+            self.seconds[self._running] = self.seconds.get(self._running, 0.0) + now - self._since
+        before, self._running, self._since = self._running, name, now
+        return before
 
-        def count(name: str, done: float, total: int) -> None:
+    def counted(self, name: str, total: float) -> Tell:
+        """Counts the tokens of a stage that is to make `total`, as it is told of them."""
+
+        def count(name: str, done: float, total: float) -> None:
             self.tokens[name] = round(done)
-            if self.progress is not None:
-                self.progress(name, done, total)
+            if self.progress is not None and total < float("inf"):
+                self.progress(name, done, int(total))
 
-        with self.timed(name):
-            yield counted(count, name, total)
+        return counted(count, name, total)
 
 
 @dataclass
@@ -156,8 +166,9 @@ class Console:
             TextColumn("{task.fields[left]}", table_column=Column(min_width=9)),
             TextColumn("{task.fields[speed]}", style="dim", table_column=Column(no_wrap=True)),
         )
-        tasks: dict[str, tuple[TaskID, float]] = {}
-        begun = latest = time.monotonic()  # a stage begins where the one before it ended
+        tasks: dict[str, TaskID] = {}
+        spent: dict[str, float] = {}  # stages take turns: what has passed is that of the one that tells of it
+        begun = latest = time.monotonic()
         terminal = rich.console.Console(stderr=True)
         terminal.width -= 3  # for the ^C that a terminal writes behind the bars
         before, wanted, first = self.overall
@@ -170,10 +181,10 @@ class Console:
             def show(stage: str, done: float, total: int) -> None:
                 nonlocal latest
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, left="", speed=""), latest
-                task, start = tasks[stage]
-                latest = time.monotonic()
-                elapsed, speed = latest - start, ""
+                    tasks[stage] = bars.add_task(stage, left="", speed="")
+                now, speed = time.monotonic(), ""
+                elapsed = spent[stage] = spent.get(stage, 0.0) + now - latest
+                task, latest = tasks[stage], now
                 if done and elapsed > 0 and total > 1:
                     unit = "frames" if stage == "decode" else "tokens"
                     speed = f"{done / elapsed:.0f} {unit}/s"

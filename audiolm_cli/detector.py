@@ -1,11 +1,11 @@
-"""A small convolutional classifier: did this bundle make the sound, or was it recorded?
+"""A small convolutional classifier: did this bundle generate the sound, or was it recorded?
 
-AudioLM, section IV-F: both kinds are heard through the codec, else the codec's own traces give the made one away, and
-with them every recording that somebody has only compressed. There are two ways to listen. A `TraceDetector` hears
-nothing but the tokens, and of these only how likely the bundle's own stages find each: what was sampled at low
-temperatures is likelier than what was recorded, whichever room or microphone that is from. A `SpectralDetector` hears
-spectra; of speech it learns the corpora by heart, and calls half of the recordings of an unknown one generated. Where a
-bundle samples as freely as that of the piano, it hears more. Audio is `float32 [T]` at the bundle's rate.
+AudioLM, section IV-F: recordings and outputs both pass through the codec first. Otherwise codec artefacts would decide,
+and every recording that was only compressed would count as generated. There are two kinds. A `LikelihoodDetector` sees
+how likely the bundle's own stages find each token: sampled tokens are likelier than recorded ones, in any room and with
+any microphone. A `SpectralDetector` sees spectra. On speech it overfits to the training corpora and calls half of an
+unknown corpus generated; on the piano bundle, which samples at higher temperatures, it is the better one. Audio is
+`float32 [T]` at the bundle's rate.
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ from audiolm_cli.audio.mel import log_mel
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import DetectorConfig, TokenSpec
 from audiolm_cli.console import Progress, counted
-from audiolm_cli.language_models.likelihood import EVIDENCE, traces
+from audiolm_cli.language_models.likelihood import FEATURES, likelihood_features
 
 if TYPE_CHECKING:
     from audiolm_cli.bundles.bundle import Bundle
 
-WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5  # of what is judged at a time
+WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5
 PIECE_SECONDS = 6.0  # that the stages read at a time
 BINS, FLOOR = 64, 1e-4  # of mel energies
-LEVEL = 0.05  # root mean square of what a SpectralDetector hears
-STRETCH = 5  # windows: a recording is as suspicious as the most suspicious four seconds of it
-FAINT, SILENT = 0.01, 1e-8  # windows with this share of the loudest one's energy, or mean square, tell nothing
-LEAST_SECONDS = 1.0  # in which there is something to be heard: less tells nothing
-SUSPICIOUS = 4.0  # sum of a segment's logits: one clear window, or several
-DOUBT = 2.0  # a false alarm costs so much in training: windows of which half was generated have this logit, negative
+LEVEL = 0.05  # root mean square of a SpectralDetector's input
+STRETCH = 5  # windows: a recording has the highest mean logit of any four seconds
+QUIET_SHARE, SILENT = 0.01, 1e-8  # windows below this share of the loudest one's energy, or mean square, do not count
+MIN_SECONDS = 1.0  # of audible sound; less is not judged
+SEGMENT_LOGITS = 4.0  # lowest sum of a segment's logits: one clear window, or several
+HALF_GENERATED = -2.0  # logit of windows that were half generated; not 0, since training weighs false alarms more
 
 
 class Judgement(NamedTuple):
-    """Probabilities that the windows, which begin at `starts` (s), were generated: NaN where nothing is to be heard.
-    `probability` is that of the recording, None where that is too short to tell, or too little of it to be heard;
-    `segments` are the stretches (s) that speak most for it."""
+    """What the detector finds in a recording.
+
+    probability: that it, or a part of it, was generated; None with less than MIN_SECONDS of audible sound.
+    segments: the stretches (s) that were most likely generated.
+    starts, windows: begin (s) and probability of each window; NaN where it is silent.
+    """
 
     probability: float | None
     segments: list[tuple[float, float]]
@@ -49,15 +52,15 @@ class Judgement(NamedTuple):
     windows: np.ndarray
 
 
-class TraceDetector(nn.Module):
-    """Traces of frames -> strided convolutions -> one logit for every few frames, of which a window has the mean."""
+class LikelihoodDetector(nn.Module):
+    """Likelihood features of frames -> strided convolutions -> a logit for every few frames, averaged over a window."""
 
     mean: Tensor
     scale: Tensor
 
     def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
-        inputs = EVIDENCE * (1 + tokens.quantizers)
+        inputs = FEATURES * (1 + tokens.quantizers)
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         layers: list[nn.Module] = []
@@ -66,23 +69,23 @@ class TraceDetector(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1], 1))
 
-    def hear(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
-        """A recording `[T]` -> `likelihood.traces`, `float32 [F, K]` for each frame of the codec."""
+    def features(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
+        """A recording `[T]` -> `likelihood_features`, `float32 [F, K]` for each frame of the codec."""
         spec = bundle.config.tokens
         size = round(
             min(PIECE_SECONDS, *(model.config.window_seconds for model in bundle.stages.values())) * spec.semantic_rate
         )
         tell = counted(progress, "tokenize", -(-len(samples) // spec.samples_per_semantic))
-        return traces(bundle.stages, *bundle.tokenize(samples, tell), size, progress)
+        return likelihood_features(bundle.stages, *bundle.tokenize(samples, tell), size, progress)
 
-    def forward(self, heard: Tensor) -> Tensor:
-        """Traces `[B, F, K]` of windows -> logits `[B]`, above 0 where generated is more likely."""
-        normal = (heard - self.mean) * self.scale
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `[B, F, K]` of windows -> logits `[B]`, above 0 where generated is more likely."""
+        normal = (features - self.mean) * self.scale
         return self.output(self.layers(normal.transpose(1, 2)).transpose(1, 2)).mean((1, 2))
 
 
 class SpectralDetector(nn.Module):
-    """Log-mel spectra -> strided convolutions -> one logit for every few frames, of which a window has the mean."""
+    """Log-mel spectra -> strided convolutions -> a logit for every few frames, averaged over a window."""
 
     def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
@@ -94,14 +97,14 @@ class SpectralDetector(nn.Module):
         bins = -(-BINS // 2 ** len(config.channels))
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1] * bins, 1))
 
-    def hear(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
-        """A recording `[T]` -> log-mel spectra of what the codec makes of it, `float32 [F, BINS]`."""
+    def features(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
+        """A recording `[T]` -> log-mel spectra of its reconstruction by the codec, `float32 [F, BINS]`."""
         return self.spectra(samples, bundle.codec, progress)
 
     def spectra(
         self, samples: np.ndarray, codec: SoundStream | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """The same, or without a codec of the recording itself; always at one level."""
+        """The same at a fixed level; without a codec, of the recording itself."""
         level = float(np.sqrt(np.mean(np.square(samples), dtype=float))) + 1e-9
         audio = torch.from_numpy(np.pad(samples * np.float32(LEVEL / level), (0, -len(samples) % self.hop)))[None]
         if codec is not None:
@@ -109,29 +112,29 @@ class SpectralDetector(nn.Module):
             audio = codec.decode(codec.encode(audio.to(codec.quantizer.codebooks.device), tell), tell)
         return log_mel(audio, 1 << self.hop.bit_length(), self.hop, BINS, self.rate, FLOOR)[0].cpu()
 
-    def forward(self, heard: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Log-mel spectra `[B, F, BINS]` of windows -> logits `[B]`."""
-        x = self.layers((heard / 4)[:, None])  # [B, C, steps, bins]
+        x = self.layers((features / 4)[:, None])  # [B, C, steps, bins]
         return self.output(x.permute(0, 2, 1, 3).flatten(2)).mean((1, 2))
 
 
-Detector = TraceDetector | SpectralDetector
+Detector = LikelihoodDetector | SpectralDetector
 
 
 def make_detector(config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0) -> Detector:
-    """The detector that the config wants, with random weights."""
-    return (TraceDetector if config.hears == "traces" else SpectralDetector)(config, tokens, dropout)
+    """The detector that a config describes, with random weights."""
+    return (LikelihoodDetector if config.hears == "traces" else SpectralDetector)(config, tokens, dropout)
 
 
 @torch.inference_mode()
 def judge(bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Judgement:
-    """Judges a recording `float32 [T]` by the bundle's detector, as a whole and in windows."""
+    """Runs the bundle's detector over a recording `float32 [T]`."""
     tokens, detector = bundle.config.tokens, bundle.detector
     assert detector is not None
     length, audible = len(samples), postfilter.audible(samples, tokens.sample_rate)
-    if audible.sum() < LEAST_SECONDS * postfilter.FRAMES:
+    if audible.sum() < MIN_SECONDS * postfilter.FRAMES:
         return Judgement(None, [], np.zeros(0), np.zeros(0))
-    found = detector.hear(bundle, samples, progress).to(bundle.device)
+    found = detector.features(bundle, samples, progress).to(bundle.device)
     per = tokens.sample_rate / tokens.samples_per_frame
     size, hop = round(WINDOW_SECONDS * per), round(HOP_SECONDS * per)
     starts = np.arange(0, max(0, length // tokens.samples_per_frame - size) + 1, hop)
@@ -144,7 +147,7 @@ def judge(bundle: Bundle, samples: np.ndarray, progress: Progress | None = None)
             for part in np.array_split(starts, len(starts) // 64 + 1)
         ]
     )
-    logits[energy <= max(FAINT * energy.max(), SILENT * size * tokens.samples_per_frame)] = np.nan
+    logits[energy <= max(QUIET_SHARE * energy.max(), SILENT * size * tokens.samples_per_frame)] = np.nan
     stretch = min(STRETCH, len(logits))
     averages = np.convolve(np.nan_to_num(logits, nan=-5.0), np.ones(stretch) / stretch, "valid")
     seconds = starts / per
@@ -161,22 +164,22 @@ def _probability(logits: np.ndarray) -> np.ndarray:
 
 
 def _segments(logits: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[float, float]]:
-    """The stretches of windows whose sums of logits are highest, as long as they reach SUSPICIOUS, with what is about
-    half generated on either side. One begins in the middle of its first window, or of the recording, and ends in the
-    middle of its last."""
+    """Runs of windows with the highest sums of logits, down to SEGMENT_LOGITS, extended by half-generated windows
+    on either side. A run begins in the middle of its first window and ends in the middle of its last, or at the
+    recording's begin or end."""
     left, half = np.nan_to_num(logits, nan=0.0), WINDOW_SECONDS / 2
     found: list[tuple[float, float]] = []
     while True:
         total = np.concatenate([[0.0], np.cumsum(left)])
         lowest = np.minimum.accumulate(total)
         last = int((total - lowest).argmax())
-        if total[last] - lowest[last] < SUSPICIOUS:
+        if total[last] - lowest[last] < SEGMENT_LOGITS:
             return sorted(found)
         first = last - int(total[last::-1].argmin())
-        half_made = (left > -DOUBT) & ~np.isnan(logits)
-        while first > 0 and half_made[first - 1]:
+        likely = (left > HALF_GENERATED) & ~np.isnan(logits)
+        while first > 0 and likely[first - 1]:
             first -= 1
-        while last < len(left) and half_made[last]:
+        while last < len(left) and likely[last]:
             last += 1
         begin = 0.0 if first == 0 else float(starts[first] + half)
         found.append((begin, end if last == len(starts) else float(starts[last - 1] + half)))

@@ -5,7 +5,8 @@
                                                    --stage 3--> fine codes --SoundStream decoder--> audio
 
 A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [S]`, 25/s; codes `int64 [Q, F]`,
-50/s. From Python:
+50/s. All is made chunk by chunk: `stream` hands each on as soon as it is there, `continue_`, `generate` and `resynth`
+put them together. From Python:
 
     bundle = load("speech")                                                       # audiolm_cli.backends
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
@@ -15,10 +16,9 @@ A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `in
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,42 +26,13 @@ from torch import Tensor
 
 from audiolm_cli.audio import files, postfilter
 from audiolm_cli.backend import Backend
-from audiolm_cli.bundles.bundle import Bundle
-from audiolm_cli.codec.soundstream import Begun
 from audiolm_cli.config import TokenSpec
-from audiolm_cli.console import Clock, Progress, Tell, counted
-from audiolm_cli.errors import InputError
-from audiolm_cli.language_models.likelihood import strangeness
-from audiolm_cli.language_models.sampling import Noise
-from audiolm_cli.language_models.stages import (
-    REFERENCE_SECONDS,
-    best_semantic,
-    continue_coarse,
-    continue_semantic,
-    first_window,
-)
+from audiolm_cli.console import Progress, counted
+from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.language_models.stages import REFERENCE_SECONDS, Source
+from audiolm_cli.rendering import Chunk, Prompt, Run, Shape, encoded, run_for
 from audiolm_cli.request import BATCH_SIZE, ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
-
-CROSSFADE_SECONDS = 0.02
-OVERLOADED = 0.02  # of a recording's samples at its peak: it was cut off there
-SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A waveform to go on from, or to say again; nothing to generate from.
-
-    `seed`, `position` in the job list and number of the `sample` key the random numbers; without a seed of its own the
-    request's counts.
-    """
-
-    waveform: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    position: int = 0
-    sample: int = 0
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,22 +62,7 @@ class Output:
 def encode(bundle: Backend, waveform: np.ndarray, progress: Progress | None = None) -> Tokens:
     """Turns a waveform into tokens, the last of them padded with silence."""
     tell = counted(progress, "tokenize", -(-len(waveform) // bundle.config.tokens.samples_per_semantic))
-    return _encoded(bundle, waveform, tell)
-
-
-def _encoded(bundle: Backend, waveform: np.ndarray, tell: Tell | None = None) -> Tokens:
-    spec = bundle.config.tokens
-    metadata = {
-        "format": "audiolm-tokens",
-        "bundle": bundle.config.name,
-        "codec": bundle.config.depends["codec"]["self"],
-        "tokenizer": bundle.config.depends["tokenizer"]["self"],
-        "sample_rate": str(spec.sample_rate),
-        "samples": str(len(waveform)),
-        "frame_rate": f"{spec.sample_rate / spec.samples_per_frame:g}",
-        "semantic_rate": f"{spec.semantic_rate:g}",
-    }
-    return Tokens(*bundle.tokenize(waveform, tell), metadata)
+    return encoded(bundle, waveform, tell)
 
 
 def decode(
@@ -125,44 +81,19 @@ def continue_(
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-    provisional: bool = False,
+    provisional: bool | None = None,
 ) -> Iterator[Output]:
     """Continues prompts, in order; by default the recording that the request names.
 
     The last `prompt_seconds` of a prompt, cut from its end backwards to whole semantic tokens, condition what follows.
     Stage 1 samples `best_of` candidates; stages 2 and 3 render the one that goes best with the prompt. The prompt's
-    last tokens would differ if the recording went on, so stage 1 samples them again; `provisional` keeps them.
+    last tokens would differ if the recording went on: stage 1 samples them again, or they are kept as `provisional`,
+    by default as the bundle has it.
 
     Raises InputError for a prompt shorter than one semantic token (40 ms).
     """
-    config, spec = bundle.config, bundle.config.tokens
-    request.check(config)
-    new_samples, new_tokens = _length(request.duration, spec)
-    lookahead = 0 if provisional else config.lookahead
     for run in _runs(bundle, request, prompts, batch_size, progress):
-        ends = [_condition(p.waveform, request.prompt_seconds or config.prompt_seconds, spec) for p in run.prompts]
-        known = run.encode(ends)
-        strange = run.strangeness(ends, known)
-        made, scores = run.extend(known, new_tokens, lookahead)
-        begun: dict[int, tuple[np.ndarray, postfilter.PostFilter]] = {}  # what all samples of a prompt begin with
-        for n, output in enumerate(made):
-            prompt, repeated = run.prompts[n].waveform, known[n].codes.shape[1] * spec.samples_per_frame
-            same = max(0, repeated - bundle.codec.lookahead * spec.samples_per_frame)
-            if (first := run.first[n]) not in begun:
-                filters = postfilter.chain(config.output, spec.sample_rate, ends[n], repeated)
-                begun[first] = filters.push(output.waveform[:same]), filters
-            beginning, filters = begun[first]
-            rest = copy.deepcopy(filters).whole(output.waveform[same : repeated + new_samples])
-            decoded = np.concatenate([beginning, rest])
-            yield replace(
-                output,
-                waveform=join(prompt, decoded, repeated, spec.sample_rate),
-                prompt_samples=len(prompt),
-                tokens_start=len(prompt) - repeated,  # the first tokens render the prompt's end
-                surprise=strange[n][0],
-                unfamiliar=strange[n][1],
-                candidates=tuple(scores[n]),
-            )
+        yield from _whole(run, _continued(run, request, provisional))
 
 
 def generate(
@@ -174,14 +105,8 @@ def generate(
     progress: Progress | None = None,
 ) -> Iterator[Output]:
     """Samples everything: what is said, by whom and where. Of prompts only what keys the random numbers counts."""
-    request.check(bundle.config)
-    spec = bundle.config.tokens
-    new_samples, new_tokens = _length(request.duration, spec)
-    nothing = Tokens(torch.zeros(0, dtype=torch.int64), torch.zeros(spec.quantizers, 0, dtype=torch.int64))
     for run in _runs(bundle, request, prompts, batch_size, progress):
-        for output in run.extend([nothing] * len(run.prompts), new_tokens)[0]:
-            filters = postfilter.chain(bundle.config.output, spec.sample_rate)
-            yield replace(output, waveform=filters.whole(output.waveform[:new_samples]))
+        yield from _whole(run, _generated(run, request))
 
 
 def resynth(
@@ -199,24 +124,121 @@ def resynth(
     Keeps the semantic tokens and samples the acoustic ones: the paper's acoustic generation, here behind a reference.
     An output is as long as its prompt. Raises InputError for a silent or too short reference.
     """
-    spec = bundle.config.tokens
-    if speaker is None and request.speaker is not None:
-        speaker = files.read(request.speaker, spec.sample_rate).samples
-    reference = None
-    if speaker is not None:
-        clean = postfilter.without_rumble(speaker, spec.sample_rate, bundle.config.output.high_pass)
-        if postfilter.silent(speaker, spec.sample_rate):
-            raise InputError("the reference is silent")
-        reference = encode(bundle, reference_stretch(clean, spec))
+    reference = _reference(bundle, request, speaker)
     for run in _runs(bundle, request, prompts, batch_size, progress):
-        sources = [p.waveform for p in run.prompts]
-        known = run.encode(sources)
-        strange = run.strangeness(sources, known)
-        made = run.acoustic([tokens.semantic for tokens in known], reference=reference, faithful=True)
-        for output, source, (surprise, why) in zip(made, sources, strange, strict=True):
-            filters = postfilter.chain(bundle.config.output, spec.sample_rate, source, follow=True)
-            waveform = filters.whole(output.waveform[: len(source)])
-            yield replace(output, waveform=waveform, surprise=surprise, unfamiliar=why)
+        yield from _whole(run, _said_again(run, reference))
+
+
+class Stream:
+    """One output that is made while its chunks are taken. The chunks of `continue_` begin with the whole prompt."""
+
+    def __init__(self, run: Run, chunks: Iterator[tuple[int, Chunk]]):
+        self._run, self._chunks = run, chunks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return (chunk for _, chunk in self._chunks)
+
+    def output(self, chunks: Sequence[Chunk]) -> Output:
+        """All that is known of the output by now, with the sound and tokens of these chunks, one at least."""
+        return _output(self._run, 0, chunks)
+
+
+def stream(
+    bundle: Backend,
+    request: ContinueRequest | GenerateRequest | ResynthRequest,
+    prompt: Prompt | None = None,
+    *,
+    speaker: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> Stream:
+    """One output as `continue_`, `generate` and `resynth` make it, to the last bit, as it comes. A duration may be
+    infinite. `batch_size` is what theirs would be."""
+    (run, *_) = _runs(bundle, request, None if prompt is None else [prompt], batch_size, progress, endless=True)
+    run = replace(run, prompts=run.prompts[:1])
+    if isinstance(request, ContinueRequest):
+        return Stream(run, _continued(run, request))
+    if isinstance(request, GenerateRequest):
+        return Stream(run, _generated(run, request))
+    return Stream(run, _said_again(run, _reference(bundle, request, speaker)))
+
+
+def _continued(run: Run, request: ContinueRequest, provisional: bool | None = None) -> Iterator[tuple[int, Chunk]]:
+    config, spec = run.bundle.config, run.bundle.config.tokens
+    new_samples, new_tokens = _length(request.duration, spec)
+    keep = config.provisional if provisional is None else provisional
+    lookahead = 0 if keep else config.lookahead
+    prompts = [prompt.waveform for prompt in run.prompts]
+    ends = [_condition(prompt, request.prompt_seconds or config.prompt_seconds, spec) for prompt in prompts]
+    known = run.encode(ends)
+    run.strangeness(ends, known)
+    made = run.extended(known, new_tokens, lookahead)
+    repeated = [len(k.semantic) * spec.samples_per_semantic for k in known]  # the first tokens render the prompt's end
+    filters = run.once(lambda n: postfilter.chain(config.output, spec.sample_rate, ends[n], repeated[n]))
+    shapes = [
+        Shape(spec.sample_rate, copy.deepcopy(filter), behind + new_samples, prompt, behind)
+        for filter, behind, prompt in zip(filters, repeated, prompts, strict=True)
+    ]
+    for n, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True)):
+        run.about[n].update(prompt_samples=len(prompt), tokens_start=len(prompt) - repeated[n])
+        yield n, _silent_chunk(spec, prompt[: len(prompt) - shape.fade])
+    yield from _shaped(shapes, made)
+
+
+def _generated(run: Run, request: GenerateRequest) -> Iterator[tuple[int, Chunk]]:
+    config, rate = run.bundle.config, run.bundle.config.tokens.sample_rate
+    new_samples, new_tokens = _length(request.duration, config.tokens)
+    codes = torch.zeros(config.tokens.quantizers, 0, dtype=torch.int64)
+    nothing = [Tokens(codes[0], codes)] * len(run.prompts)
+    shapes = [Shape(rate, postfilter.chain(config.output, rate), new_samples) for _ in run.prompts]
+    yield from _shaped(shapes, run.extended(nothing, new_tokens))
+
+
+def _said_again(run: Run, reference: Tokens | None) -> Iterator[tuple[int, Chunk]]:
+    config, rate = run.bundle.config, run.bundle.config.tokens.sample_rate
+    sources = [prompt.waveform for prompt in run.prompts]
+    known = run.encode(sources)
+    run.strangeness(sources, known)
+    shapes = [
+        Shape(rate, postfilter.chain(config.output, rate, source, follow=True), len(source)) for source in sources
+    ]
+    semantic = Source([tokens.semantic for tokens in known])
+    yield from _shaped(shapes, run.rendered(semantic, reference=reference, faithful=True))
+
+
+def _shaped(shapes: Sequence[Shape], chunks: Iterator[tuple[int, Chunk, bool]]) -> Iterator[tuple[int, Chunk]]:
+    """Chunks as decoded -> as they are heard."""
+    for n, chunk, last in chunks:
+        waveform = shapes[n].push(chunk.waveform)
+        if last:
+            waveform = np.concatenate([waveform, shapes[n].finish()])
+        yield n, replace(chunk, waveform=waveform)
+
+
+def _whole(run: Run, chunks: Iterator[tuple[int, Chunk]]) -> Iterator[Output]:
+    """The outputs of a batch, of all their chunks."""
+    found: list[list[Chunk]] = [[] for _ in run.prompts]
+    for n, chunk in chunks:
+        found[n].append(chunk)
+    for n, parts in enumerate(found):
+        yield _output(run, n, parts)
+
+
+def _output(run: Run, number: int, chunks: Sequence[Chunk]) -> Output:
+    return Output(
+        np.concatenate([chunk.waveform for chunk in chunks]),
+        torch.cat([chunk.semantic for chunk in chunks]),
+        torch.cat([chunk.codes for chunk in chunks], 1),
+        stage_seconds=run.clock.seconds,
+        stage_tokens=run.clock.tokens,
+        **run.about[number],
+    )
+
+
+def _silent_chunk(spec: TokenSpec, waveform: np.ndarray) -> Chunk:
+    """Sound without tokens."""
+    nothing = torch.zeros(spec.quantizers, 0, dtype=torch.int64)
+    return Chunk(waveform, nothing[0], nothing)
 
 
 def _runs(
@@ -225,8 +247,12 @@ def _runs(
     prompts: Sequence[Prompt] | None,
     batch_size: int,
     progress: Progress | None,
+    endless: bool = False,
 ) -> Iterator[Run]:
     """The prompts, `batch_size` at a time; by default all samples of the request's input."""
+    request.check(bundle.config)
+    if getattr(request, "duration", 0) == math.inf and not endless:
+        raise UsageError("duration: only a stream can be without end")
     if prompts is None:
         prompt = Prompt()
         if request.input is not None:
@@ -236,144 +262,23 @@ def _runs(
         yield run_for(bundle)(bundle, request, prompts[start : start + batch_size], batch_size, progress)
 
 
-@dataclass
-class Run:
-    """A batch on its way through the stages."""
-
-    bundle: Any  # a `Bundle`; of other kinds what their own run takes
-    request: SampledRequest
-    prompts: Sequence[Prompt]
-    batch_size: int  # engine batches are padded to it: results do not depend on how many prompts there are
-    progress: Progress | None = None
-
-    def __post_init__(self) -> None:
-        seeds = [self.request.seed if prompt.seed is None else prompt.seed for prompt in self.prompts]
-        self.noise = [Noise(s, p.position, p.sample) for s, p in zip(seeds, self.prompts, strict=True)]
-        self.sampling = self.request.sampling(self.bundle.config.sampling)
-        self.clock = Clock(self.progress)
-        waveforms = [prompt.waveform for prompt in self.prompts]
-        self.first = [next(n for n, other in enumerate(waveforms) if other is own) for own in waveforms]
-
-    def _once(self, work: Callable[[int], T]) -> list[T]:
-        """The results for all prompts; samples of one prompt share theirs."""
-        made = {n: work(n) for n in dict.fromkeys(self.first)}
-        return [made[n] for n in self.first]
-
-    def encode(self, recordings: Sequence[np.ndarray]) -> list[Tokens]:
-        """Encodes the prompts' recordings, `float32 [T]` each, without their rumble: the stages would continue it, ever
-        louder."""
-        spec, corner = self.bundle.config.tokens, self.bundle.config.output.high_pass
-        total = sum(-(-len(recordings[n]) // spec.samples_per_semantic) for n in set(self.first))
-        with self.clock.stage("tokenize", total) as tell:
-            return self._once(
-                lambda n: _encoded(
-                    self.bundle, postfilter.without_rumble(recordings[n], spec.sample_rate, corner), tell
-                )
-            )
-
-    def strangeness(self, recordings: Sequence[np.ndarray], tokens: Sequence[Tokens]) -> list[tuple[float | None, str]]:
-        """How strange the prompts' recordings and their tokens are to the bundle: `Output.surprise` and `.unfamiliar`.
-        Stages 1 and 2 score them, in the time of `tokenize`."""
-        with self.clock.timed("tokenize"):
-            return self._once(lambda n: _strange(self.bundle, recordings[n], tokens[n]))
-
-    def extend(
-        self, known: Sequence[Tokens], new_tokens: int, lookahead: int = 0
-    ) -> tuple[list[Output], list[list[float]]]:
-        """Known tokens and so many semantic tokens more, the last `lookahead` known ones sampled again: outputs of
-        `(S + new_tokens) * samples_per_semantic` samples, and the scores of all candidates where there is a choice."""
-        request: Any = self.request
-        kept = [k.semantic[: max(0, len(k.semantic) - lookahead)] for k in known]
-        least = [len(k.semantic) + 1 for k in known] if request.until_end else None
-        totals = [len(k.semantic) + new_tokens for k in known]
-        semantic, scores = self.semantic(kept, totals, getattr(request, "best_of", 1), least)
-        return self.acoustic(semantic, [k.codes for k in known]), scores
-
-    def semantic(
-        self, known: list[Tensor], totals: list[int], best_of: int = 1, least: list[int] | None = None
-    ) -> tuple[list[Tensor], list[list[float]]]:
-        """Stage 1: continues semantic tokens. known: `int64 [S_known]`. Returns `int64 [totals[i]]`, the best of
-        `best_of` candidates, and the scores of all candidates where there is a choice. With `least`, what is made may
-        end by itself once it has so many tokens."""
-        model, sampling = self.bundle.semantic, self.sampling.stage("semantic")
-        count = sum(totals) - sum(map(len, known))
-        if best_of == 1:
-            with self.clock.stage("semantic", count) as tell:
-                how = self.noise, sampling, self.batch_size, tell
-                made = continue_semantic(model, known, least or totals, *how)
-                if least:
-                    made = continue_semantic(model, made, totals, *how, until_end=True)
-                return made, [[] for _ in known]
-        ends = [first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
-        count += (best_of - 1) * (sum(ends) - sum(map(len, known)))
-        with self.clock.stage("semantic", count) as tell:
-            return best_semantic(model, known, totals, self.noise, sampling, self.batch_size, best_of, tell)
-
-    def acoustic(
-        self,
-        semantic: list[Tensor],
-        known: list[Tensor] | None = None,
-        reference: Tokens | None = None,
-        faithful: bool = False,
-    ) -> list[Output]:
-        """Stages 2 and 3 and the decoder: renders semantic tokens.
-
-        semantic: `int64 [S]`. known: a prompt's codes `int64 [Q, F_known]` (default: none). reference: tokens of the
-        voice to be had. faithful: guidance holds on to the semantic tokens, too, since they are what was asked for.
-        Returns outputs of `S * samples_per_semantic` samples.
-        """
-        spec = self.bundle.config.tokens
-        known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic)
-        lengths = [len(s) * spec.frames_per_semantic - k.shape[1] for s, k in zip(semantic, known, strict=True)]
-        before = (reference.semantic, reference.codes[: spec.coarse]) if reference else None
-        with self.clock.stage("coarse", sum(lengths) * spec.coarse) as tell:
-            prefix, sampling = [k[: spec.coarse] for k in known], self.sampling.stage("coarse")
-            codes = continue_coarse(
-                self.bundle.coarse, semantic, prefix, self.noise, sampling, self.batch_size, tell, before, faithful
-            )
-        if self.bundle.fine is not None:
-            with self.clock.stage("fine", sum(lengths) * spec.fine) as tell:
-                sampling = self.sampling.stage("fine")
-                codes = self.bundle.fine.complete(codes, known, self.noise, sampling, self.batch_size, tell)
-        codec = self.bundle.codec
-        audio, begun = [], dict[bytes, Begun]()
-        with self.clock.stage("decode", sum(code.shape[1] for code in codes)) as tell:
-            for code, k in zip(codes, known, strict=True):
-                made = codec.decode(code[None].to(self.bundle.device), tell, k.shape[1], begun)
-                audio.append(made[0].cpu().numpy())
-        clock = self.clock
-        return [
-            Output(waveform, s, c, stage_seconds=clock.seconds, stage_tokens=clock.tokens)
-            for waveform, s, c in zip(audio, semantic, codes, strict=True)
-        ]
+def _reference(bundle: Backend, request: ResynthRequest, speaker: np.ndarray | None) -> Tokens | None:
+    """The tokens of the voice that is asked for."""
+    spec = bundle.config.tokens
+    if speaker is None and request.speaker is not None:
+        speaker = files.read(request.speaker, spec.sample_rate).samples
+    if speaker is None:
+        return None
+    clean = postfilter.without_rumble(speaker, spec.sample_rate, bundle.config.output.high_pass)
+    if postfilter.silent(speaker, spec.sample_rate):
+        raise InputError("the reference is silent")
+    return encode(bundle, reference_stretch(clean, spec))
 
 
-@functools.singledispatch
-def run_for(bundle: object) -> type[Run]:
-    """How a batch goes through a model of that kind: through three stages, where no other is registered."""
-    return Run
-
-
-def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:
-    """The surprise of a recording where the bundle says what is strange, and why it is unlike what the bundle knows."""
-    config, found = bundle.config, None
-    if config.familiar_bits:
-        found = strangeness(bundle.semantic, bundle.coarse, tokens.semantic[:SURPRISING], tokens.codes)
-    cut = postfilter.overload(recording)
-    why = ""
-    if postfilter.silent(recording, config.tokens.sample_rate):
-        why = "it is silent"
-    elif cut > OVERLOADED:
-        why = f"{cut:.0%} of it is cut off at its peak"
-    elif found and found.surprise > config.familiar_bits:
-        why = f"{found.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}"
-    elif found and found.semantic < config.familiar_semantic_bits:
-        why = f"{found.semantic:.1f} bits a semantic token, mostly over {config.familiar_semantic_bits:.1f}"
-    return found.surprise if found else None, why
-
-
-def _length(duration: float, spec: TokenSpec) -> tuple[int, int]:
+def _length(duration: float, spec: TokenSpec) -> tuple[float, float]:
     """Samples of `duration` seconds, and the semantic tokens that cover them."""
+    if duration == math.inf:
+        return math.inf, math.inf
     samples = round(duration * spec.sample_rate)
     return samples, -(-samples // spec.samples_per_semantic)
 
@@ -385,21 +290,6 @@ def _condition(waveform: np.ndarray, prompt_seconds: float, spec: TokenSpec) -> 
     if count == 0:
         raise InputError(f"prompt is shorter than {1000 / spec.semantic_rate:g} ms, one semantic token")
     return waveform[len(waveform) - count :]
-
-
-def join(prompt: np.ndarray, decoded: np.ndarray, repeated: int, rate: int) -> np.ndarray:
-    """Joins the prompt as it was, an equal-power crossfade within its last 20 ms, and what was generated.
-
-    `decoded` begins with `repeated` samples that render the prompt's end.
-    """
-    fade = min(round(CROSSFADE_SECONDS * rate), repeated)
-    angle = (np.arange(fade, dtype=np.float32) + 0.5) / fade * np.float32(np.pi / 2)
-    before, after = prompt[len(prompt) - fade :], decoded[repeated - fade : repeated]
-    out, in_ = np.cos(angle), np.sin(angle)
-    mixed = before * out + after * in_
-    if np.abs(mixed).max(initial=0) > 1:  # of equal amplitude instead: never louder than both
-        mixed = before * out**2 + after * in_**2
-    return np.concatenate([prompt[: len(prompt) - fade], mixed, decoded[repeated:]]).astype(np.float32)
 
 
 def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = REFERENCE_SECONDS) -> np.ndarray:

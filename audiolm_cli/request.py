@@ -139,7 +139,7 @@ class SampledRequest(Request):
 class ContinueRequest(SampledRequest):
     """Continue recordings by `duration` seconds, after the last `prompt_seconds` of them."""
 
-    duration: float = option(checks.seconds, "Seconds of new audio.", "SECONDS", default=7)
+    duration: float = option(checks.duration, "Seconds of new audio; inf: until Ctrl-C.", "SECONDS", default=7)
     prompt_seconds: float | None = option(checks.seconds, "How much of a prompt's end to go on from.", "SECONDS")
     best_of: int = option(
         checks.integer(1, MAX_CANDIDATES),
@@ -167,7 +167,7 @@ class GenerateRequest(SampledRequest):
     """Make `duration` seconds from nothing."""
 
     input: None = field(default=None, init=False)
-    duration: float = option(checks.seconds, "Seconds of audio.", "SECONDS", default=10)
+    duration: float = option(checks.duration, "Seconds of audio; inf: until Ctrl-C.", "SECONDS", default=10)
     until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
 
     def check(self, config: Settings) -> None:
@@ -203,5 +203,5 @@ class DecodeRequest(Request):
 
 def _at_least_a_token(config: Settings, name: str, seconds: float) -> None:
     token, rate = config.tokens.samples_per_semantic, config.tokens.sample_rate
-    if round(seconds * rate) < token:
+    if seconds < math.inf and round(seconds * rate) < token:
         raise UsageError(f"{name}: must be at least {token / rate} seconds")

@@ -35,7 +35,7 @@ from audiolm_cli.errors import AudioLMError
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.sampling import Noise, StageSampling, draw
-from audiolm_cli.language_models.stages import continue_coarse, continue_semantic
+from audiolm_cli.language_models.stages import complete, continue_coarse, continue_semantic
 from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear, Stack
 from audiolm_cli.native.model import give
 
@@ -124,7 +124,7 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
         "coarse": lambda m: continue_coarse(
             m, semantic, [p[: spec.coarse] for p in prompt], noise, drawn("coarse"), batch
         ),
-        "fine": lambda m: m.complete([c[: spec.coarse] for c in codes], prompt, noise, drawn("fine"), batch),
+        "fine": lambda m: complete(m, [c[: spec.coarse] for c in codes], prompt, noise, drawn("fine"), batch),
     }  # fmt: skip
     tokens = {"semantic": 1, "coarse": per * spec.coarse, "fine": per * spec.fine}
     figures = {}

@@ -58,13 +58,13 @@ def test_the_best_of_several_candidates_goes_on(tiny: bundle.Bundle, duration: f
 
 def test_the_best_candidate_does_not_depend_on_the_batch(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     together: list[int] = []
-    generate = stages.engine.generate
+    start = stages.engine.start
 
     def watched(model: Any, items: list, *rest: Any) -> Any:
         together.append(len(items))
-        return generate(model, items, *rest)
+        return start(model, items, *rest)
 
-    monkeypatch.setattr(stages.engine, "generate", watched)
+    monkeypatch.setattr(stages.engine, "start", watched)
     prompts = [Prompt(noise(seconds, n), n) for n, seconds in enumerate((1.0, 0.3, 0.7))]
     results = [run(tiny, prompts, best_of=4, batch_size=size) for size in (1, 3, 8)]
     for other in results[1:]:

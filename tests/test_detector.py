@@ -8,7 +8,7 @@ from audiolm_cli import detector
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.config import DetectorConfig
 from audiolm_cli.detector import make_detector
-from audiolm_cli.language_models.likelihood import traces
+from audiolm_cli.language_models.likelihood import likelihood_features
 from tests.helpers.sounds import tone
 
 RATE = 16000
@@ -23,7 +23,7 @@ def bundle(tiny_bundle):
 @pytest.mark.parametrize(("config", "frames", "size"), [(DetectorConfig(), 102, 4 * 13), (SPECTRAL, 101, 64)])
 def test_a_window_has_one_logit(bundle, config, frames, size):
     model = make_detector(config, bundle.config.tokens)
-    found = model.hear(bundle, tone(2.01))
+    found = model.features(bundle, tone(2.01))
     assert found.shape == (frames, size)  # traces: of whole semantic tokens
     assert model(torch.stack([found, found])).shape == (2,)
     assert sum(p.numel() for p in model.parameters()) * 2 < 4e6  # bytes in bfloat16
@@ -31,9 +31,9 @@ def test_a_window_has_one_logit(bundle, config, frames, size):
 
 def test_pieces_are_heard_each_for_itself(bundle):
     sound = np.concatenate([tone(5.0), 0.1 * tone(9.0)])
-    whole, second = bundle.detector.hear(bundle, sound), bundle.tokenize(sound)
+    whole, second = bundle.detector.features(bundle, sound), bundle.tokenize(sound)
     piece = second[0][150:300], second[1][:, 300:600]
-    assert torch.equal(whole[300:600], traces(bundle.stages, *piece, 150))
+    assert torch.equal(whole[300:600], likelihood_features(bundle.stages, *piece, 150))
     assert len(whole) == 700
 
 
@@ -68,7 +68,7 @@ def test_any_other_length_is_judged(bundle, seconds):
 
 def test_level_does_not_count_in_spectra(bundle):
     model, samples = make_detector(SPECTRAL, bundle.config.tokens), tone(4.0)
-    loud, quiet = (model.eval()(model.hear(bundle, samples * gain)[None]) for gain in (1.0, 0.01))
+    loud, quiet = (model.eval()(model.features(bundle, samples * gain)[None]) for gain in (1.0, 0.01))
     assert quiet.sigmoid().item() == pytest.approx(loud.sigmoid().item(), abs=0.02)
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from audiolm_cli import native, pipeline
+from audiolm_cli import native, pipeline, rendering
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
 from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
@@ -125,7 +125,7 @@ def test_the_tokens_of_an_output_render_it(tiny: bundle.Bundle) -> None:
     assert result.tokens_start == 24000 - 20 * 640
     decoded = tiny.codec.decode(result.codes[None])[0].numpy()
     decoded = postfilter.chain(tiny.config.output, 16000, prompt[-20 * 640 :], 20 * 640).whole(decoded)
-    assert np.array_equal(decoded[20 * 640 :][:6400], result.waveform[24000:])
+    assert np.abs(decoded[20 * 640 :][:6400] - result.waveform[24000:]).max() < 1e-6  # cut into other pieces
     assert len(result.semantic) * 2 == result.codes.shape[1]
 
 
@@ -165,7 +165,7 @@ def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
         ContinueRequest(until_end=True, best_of=2)
 
 
-def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
+def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     lookahead = tiny.config.tokenizer.lookahead
     known = pipeline.encode(tiny, postfilter.without_rumble(noise(1)[-12800:], 16000, 70.0)).semantic
     (anew,), (kept,) = (run(tiny, [Prompt(noise(1))], provisional=choice) for choice in (False, True))
@@ -173,6 +173,8 @@ def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle) -> None:
     assert torch.equal(anew.semantic[: 20 - lookahead], known[:-lookahead])
     assert not torch.equal(anew.semantic[:20], known)
     assert len(kept.waveform) == len(anew.waveform)
+    monkeypatch.setattr(tiny, "config", dataclasses.replace(tiny.config, provisional=True))
+    assert torch.equal(run(tiny, [Prompt(noise(1))])[0].semantic, kept.semantic)
 
 
 @pytest.mark.parametrize("samples", [640, 641, 700, 2000])
@@ -251,7 +253,7 @@ def test_recordings_are_scored_only_for_those_who_ask(tiny: bundle.Bundle, monke
         scored.append(len(recording))
         return None, ""
 
-    monkeypatch.setattr(pipeline, "_strange", strange)
+    monkeypatch.setattr(rendering, "_strange", strange)
     recordings = [noise(1), noise(0.5)]
     prompts = [Prompt(recordings[n]) for n in (0, 0, 1)]
     batch = pipeline.Run(tiny, ContinueRequest(seed=0), prompts, 3)
@@ -306,9 +308,16 @@ def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
         pipeline.reference_stretch(noise(0.03), spec)
 
 
+def join(prompt: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """In small pieces; what is decoded begins with the whole prompt."""
+    shape = rendering.Shape(16000, postfilter.PostFilter(16000, []), len(decoded), prompt, len(prompt))
+    parts = [shape.push(part) for part in np.array_split(decoded, 150)]
+    return np.concatenate([prompt[: len(prompt) - shape.fade], *parts, shape.finish()])
+
+
 def test_the_crossfade_keeps_the_level() -> None:
     prompt, decoded = tone(1.0), tone(1.5)
-    joined = pipeline.join(prompt, decoded, 16000, 16000)
+    joined = join(prompt, decoded)
     assert len(joined) == 24000
     assert np.abs(joined[:15680] - prompt[:15680]).max() == 0
     assert np.abs(joined[15680:16000]).max() < 1.5 * np.abs(prompt).max()
@@ -317,7 +326,7 @@ def test_the_crossfade_keeps_the_level() -> None:
 
 def test_the_crossfade_of_loud_sounds_stays_within_full_scale() -> None:
     prompt, decoded = 0.98 * np.sign(tone(1.0)), 0.89 * np.sign(tone(1.5))
-    joined = pipeline.join(prompt, decoded, 16000, 16000)
+    joined = join(prompt, decoded)
     assert np.abs(joined).max() <= 0.98
 
 
@@ -327,14 +336,16 @@ LOUD = np.clip(20 * noise(1.0), -1, 1)
 @pytest.mark.parametrize("way", ["continue", "generate", "resynth"])
 def test_no_output_clips_or_rumbles(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """With a decoder that shouts and hums."""
-    decode = tiny.codec.decode
-    hum = torch.sin(torch.arange(16000 * 9) * 2 * torch.pi * 50 / 16000)
+    decode = tiny.codec.decoder.forward
 
-    def shouting(codes: torch.Tensor, *rest: Any) -> torch.Tensor:
-        audio = decode(codes, *rest)
-        return audio / audio.abs().max() * 3 + 2 * hum[: audio.shape[-1]] + 0.5
+    def shouting(latents: torch.Tensor, state: Any) -> torch.Tensor:
+        audio = decode(latents, state)
+        begin, length = state.get("samples", 0), audio.shape[-1]
+        state["samples"] = begin + length
+        hum = torch.sin(torch.arange(begin, begin + length) * 2 * torch.pi * 50 / 16000)
+        return audio / audio.abs().max().clamp(min=1e-9) * 3 + 2 * hum + 0.5
 
-    monkeypatch.setattr(tiny.codec, "decode", shouting)
+    monkeypatch.setattr(tiny.codec.decoder, "forward", shouting)
     if way == "continue":
         (result,) = run(tiny, [Prompt(LOUD)], duration=3.0)
     elif way == "generate":

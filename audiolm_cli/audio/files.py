@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -132,18 +132,33 @@ def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) ->
 
     Raises OutputError when samples are NaN or infinite: written, they would be full-scale clicks.
     """
+    pcm, buffer = pcm16(samples), io.BytesIO()
+    with opened_for(buffer, rate, suffix, tags) as sound:
+        for block in np.array_split(pcm, len(pcm) // 65536 + 1):  # libvorbis overflows its stack on long ones
+            sound.write(block)
+    data = buffer.getvalue()
+    return (_named(data, tags.get("software", "")) if FORMATS[suffix][0] == "MP3" else data), beyond(samples)
+
+
+def opened_for(file: Any, rate: int, suffix: str, tags: dict[str, str]) -> soundfile.SoundFile:
+    """A file of a format in FORMATS to write mono sound to, with its tags."""
+    container, subtype = FORMATS[suffix]
+    sound = soundfile.SoundFile(file, "w", rate, 1, subtype, format=container)
+    for key, value in tags.items():  # before the first sample: later ones are dropped silently
+        setattr(sound, key, value)
+    return sound
+
+
+def pcm16(samples: np.ndarray) -> np.ndarray:
+    """Sound as `int16 [T]`. Raises OutputError where it is NaN or infinite: written, that would be a click."""
     if not np.isfinite(samples).all():
         raise OutputError("the audio has NaN or infinite samples and was not written")
-    container, subtype = FORMATS[suffix]
-    clipped = int(np.count_nonzero(np.abs(samples) > 1))
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", rate, 1, subtype, format=container) as sound:
-        for key, value in tags.items():  # before the first sample: later ones are dropped silently
-            setattr(sound, key, value)
-        for block in np.array_split(samples, len(samples) // 65536 + 1):  # libvorbis overflows its stack on long ones
-            sound.write(np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16))
-    data = buffer.getvalue()
-    return (_named(data, tags.get("software", "")) if container == "MP3" else data), clipped
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def beyond(samples: np.ndarray) -> int:
+    """How many samples lie beyond full scale."""
+    return int(np.count_nonzero(np.abs(samples) > 1))
 
 
 def _named(mp3: bytes, software: str) -> bytes:
@@ -280,11 +295,12 @@ def _without_messages() -> Iterator[None]:
 
 
 class _Straight(soundfile.SoundFile):
-    """Reads MP3 without the search for the place behind it that soundfile adds to every read: where there are few bits
-    a second that forgets what the next frames refer to, and what they hold is garbled."""
+    """Reads MP3, Ogg and FLAC of unknown length without the seek that soundfile adds after every read. The seek forgets
+    what later frames of MP3 of a low bit rate and the end of Opus refer to, and garbles them; that FLAC has no place to
+    seek at its end."""
 
     def seekable(self) -> bool:
-        return self.format != "MP3" and super().seekable()
+        return self.format not in ("MP3", "OGG") and self.frames < headers.UNKNOWN and super().seekable()
 
 
 class _Sound:

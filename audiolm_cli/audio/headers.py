@@ -40,10 +40,15 @@ def mended(file: IO[bytes]) -> IO[bytes] | None:
     return _Mended(file, {0: b"RIFF", place + 4: ENDLESS})
 
 
+UNKNOWN = 2**62  # frames: what libsndfile says of a FLAC stream that nobody knew the end of
+
+
 def promised_frames(sound: soundfile.SoundFile, file: IO[bytes]) -> int:
     """How many frames a file should have; libsndfile silently believes its length where that is shorter."""
     if "MPEG" in sound.subtype and not (sound.format == "MP3" and _counts_frames(file)):
         return 0  # an estimate
+    if sound.frames >= UNKNOWN:
+        return 0
     log = sound.extra_info
     sizes = re.findall(
         r"^ *(?:data|SSND|BODY|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", log, re.MULTILINE

@@ -32,6 +32,7 @@ BEHIND, AHEAD = 0.15, 0.04  # s of that sound that count; a semantic token has s
 OPENING = 0.02  # s: how fast what exceeds it is let through again
 ATTACK, RELEASE = 2, 0.08  # frames that the limiter looks ahead, s
 AUDIBLE = 20.0  # Hz
+RUMBLE = 0.05  # of a recording's energy: of clean ones, 99 in 100 have less than 0.04 below 63 Hz
 CEILING = 10 ** (-1 / 20)  # of the limiter, where a watermark is to come on top
 
 # what is left of a difference after a frame, or has gone
@@ -93,7 +94,21 @@ def chain(
 
 
 def without_rumble(samples: np.ndarray, rate: int, corner: float) -> np.ndarray:
-    """A recording without what lies below `corner` Hz (0: as it is)."""
+    """A recording without what lies below `corner` Hz (0: as it is), where that is more than RUMBLE of its energy.
+
+    Less than that is left to the models, which have heard as much: without it continuations lose some of the voice. The
+    filter runs forwards and backwards, since one pass shifts phases above the corner, which the codec encodes.
+    """
+    if not corner:
+        return samples
+    forwards = np.pad(high_passed(samples, rate, corner), (0, 1))  # a zero: backwards it begins at rest
+    clean = np.ascontiguousarray(high_passed(forwards[::-1], rate, corner)[:0:-1])
+    energy, below = (float(np.square(part, dtype=np.float64).sum()) for part in (samples, samples - clean))
+    return clean if below > RUMBLE * energy else samples
+
+
+def high_passed(samples: np.ndarray, rate: int, corner: float) -> np.ndarray:
+    """A recording through the filter of outputs, with its shifts of phase."""
     return PostFilter(rate, [HighPass(rate, corner)]).whole(samples) if corner else samples
 
 
@@ -196,7 +211,7 @@ class Level:
 
 def powers(samples: np.ndarray, rate: int, corner: float = 0.0) -> np.ndarray:
     """The mean square of each frame of a sound without what lies below `corner` Hz, `float64 [frames]`."""
-    size, samples = frame_size(rate), without_rumble(samples, rate, corner)
+    size, samples = frame_size(rate), high_passed(samples, rate, corner)
     pieces = np.array_split(np.pad(samples, (0, -len(samples) % size)).reshape(-1, size), len(samples) // 100000 + 1)
     return np.concatenate([np.square(piece, dtype=np.float64).mean(1) for piece in pieces])
 

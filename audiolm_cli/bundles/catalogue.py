@@ -99,7 +99,7 @@ def _of_stages(folder: Path) -> list[str]:
             for name, value in vars(config.sampling).items()
         ),
         *(
-            f"{part} trained: {', '.join(f'{key} {value}' for key, value in how.items())}"
+            f"{part if part == 'recipe' else f'{part} trained'}: {', '.join(f'{k} {v}' for k, v in how.items())}"
             for part, how in config.trained.items()
         ),
     ]

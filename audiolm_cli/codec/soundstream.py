@@ -8,6 +8,7 @@ q quantizers alone can be decoded, for every q.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,8 @@ from audiolm_cli.codec.autoencoders import SpectralDecoder, SpectralEncoder, Sta
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.console import Tell
 
-PIECE_FRAMES = 200  # encoding and decoding work through pieces of this many frames (4 s), whatever the length
-
-Begun = tuple[list[Tensor], State]  # audio of the first frames by pieces, and what the decoder keeps of them
+PIECE_FRAMES = 200  # encoding works through pieces of this many frames (4 s), whatever the length
+DECODED_FRAMES = 50  # and decoding through pieces of 1 s
 
 
 class ResidualQuantizer(nn.Module):
@@ -82,34 +82,10 @@ class SoundStream(nn.Module):
                 tell(min(PIECE_FRAMES, frames - start // self.hop))
         return torch.cat(codes, -1)[..., :frames]
 
-    @torch.inference_mode()
-    def decode(
-        self, codes: Tensor, tell: Tell | None = None, known: int = 0, begun: dict[bytes, Begun] | None = None
-    ) -> Tensor:
-        """Codes `int64 [B, q, F]` of the first q quantizers -> audio `float32 [B, F * hop]`. What begins with the same
-        `known` frames and is given the same `begun`, a dictionary, shares their decoding."""
-        first, begun = codes[..., :known], {} if begun is None else begun
-        key = first.cpu().numpy().tobytes()
-        if key not in begun:
-            state = State()
-            begun[key] = self._decode(first, state, tell), state
-        elif tell:
-            tell(known)
-        audio, state = begun[key][0], State(begun[key][1])
-        pieces = [*audio, *self._decode(codes[..., known:], state, tell)]
-        if self.decoder.delay:
-            pieces.append(self.decoder.flush(state))
-        return torch.cat(pieces, -1)[:, self.decoder.delay :]
-
-    def _decode(self, codes: Tensor, state: State, tell: Tell | None) -> list[Tensor]:
-        """Audio by pieces, which lags by the decoder's delay."""
-        pieces = []
-        for start in range(0, codes.shape[-1], PIECE_FRAMES):
-            part = codes[..., start : start + PIECE_FRAMES]
-            pieces.append(self.decoder(self.quantizer.decode(part), state))
-            if tell:
-                tell(part.shape[-1])
-        return pieces
+    def decode(self, codes: Tensor, tell: Tell | None = None) -> Tensor:
+        """Codes `int64 [B, q, F]` of the first q quantizers -> audio `float32 [B, F * hop]`."""
+        decoding = Decoding(self)
+        return torch.cat([*decoding.push(codes, tell), decoding.finish()], -1)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Latents `[B, F, D]` -> audio `[B, F * hop]` in one piece, for training."""
@@ -118,3 +94,35 @@ class SoundStream(nn.Module):
         return (
             torch.cat([audio, self.decoder.flush(state)], -1)[:, self.decoder.delay :] if self.decoder.delay else audio
         )
+
+
+class Decoding:
+    """Codes that become audio as they come, `int64 [B, q, F]` to `float32 [B, T]`. It lags by the decoder's delay. Last
+    bits depend on how the codes were cut."""
+
+    def __init__(self, codec: SoundStream):
+        self.codec, self.state, self.skip = codec, State(), codec.decoder.delay
+
+    @torch.inference_mode()
+    def push(self, codes: Tensor, tell: Tell | None = None) -> Iterator[Tensor]:
+        """Audio, in pieces of a second at most."""
+        for part in codes.split(DECODED_FRAMES, -1):
+            if part.shape[-1]:
+                audio = self.codec.decoder(self.codec.quantizer.decode(part), self.state)
+                audio, self.skip = audio[:, self.skip :], max(0, self.skip - audio.shape[-1])
+                if tell:
+                    tell(part.shape[-1])
+                yield audio
+
+    @torch.inference_mode()
+    def finish(self) -> Tensor:
+        """The rest."""
+        if not self.codec.decoder.delay:
+            return self.codec.quantizer.codebooks.new_zeros(1, 0)
+        return self.codec.decoder.flush(self.state)[:, self.skip :]
+
+    def copy(self) -> Decoding:
+        """Another one that goes on from here."""
+        found = Decoding(self.codec)
+        found.state, found.skip = State(self.state), self.skip
+        return found

@@ -112,6 +112,28 @@ class Naming:
             raise UsageError("--name: needs --out-dir")
 
 
+def _format(option: str, value: str) -> str:
+    from audiolm_cli.audio.encoding import FORMATS
+
+    if value not in FORMATS:
+        raise UsageError(f"{option}: must be {checks.listed(FORMATS)}, not {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How an output is heard while it is made."""
+
+    format: Annotated[
+        str | None,
+        _checked(*(_format, "--format"), metavar="FORMAT", help="Of -o -: wav, s16le, flac, ogg or opus."),
+    ] = None
+    play: Annotated[bool, typer.Option("--play", help="Play it while it is made, in place of -o.")] = False
+
+
+WHOLE = Streaming()
+
+
 @dataclass(frozen=True)
 class Running:
     """How outputs are made: the bundle, the machine, and what happens to files that are there."""

@@ -6,6 +6,7 @@ A `Maker` holds a loaded bundle; there is one class for the commands that sample
 from __future__ import annotations
 
 import functools
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ import numpy as np
 import soundfile
 
 from audiolm_cli.audio import files, inputs, postfilter
-from audiolm_cli.command_line import plot
-from audiolm_cli.command_line.arguments import Running, SampledRunning
+from audiolm_cli.command_line import plot, streaming
+from audiolm_cli.command_line.arguments import WHOLE, Running, SampledRunning
 from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ExistsError, InputError, OutputError, UsageError, display
@@ -85,6 +86,7 @@ class Maker(ABC, Generic[Read, Made]):
     """Makes batches of outputs, each of requests alike but for input, seed and names."""
 
     batch_size = 1
+    streaming = WHOLE
 
     def __init__(self, bundle: Backend, running: Running, console: Console):
         self.bundle, self.console = bundle, console
@@ -183,7 +185,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
         self._recording = functools.lru_cache(2)(self.recording)
         self._silent = functools.lru_cache(2)(lambda path: postfilter.silent(self._recording(path, False), self.rate))
         self._together = 1  # outputs of the batch
-        self._mark = watermark.bundle_id(bundle.config.name)
+        self.mark = watermark.bundle_id(bundle.config.name)
 
     def read(self, output: PlannedOutput) -> Prompt:
         from audiolm_cli.pipeline import Prompt
@@ -210,31 +212,48 @@ class SampledMaker(Maker["Prompt", "Output"]):
         if isinstance(request, GenerateRequest):
             return pipeline.generate(self.bundle, request, read, batch_size=self.batch_size, progress=progress)
         assert isinstance(request, ResynthRequest)
-        speaker = self._recording(request.speaker, False) if request.speaker else None
         return pipeline.resynth(
-            self.bundle, request, read, speaker=speaker, batch_size=self.batch_size, progress=progress
+            self.bundle, request, read, speaker=self.speaker(request), batch_size=self.batch_size, progress=progress
         )
+
+    def speaker(self, request: ResynthRequest) -> np.ndarray | None:
+        return self._recording(request.speaker, False) if request.speaker else None
+
+    def run(self, batch: list[PlannedOutput], fail_fast: bool = False) -> int:
+        if batch[0].target == "-":
+            return streaming.run(self, batch[0])
+        return super().run(batch, fail_fast)
+
+    def say_unfamiliar(self, output: PlannedOutput, made: Output) -> None:
+        if made.unfamiliar and not output.sample:  # once for all samples of a prompt
+            self.console.note(
+                f"{display(str(output.request.input))}: unlike what the bundle {self.bundle.config.name} was trained "
+                f"on ({made.unfamiliar}); expect little of it"
+            )
+
+    def tags(self, output: PlannedOutput, request: SampledRequest, kept: int) -> dict[str, str]:
+        """The metadata of an output of which so many samples are the prompt's."""
+        return provenance.tags(
+            self.bundle,
+            seed=request.seed,
+            prompt_samples=kept,
+            watermark=not request.no_watermark and watermark.bits(self.mark),
+            options=self._made_with(output, request),
+        )
+
+    def named(self, output: PlannedOutput) -> str:
+        return "the loudspeaker" if self.streaming.play else _named(output.target)
 
     def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
         request, config = cast(SampledRequest, output.request), self.bundle.config
         kept = 0 if request.continuation_only else made.prompt_samples
         waveform, bits = made.waveform, None
         if not request.no_watermark:
-            waveform = watermark.embed(waveform, self.rate, self._mark, made.prompt_samples)
-            bits = watermark.bits(self._mark)
+            waveform = watermark.embed(waveform, self.rate, self.mark, made.prompt_samples)
+            bits = watermark.bits(self.mark)
         waveform = waveform[made.prompt_samples - kept :]
-        if made.unfamiliar and not output.sample:  # once for all samples of a prompt
-            self.console.note(
-                f"{display(str(request.input))}: unlike what the bundle {config.name} was trained on "
-                f"({made.unfamiliar}); expect little of it"
-            )
-        tags = provenance.tags(
-            self.bundle,
-            seed=request.seed,
-            prompt_samples=kept,
-            watermark=bits or False,
-            options=self._made_with(output, request),
-        )
+        self.say_unfamiliar(output, made)
+        tags = self.tags(output, request, kept)
         drawn = None
         if output.picture:
             drawn = plot.png(made, config.tokens, f"{_named(output.target)}, {config.name}, seed {request.seed}")
@@ -284,6 +303,8 @@ class SampledMaker(Maker["Prompt", "Output"]):
             asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
             asked["best_of"] = request.best_of if request.best_of > 1 else None  # as without the option
         asked["until_end"] = asked.get("until_end") or None  # as without the option
+        if asked.get("duration") == math.inf:
+            asked["duration"] = "inf"  # JSON has no such number
         if request.speaker:
             asked["speaker"] = os.path.basename(request.speaker)[-80:]  # a comment has room for 2,000 characters
         return {

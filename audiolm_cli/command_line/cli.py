@@ -26,6 +26,7 @@ from audiolm_cli.command_line.arguments import (
     Running,
     SampledRunning,
     Stage,
+    Streaming,
     model_option,
     with_options,
 )
@@ -93,6 +94,7 @@ def continue_(
     *,
     naming: Naming,
     request: ContinueRequest,
+    streaming: Streaming,
     running: SampledRunning,
 ) -> None:
     """Continue recordings.
@@ -105,7 +107,7 @@ def continue_(
     With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
     makes likelier than nothing before it would, by the most: that costs only that stage's time.
     """
-    runner.run(request, prompts or [], naming, running, console_of(ctx))
+    runner.run(request, prompts or [], naming, running, console_of(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["generate"])
@@ -118,6 +120,7 @@ def generate(
     *,
     naming: Naming,
     request: GenerateRequest,
+    streaming: Streaming,
     running: SampledRunning,
 ) -> None:
     """Make audio from nothing: what is said, by whom and in which room, is all sampled.
@@ -126,7 +129,7 @@ def generate(
     There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
     would be silence and loops.
     """
-    runner.run(request, [None], naming, running, console_of(ctx))
+    runner.run(request, [None], naming, running, console_of(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["resynth"])
@@ -137,6 +140,7 @@ def resynth(
     *,
     naming: Naming,
     request: ResynthRequest,
+    streaming: Streaming,
     running: SampledRunning,
 ) -> None:
     """Say recordings again in another voice: that of a reference recording, or a sampled one.
@@ -145,7 +149,7 @@ def resynth(
     speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
     their consent.
     """
-    runner.run(request, sources or [], naming, running, console_of(ctx))
+    runner.run(request, sources or [], naming, running, console_of(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["encode"])

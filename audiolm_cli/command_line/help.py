@@ -16,7 +16,8 @@ from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError
 
 GROUPS = {  # options by name; what is missing here comes first, as "Options"
-    "Output": "output out_dir name num_samples continuation_only no_watermark plot force skip_existing json",
+    "Output": "output out_dir name num_samples format play continuation_only no_watermark plot force skip_existing "
+    "json",
     "Sampling": "seed temperature top_k top_p guidance best_of",
     "Running": "device dtype threads batch_size ray offline fail_fast quiet debug help",
 }

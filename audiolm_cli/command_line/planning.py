@@ -7,6 +7,7 @@ exist or cannot be written are refused here.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from audiolm_cli import checks
 from audiolm_cli.audio import files, inputs
 from audiolm_cli.checks import PICTURES, Template, listed
-from audiolm_cli.command_line.arguments import Naming, Running
+from audiolm_cli.command_line.arguments import WHOLE, Naming, Running, Streaming
 from audiolm_cli.command_line.places import Places
 from audiolm_cli.errors import OutputError, UsageError, display
 from audiolm_cli.request import Request, SomeRequest
@@ -79,13 +80,18 @@ def read_jobs(lines: Iterable[bytes], where: str, request: SomeRequest) -> list[
     return found
 
 
-def check_streams(asked: Sequence[Request], jobs: str | None, running: Running) -> None:
+def check_streams(asked: Sequence[Request], jobs: str | None, running: Running, streaming: Streaming = WHOLE) -> None:
     """Raises UsageError where standard input or output would serve two ends, or be on another machine."""
     piped = any(request.output == "-" for request in asked)
     takes_stdin = any("-" in (request.input, request.speaker) for request in asked)
     if piped and running.json:
         raise UsageError("-o - and --json both need standard output")
-    if piped and sys.stdout is not None and sys.stdout.isatty():
+    if streaming.format and not piped:
+        raise UsageError("--format: is of -o -; the suffix of a file says its own")
+    for request in asked:
+        if getattr(request, "duration", 0) == math.inf and (request.output != "-" or request.plot):
+            raise UsageError("--duration inf: only for -o - or --play, and without --plot")
+    if piped and not streaming.play and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal: redirect it, or name a file with -o")
     if jobs == "-" and takes_stdin:
         raise UsageError("standard input cannot be both the job list and an input")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from audiolm_cli.command_line.arguments import Naming, Running
+from audiolm_cli.command_line.arguments import WHOLE, Naming, Running, Streaming
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, InputError, display
+from audiolm_cli.errors import AudioLMError, InputError, UsageError, display
 from audiolm_cli.request import Request, SampledRequest
 
 if TYPE_CHECKING:
@@ -26,10 +26,17 @@ if TYPE_CHECKING:
     from audiolm_cli.command_line.planning import PlannedOutput
 
 
-def run(request: Request, sources: Sequence[str | None], naming: Naming, running: Running, console: Console) -> None:
+def run(
+    request: Request,
+    sources: Sequence[str | None],
+    naming: Naming,
+    running: Running,
+    console: Console,
+    streaming: Streaming = WHOLE,
+) -> None:
     """Makes the outputs of a command and exits with 1 if any failed; without a readable input no model is loaded.
     `sources` is [None] where nothing goes in."""
-    planned = _planned(request, sources, naming, running, console)
+    planned = _planned(request, sources, naming, running, console, streaming)
     usable = readable(planned, console)
     failed = len(planned) - len(usable)
     if usable and not (failed and running.fail_fast):
@@ -45,6 +52,7 @@ def run(request: Request, sources: Sequence[str | None], naming: Naming, running
             from audiolm_cli.command_line.batch import load_maker
 
             maker = load_maker(type(request), here, console)
+            maker.streaming = streaming
         if running.ray is not None:
             make = functools.partial(
                 cluster.run_batches, kind=type(request), running=running, bundle=maker.bundle, console=console
@@ -130,17 +138,24 @@ def readable(planned: Sequence[PlannedOutput], console: Console) -> list[Planned
 
 
 def _planned(
-    request: Request, sources: Sequence[str | None], naming: Naming, running: Running, console: Console
+    request: Request,
+    sources: Sequence[str | None],
+    naming: Naming,
+    running: Running,
+    console: Console,
+    streaming: Streaming,
 ) -> list[PlannedOutput]:
     """The outputs to make, with the checks that a command can fail before it starts."""
     from audiolm_cli.command_line import planning
 
+    if streaming.play:
+        naming = _played(naming, streaming, running)
     if not sources and naming.jobs is None and _piped():
         sources = ["-"]
         if naming.output is None and naming.out_dir is None:
             naming = replace(naming, output="-")
     asked = planning.requests(request, sources, naming)
-    planning.check_streams(asked, naming.jobs, running)
+    planning.check_streams(asked, naming.jobs, running, streaming)
     if any(each.plot for each in asked):
         from audiolm_cli.command_line import plot
 
@@ -160,6 +175,18 @@ def _planned(
         again = f" --seed {seed}" if seed is not None else ""
         console.rest = f"; the same command with --skip-existing{again} makes the rest"
     return planned
+
+
+def _played(naming: Naming, streaming: Streaming, running: Running) -> Naming:
+    """Where outputs go that are played: nowhere else."""
+    from audiolm_cli.command_line import streaming as player
+
+    if (naming.output, naming.out_dir, naming.jobs, streaming.format) != (None,) * 4:
+        raise UsageError("--play: plays one output and writes none: leave out -o, --out-dir, --jobs and --format")
+    if running.json:
+        raise UsageError("--play: leaves nothing to tell in --json")
+    player.check_player()
+    return replace(naming, output="-")
 
 
 def _piped() -> bool:

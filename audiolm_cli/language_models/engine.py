@@ -9,27 +9,58 @@ belongs to the item, and rows are padded to where the last bit of their products
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.tokens import Item
+from audiolm_cli.language_models.tokens import Item, until_stop
 from audiolm_cli.language_models.transformer import Autoregressive, KVCache, Linear
 from audiolm_cli.processor import row_block
 
 # Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
 # how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
+STEPS = 16  # made between two reports
 GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
 
 
-@torch.inference_mode()
+class Making(Protocol):
+    """Items that are being made, step by step."""
+
+    def advance(self, steps: int) -> int:
+        """Makes up to `steps` more steps of every item; how many ids that were, 0 when all are done."""
+
+    def ids(self, number: int) -> Tensor:
+        """What there is of an item, `int64 [steps]` or `[steps, Q]`: up to its `stop` and with it."""
+
+    def inform(self, number: int, item: Item) -> None:
+        """Tells what an item's `fields` say now of what is still to be made; its ids and their number stay."""
+
+    def shorten(self, number: int, steps: int) -> None:
+        """Lets an item end after so many steps, no fewer than there are."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+def start(model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int) -> Making:
+    """Begins to make up to `batch_size` items; whoever does so closes it."""
+    if len(items) > batch_size:
+        raise ValueError("there are more items than a batch has")
+    if model.native is not None:
+        from audiolm_cli.native import decode
+
+        return decode.Sessions(model.native, items, sampling)
+    return Steps(model, items, sampling, batch_size)
+
+
 def generate(
     model: Autoregressive,
     items: list[Item],
@@ -37,60 +68,91 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The generated ids of each item, `int64 [unknown]` or `[unknown, Q]`, any behind an item's `stop`; `progress` is
-    told how many tokens have been made."""
-    if model.native is not None:
-        from audiolm_cli.native import decode
-
-        return decode.generate(model.native, items, sampling, batch_size, progress)
+    """The generated ids of each item, `int64 [unknown]` or `[unknown, Q]`, or up to its `stop`; `progress` is told how
+    many tokens have been made."""
     results: list[Tensor] = []
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        results += _generate_batch(model, batch, sampling, batch_size, progress)
+    for first in range(0, len(items), batch_size):
+        batch = items[first : first + batch_size]
+        with contextlib.closing(start(model, batch, sampling, batch_size)) as making:
+            while made := making.advance(STEPS):
+                if progress:
+                    progress(made)
+            results += [making.ids(number) for number in range(len(batch))]
     return results
 
 
-def _generate_batch(
-    model: Autoregressive,
-    items: list[Item],
-    sampling: StageSampling,
-    batch_size: int,
-    progress: Callable[[int], None] | None,
-) -> list[Tensor]:
-    weight = model.ids.weight
-    wanted = [len(item.uniform) for item in items]
-    low, size, steps = max((item.low for item in items), key=len), items[0].size, max(wanted)
-    if any(item.size != size or item.low != low[: len(item.low)] for item in items):
-        raise ValueError("the items of a batch must draw from the same ranges of ids")
-    graphs, filled = use_graphs(weight.device), dict(enumerate(items))
-    if not any(item.guides for item in items):
-        sampling = replace(sampling, guidance=0.0)
-    guides = len(sampling.shares) if sampling.guidance else 0
-    rows = batch_size if graphs else _rows(model, len(items), 1 + guides, size, batch_size)
-    for branch in range(guides):  # where an item has none, its own sequence leads nowhere
-        less = [[*item.guides, *[item.sequence] * guides][branch] for item in items]
-        filled |= {(1 + branch) * rows + n: replace(items[n], sequence=s) for n, s in enumerate(less)}
-    known = [item.sequence.known for item in filled.values()]
-    slots = (1 + guides) * rows
-    batch = _workspace(model, slots, max(known) + steps, items[0].uniform, graphs)
-    prefixes: dict[bytes, int] = {}
-    for slot, item in filled.items():
-        batch.fill(slot, item, like=prefixes.setdefault(_prefix(item), slot))
-    per_step = items[0].uniform[0].numel()
-    width = len(set(low)) if graphs else 1  # steps that run together: with graphs a frame's whole set of quantizers
-    for n in range(0, steps, width):
-        if graphs:
-            batch.replay(max(known) + n, low[n : n + width], size, sampling)
-        else:
-            now = slice(None), n
-            ids = batch.draw(now, low[n], size, sampling)
-            if n + 1 < steps:
-                batch.step(ids, now, max(known) + n, alike=len(set(known)) == 1)
-        if progress:
-            progress(sum(min(width, max(0, w - n)) for w in wanted) * per_step)
-        if _all_stopped(items, batch.made, n):
-            break
-    return [batch.made[slot, : wanted[slot]].cpu() for slot in range(len(items))]
+class Steps:
+    """Items made by torch."""
+
+    @torch.inference_mode()
+    def __init__(self, model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int):
+        weight = model.ids.weight
+        self.model, self.items = model, items
+        self.wanted = [len(item.uniform) for item in items]
+        self.low, self.size = max((item.low for item in items), key=len), items[0].size
+        if any(item.size != self.size or item.low != self.low[: len(item.low)] for item in items):
+            raise ValueError("the items of a batch must draw from the same ranges of ids")
+        self.graphs = use_graphs(weight.device)
+        if not any(item.guides for item in items):
+            sampling = replace(sampling, guidance=0.0)
+        self.sampling, self.done = sampling, 0
+        self.guides = len(sampling.shares) if sampling.guidance else 0
+        self.rows = batch_size if self.graphs else _rows(model, len(items), 1 + self.guides, self.size, batch_size)
+        filled = {slot: item for number, item in enumerate(items) for slot, item in self._branches(number, item)}
+        self.known = [item.sequence.known for item in filled.values()]
+        slots, longest = (1 + self.guides) * self.rows, max(self.known) + max(self.wanted)
+        self.batch = _workspace(model, slots, longest, items[0].uniform, self.graphs)
+        prefixes: dict[bytes, int] = {}
+        for slot, item in sorted(filled.items()):
+            self.batch.fill(slot, item, like=prefixes.setdefault(_prefix(item), slot))
+
+    def _branches(self, number: int, item: Item) -> Iterator[tuple[int, Item]]:
+        """An item and its guides, each with its slot; where it has none, its own sequence leads nowhere."""
+        yield number, item
+        for branch in range(self.guides):
+            less = [*item.guides, *[item.sequence] * self.guides][branch]
+            yield (1 + branch) * self.rows + number, replace(item, sequence=less)
+
+    @torch.inference_mode()
+    def advance(self, steps: int) -> int:
+        last, per_step, made = max(self.wanted), self.items[0].uniform[0].numel() if max(self.wanted) else 0, 0
+        width = len(set(self.low)) if self.graphs else 1  # with graphs a frame's whole set of quantizers runs together
+        end = min(last, self.done + _round_up(steps, width))
+        while self.done < end and not self._all_stopped():
+            n = self.done
+            if self.graphs:
+                self.batch.replay(max(self.known) + n, self.low[n : n + width], self.size, self.sampling)
+            else:
+                now = slice(None), n
+                ids = self.batch.draw(now, self.low[n], self.size, self.sampling)
+                if n + 1 < last:
+                    self.batch.step(ids, now, max(self.known) + n, alike=len(set(self.known)) == 1)
+            self.done += width
+            made += sum(min(width, max(0, wanted - n)) for wanted in self.wanted) * per_step
+        return made
+
+    def _all_stopped(self) -> bool:
+        """Whether every item has met its stop; looked at every 16 steps, since it waits for the device."""
+        if self.done % 16 or not self.done or any(item.stop is None for item in self.items):
+            return False
+        stops = self.batch.made.new_tensor([item.stop for item in self.items])
+        return bool((self.batch.made[: len(self.items), : self.done] == stops[:, None]).any(1).all())
+
+    def ids(self, number: int) -> Tensor:
+        made = self.batch.made[number, : min(self.done, self.wanted[number])].cpu()
+        return until_stop(self.items[number], made)
+
+    @torch.inference_mode()
+    def inform(self, number: int, item: Item) -> None:
+        for slot, branch in self._branches(number, item):
+            self.batch.inform(slot, branch)
+
+    def shorten(self, number: int, steps: int) -> None:
+        self.wanted[number] = steps
+
+    def close(self) -> None:
+        if self.graphs:  # they are the buffers' own
+            self.model.__dict__["workspace"] = self.batch.key, self.batch
 
 
 class _Batch:
@@ -111,6 +173,7 @@ class _Batch:
         self.zero = weight.new_zeros(())
         self.recorded: object = None  # what the graphs were captured for
         self.graphs: dict[int, Callable[[], None] | None] = {}  # by how much of the cache they read
+        self.key: object = None
 
     def fill(self, slot: int, item: Item, like: int) -> None:
         """Prefills an item, or copies another slot `like` it; what an earlier one left behind its end is hidden."""
@@ -132,6 +195,11 @@ class _Batch:
         self.bias[slot] = -torch.inf
         self.bias[slot, :prefix] = 0
         self.lengths[slot], self.steps[slot] = prefix, 0
+
+    def inform(self, slot: int, item: Item) -> None:
+        """Features of what is still unknown of an item anew; of all at once, as before, so that their bits stay."""
+        features = self.model.features(item.sequence.fields[None].to(self.device))[0, item.sequence.known :]
+        self.features[slot, : len(features)] = features
 
     def draw(self, now: Any, low: int, size: int, sampling: StageSampling) -> Tensor:
         """The ids of a step; `now` is its index in buffers `[slots, steps]`."""
@@ -202,7 +270,8 @@ def _captured(steps: Callable[[], None], device: torch.device) -> Callable[[], N
 
 
 def _workspace(model: Autoregressive, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
-    """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs."""
+    """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs, while nobody has
+    them."""
     codes, weight = uniform.shape[1:], model.ids.weight
     if not kept:
         return _Batch(model, slots, _round_up(length, CACHE_STEP[weight.dtype]), codes)
@@ -211,18 +280,10 @@ def _workspace(model: Autoregressive, slots: int, length: int, uniform: Tensor, 
     if found != key or batch.bias.shape[1] < length:
         batch = None  # before the new one is there
         batch = _Batch(model, slots, _round_up(length, GRAPH_STEP), codes)
-    model.__dict__["workspace"] = key, batch
+    batch.key = key
     batch.steps.zero_()
     batch.lengths.zero_()
     return batch
-
-
-def _all_stopped(items: list[Item], made: Tensor, n: int) -> bool:
-    """Whether every item has met its stop; looked at every 16 steps, since it waits for the device."""
-    if n % 16 or any(item.stop is None for item in items):
-        return False
-    stops = made.new_tensor([item.stop for item in items])
-    return bool((made[: len(items), : n + 1] == stops[:, None]).any(1).all())
 
 
 def _round_up(length: int, step: int) -> int:

@@ -48,6 +48,7 @@ class FrameTransformer(Decoder):
 
     stage = "coarse"
     unconditional = True  # trained without semantic tokens as well
+    lookahead = OFFSETS[-1]  # frames that semantic tokens must be ahead
 
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
         super().__init__(config, spec, dropout)

@@ -1,5 +1,5 @@
-"""How likely tokens are to the three language models: what training lowers, what tells that a recording is of a kind
-unknown to a bundle, and what tells that the bundle made it."""
+"""Likelihoods of tokens under the three language models: log-probabilities, the out-of-distribution score of a
+recording, the score of a candidate continuation, and the features that the detector reads."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Decoder, Stack
 
-# of speech, the piano bundle finds 0.93 strange, and of piano music, the speech bundle 0.91; with 1/4 0.89 and 0.925,
-# with 1/2 0.94 and 0.88
+# With 1/3 the piano bundle flags 0.93 of speech and the speech bundle 0.91 of piano music; with 1/4 0.89 and 0.925,
+# with 1/2 0.94 and 0.88.
 SEMANTIC_SHARE = 1 / 3
-COLDER = 0.6  # another temperature at which tokens are looked at: about that of what is made
-EVIDENCE = 4  # numbers for a token
+COLD = 0.6  # a temperature near the one that bundles sample with
+FEATURES = 4  # for each token
 
 
-def evidence(logits: Tensor, wanted: Tensor) -> Tensor:
-    """A `Measure`: what speaks for a token having been drawn from these logits, `float32 [B, N, EVIDENCE]`: by how much
-    its loss exceeds the entropy (nats), that entropy, the probability of what is likelier than it, and the first again
-    at temperature COLDER. A model that knows a recording's kind finds it 0 above the entropy on average, one of another
-    kind more, and what was drawn at a low temperature less (compare Fast-DetectGPT, Bao et al., 2024)."""
+def token_features(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Features that tell sampled tokens from recorded ones, `float32 [B, N, FEATURES]`; a `Measure`.
+
+    Loss minus entropy (nats), entropy, probability of all likelier tokens, and loss minus entropy at temperature COLD.
+    Loss minus entropy is 0 on average for recordings that the model knows well, more for others, and less for tokens
+    that were sampled at a low temperature (compare Fast-DetectGPT, Bao et al., 2024).
+    """
     drawn = wanted.clamp(min=0)[..., None]
 
     def known(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,16 +36,16 @@ def evidence(logits: Tensor, wanted: Tensor) -> Tensor:
         return logs, shares, -(shares * logs).sum(-1)
 
     logs, shares, entropy = known(logits.float())
-    colder, _, colder_entropy = known(logits.float() / COLDER)
+    cold, _, cold_entropy = known(logits.float() / COLD)
     own = logs.gather(-1, drawn)
     likelier = (shares * (logs > own)).sum(-1)
-    excess, colder_excess = -own[..., 0] - entropy, -colder.gather(-1, drawn)[..., 0] - colder_entropy
-    return torch.stack([excess, entropy, likelier, colder_excess], -1)
+    excess, cold_excess = -own[..., 0] - entropy, -cold.gather(-1, drawn)[..., 0] - cold_entropy
+    return torch.stack([excess, entropy, likelier, cold_excess], -1)
 
 
 class Strangeness(NamedTuple):
-    """How strange a recording is to stages 1 and 2, in bits: `surprise`, of a coarse code, each semantic token's codes
-    by themselves, and SEMANTIC_SHARE of those of a semantic token; and `semantic`, those of a semantic token alone."""
+    """Out-of-distribution scores of a recording, in bits: `surprise` per coarse code plus SEMANTIC_SHARE of the bits
+    per semantic token, and `semantic` per semantic token."""
 
     surprise: float
     semantic: float
@@ -53,11 +55,11 @@ class Strangeness(NamedTuple):
 def strangeness(
     semantic_model: SemanticTransformer, coarse_model: Decoder, semantic: Tensor, codes: Tensor
 ) -> Strangeness:
-    """How strange the tokens of a recording are: semantic `int64 [S]`, S at least 1, codes `int64 [Q, F]`.
+    """Scores a recording by its tokens: semantic `int64 [S]`, S at least 1, codes `int64 [Q, F]`.
 
-    What came before would help to predict the codes, and most where a sound stays as it is, whatever it is. Codes alone
-    tell piano from speech better than speech from piano, semantic tokens the other way round. What is too easy to
-    predict is no speech either: of silence, tones and noise semantic tokens cost few bits, whatever the codes do.
+    Stage 2 sees the codes of one semantic token at a time: with context it would predict any steady sound well. Codes
+    alone tell piano from speech better than speech from piano, semantic tokens the reverse. Very few semantic bits mean
+    no speech either: silence, tones and noise are easy to predict.
     """
     spec, per, device = coarse_model.spec, coarse_model.spec.frames_per_semantic, coarse_model.ids.weight.device
     frames = codes[: spec.coarse, : len(semantic) * per].unfold(1, per, per).transpose(0, 1)  # [S, coarse, per]
@@ -70,11 +72,11 @@ def strangeness(
 
 @torch.inference_mode()
 def prompt_gain(model: SemanticTransformer, prompt: Tensor, continuation: Tensor) -> float:
-    """By how many bits a token a prompt makes its continuation likelier to stage 1 than nothing before it would:
-    semantic `int64 [P]` and `int64 [N]`, N at least 1, together no more than the model's window.
+    """Scores a continuation by how many bits per token the prompt saves stage 1: semantic `int64 [P]` and `int64 [N]`,
+    N at least 1, together no longer than the model's window.
 
-    What is likely after anything, such as silence or a loop, gains nothing by that. Each call is a batch of its own, so
-    that the last bit does not depend on what else is asked.
+    What is likely after any prompt, such as silence or a loop, gains nothing. Each call is a batch of its own, so the
+    last bit does not depend on other calls.
     """
     nats = []
     for tokens in (continuation, torch.cat([prompt, continuation])):
@@ -88,9 +90,9 @@ def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell 
     """Log-probability (nats) of every token of a recording, `float32 [steps, quantizers]`: one row for each semantic
     token in stage 1, for each frame in stages 2 and 3.
 
-    semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. A token is given those before it in the
-    stage's window, which moves on by half its length; stage 3 of the kind `parallel` knows all coarser codes of it.
-    `tell` hears of the semantic tokens done.
+    semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. A token sees those before it in the stage's
+    window, which slides by half its length; a `parallel` stage 3 sees all coarser codes of the window. `tell` counts
+    semantic tokens.
     """
     per, rows = model.spec.frames_per_semantic, []
     for first, made, end in model.windows(len(semantic)):
@@ -103,21 +105,21 @@ def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell 
 
 
 @torch.inference_mode()
-def traces(
+def likelihood_features(
     models: dict[StageName, Stack], semantic: Tensor, codes: Tensor, size: int, progress: Progress | None = None
 ) -> Tensor:
-    """`evidence` of every token of a recording to every stage, frame by frame, `float32 [F, K]`; K is EVIDENCE for
-    stage 1, whose tokens span several frames, and for each of the Q quantizers.
+    """`token_features` of all stages, one row for each frame, `float32 [F, K]`; K is FEATURES for stage 1, whose tokens
+    span several frames, and FEATURES for each of the Q quantizers.
 
-    semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. The stages read pieces of `size` semantic
-    tokens, each for itself.
+    semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. The stages read independent pieces of
+    `size` semantic tokens.
     """
     columns, tell = [], counted(progress, "judge", len(models) * len(semantic))
     for model in models.values():
         parts = []
         for piece in zip(semantic.split(size), codes.split(size * model.spec.frames_per_semantic, 1), strict=True):
             batch = model.batch([piece]).to(model.ids.weight.device)
-            found = model.token_losses(batch, evidence)[0].flatten(1)
+            found = model.token_losses(batch, token_features)[0].flatten(1)
             parts.append(found.repeat_interleave(piece[1].shape[1] // len(found), 0))
             tell(len(piece[0]))
         columns.append(torch.cat(parts).cpu())

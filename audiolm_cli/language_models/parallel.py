@@ -9,17 +9,19 @@ that is asked for; attention sees all frames, those behind as well.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
-from audiolm_cli.language_models.sampling import Noise, Progress, sample
-from audiolm_cli.language_models.tokens import Batch, Piece, Window, extended, fine_window
+from audiolm_cli.language_models.sampling import Progress, sample
+from audiolm_cli.language_models.tokens import Batch, Filling, Piece, Window, fine_window, frames
 from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
+
+FIRST_SECONDS = 0.5  # of the first window that `fill` is given; each following one is twice as long
+HELD_SECONDS = 0.1  # at the end of a window, which the next one fills again
 
 
 class ParallelTransformer(Stack):
@@ -83,47 +85,34 @@ class ParallelTransformer(Stack):
             losses.append(F.cross_entropy(logits, wanted[counted], reduction="sum"))
         return torch.stack(losses).sum() / (frames - whole).sum()
 
-    @torch.inference_mode()
-    def complete(
-        self, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
-        batch_size: int, progress: Progress | None = None,
-    ) -> list[Tensor]:  # fmt: skip
-        """Coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`, item by item, in
-        windows that each begin with up to 1 s of what is there already, one quantizer after the other."""
-        spec, s, device, plans, numbers = self.spec, sampling, self.ids.weight.device, [], []
-        codes = [extended(k, c.shape[1]) for c, k in zip(coarse, known, strict=True)]
-        for full, c, k, n in zip(codes, coarse, known, noise, strict=True):
-            full[: spec.coarse] = c
-            plans.append(self._windows(k.shape[1], c.shape[1]))
-            drawn = (n.numbers(3, made, end - made, spec.coarse, spec.fine) for _, made, end in plans[-1])
-            numbers.append([some.view(-1, spec.fine).T for some in drawn])
-        if self.native is not None:
-            from audiolm_cli.native.fill import Filling, fill
-
-            items = zip((full.numpy().astype(np.int32) for full in codes), plans, numbers, strict=True)
-            return fill(
-                [
-                    Filling(self.native, full, spec.coarse, plan, [n.numpy() for n in some], s)
-                    for full, plan, some in items
-                ],
-                progress,
-            )
-        for i, plan in enumerate(plans):
-            codes[i] = codes[i].to(device)
-            for (first, made, end), some in zip(plan, numbers[i], strict=True):
-                for q, uniform in enumerate(some.to(device), spec.coarse):
-                    hidden = self(codes[i][None, :, first:end], torch.tensor([q], device=device))[0, made - first :]
-                    logits = self.code_logits(hidden, q)
-                    codes[i][q, made:end] = sample(logits, uniform.contiguous(), s.temperature, s.top_k, s.top_p)
-                    if progress:
-                        progress(end - made)
-        return [full.cpu() for full in codes]
-
-    def _windows(self, made: int, frames: int) -> list[Window]:
+    def fillings(self, known: int) -> Iterator[Window]:
+        """They grow, so that the first comes soon, and overlap: the last frames of each are made anew in the next one,
+        which sees what follows them. Each begins with up to 1 s of what is there already."""
         size, context = fine_window(self.spec, self.config.window_seconds)
-        found = []
-        while made < frames:
-            first = max(0, made - context)
-            found.append((first, made, min(frames, first + size)))
-            made = found[-1][2]
-        return found
+        held = min(frames(self.spec, HELD_SECONDS), (size - context) // 2)
+        new, made = max(frames(self.spec, FIRST_SECONDS), 2 * held), known
+        while True:
+            end = made + min(new, size - context)
+            yield max(0, made - context), made, end
+            new, made = min(2 * new, size), end - held
+
+    @torch.inference_mode()
+    def fill(
+        self, fillings: list[Filling], sampling: StageSampling, batch_size: int, progress: Progress | None = None
+    ) -> list[Tensor]:
+        """The fine codes of windows, `int64 [fine, made]` each, one quantizer after the other."""
+        if self.native is not None:
+            from audiolm_cli.native import fill
+
+            return fill.fill(self.native, self.spec.coarse, fillings, sampling, progress)
+        results, device, s = [], self.ids.weight.device, sampling
+        for filling in fillings:
+            codes, known = filling.codes.to(device), filling.known
+            for q, uniform in enumerate(filling.uniform.view(-1, self.spec.fine).T.to(device), self.spec.coarse):
+                hidden = self(codes[None], torch.tensor([q], device=device))[0, known:]
+                logits = self.code_logits(hidden, q)
+                codes[q, known:] = sample(logits, uniform.contiguous(), s.temperature, s.top_k, s.top_p)
+                if progress:
+                    progress(filling.kept)
+            results.append(codes[self.spec.coarse :, known:].cpu())
+        return results

@@ -4,20 +4,21 @@ positions that count tokens. A reference for the kinds that ship; the preset `pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from audiolm_cli.config import StageSampling
 from audiolm_cli.language_models import engine
-from audiolm_cli.language_models.sampling import Noise, Progress
+from audiolm_cli.language_models.sampling import Progress
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import (
     Batch,
+    Filling,
     Piece,
     TokenSequence,
-    extended,
+    Window,
     fine_window,
     flatten,
     unflatten,
@@ -53,6 +54,7 @@ class PlainCoarse(_Codes):
 
     stage = "coarse"
     unconditional = False
+    lookahead = None  # a whole window of semantic tokens comes first
 
     def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
         """semantic: `int64 [S]`; codes: `int64 [coarse or more, F]`, -1 where unknown; the reference is a pair of the
@@ -83,29 +85,20 @@ class PlainFine(_Codes):
     def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
         return Batch.of([self.sequence(codes) for _, codes in pieces], pieces[0][1].shape[1] * self.spec.fine)
 
-    def complete(
-        self, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
-        batch_size: int, progress: Progress | None = None,
-    ) -> list[Tensor]:  # fmt: skip
-        """Coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`. Chunks do not see
-        each other, so all of them, of all items, go through the engine together."""
-        spec, (size, context) = self.spec, fine_window(self.spec, self.config.window_seconds)
-        codes, items, places = [], [], []
-        for i, (c, k) in enumerate(zip(coarse, known, strict=True)):
-            full = extended(k, c.shape[1])
-            full[: spec.coarse] = c
-            codes.append(full)
-            first, made = max(0, k.shape[1] - context), k.shape[1]
-            while made < c.shape[1]:
-                end = min(c.shape[1], first + size)
-                numbers = noise[i].numbers(3, made, end - made, spec.coarse, spec.fine)
-                items.append(self.item(self.sequence(full[:, first:end]), numbers))
-                places.append((i, made, end))
-                first = made = end
-        results = engine.generate(self, items, sampling, batch_size, progress)
-        for (i, made, end), ids in zip(places, results, strict=True):
-            codes[i][spec.coarse :, made:end] = self.codes(ids)
-        return codes
+    def fillings(self, known: int) -> Iterator[Window]:
+        """The first holds what is known right before it, the others do not see each other."""
+        size, context = fine_window(self.spec, self.config.window_seconds)
+        first, made = max(0, known - context), known
+        while True:
+            yield first, made, first + size
+            first = made = first + size
+
+    def fill(
+        self, fillings: list[Filling], sampling: StageSampling, batch_size: int, progress: Progress | None = None
+    ) -> list[Tensor]:
+        """The fine codes of windows, `int64 [fine, made]` each."""
+        items = [self.item(self.sequence(filling.codes), filling.uniform) for filling in fillings]
+        return [self.codes(ids) for ids in engine.generate(self, items, sampling, batch_size, progress)]
 
 
 def _counted(*parts: Tensor) -> TokenSequence:

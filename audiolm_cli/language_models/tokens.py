@@ -106,6 +106,14 @@ class Item:
     guides: tuple[TokenSequence, ...] = ()
 
 
+def until_stop(item: Item, ids: Tensor) -> Tensor:
+    """Ids up to the item's `stop` and with it."""
+    if item.stop is None:
+        return ids
+    stops = (ids == item.stop).nonzero()
+    return ids[: int(stops[0]) + 1] if len(stops) else ids
+
+
 @dataclass(frozen=True)
 class Batch:
     """Sequences of one length: ids `int64 [B, N]` or `[B, N, Q]`, fields `int64 [B, N, 2 + C]`; the last `targets`
@@ -123,6 +131,22 @@ class Batch:
         return Batch(self.ids.to(device), self.fields.to(device), self.targets)
 
 
+@dataclass(frozen=True)
+class Filling:
+    """A window of stage 3: codes `int64 [Q, F]`, the fine ones of its last frames -1, a number for each of these,
+    `float32 [frames * fine]` in flattened order, and how many of these frames will stay as they are made."""
+
+    codes: Tensor
+    uniform: Tensor
+    kept: int
+
+    @property
+    def known(self) -> int:
+        """Frames that are known whole."""
+        unknown = (self.codes[-1] < 0).nonzero()
+        return int(unknown[0]) if len(unknown) else self.codes.shape[1]
+
+
 def flatten(codes: Tensor) -> Tensor:
     """Codes `[Q, F]` -> `[F * Q]`, frame by frame, quantizer by quantizer."""
     return codes.T.reshape(-1)
@@ -136,25 +160,18 @@ def unflatten(flat: Tensor, quantizers: int) -> Tensor:
 Window = tuple[int, int, int]  # first, known until, end, in steps of whoever asks
 
 
-def windows(total: int, start: int, window: int, kept: int, whole: int) -> list[Window]:
-    """How an output longer than the window is made: `(first, known_until, end)` in steps of the caller's unit.
+def windows(total: float, start: int, window: int, kept: int, whole: int) -> Iterator[Window]:
+    """How an output longer than the window is made: `(first, known_until, end)` in steps of the caller's unit; without
+    end where `total` is infinite.
 
     [0, start) is known. A window that begins at 0 is `whole` long; a later one begins `kept` steps before what is known
-    by then ends, and is `window` long.
+    by then ends, and is `window` long. Windows do not depend on the total, but for the end of the last.
     """
-    result, known, first = [], start, 0 if start <= whole // 2 else start - kept
+    known, first = start, 0 if start <= whole // 2 else start - kept
     while known < total:
-        end = min(total, first + (window if first else whole))
-        result.append((first, known, end))
-        known = end
-        first = max(0, end - kept)
-    return result
-
-
-def rounds(plans: list[list[Window]]) -> Iterator[list[tuple[int, Window]]]:
-    """The windows that can be made together: for every round a list of (item, window)."""
-    for r in range(max(map(len, plans), default=0)):
-        yield [(i, plan[r]) for i, plan in enumerate(plans) if r < len(plan)]
+        end = first + (window if first else whole)
+        yield first, known, int(min(total, end))
+        known, first = end, max(0, end - kept)
 
 
 def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:
@@ -163,9 +180,39 @@ def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:
     return size, min(frames(spec, FINE_CONTEXT_SECONDS), size // 2)
 
 
-def extended(codes: Tensor, frames: int) -> Tensor:
-    """Codes `[Q, up to F]` -> `[Q, F]`, -1 where unknown."""
-    return torch.cat([codes, codes.new_full((codes.shape[0], frames - codes.shape[1]), -1)], 1)
+class Line:
+    """Tokens `[..., n]` that grow at their end, of which those are dropped that nobody needs any more."""
+
+    def __init__(self, known: Tensor):
+        self.tail, self.begin, self.head = known, 0, known[..., :0]
+        self.room, self.holds = 0, dict[str, int]()
+
+    def __len__(self) -> int:
+        return self.begin + self.tail.shape[-1]
+
+    def append(self, more: Tensor) -> None:
+        if len(self) < self.room:
+            self.head = torch.cat([self.head, more[..., : self.room - len(self)]], -1)
+        self.tail = torch.cat([self.tail, more], -1)
+
+    def cut(self, first: int, end: int) -> Tensor:
+        """Those from one place to before another."""
+        if first >= self.begin:
+            return self.tail[..., first - self.begin : max(0, end - self.begin)]
+        if end > self.head.shape[-1]:
+            raise IndexError("these tokens are gone")
+        return self.head[..., first:end]
+
+    def keep(self, count: int) -> None:
+        """Never drops the first so many; before any is dropped."""
+        self.head, self.room = self.tail[..., :count], count
+
+    def hold(self, who: str, place: int) -> None:
+        """Says that somebody needs nothing before a place any more; who will need anything has said so of place 0."""
+        self.holds[who] = place
+        least = min(self.holds.values())
+        if least > self.begin:
+            self.tail, self.begin = self.tail[..., least - self.begin :].clone(), least
 
 
 def frames(spec: TokenSpec, seconds: float) -> int:

@@ -267,9 +267,9 @@ class Stack(Trunk):
         """Semantic tokens that the model hears at once."""
         return round(self.config.window_seconds * self.spec.semantic_rate)
 
-    def windows(self, total: int, known: int = 0) -> list[Window]:
+    def windows(self, total: float, known: int = 0) -> Iterator[Window]:
         """The windows, in semantic tokens, of `total` tokens of which the first `known` are there; each begins with
-        half a window of what comes before."""
+        half a window of what comes before. `total` may be infinite."""
         return windows(total, known, self.window, self.window // 2, self.window)
 
     def layers(self) -> Iterator[Block]:

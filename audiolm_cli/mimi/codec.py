@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from audiolm_cli.console import Tell
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.language_models.tokens import Window
 from audiolm_cli.public.codec import MimiConfig
 
 PIECE_SECONDS = 30  # of new sound that are decoded at a time, behind all that it depends on: memory stays bounded
@@ -37,8 +39,6 @@ def transformers() -> Any:
 class Mimi:
     """Sound to codes and back, `quantizers` of them a frame. Always float32; one recording at a time, since what stands
     beside it in a padded batch would change its codes."""
-
-    lookahead = 0  # frames: a sample depends on no code behind its own
 
     def __init__(self, folder: Path, config: MimiConfig, quantizers: int, device: torch.device):
         self.config, self.quantizers = config, quantizers
@@ -69,19 +69,18 @@ class Mimi:
             tell(codes.shape[1])
         return codes.cpu()
 
-    @torch.inference_mode()
-    def decode(self, codes: Tensor, tell: Tell | None = None) -> Tensor:
-        """Codes `int64 [quantizers or fewer, F]` -> audio `float32 [T]`, T = F * samples_per_frame.
+    def pieces(self, frames: float) -> Iterator[Window]:
+        """How a sound of so many frames is decoded: `(first, start, end)`, frames from start on behind those from
+        first on, which they depend on. Without end where `frames` is infinite."""
+        back, step = self.config.lookback + CONVOLUTIONS, round(PIECE_SECONDS * self.config.frame_rate)
+        start, step = 0, step if frames > back else max(step, back)
+        while start < frames:
+            end = int(min(frames, start + step))
+            yield max(0, start - back), start, end
+            start = end
 
-        A long sound is made piece by piece, each behind as many frames as its samples depend on.
-        """
-        spec, made = self.config, []
-        back, step = spec.lookback + CONVOLUTIONS, round(PIECE_SECONDS * spec.frame_rate)
-        step = max(step, codes.shape[1]) if codes.shape[1] <= back else step
-        for start in range(0, codes.shape[1], step):
-            first, end = max(0, start - back), min(codes.shape[1], start + step)
-            audio = self.model.decode(codes[None, :, first:end].to(self.device)).audio_values[0, 0]
-            made.append(audio[(start - first) * spec.samples_per_frame :].cpu())
-            if tell:
-                tell(end - start)
-        return torch.cat(made) if made else torch.zeros(0)
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, skipped: int = 0) -> Tensor:
+        """Codes `int64 [quantizers or fewer, F]` -> audio `float32 [T]` of all but the first `skipped` frames."""
+        audio: Tensor = self.model.decode(codes[None].to(self.device)).audio_values[0, 0]
+        return audio[skipped * self.config.samples_per_frame :].cpu()

@@ -7,13 +7,14 @@ behind it half of what is left is what was made last. So the cost is linear.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from audiolm_cli.config import StageSampling
-from audiolm_cli.language_models import engine
-from audiolm_cli.language_models.sampling import Noise, Progress
-from audiolm_cli.language_models.tokens import Item, TokenSequence, extended, flatten, rounds, unflatten, windows
+from audiolm_cli.language_models.stages import How, Rounds
+from audiolm_cli.language_models.tokens import Item, TokenSequence, flatten, unflatten, windows
 from audiolm_cli.mimi.decoder import CodeDecoder
 from audiolm_cli.public.layout import CODEBOOK_SIZE
 
@@ -21,31 +22,38 @@ STAGE = 1  # in the keys of random numbers
 ANCHOR_SHARE = 4  # of a window at most a quarter
 
 
-def continue_codes(
-    model: CodeDecoder, known: list[Tensor], totals: list[int], anchors: list[tuple[int, int]], window: int,
-    noise: list[Noise], sampling: StageSampling, batch_size: int, progress: Progress | None = None,
-) -> list[Tensor]:  # fmt: skip
-    """Known codes `int64 [Q, F_known]` per item -> `int64 [Q, totals[i]]`.
+class CodeStage(Rounds):
+    """Continues codes `int64 [Q, F_known]` up to `totals`.
 
     window: frames that the model hears at once. anchors: first frame and end of what stays in front of later windows.
     """
-    quantizers = model.quantizers
-    codes = [extended(k, total) for k, total in zip(known, totals, strict=True)]
-    plans = []
-    for k, total, (begin, end) in zip(known, totals, anchors, strict=True):
-        behind = window - (end - begin)
-        plans.append(windows(total, k.shape[1], behind, behind // 2, window))
-    for active in rounds(plans):
-        items = []
-        for i, (first, made, end) in active:
-            anchor = codes[i][:, anchors[i][0] : min(anchors[i][1], first)]
-            numbers = noise[i].numbers(STAGE, made, end - made, 0, quantizers)
-            items.append(item(model, torch.cat([anchor, codes[i][:, first:end]], 1), numbers))
-        for (i, (_, made, end)), ids in zip(
-            active, engine.generate(model, items, sampling, batch_size, progress), strict=True
-        ):
-            codes[i][:, made:end] = unflatten(ids % CODEBOOK_SIZE, quantizers)
-    return codes
+
+    model: CodeDecoder
+
+    def __init__(
+        self, model: CodeDecoder, known: Sequence[Tensor], totals: Sequence[float], anchors: Sequence[tuple[int, int]],
+        window: int, how: How,
+    ) -> None:  # fmt: skip
+        super().__init__(model, known, how)
+        self.totals, self.anchors, self.per_token = list(totals), anchors, model.quantizers
+        for line, (begin, end) in zip(self.lines, anchors, strict=True):
+            line.keep(end)
+            behind = window - (end - begin)
+            self.plans.append(windows(math.inf, len(line), behind, behind // 2, window))
+
+    def _item(self, number: int) -> Item:
+        first, made, end = self.windows[number]
+        line, (begin, stop) = self.lines[number], self.anchors[number]
+        known = torch.cat([line.cut(begin, min(stop, first)), line.cut(first, made)], 1)
+        codes = torch.cat([known, known.new_full((len(known), end - made), -1)], 1)
+        return item(self.model, codes, self.how.noise[number].numbers(STAGE, made, end - made, 0, len(codes)))
+
+    def _collect(self) -> None:
+        assert self.making is not None
+        for place, (i, (_, made, end)) in enumerate(self.windows.items()):
+            if len(self.lines[i]) < end:
+                codes = unflatten(self.making.ids(place) % CODEBOOK_SIZE, self.model.quantizers)
+                self.lines[i].append(codes[:, len(self.lines[i]) - made :])
 
 
 def item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:

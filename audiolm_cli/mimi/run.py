@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from audiolm_cli.language_models.stages import REFERENCE_SECONDS
-from audiolm_cli.mimi.continuing import ANCHOR_SHARE, continue_codes
+from audiolm_cli.console import Tell
+from audiolm_cli.language_models.stages import REFERENCE_SECONDS, How
+from audiolm_cli.mimi.continuing import ANCHOR_SHARE, CodeStage
 from audiolm_cli.mimi.model import MimiBackend
-from audiolm_cli.pipeline import Output, Run, run_for, spoken_stretch
+from audiolm_cli.pipeline import spoken_stretch
+from audiolm_cli.rendering import Chunk, Run, run_for
 from audiolm_cli.token_file import Tokens
 
 
@@ -19,25 +23,40 @@ def _(bundle: MimiBackend) -> type[Run]:
 
 @dataclass
 class MimiRun(Run):
-    """Codes are continued all at once, and decoded."""
+    """Codes are continued as far as the next piece of sound needs them."""
 
-    def extend(
-        self, known: Sequence[Tokens], new_tokens: int, lookahead: int = 0
-    ) -> tuple[list[Output], list[list[float]]]:
-        config, codes = self.bundle.config, [tokens.codes for tokens in known]
+    def extended(
+        self, known: Sequence[Tokens], new_tokens: float, lookahead: int = 0
+    ) -> Iterator[tuple[int, Chunk, bool]]:
+        codes = [tokens.codes for tokens in known]
         totals = [k.shape[1] + new_tokens for k in codes]
-        count = sum(totals) - sum(k.shape[1] for k in codes)
-        with self.clock.stage("codes", count * config.tokens.quantizers) as tell:
-            anchors = self._once(lambda n: self._anchor(n, codes[n].shape[1]))
-            how = self.noise, self.sampling.stage("semantic"), self._together(), tell
-            made = continue_codes(self.bundle.model, codes, totals, anchors, config.window, *how)
-        with self.clock.stage("decode", sum(totals)) as tell:
-            audio = [self.bundle.codec.decode(code, tell).numpy() for code in made]
-        clock = self.clock
-        return [
-            Output(waveform, code[0], code, stage_seconds=clock.seconds, stage_tokens=clock.tokens)
-            for waveform, code in zip(audio, made, strict=True)
-        ], [[] for _ in known]
+        anchors = self.once(lambda n: self._anchor(n, codes[n].shape[1]))
+        count = len(codes) * new_tokens * self.bundle.config.tokens.quantizers
+        told, timed = self.clock.counted("codes", count), functools.partial(self.clock.timed, "codes")
+        how = How(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
+        tell = self.clock.counted("decode", sum(totals))
+        for first in range(0, len(codes), how.batch_size):
+            part = slice(first, first + how.batch_size)
+            parts = codes[part], totals[part], anchors[part]
+            own = replace(how, noise=self.noise[part])
+            stage = CodeStage(self.bundle.model, *parts, self.bundle.config.window, own)
+            for n, chunk, last in self._decoded(stage, tell):
+                yield first + n, chunk, last
+
+    def _decoded(self, stage: CodeStage, tell: Tell) -> Iterator[tuple[int, Chunk, bool]]:
+        codec = self.bundle.codec
+        for line in stage.lines:
+            line.hold("decode", 0)
+        for pieces in itertools.zip_longest(*(codec.pieces(stage.limit(n)) for n in range(len(stage.lines)))):
+            stage.until([piece[2] if piece else 0 for piece in pieces])
+            for n, (first, start, end) in ((n, piece) for n, piece in enumerate(pieces) if piece):
+                codes = stage.lines[n].cut(first, end)
+                stage.lines[n].hold("decode", first)
+                with self.clock.timed("decode"):
+                    audio = codec.decode(codes, start - first).numpy()
+                tell(end - start)
+                codes = codes[:, start - first :]
+                yield n, Chunk(audio, codes[0], codes), end == stage.limit(n)
 
     def _together(self) -> int:
         """How many outputs are decoded at a time: in float32 on a CPU one, since a single row takes a third of the time

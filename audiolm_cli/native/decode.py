@@ -5,13 +5,12 @@ Threads take different items. Where the kernel is inside a step it cannot be int
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,65 +18,65 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.errors import ModelError
+from audiolm_cli.language_models.tokens import until_stop
 from audiolm_cli.native.model import Weights, pointer
 
 if TYPE_CHECKING:
     from audiolm_cli.language_models.sampling import StageSampling
     from audiolm_cli.language_models.tokens import Item, TokenSequence
 
-STEPS = 16  # made at a time
+T = TypeVar("T")
+
 LANES = 8  # as in vectors.h
 ERRORS = {-1: "not enough memory", -3: "the model's weights lead to values that are not finite"}
 
 
-def generate(
-    weights: Weights,
-    items: list[Item],
-    sampling: StageSampling,
-    batch_size: int,
-    progress: Callable[[int], None] | None = None,
-) -> list[Tensor]:
-    """As `engine.generate`: the generated ids of each item. Raises ModelError where the weights are no good."""
-    unfinished = [item for item in items if len(item.uniform)]
-    results: list[Tensor] = []
-    for start in range(0, len(unfinished), batch_size):
-        batch = unfinished[start : start + batch_size]
-        parts = max(1, min(torch.get_num_threads(), len(batch)))
-        bounds = [len(batch) * n // parts for n in range(parts + 1)]
-        with contextlib.ExitStack() as stack:
-            sessions = [
-                stack.enter_context(_opened(weights, batch[first:last], sampling))
-                for first, last in itertools.pairwise(bounds)
-            ]
-            for made in _in_threads(sessions) if parts > 1 else _alone(sessions[0]):
-                if progress:
-                    progress(made)
-            results += [result for session in sessions for result in session.results()]
-    finished = iter(results)
-    return [next(finished) if len(item.uniform) else item.uniform.long() for item in items]
+class Sessions:
+    """As `engine.Making`: items made by the kernel, shared out to threads. Raises ModelError where the weights are no
+    good. Closed with no thread inside the kernel, whatever happens."""
 
+    def __init__(self, weights: Weights, items: list[Item], sampling: StageSampling):
+        unfinished = [number for number, item in enumerate(items) if len(item.uniform)]
+        parts = max(1, min(torch.get_num_threads(), len(unfinished)))
+        bounds = [len(unfinished) * n // parts for n in range(parts + 1)]
+        self.items, self.sessions, self.places = items, list[Session](), dict[int, tuple[Session, int]]()
+        self.pool = ThreadPoolExecutor(parts) if parts > 1 else None
+        try:
+            for first, last in itertools.pairwise(bounds if unfinished else []):
+                session = Session(weights, [items[number] for number in unfinished[first:last]], sampling)
+                self.sessions.append(session)
+                self.places |= {number: (session, place) for place, number in enumerate(unfinished[first:last])}
+            list(self._each(Session.prefill))
+        except BaseException:
+            self.close()
+            raise
 
-def _alone(session: Session) -> Iterator[int]:
-    session.prefill()
-    while made := session.advance():
-        yield made
+    def _each(self, work: Callable[[Session], T]) -> Iterator[T]:
+        return self.pool.map(work, self.sessions) if self.pool else map(work, self.sessions)
 
+    def advance(self, steps: int) -> int:
+        return sum(self._each(lambda session: session.advance(steps)))
 
-def _in_threads(sessions: list[Session]) -> Iterator[int]:
-    """Ends with no thread inside the kernel, whatever happens."""
-    with ThreadPoolExecutor(len(sessions)) as pool:
-        list(pool.map(Session.prefill, sessions))
-        while made := sum(pool.map(Session.advance, sessions)):
-            yield made
+    def ids(self, number: int) -> Tensor:
+        item = self.items[number]
+        if number not in self.places:
+            return item.uniform.long()
+        session, place = self.places[number]
+        return until_stop(item, session.ids(place))
 
+    def inform(self, number: int, item: Item) -> None:
+        session, place = self.places[number]
+        session.inform(place, item)
 
-@contextlib.contextmanager
-def _opened(weights: Weights, items: list[Item], sampling: StageSampling) -> Iterator[Session]:
-    session = Session(weights, items, sampling)
-    try:
-        yield session
-    finally:
-        session.close()
+    def shorten(self, number: int, steps: int) -> None:
+        session, place = self.places[number]
+        session.entries[place].steps = steps
+
+    def close(self) -> None:
+        if self.pool:
+            self.pool.shutdown()
+        for session in self.sessions:
+            session.close()
 
 
 @dataclass
@@ -91,6 +90,9 @@ class Session:
 
     def __post_init__(self) -> None:
         self.branches: list[native.Branch] = []
+        self.features: list[np.ndarray] = []  # of each branch
+        self.first: list[int] = []  # branch of each item
+        self.done = 0  # steps of each item
         self.beginnings: dict[
             bytes, tuple[int, np.ndarray]
         ] = {}  # of branches that share nothing: which, what it knows
@@ -108,25 +110,38 @@ class Session:
             self._keep(np.asarray(s.shares, np.float32)),
         )
         error = ctypes.c_int()
-        array, branches = (native.Item * len(entries))(*entries), (native.Branch * len(self.branches))(*self.branches)
-        self.kept += [array, branches, how]
-        self.handle = self.weights.library.audiolm_open(model, len(entries), array, branches, how, error)
+        self.entries, branches = (
+            (native.Item * len(entries))(*entries),
+            (native.Branch * len(self.branches))(*self.branches),
+        )
+        self.kept += [branches, how]
+        self.handle = self.weights.library.audiolm_open(model, len(entries), self.entries, branches, how, error)
         check(error.value)
 
     def close(self) -> None:
         self.weights.library.audiolm_close(self.handle)
+        self.handle = None
 
     def prefill(self) -> None:
         for number in range(len(self.branches)):
             check(self.weights.library.audiolm_prefill(self.handle, number))
 
-    def advance(self) -> int:
+    def advance(self, steps: int) -> int:
         """Makes some more steps; how many ids that were."""
-        return check(self.weights.library.audiolm_advance(self.handle, STEPS))
+        self.done += steps
+        return check(self.weights.library.audiolm_advance(self.handle, steps))
 
-    def results(self) -> list[Tensor]:
-        pairs = zip(self.items, self.made, strict=True)
-        return [torch.from_numpy(made.astype(np.int64)).view(item.uniform.shape) for item, made in pairs]
+    def ids(self, number: int) -> Tensor:
+        """What there is of an item."""
+        made = self.made[number][: min(self.done, self.entries[number].steps)].astype(np.int64)
+        return torch.from_numpy(made).view(-1, *self.items[number].uniform.shape[1:])
+
+    def inform(self, number: int, item: Item) -> None:
+        """Features of an item's steps anew; those that were read stay as they are."""
+        for branch, sequence in enumerate([item.sequence, *item.guides], self.first[number]):
+            place = sequence.known + max(0, self.done - 1)
+            fields = sequence.fields[place:].numpy()
+            self.features[branch][place:] = features(self.weights, fields[:, 2:], fields[:, 0])
 
     def _keep(self, array: np.ndarray) -> Any:
         self.kept.append(array)
@@ -139,6 +154,7 @@ class Session:
         sequences = [item.sequence, *item.guides[:guides]]
         if len(sequences) not in (1, 1 + guides):
             raise ValueError("an item has as many guides as the sampling has shares, or none")
+        self.first.append(len(self.branches))
         for sequence in sequences:
             self._branch(sequence, steps)
         self.made.append(np.full((steps, quantizers), -1, np.int32))
@@ -160,13 +176,14 @@ class Session:
         same = (others[:known] == facts[: len(others)]).all(1)
         alike = len(same) if same.all() else int(same.argmin())
         shared = 0 if like == number else min(alike, known - 1) // LANES * LANES  # the last one's state is wanted
+        self.features.append(np.array(features(self.weights, fields[:, 2:], fields[:, 0])))
         self.branches.append(
             native.Branch(
                 known,
                 shared,
                 like if shared else -1,
                 self._keep(ids[:known].astype(np.int32)),
-                self._keep(features(self.weights, fields[:, 2:], fields[:, 0])),
+                pointer(self.features[-1]),
                 self._keep(fields[:, 1].astype(np.int32)),
             )
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,47 +14,47 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.tokens import Window
+from audiolm_cli.language_models.tokens import Filling
 from audiolm_cli.native.decode import check
 from audiolm_cli.native.model import Weights, pointer
 
 
-@dataclass
-class Filling:
-    """An item on its way through the kernel: codes `int32 [Q, F]`, complete in the first `coarse` quantizers, in which
-    windows are made one after the other, with numbers `float32 [fine, frames]` for each."""
+class Window:
+    """A window on its way through the kernel, whose first `coarse` quantizers are complete."""
 
-    weights: Weights
-    codes: np.ndarray
-    coarse: int
-    windows: list[Window]
-    uniform: list[np.ndarray]
-    sampling: StageSampling
-    done: int = 0  # windows and quantizers
+    def __init__(self, weights: Weights, coarse: int, filling: Filling, sampling: StageSampling):
+        self.weights, self.sampling, self.kept, self.next = weights, sampling, filling.kept, coarse
+        self.codes = np.ascontiguousarray(filling.codes.numpy(), np.int32)
+        self.known = filling.known
+        made = self.codes.shape[1] - self.known
+        if len(self.codes) != weights.model.quantizers or filling.uniform.numel() != made * (len(self.codes) - coarse):
+            raise ValueError("a window has codes of every quantizer, and a number for each that is made")
+        self.uniform = np.ascontiguousarray(filling.uniform.view(made, -1).T.numpy(), np.float32)
 
     def advance(self) -> int:
-        """Makes one quantizer of a window; how many codes that were, 0 when all is done. Raises ModelError."""
-        model, s = self.weights.model, self.sampling
-        number, q = divmod(self.done, model.quantizers - self.coarse)
-        if number == len(self.windows):
+        """Makes the codes of one more quantizer; how many of them stay, 0 when all is done. Raises ModelError."""
+        model, s, number = self.weights.model, self.sampling, self.next - len(self.codes) + len(self.uniform)
+        if self.next == len(self.codes):
             return 0
-        first, made, end = self.windows[number]
-        codes, uniform = np.ascontiguousarray(self.codes[:, first:end]), np.ascontiguousarray(self.uniform[number][q])
-        if codes.shape[0] != model.quantizers or len(uniform) != end - made:
-            raise ValueError("a window has codes of every quantizer, and a number for each that is made")
-        window = native.Window(end - first, made - first, pointer(codes), pointer(uniform))
+        window = native.Window(self.codes.shape[1], self.known, pointer(self.codes), pointer(self.uniform[number]))
         how = native.Sampling(s.temperature, s.top_p, s.top_k, model.vocabulary)
-        check(self.weights.library.audiolm_fill(model, window, how, self.coarse + q))
-        self.codes[self.coarse + q, made:end] = codes[self.coarse + q, made - first :]
-        self.done += 1
-        return end - made
+        check(self.weights.library.audiolm_fill(model, window, how, self.next))
+        self.next += 1
+        return self.kept
 
 
-def fill(fillings: list[Filling], progress: Callable[[int], None] | None = None) -> list[Tensor]:
-    """The completed codes of all items, `int64 [Q, F]`; `progress` is told how many have been made. Ends with no thread
-    inside the kernel, whatever happens."""
-    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(fillings)))) as pool:
-        while made := sum(pool.map(Filling.advance, fillings)):
+def fill(
+    weights: Weights,
+    coarse: int,
+    fillings: list[Filling],
+    sampling: StageSampling,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """The fine codes of windows, `int64 [fine, made]` each; `progress` is told how many have been made that stay. Ends
+    with no thread inside the kernel, whatever happens."""
+    windows = [Window(weights, coarse, filling, sampling) for filling in fillings]
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(windows)))) as pool:
+        while made := sum(pool.map(Window.advance, windows)):
             if progress:
                 progress(made)
-    return [torch.from_numpy(filling.codes.astype(np.int64)) for filling in fillings]
+    return [torch.from_numpy(window.codes[coarse:, window.known :].astype(np.int64)) for window in windows]

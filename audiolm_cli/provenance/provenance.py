@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from audiolm_cli import __version__
@@ -16,6 +17,7 @@ from audiolm_cli.provenance import watermark
 
 if TYPE_CHECKING:
     from audiolm_cli.backend import Backend
+    from audiolm_cli.bundles.bundle import Bundle
 
 GENERATED = "trainedAlgorithmicMedia"  # IPTC digital source type: made by a model trained on media
 
@@ -33,49 +35,63 @@ class Examiner:
     """Finds out where files are from, by the classifier of the bundle `model`; where none is named, by that of the
     embedded one whose watermark a file has, else of `speech`."""
 
-    def __init__(self, model: str | None, device: str = "auto", offline: bool = False, threads: int = 1):
+    def __init__(self, model: str | None, device: str = "auto", offline: bool = False, threads: int | None = None):
         import torch
 
-        from audiolm_cli.bundles import bundle, catalogue
+        from audiolm_cli.bundles import bundle
 
-        torch.set_num_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.model = model
         self.load = functools.cache(functools.partial(bundle.load, device=device, dtype="float32", offline=offline))
-        self.names = {watermark.bundle_id(name): name for name in catalogue.embedded()}
 
     def examine(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
         """What is found in a file, as `audiolm detect --json` says it. Raises InputError, ModelError, UsageError."""
-        from audiolm_cli import detector
-
         tell = counted(progress, "read", 1)
         recording = files.read(path, watermark.RATE)
         tell(1)
-        tell = counted(progress, "search", 1)
-        marks, confidence = watermark.search(recording.samples)
-        tell(1)
-        clearest = max(marks, key=lambda mark: mark.confidence, default=None)
-        maker = self.names.get(clearest.bundle) if clearest else None
-        bundle = self.load(self.model or maker or "speech")
-        judgement = None
-        if bundle.detector is not None:
-            samples = files.resampled(recording.samples, recording.rate, bundle.config.tokens.sample_rate)
-            judgement = detector.judge(bundle, samples, progress)
-        return {
-            "path": path,
-            "seconds": len(recording.samples) / recording.rate,
-            "watermark": clearest is not None,
-            "watermark_bits": watermark.bits(clearest.bundle) if clearest else None,
-            "watermark_bundle": maker,
-            "watermark_confidence": confidence,
-            "generated_probability": judgement.probability if judgement else None,
-            "classifier": bundle.config.name if judgement else None,
-            "segments": [
-                *({"by": "watermark", **mark._asdict(), "bundle": self.names.get(mark.bundle)} for mark in marks),
-                *({"by": "classifier", "start": s, "end": e} for s, e in (judgement.segments if judgement else [])),
-            ],
-            "metadata": metadata(recording),
-            "notes": recording.notes,
-        }
+        return self.found(recording, path, progress)
+
+    def found(self, recording: Recording, path: str | None, progress: Progress | None = None) -> dict[str, Any]:
+        """The same of a recording at `watermark.RATE`."""
+        return found(recording, path, lambda maker: self.load(self.model or maker or "speech"), progress)
+
+
+def found(
+    recording: Recording, path: str | None, load: Callable[[str | None], Bundle], progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `Examiner.examine` says of a recording at `watermark.RATE`, by the classifier of the bundle that `load` has
+    for the embedded one, if any, whose watermark is there."""
+    from audiolm_cli import detector
+    from audiolm_cli.bundles import catalogue
+
+    tell = counted(progress, "search", 1)
+    marks, confidence = watermark.search(recording.samples)
+    tell(1)
+    clearest = max(marks, key=lambda mark: mark.confidence, default=None)
+    names = {watermark.bundle_id(name): name for name in catalogue.embedded()}
+    maker = names.get(clearest.bundle) if clearest else None
+    bundle = load(maker)
+    judgement = None
+    if bundle.detector is not None:
+        samples = files.resampled(recording.samples, recording.rate, bundle.config.tokens.sample_rate)
+        judgement = detector.judge(bundle, samples, progress)
+    return {
+        "path": path,
+        "seconds": len(recording.samples) / recording.rate,
+        "watermark": clearest is not None,
+        "watermark_bits": watermark.bits(clearest.bundle) if clearest else None,
+        "watermark_bundle": maker,
+        "watermark_confidence": confidence,
+        "generated_probability": judgement.probability if judgement else None,
+        "classifier": bundle.config.name if judgement else None,
+        "segments": [
+            *({"by": "watermark", **mark._asdict(), "bundle": names.get(mark.bundle)} for mark in marks),
+            *({"by": "classifier", "start": s, "end": e} for s, e in (judgement.segments if judgement else [])),
+        ],
+        "metadata": metadata(recording),
+        "notes": recording.notes,
+    }
 
 
 def metadata(recording: Recording) -> dict[str, Any] | None:

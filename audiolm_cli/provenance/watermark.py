@@ -1,15 +1,14 @@
-"""An inaudible mark on generated sound: spread-spectrum modulation of its spectrum, found again without the original.
+"""An inaudible watermark on generated sound: spread-spectrum modulation, found again without the original.
 
-Time and frequency are divided into tiles of 16 ms and 125 Hz. A pseudo-random pattern of signs, one for every tile,
-which repeats every 1.5 s, says which tiles are made a little louder and which a little quieter; so the mark rises and
-falls with the sound and stays 20 dB below it in every band. Tiles that are quieter than their band mostly is change by
-more: these carry what little energy the mark may have farthest. There is one pattern for each bundle, of 64, and the
-patterns together say that this program made the sound.
+Tiles of 16 ms by 125 Hz become a little louder or quieter, by a pseudo-random pattern of signs that repeats every
+1.5 s. So the mark rises and falls with the sound and stays 20 dB below it in every band. Tiles that are quiet for their
+band change by more: there the mark's small energy is easiest to find. Each bundle has one of 64 patterns; any of them
+says that this program made the sound.
 
-To find it, every tile is compared with those around it (`_relief`), and the comparison is correlated with all patterns
-at all offsets. Of sound without a mark the correlation is distributed about as a standard normal, whatever the sound,
-since the signs are random: `THRESHOLD` is what it does not reach by chance. After Cox et al., "Secure Spread Spectrum
-Watermarking for Multimedia" (1997), and the patchwork methods that followed it.
+Detection compares every tile with its neighbours (`_relief`) and correlates the result with all patterns at all
+offsets. Without a mark the correlation is about standard normal for any sound, since the signs are random; chance does
+not reach THRESHOLD. After Cox et al., "Secure Spread Spectrum Watermarking for Multimedia" (1997), and later patchwork
+methods.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ BIN = 62.5  # Hz
 FIRST, BANDS = 7, 58  # tiles cover the bins from FIRST on: 410 to 7,660 Hz
 PERIOD = 96  # tiles
 PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
-STRENGTH = 0.096  # amplitude of the mark, of a band's: about 21 dB below it, in any third of an octave 20 at least
-QUIETER = 0.7  # quiet tiles change by more: by (energy of the band / of the tile) ** (QUIETER / 2)
-MOST = 0.6  # by which a tile's amplitude changes at most
+STRENGTH = 0.096  # the mark's amplitude relative to its band's: 21 dB below, in every third of an octave at least 20
+QUIET_EXPONENT = 0.7  # a tile's change grows with (energy of the band / of the tile) ** (QUIET_EXPONENT / 2)
+MAX_CHANGE = 0.6  # of a tile's amplitude
 THIRDS = 100 * 2 ** (np.arange(20) / 3)  # Hz: edges of thirds of an octave, up to 8 kHz
-LOUDEST = 0.09  # amplitude of the mark in each, of the sound's
-REACH = 2 * BIN  # as far beside its band a mark is heard
-ROUNDS = 4  # of making what is too loud quieter
-LEAK = 2.0  # a band's mark is heard in those beside it: it has room for so many times their energy at most
-WINDOW_TILES, STEP_TILES = 125, 25  # 2 s of sound are searched at a time, every 0.4 s
+MAX_IN_THIRD = 0.09  # the mark's amplitude in a third of an octave, relative to the sound's
+SPREAD = 2 * BIN  # Hz by which a mark leaks out of its band
+ROUNDS = 4  # of lowering gains where the mark is too loud
+NEIGHBOUR_RATIO = 2.0  # a band's mark is limited by so many times the energy of the weaker neighbour
+WINDOW_TILES, STEP_TILES = 125, 25  # the search looks at 2 s at a time, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
-EXTENDED = 8  # times that the ends of a mark are looked for at most
-BLOCK_TILES = 8  # marked at a time
+MAX_EXTENSIONS = 8  # iterations of the search for a mark's ends
+BLOCK_TILES = 8  # that are marked together
 LOOKAHEAD = (BLOCK_TILES + 0.5) * FRAMES * HOP_SECONDS  # s: 136 ms
-MEMORY = 4.0  # s of the sound before that count for the loudness of the mark
-KEPT = math.exp(-BLOCK_TILES * FRAMES * HOP_SECONDS / MEMORY)
-BLOCK, CHUNK = 4096, 1 << 20  # frames and samples dealt with at a time: memory hardly grows with length
+MEMORY = 4.0  # s: time constant of the energies that limit the mark
+DECAY = math.exp(-BLOCK_TILES * FRAMES * HOP_SECONDS / MEMORY)
+BLOCK, CHUNK = 4096, 1 << 20  # frames and samples processed together, so that memory hardly grows with length
 
 
 class Mark(NamedTuple):
-    """A stretch from `start` to `end` (s) with the mark of the bundle of that id; `confidence` is how far the best two
-    seconds of it lie above chance, in standard deviations."""
+    """A marked stretch from `start` to `end` (s): the bundle's id, and the correlation of its best two seconds in
+    standard deviations above chance."""
 
     start: float
     end: float
@@ -58,12 +57,12 @@ class Mark(NamedTuple):
 
 
 def bundle_id(name: str) -> int:
-    """The id that stands for bundles of this name: the first bits of its SHA-256."""
+    """The id of bundles with this name: the first bits of its SHA-256."""
     return hashlib.sha256(name.encode()).digest()[0] >> (8 - BUNDLE_BITS)
 
 
 def bits(bundle: int) -> str:
-    """What a mark says, as `0` and `1`: the program's id and the bundle's."""
+    """A mark's message as `0` and `1`: the program's id and the bundle's."""
     return f"{PROGRAM:0{PROGRAM_BITS}b}{bundle:0{BUNDLE_BITS}b}"
 
 
@@ -79,19 +78,48 @@ def patterns() -> np.ndarray:
 
 
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
-    """Sound `float32 [T]` at `rate` Hz with the mark of a bundle's id from sample `begin` on; silence stays silent, and
-    nothing that was within full scale leaves it."""
-    embedder = Embedder(rate, bundle, samples[:begin])
-    return np.concatenate([samples[:begin], embedder.push(samples[begin:]), embedder.finish()], dtype=np.float32)
+    """Marks sound `float32 [T]` at `rate` Hz with a bundle's id from sample `begin` on. Silence stays silent, and what
+    was within full scale stays there."""
+    marking = Marking(rate, bundle, begin)
+    return np.concatenate([marking.push(samples), marking.finish()], dtype=np.float32)
+
+
+class Marking:
+    """Marks a streamed output from sample `begin` on and drops its first `skip` samples; without a bundle's id it marks
+    nothing."""
+
+    def __init__(self, rate: int, bundle: int | None, begin: int, skip: int = 0):
+        self.rate, self.bundle, self.begin, self.skip = rate, bundle, begin, skip
+        self.before = np.zeros(0, np.float32)  # the first `begin` samples, as far as they are there
+        self.embedder = Embedder(rate, bundle) if bundle is not None and begin == 0 else None
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        if self.bundle is None:
+            return self._left(samples)
+        first = samples[:0]
+        if self.embedder is None:
+            first, samples = samples[: self.begin - len(self.before)], samples[self.begin - len(self.before) :]
+            self.before = np.concatenate([self.before, first])
+            if len(self.before) < self.begin:
+                return self._left(first)
+            self.embedder = Embedder(self.rate, self.bundle, self.before)
+        return self._left(np.concatenate([first, self.embedder.push(samples)]))
+
+    def finish(self) -> np.ndarray:
+        return self._left(self.embedder.finish()) if self.embedder else np.zeros(0, np.float32)
+
+    def _left(self, samples: np.ndarray) -> np.ndarray:
+        skipped = min(self.skip, len(samples))
+        self.skip -= skipped
+        return samples[skipped:]
 
 
 class Embedder:
-    """Marks sound as it comes. What `push` returns lags by up to LOOKAHEAD s; `finish` returns the rest. The samples do
-    not depend on how the sound was cut into pieces."""
+    """Marks a stream. `push` returns samples with a delay of up to LOOKAHEAD s, `finish` the rest. The samples do not
+    depend on how the stream was cut."""
 
     def __init__(self, rate: int, bundle: int, before: np.ndarray | None = None):
-        """`before`: sound `[T]` that this one follows; its end counts where the mark is to be as loud as the ear has
-        grown used to."""
+        """`before`: sound `[T]` that precedes the stream; its last seconds set how loud the mark may begin."""
         self.rate, self.bundle, self.hop = rate, bundle, 2 * round(rate * HOP_SECONDS)
         self.window = np.sqrt(_window(2 * self.hop))  # of analysis and synthesis: their squares add up to 1
         self.bands = min(BANDS, (self.hop + 1 - FIRST) // BINS)
@@ -123,7 +151,7 @@ class Embedder:
         return out
 
     def _block(self, sound: np.ndarray) -> np.ndarray:
-        """The next `size` samples with their mark; the frames that begin in them reach a hop farther."""
+        """Marks the next `size` samples; the frames that begin in them reach a hop farther."""
         frames_per_tile, inner = FRAMES // 2, slice(FIRST, FIRST + self.bands * BINS)
         frames = sliding_window_view(sound, 2 * self.hop)[:: self.hop]
         spectra = np.fft.rfft(frames * self.window)[:, inner]
@@ -132,13 +160,13 @@ class Embedder:
         amounts = self._amounts(energy)
         change = (amounts * patterns()[self.bundle, tiles % PERIOD, : self.bands]).repeat(frames_per_tile, 0)
         sound, gains = sound[: self.size], np.ones(self.bands)
-        heard = KEPT * self.sound + thirds(sound * _window(self.size), self.rate)
+        heard = DECAY * self.sound + thirds(sound * _window(self.size), self.rate)
         for _ in range(ROUNDS):
             full = np.zeros((len(frames), self.hop + 1), np.complex64)
             full[:, inner] = spectra * (change * gains).repeat(BINS, 1)
             added = np.fft.irfft(full, 2 * self.hop) * self.window
             mark = added[:, : self.hop] + np.concatenate([self.tail[None], added[:-1, self.hop :]])
-            marked = KEPT * self.mark + thirds(mark.reshape(-1) * _window(self.size), self.rate)
+            marked = DECAY * self.mark + thirds(mark.reshape(-1) * _window(self.size), self.rate)
             excess = _excess(heard, marked)[: self.bands]
             if excess.max() <= 1:
                 break
@@ -149,27 +177,27 @@ class Embedder:
         return np.clip(sound + mark.reshape(-1), -most, most).astype(np.float32)
 
     def _amounts(self, energy: np.ndarray) -> np.ndarray:
-        """By how much of its amplitude each tile `[tiles, bands]` of that energy changes."""
+        """The relative change in amplitude of each tile, `[tiles, bands]`, from their energies."""
         energy = energy + 1e-12
-        self.tiles, self.energy = KEPT * self.tiles + len(energy), KEPT * self.energy + energy.sum(0)
-        amounts = np.minimum((self.energy / self.tiles / energy) ** (QUIETER / 2), MOST / STRENGTH)
+        self.tiles, self.energy = DECAY * self.tiles + len(energy), DECAY * self.energy + energy.sum(0)
+        amounts = np.minimum((self.energy / self.tiles / energy) ** (QUIET_EXPONENT / 2), MAX_CHANGE / STRENGTH)
         sums = np.pad(self.energy, 1, mode="edge")
-        room = np.minimum(sums[1:-1], LEAK * np.minimum(sums[:-2], sums[2:]))
-        self.spent = KEPT * self.spent + (amounts**2 * energy).sum(0)
-        return np.minimum(amounts * STRENGTH * np.sqrt(room / self.spent), MOST)
+        room = np.minimum(sums[1:-1], NEIGHBOUR_RATIO * np.minimum(sums[:-2], sums[2:]))
+        self.spent = DECAY * self.spent + (amounts**2 * energy).sum(0)
+        return np.minimum(amounts * STRENGTH * np.sqrt(room / self.spent), MAX_CHANGE)
 
 
 def _excess(sound: np.ndarray, mark: np.ndarray) -> np.ndarray:
-    """How loud the mark is beside what it may be, in the third of an octave where most so of those that a band of it is
-    heard in, `[BANDS]`: sound that is silent beside what is loud would be changed by what leaks into it."""
-    below, above = THIRDS[:-1] - REACH, THIRDS[1:] + REACH
-    shares = np.sqrt(mark / (sound + 1e-12)) / LOUDEST
+    """By how much the mark exceeds its limit, per band: the highest ratio among the thirds of an octave that the band
+    leaks into, `[BANDS]`. A silent third beside a loud one would otherwise be changed by leakage."""
+    below, above = THIRDS[:-1] - SPREAD, THIRDS[1:] + SPREAD
+    shares = np.sqrt(mark / (sound + 1e-12)) / MAX_IN_THIRD
     middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN
     return np.where((below < middles) & (middles < above), shares, 0).max(1)
 
 
 def thirds(samples: np.ndarray, rate: int) -> np.ndarray:
-    """The energy of sound `[T]` in each third of an octave, `[len(THIRDS) - 1]`."""
+    """Energy of sound `[T]` in each third of an octave, `[len(THIRDS) - 1]`."""
     energy = np.zeros(len(THIRDS) + 1)
     for first in range(0, len(samples), CHUNK):
         part = samples[first : first + CHUNK]
@@ -189,19 +217,19 @@ def _frames(samples: np.ndarray, size: int, hop: int, first: int, count: int) ->
 
 
 def find(samples: np.ndarray) -> list[Mark]:
-    """The marked stretches of sound `float32 [T]` at 16 kHz, in order. Less than 2 s are searched as a whole."""
+    """Finds the marked stretches of sound `float32 [T]` at 16 kHz, in order. Less than 2 s are searched as a whole."""
     return search(samples)[0]
 
 
 def score(samples: np.ndarray) -> float:
-    """The highest correlation that sound `float32 [T]` has anywhere with any pattern, standard deviations."""
+    """The highest correlation of sound `float32 [T]` with any pattern at any offset, in standard deviations."""
     return search(samples)[1]
 
 
 def search(samples: np.ndarray) -> tuple[list[Mark], float]:
-    """What `find` and `score` say of sound."""
+    """The results of `find` and `score` together."""
     levels = _levels(samples)
-    reliefs = [_relief(levels[offset::FRAMES]) for offset in range(FRAMES)]  # for all places where tiles may begin
+    reliefs = [_relief(levels[offset::FRAMES]) for offset in range(FRAMES)]  # for every offset of the tiles
     found = [_windows(relief) for relief in reliefs]
     scores = np.stack([scores for scores, _ in found])  # [offsets, windows]
     highest, marks = float(scores.max(initial=0)), []
@@ -218,7 +246,7 @@ def search(samples: np.ndarray) -> tuple[list[Mark], float]:
 
 
 def _merged(marks: list[Mark]) -> list[Mark]:
-    """Marks in order, those of one bundle that overlap as one: where a mark is faint, its ends are found too early."""
+    """Merges overlapping marks of one bundle: where a mark is faint, the search ends a stretch too early."""
     result: list[Mark] = []
     for mark in marks:
         if result and mark.bundle == result[-1].bundle and mark.start <= result[-1].end:
@@ -229,7 +257,7 @@ def _merged(marks: list[Mark]) -> list[Mark]:
 
 
 def _levels(samples: np.ndarray) -> np.ndarray:
-    """Log energy of tiles `[n * FRAMES, BANDS]`, one beginning with every frame."""
+    """Log energy of tiles, one for every frame they may begin with, `[n * FRAMES, BANDS]`."""
     hop = round(RATE * HOP_SECONDS)
     count = max(0, len(samples) // hop - 3)
     bands, window = np.zeros((count, BANDS), np.float32), _window(4 * hop)
@@ -246,7 +274,7 @@ def _levels(samples: np.ndarray) -> np.ndarray:
 
 
 def _relief(levels: np.ndarray) -> np.ndarray:
-    """Tiles `[tiles, BANDS]` beside the mean of the 15 around them: three in time, five in frequency."""
+    """Tiles `[tiles, BANDS]` minus the mean of the 15 around each: three in time, five in frequency."""
     if not len(levels):
         return levels
     return np.clip(levels - _means(np.pad(levels, ((1, 1), (0, 0)), mode="edge")), -1, 1)
@@ -260,7 +288,7 @@ def _means(levels: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _reliefs_of_patterns() -> np.ndarray:
-    """What `_relief` makes of the patterns, `float32 [bundles, PERIOD, BANDS]`, with a mean square of 1."""
+    """`_relief` of the patterns, `float32 [bundles, PERIOD, BANDS]`, with a mean square of 1."""
     relief = patterns() - _means(np.pad(patterns(), ((0, 0), (1, 1), (0, 0)), mode="wrap"))
     return relief / np.sqrt(np.square(relief).mean())
 
@@ -272,8 +300,8 @@ def _spectra_of_patterns() -> np.ndarray:
 
 
 def _windows(relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each window of a relief `[tiles, BANDS]` the highest correlation with a pattern, and which pattern at which
-    phase that is, as bundle * PERIOD + phase."""
+    """The highest correlation of each window of a relief `[tiles, BANDS]`, and its pattern and phase as
+    bundle * PERIOD + phase."""
     starts = range(0, max(len(relief) - WINDOW_TILES, 0) + 1, STEP_TILES) if len(relief) else ()
     scores, places = np.zeros(len(starts), np.float32), np.zeros(len(starts), np.int64)
     for n, start in enumerate(starts):
@@ -289,13 +317,13 @@ def _windows(relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _extent(relief: np.ndarray, bundle: int, phase: int, start: int) -> tuple[int, int]:
-    """First and last tile of the marked stretch around the window that starts at tile `start`: the ends between which
-    the correlation exceeds half of what it is there by most. What it is there is asked again of each stretch found: the
-    window may be mostly without a mark."""
+    """First and last tile of the marked stretch around the window that starts at tile `start`: the ends that maximise
+    the correlation above half its mean. The mean is taken again over each stretch found, since the window may be mostly
+    unmarked."""
     tiles = np.arange(len(relief))
     signal = (relief * _reliefs_of_patterns()[bundle, (tiles + phase) % PERIOD]).sum(1)
     first, last = start, min(start + WINDOW_TILES, len(relief)) - 1
-    for _ in range(EXTENDED):
+    for _ in range(MAX_EXTENSIONS):
         before = first, last
         total = np.concatenate([[0.0], np.cumsum(signal - signal[first : last + 1].mean() / 2)])
         highest = np.maximum.accumulate(total[::-1])[::-1]  # from here on

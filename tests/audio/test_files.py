@@ -80,6 +80,15 @@ def test_any_format_is_read_whatever_its_name(tmp_path, name):
     assert len(recording.samples) == pytest.approx(16000, abs=2500)  # MP3 pads
 
 
+@pytest.mark.parametrize("samples", [8192 + 5, 16384 + 50, 24576 + 100])
+def test_opus_ends_as_it_was_written(tmp_path, samples):
+    """Behind the last whole block, which a search for its place would garble."""
+    sound = tone(2.0)[:samples]
+    soundfile.write(tmp_path / "a.opus", sound, 16000, format="OGG", subtype="OPUS")
+    whole, _ = soundfile.read(tmp_path / "a.opus", dtype="float32")
+    assert np.array_equal(files.read(tmp_path / "a.opus", 16000).samples, whole)
+
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
 @pytest.mark.parametrize("channels", [1, 2, 8])
 def test_any_depth_and_number_of_channels(tmp_path, subtype, channels):

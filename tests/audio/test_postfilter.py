@@ -96,6 +96,23 @@ def test_the_corner_is_where_it_should_be_at_any_rate(rate: int, corner: float) 
     assert decibel(sound[rate:]) - decibel(filtered[rate:]) == pytest.approx(3, abs=0.1)
 
 
+@pytest.mark.parametrize("pitch", [90.0, 120.0, 250.0, 1000.0])
+def test_what_models_hear_keeps_its_phase_up_to_the_end(pitch: float) -> None:
+    voice, hum = tone(pitch, 1.0), 0.05 + tone(50.0, 1.0, 0.1)
+    clean = postfilter.without_rumble(voice + hum, RATE, 70.0)
+    assert len(clean) == len(voice)
+    assert decibel((clean - voice)[1600:-1600]) < decibel(voice) - 40
+    assert decibel((clean - voice)[-320:]) < decibel(voice) - 4
+    assert np.array_equal(postfilter.without_rumble(voice + hum / 4, RATE, 70.0), voice + hum / 4)  # as recordings have
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 79, 81, 900])
+def test_short_recordings_lose_their_rumble_too(samples: int) -> None:
+    clean = postfilter.without_rumble(np.full(samples, 0.5, np.float32), RATE, 70.0)
+    assert len(clean) == samples
+    assert np.abs(clean).max(initial=0) < 1e-6
+
+
 def test_loud_sound_is_limited_and_other_sound_is_as_it_was(speech: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     for loud in (5 * speech / np.abs(speech).max(), rng.standard_normal(RATE), np.eye(1, RATE, 5000)[0] * 9):

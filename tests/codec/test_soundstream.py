@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audiolm_cli.codec.autoencoders import SpectralDecoder, State
-from audiolm_cli.codec.soundstream import PIECE_FRAMES, Begun, SoundStream
+from audiolm_cli.codec.soundstream import PIECE_FRAMES, Decoding, SoundStream
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 
 SPEC = TokenSpec(codebook_size=32)
@@ -56,14 +56,20 @@ def test_what_begins_alike_is_decoded_once(codec: SoundStream, monkeypatch: pyte
     monkeypatch.setattr(codec.quantizer, "decode", counting)
     for known in (PIECE_FRAMES + 20, 30):
         codes[..., :known] = codes[:1, :, :known]
-        alone = [codec.decode(code[None], None, known) for code in codes]
-        begun: dict[bytes, Begun] = {}
+        alone = []
+        for code in codes:
+            one = Decoding(codec)
+            parts = [*one.push(code[None, :, :known]), *one.push(code[None, :, known:])]
+            alone.append(torch.cat([*parts, one.finish()], -1))
         decoded.clear()
+        first = Decoding(codec)
+        beginning = list(first.push(codes[:1, :, :known]))
         for code, expected in zip(codes, alone, strict=True):
             counted: list[float] = []
-            audio = codec.decode(code[None], counted.append, known, begun)
-            assert torch.equal(audio, expected)
-            assert sum(counted) == codes.shape[-1]
+            copy = first.copy()
+            rest = [*copy.push(code[None, :, known:], counted.append), copy.finish()]
+            assert torch.equal(torch.cat([*beginning, *rest], -1), expected)
+            assert sum(counted) == codes.shape[-1] - known
         assert sum(decoded) == known + 3 * (codes.shape[-1] - known)
     assert not torch.equal(alone[0], alone[1])
     assert all((audio - codec.decode(code[None])).abs().max() < 1e-5 for audio, code in zip(alone, codes, strict=True))

@@ -61,18 +61,18 @@ def test_killed_batches_leave_whole_files_and_go_on(tmp_path: Path) -> None:
 SELF_INTERRUPTING = """
 import os, signal
 from audiolm_cli.audio import files
-from audiolm_cli import pipeline
-stage, write = pipeline.Clock.stage, files._write_new
-def begun(self, name, total):
+from audiolm_cli import console
+timed, write = console.Clock.timed, files._write_new
+def begun(self, name):
     if name == os.environ["STAGE"]:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
-    return stage(self, name, total)
+    return timed(self, name)
 def written(*whole):
     if os.environ["STAGE"] == "write":
         os.kill(os.getpid(), signal.SIGINT)
     return write(*whole)
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-pipeline.Clock.stage, files._write_new = begun, written
+console.Clock.timed, files._write_new = begun, written
 """
 
 

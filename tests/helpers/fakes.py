@@ -36,6 +36,20 @@ def plain_prompt(waveform: np.ndarray, position: int, sample: int, seed: int) ->
 
 
 @dataclass
+class FakeStream:
+    """As `pipeline.Stream`."""
+
+    chunks: Iterator[Any]
+    made: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.chunks
+
+    def output(self, chunks: Any) -> Any:
+        return self.made
+
+
+@dataclass
 class FakePipeline:
     """Stands in for bundle.py and pipeline.py: the new audio is a constant that says how it was asked for."""
 
@@ -82,6 +96,17 @@ class FakePipeline:
                 candidates=tuple(-n / 4 for n in range(best_of)) if best_of > 1 else (),
             )
 
+    def stream(self, bundle, request, prompt, **options) -> FakeStream:
+        """The output in three chunks."""
+        (made,) = self.continue_(bundle, request, [prompt], progress=None, **options)
+
+        def chunks() -> Iterator[Any]:
+            for n, part in enumerate(np.array_split(made.waveform, 3)):
+                tokens = (made.semantic, made.codes) if n == 0 else (made.semantic[:0], made.codes[:, :0])
+                yield types.SimpleNamespace(waveform=part, semantic=tokens[0], codes=tokens[1])
+
+        return FakeStream(chunks(), made)
+
     def encode(self, bundle, waveform: np.ndarray, progress) -> Any:
         """Tokens that are all zeros, with the waveform itself among what is said of them."""
         import torch
@@ -113,7 +138,7 @@ def install(fake: FakePipeline, setitem: Callable = operator.setitem, setattr: C
     functions: dict[str, dict[str, Any]] = {
         "audiolm_cli.bundles.bundle": {"load": fake.load},
         "audiolm_cli.pipeline": {"continue_": made, "generate": made, "resynth": made, "Prompt": fake.prompt}
-        | {"encode": fake.encode, "decode": fake.decode},
+        | {"encode": fake.encode, "decode": fake.decode, "stream": fake.stream},
     }
     for name, members in functions.items():
         module, (package, _, leaf) = types.ModuleType(name), name.rpartition(".")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from audiolm_cli import native
-from audiolm_cli.native import build
+from audiolm_cli.config import StageSampling
+from audiolm_cli.language_models.tokens import Item
+from audiolm_cli.native import build, decode
+from audiolm_cli.native.model import Weights
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
 SANITIZED = SANITIZERS if os.environ.get("AUDIOLM_SANITIZE") else []
@@ -41,6 +47,22 @@ def compiled(options: list[str], target: Path) -> ctypes.CDLL:
     library = native.declared(ctypes.CDLL(str(target)))
     assert library is not None
     return library
+
+
+def generated(
+    weights: Weights, items: list[Item], sampling: StageSampling, batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """What `engine.generate` makes of items, by the kernel of these weights."""
+    results: list[Tensor] = []
+    for first in range(0, len(items), batch_size):
+        batch = items[first : first + batch_size]
+        with contextlib.closing(decode.Sessions(weights, batch, sampling)) as making:
+            while made := making.advance(16):
+                if progress:
+                    progress(made)
+            results += [making.ids(number) for number in range(len(batch))]
+    return results
 
 
 @pytest.fixture(scope="session")

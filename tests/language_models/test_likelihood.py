@@ -15,12 +15,12 @@ from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
 from audiolm_cli.config import Layout, preset
 from audiolm_cli.language_models.likelihood import (
-    EVIDENCE,
+    FEATURES,
     SEMANTIC_SHARE,
-    evidence,
+    likelihood_features,
     prompt_gain,
     strangeness,
-    traces,
+    token_features,
 )
 from audiolm_cli.language_models.transformer import cross_entropy
 from audiolm_cli.pipeline import Prompt
@@ -92,13 +92,13 @@ def test_a_bundle_that_does_not_say_is_not_asked(tiny: bundle.Bundle) -> None:
     assert output.surprise is None
 
 
-def test_evidence_tells_at_which_temperature_tokens_were_drawn() -> None:
+def test_features_tell_at_which_temperature_tokens_were_drawn() -> None:
     logits = torch.randn(2, 4000, 20, generator=torch.Generator().manual_seed(0)) * 2
     means = {}
     for temperature in (0.6, 1.0, 1.5):
         drawn = torch.distributions.Categorical(logits=logits / temperature).sample()
-        found = evidence(logits, drawn)
-        assert found.shape == (2, 4000, EVIDENCE)
+        found = token_features(logits, drawn)
+        assert found.shape == (2, 4000, FEATURES)
         assert torch.allclose(found[..., 0] + found[..., 1], cross_entropy(logits, drawn), atol=1e-5)
         likelier = (logits.softmax(-1) * (logits > logits.gather(-1, drawn[..., None]))).sum(-1)
         assert torch.allclose(found[..., 2], likelier, atol=1e-6)
@@ -108,12 +108,12 @@ def test_evidence_tells_at_which_temperature_tokens_were_drawn() -> None:
     assert means[0.6][0] < -0.2 < 0.2 < means[1.5][0]
 
 
-def test_traces_are_the_evidence_of_all_stages_frame_by_frame(tiny: bundle.Bundle) -> None:
+def test_likelihood_features_are_those_of_all_stages_frame_by_frame(tiny: bundle.Bundle) -> None:
     tokens, quantizers = pipeline.encode(tiny, SOUND), tiny.config.tokens.quantizers
-    found = traces(tiny.stages, tokens.semantic, tokens.codes, size=5)
-    assert found.shape == (tokens.codes.shape[1], EVIDENCE * (1 + quantizers))
+    found = likelihood_features(tiny.stages, tokens.semantic, tokens.codes, size=5)
+    assert found.shape == (tokens.codes.shape[1], FEATURES * (1 + quantizers))
     assert torch.isfinite(found).all()
-    assert torch.equal(found[0::2, :EVIDENCE], found[1::2, :EVIDENCE])  # a semantic token spans two frames
+    assert torch.equal(found[0::2, :FEATURES], found[1::2, :FEATURES])  # a semantic token spans two frames
     losses = tiny.coarse.token_losses(tiny.coarse.batch([(tokens.semantic[:5], tokens.codes[:, :10])]))[0]
-    coarse = found[:10, EVIDENCE : 5 * EVIDENCE].view(10, EVIDENCE, 4)
+    coarse = found[:10, FEATURES : 5 * FEATURES].view(10, FEATURES, 4)
     assert torch.allclose(coarse[:, :2].sum(1), losses, atol=1e-4)

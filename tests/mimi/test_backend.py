@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import soundfile
 import torch
 
+import audiolm_cli
 from audiolm_cli import backends, pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine
+from audiolm_cli.mimi import codec
 from audiolm_cli.mimi.model import MimiBackend
 from audiolm_cli.provenance import watermark
 from audiolm_cli.request import ContinueRequest, GenerateRequest
+from audiolm_cli.token_file import Tokens
 from tests.helpers.sounds import tone
 from tests.mimi.conftest import WINDOW
 
@@ -79,12 +83,12 @@ def test_long_outputs_slide_behind_an_anchor_at_linear_cost(bundle: MimiBackend,
     """The anchor is the loudest stretch of the prompt, which here is its end."""
     seen = []
 
-    def generate(model: Any, items: Any, *how: Any) -> Any:
+    def start(model: Any, items: Any, *how: Any) -> Any:
         seen.extend(items)
         return real(model, items, *how)
 
-    real = engine.generate
-    monkeypatch.setattr(engine, "generate", generate)
+    real = engine.start
+    monkeypatch.setattr(engine, "start", start)
     (made,) = pipeline.continue_(bundle, ContinueRequest("-", duration=4), [prompt()])
     quantizers, header = bundle.layout.quantizers, len(bundle.layout.header)
     known, anchor = 12, WINDOW // 4
@@ -108,6 +112,47 @@ def test_what_is_made_from_nothing_begins_behind_the_header(bundle: MimiBackend)
     assert [len(output.waveform) for output in made] == [round(0.4 * RATE)] * 2
     assert not np.array_equal(made[0].waveform, made[1].waveform)
     assert made[0].stage_tokens["codes"] == 2 * 5 * bundle.layout.quantizers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stream_has_the_samples_of_the_whole_in_pieces(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """Beyond the model's window, and piece by piece."""
+    monkeypatch.setattr(codec, "PIECE_SECONDS", 1)
+    bundle, request = backends.load(name, device="cpu", dtype=dtype), ContinueRequest("-", duration=5)
+    prompts = [prompt(1.0), prompt(0.4)]
+    wholes = list(pipeline.continue_(bundle, request, prompts, batch_size=2))
+    for given, whole in zip(prompts, wholes, strict=True):
+        stream = pipeline.stream(bundle, request, given, batch_size=2)
+        chunks = list(stream)
+        streamed = stream.output(chunks)
+        assert len(chunks) > 4
+        assert np.array_equal(streamed.waveform, whole.waveform)
+        assert torch.equal(streamed.codes, whole.codes)
+        assert torch.equal(streamed.semantic, whole.codes[0])
+
+
+def test_without_end_it_goes_on_as_with_one(bundle: MimiBackend, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(codec, "PIECE_SECONDS", 1)
+    (whole,) = pipeline.generate(bundle, GenerateRequest(duration=7, seed=1))
+    endless = iter(pipeline.stream(bundle, GenerateRequest(duration=math.inf, seed=1)))
+    codes = torch.cat([next(endless).codes for _ in range(7)], 1)
+    assert torch.equal(codes, whole.codes[:, : codes.shape[1]])
+
+
+def test_python_loads_it_and_says_what_it_cannot(name: str, bundle: MimiBackend):
+    model, given = audiolm_cli.load(name, device="cpu", dtype="float32"), prompt().waveform
+    result = model.continue_(given, RATE, duration=0.4, seed=5, no_watermark=True)
+    (made,) = pipeline.continue_(bundle, ContinueRequest("-", duration=0.4, seed=5), [prompt()])
+    assert np.array_equal(result.waveform, made.waveform)
+    marked = np.concatenate(list(model.stream(duration=0.4, seed=1)))
+    assert np.array_equal(marked, model.generate(duration=0.4, seed=1).waveform)
+    for command in ("resynth", "encode", "detect"):
+        with pytest.raises(UsageError, match=f"^{command}: .* needs a bundle of three stages$"):
+            getattr(model, command)(given, RATE)
+    with pytest.raises(UsageError, match=r"^resynth: .* needs a bundle of three stages$"):
+        model.stream(given, RATE, resynth=True)
+    with pytest.raises(UsageError, match=r"^decode: .* needs a bundle of three stages$"):
+        model.decode(Tokens(result.semantic, result.codes))
 
 
 def test_the_defaults_are_those_of_the_family(bundle: MimiBackend, name: str):
@@ -134,6 +179,16 @@ def test_the_command_line_marks_names_and_repeats(audiolm: Any, name: str, tmp_p
     bundle = watermark.bundle_id(Path(name).name)
     assert watermark.bits(bundle) == record["watermark_bits"]
     assert bundle in [mark.bundle for mark in watermark.find(recording.samples)]
+
+
+def test_standard_output_has_the_file_that_a_name_gets(name: str, tmp_path: Path, capfdbinary: Any):
+    from audiolm_cli.command_line import cli
+
+    arguments = ["generate", "-m", name, "--device", "cpu", "--duration", "0.4", "--seed", "1", "-q", "-o"]
+    assert cli.main([*arguments, str(tmp_path / "a.wav")]) == 0
+    capfdbinary.readouterr()
+    assert cli.main([*arguments, "-"]) == 0
+    assert capfdbinary.readouterr().out == (tmp_path / "a.wav").read_bytes()
 
 
 def test_a_job_list_makes_what_single_commands_make(audiolm: Any):

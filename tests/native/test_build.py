@@ -18,8 +18,9 @@ from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.frames import FrameTransformer
-from audiolm_cli.native import build, decode
+from audiolm_cli.native import build
 from audiolm_cli.native.model import give, prepare
+from tests.helpers.kernels import generated
 from tests.language_models.test_engine import coarse_item, coarse_model
 from tests.native.test_native import LIVELY, needs_kernel, state_of
 
@@ -34,7 +35,7 @@ def test_a_loaded_bundle_is_decoded_natively(tiny_bundle, monkeypatch) -> None:
     assert loaded.semantic.native is not None
     assert loaded.coarse.native is not None
     item = coarse_item(6, 4, 0, "frames")
-    expected = decode.generate(loaded.coarse.native, [item], LIVELY, 1)
+    expected = generated(loaded.coarse.native, [item], LIVELY, 1)
     assert torch.equal(engine.generate(loaded.coarse, [item], LIVELY, 1)[0], expected[0])
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
     other = bundle.load(str(tiny_bundle), device="cpu")

@@ -15,11 +15,11 @@ from audiolm_cli import native
 from audiolm_cli.bundles import bundle
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.errors import ModelError
-from audiolm_cli.language_models import engine
+from audiolm_cli.language_models import engine, stages
 from audiolm_cli.language_models.parallel import ParallelTransformer
 from audiolm_cli.language_models.sampling import Noise, StageSampling
+from audiolm_cli.language_models.tokens import Filling
 from audiolm_cli.native import decode, fill
-from audiolm_cli.native.fill import Filling
 from audiolm_cli.native.model import fits, pointer, prepare
 from tests.helpers.int8_model import Int8Model
 from tests.language_models.test_engine import coarse_item, coarse_model
@@ -46,13 +46,13 @@ def same_bits(library: Any, model: ParallelTransformer, frames: int, known: int,
     codes = some_codes(frames, 1, spec).numpy().astype(np.int32)
     codes[spec.coarse :, known:] = -1
     uniform = np.random.default_rng(2).random((spec.fine, frames - known), np.float32)
-    filling = Filling(prepare(model, library), codes.copy(), spec.coarse, [(0, known, frames)], [uniform], sampling)
-    plain = Int8Model(model)
+    filling = Filling(torch.from_numpy(codes.copy()), torch.from_numpy(uniform.T.reshape(-1)), frames - known)
+    window, plain = fill.Window(prepare(model, library), spec.coarse, filling, sampling), Int8Model(model)
     for q, numbers in enumerate(uniform, spec.coarse):
         codes[q, known:] = plain.fill(codes, known, q, numbers, sampling)
-        assert filling.advance() == frames - known
-        assert np.array_equal(filling.codes, codes)
-    assert filling.advance() == 0
+        assert window.advance() == frames - known
+        assert np.array_equal(window.codes, codes)
+    assert window.advance() == 0
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, LIVELY, StageSampling(0.7, 5, 0.9)], ids=str)
@@ -92,9 +92,9 @@ def test_any_size_gives_the_bits_of_the_plain_arithmetic(best, case) -> None:
 def test_codes_are_nearly_always_those_of_the_reference(best) -> None:
     """What int8 changes is as little as in the other stages: of likeliest codes one in thirty, of all that follow."""
     model, coarse, known = parallel_model(), some_codes(200, 3)[: SPEC.coarse], some_codes(20, 4)
-    (exact,) = model.complete([coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
+    (exact,) = stages.complete(model, [coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
     model.native = prepare(model, best)
-    (made,) = model.complete([coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
+    (made,) = stages.complete(model, [coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
     assert torch.equal(made[: SPEC.coarse], coarse)
     assert torch.equal(made[:, :20], torch.cat([coarse[:, :20], known[SPEC.coarse :]]))
     same = (made == exact)[SPEC.coarse :, 20:].float().mean()
@@ -108,10 +108,10 @@ def test_codes_depend_neither_on_threads_nor_on_what_else_is_made(best, monkeypa
     coarse = [some_codes(n, n)[: SPEC.coarse] for n in lengths]
     known = [some_codes(n // 3, n) for n in lengths]
     noise, progress = [Noise(1, n, 0) for n in range(len(lengths))], list[int]()
-    alone = [model.complete([c], [k], [n], LIVELY, 1)[0] for c, k, n in zip(coarse, known, noise, strict=True)]
+    alone = [stages.complete(model, [c], [k], [n], LIVELY, 1)[0] for c, k, n in zip(coarse, known, noise, strict=True)]
     for threads in (1, 2, 16):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        together = model.complete(coarse, known, noise, LIVELY, 8, progress.append)
+        together = stages.complete(model, coarse, known, noise, LIVELY, 8, progress.append)
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     assert sum(progress) == 3 * sum(n - n // 3 for n in lengths) * SPEC.fine
     assert len({tuple(codes[SPEC.coarse :, -5:].flatten().tolist()) for codes in alone}) == len(lengths)
@@ -135,9 +135,9 @@ def test_sizes_and_codes_that_cannot_be_are_refused(best) -> None:
         {"quantizers": 6}, {"width": 24}, {"heads": 3},
     ):  # fmt: skip
         assert result(**cast("Any", wrong)) == -2, wrong
-    short = Filling(weights, np.zeros((4, 9), np.int32), 2, [(0, 2, 9)], [np.zeros((3, 7), np.float32)], GREEDY)
+    short = Filling(some_codes(9)[:4].index_fill(0, torch.tensor([2, 3]), -1), torch.zeros(9 * 2), 9)
     with pytest.raises(ValueError, match="every quantizer"):
-        short.advance()
+        fill.fill(weights, 2, [short], GREEDY)
 
 
 def test_models_of_windows_make_no_steps(best) -> None:
@@ -153,7 +153,7 @@ def test_values_that_overflow_are_said(best) -> None:
         block.down.weight.data.fill_(3e38)
     model.native = prepare(model, best)
     with pytest.raises(ModelError, match="not finite"):
-        model.complete([some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], LIVELY, 1)
+        stages.complete(model, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], LIVELY, 1)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, LIVELY], ids=str)
@@ -164,7 +164,7 @@ def test_nothing_is_drawn_from_logits_that_are_not_finite(best, sampling) -> Non
         model.ids.weight.data.mul_(1e15)
         model.native = prepare(model, best)
     with pytest.raises(ModelError, match="not finite"):
-        windows.complete([some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], sampling, 1)
+        stages.complete(windows, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], sampling, 1)
     with pytest.raises(ModelError, match="not finite"):
         engine.generate(frames, [coarse_item(6, 4, 0, "frames")], sampling, 1)
 
@@ -177,12 +177,14 @@ def test_a_loaded_bundle_fills_natively(tiny_bundle, monkeypatch) -> None:
     assert loaded.fine.native is not None
     spec, calls = loaded.config.tokens, list[int]()
 
-    def counted(fillings: list[Filling], progress: Any) -> list[Tensor]:
+    def counted(weights: Any, coarse: int, fillings: list[Filling], *rest: Any) -> list[Tensor]:
         calls.append(len(fillings))
-        return []
+        return [filling.codes[coarse:, filling.known :] for filling in fillings]
 
     monkeypatch.setattr(fill, "fill", counted)
-    loaded.fine.complete([some_codes(9, 0, spec)[: spec.coarse]], [some_codes(3, 0, spec)], [Noise(1, 0, 0)], LIVELY, 1)
+    stages.complete(
+        loaded.fine, [some_codes(9, 0, spec)[: spec.coarse]], [some_codes(3, 0, spec)], [Noise(1, 0, 0)], LIVELY, 1
+    )
     assert calls == [1]
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
     other = bundle.load(str(tiny_bundle), device="cpu")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.config import StageConfig, TokenSpec, preset
+from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.engine import Item
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.kinds import KINDS
@@ -31,6 +32,7 @@ from audiolm_cli.native.model import Weights, fits, packed, pointer, prepare, qu
 from tests.helpers import ROOT, int8_model
 from tests.helpers.bundles import modules
 from tests.helpers.int8_model import Int8Model
+from tests.helpers.kernels import generated
 from tests.language_models.test_engine import SPEC, coarse_item, coarse_model, four_items, slow_hidden
 from tests.program.test_golden import settled
 
@@ -53,7 +55,7 @@ def same_bits(library: ctypes.CDLL, model: Decoder, item: Item, sampling: StageS
     weights = prepare(model, library)
     made, state = wanted or Int8Model(model).generate(item, sampling)
     assert np.array_equal(state_of(weights, item), state)
-    (got,) = decode.generate(weights, [item], sampling, 1)
+    (got,) = generated(weights, [item], sampling, 1)
     assert torch.equal(got, int8_model.tokens(item, made))
 
 
@@ -84,8 +86,8 @@ def test_guidance_gives_the_bits_of_the_plain_arithmetic(library, layout, shares
     item = guided_item(len(shares), layout)
     same_bits(library, coarse_model(layout), item, sampling, plain_arithmetic(layout, len(shares), sampling))
     weights = prepare(coarse_model(layout), library)
-    unguided = decode.generate(weights, [dataclasses.replace(item, guides=())], sampling, 1)
-    assert not torch.equal(unguided[0], decode.generate(weights, [item], sampling, 1)[0])
+    unguided = generated(weights, [dataclasses.replace(item, guides=())], sampling, 1)
+    assert not torch.equal(unguided[0], generated(weights, [item], sampling, 1)[0])
 
 
 @pytest.mark.parametrize("sampling", [
@@ -175,10 +177,10 @@ def many_items(layout: Any) -> list[Item]:
 @pytest.mark.parametrize("layout", ["aligned", "frames"])
 def test_tokens_do_not_depend_on_batch_and_threads(best, layout, monkeypatch) -> None:
     weights, items = prepare(coarse_model(layout), best), many_items(layout)
-    alone = [decode.generate(weights, [item], LIVELY, 1)[0] for item in items]
+    alone = [generated(weights, [item], LIVELY, 1)[0] for item in items]
     for threads, size in ((1, 8), (2, 8), (3, 5), (16, 8)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        together = decode.generate(weights, items, LIVELY, size)
+        together = generated(weights, items, LIVELY, size)
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -187,21 +189,21 @@ def test_more_rows_than_a_tile_holds(best) -> None:
     sampling = StageSampling(1.0, 0, 0.9, guidance=2.0, shares=(0.5, 0.5))
     items = [dataclasses.replace(item, uniform=item.uniform * (1 - n / 50), guides=item.guides if n % 3 else ())
              for n in range(40)]  # fmt: skip
-    alone = [decode.generate(weights, [item], sampling, 1)[0] for item in items]
-    assert all(torch.equal(a, b) for a, b in zip(alone, decode.generate(weights, items, sampling, 40), strict=True))
+    alone = [generated(weights, [item], sampling, 1)[0] for item in items]
+    assert all(torch.equal(a, b) for a, b in zip(alone, generated(weights, items, sampling, 40), strict=True))
     assert len({tuple(ids.flatten().tolist()) for ids in alone}) > 10
 
 
 def test_what_other_code_did_to_float_arithmetic_does_not_matter(best) -> None:
     """Some libraries have small numbers counted as zero."""
     weights, items = prepare(coarse_model("frames"), best), four_items("frames")
-    expected = decode.generate(weights, items, LIVELY, 4)
+    expected = generated(weights, items, LIVELY, 4)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not")
     try:
         tiny = torch.tensor([1e-40])
         assert float(tiny * 1) == 0
-        assert all(torch.equal(a, b) for a, b in zip(decode.generate(weights, items, LIVELY, 4), expected, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(generated(weights, items, LIVELY, 4), expected, strict=True))
         assert float(tiny * 1) == 0  # and is as it was
     finally:
         torch.set_flush_denormal(False)
@@ -209,29 +211,28 @@ def test_what_other_code_did_to_float_arithmetic_does_not_matter(best) -> None:
 
 def test_an_item_stops_at_its_stop(best) -> None:
     weights, item = prepare(coarse_model("aligned"), best), coarse_item(20, 0, 6, "aligned")
-    (free,) = decode.generate(weights, [item], LIVELY, 1)
+    (free,) = generated(weights, [item], LIVELY, 1)
     stop = int(free[37])
     others = [dataclasses.replace(item, stop=stop), item]
-    cut, whole = decode.generate(weights, others, LIVELY, 2)
+    cut, whole = generated(weights, others, LIVELY, 2)
     assert torch.equal(whole, free)
     behind = int((free == stop).nonzero()[0]) + 1
-    assert torch.equal(cut[:behind], free[:behind])
-    assert (cut[behind:] == -1).all()
+    assert torch.equal(cut, free[:behind])
 
 
 def test_an_item_with_nothing_to_make(best) -> None:
     weights, item = prepare(coarse_model("frames"), best), coarse_item(6, 4, 0, "frames")
     whole = dataclasses.replace(item.sequence, ids=item.sequence.ids.clamp(min=0))
     done = Item(whole, [], item.size, item.uniform[:0])
-    first, second = decode.generate(weights, [done, item], LIVELY, 1)
+    first, second = generated(weights, [done, item], LIVELY, 1)
     assert first.shape == (0, SPEC.coarse)
-    assert torch.equal(second, decode.generate(weights, [item], LIVELY, 1)[0])
+    assert torch.equal(second, generated(weights, [item], LIVELY, 1)[0])
 
 
 def test_progress_counts_every_token(best) -> None:
     counts: list[int] = []
     items = four_items("frames")
-    decode.generate(prepare(coarse_model("frames"), best), items, LIVELY, 3, counts.append)
+    generated(prepare(coarse_model("frames"), best), items, LIVELY, 3, counts.append)
     assert sum(counts) == sum(item.uniform.numel() for item in items)
     assert len(counts) > 2
 
@@ -259,8 +260,8 @@ def test_samples_of_one_prompt_share_its_cache_and_are_as_if_alone(library, layo
     known = items[0].sequence.known
     assert shared == [0, 0, (known - 1) // 8 * 8, 0, known // 3 // 8 * 8, (known - 2) // 8 * 8]
     assert likes == [-1, -1, 0, -1, 0, 0]
-    alone = [decode.generate(weights, [item], LIVELY, 1)[0] for item in items]
-    together = decode.generate(weights, items, LIVELY, len(items))
+    alone = [generated(weights, [item], LIVELY, 1)[0] for item in items]
+    together = generated(weights, items, LIVELY, len(items))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     assert len({tuple(ids.flatten().tolist()) for ids in alone}) == len(items)
 
@@ -289,17 +290,17 @@ def golden(library: ctypes.CDLL) -> dict[str, Tensor]:
     known = tokens.clone()
     known[10:] = -1
     item = semantic.item(semantic.sequence(known), noise[:50])
-    found["semantic"] = decode.generate(prepare(semantic, library), [item], LIVELY, 1)[0]
+    found["semantic"] = generated(prepare(semantic, library), [item], LIVELY, 1)[0]
     codes = torch.arange(240).view(4, 60) * 11 % spec.codebook_size
     codes[:, 30:] = -1
     less = coarse.sequence(tokens[15:30], codes[:, 30:])
     item = coarse.item(coarse.sequence(tokens[:30], codes), noise[:120], (less,))
     sampling = StageSampling(1.0, 0, 0.95, guidance=1.0)
-    found["coarse"] = decode.generate(prepare(coarse, library), [item], sampling, 1)[0]
+    found["coarse"] = generated(prepare(coarse, library), [item], sampling, 1)[0]
     fine = cast("ParallelTransformer", settled(parts["fine"], 22))
     fine.native = prepare(fine, library)
     whole = torch.arange(spec.quantizers * 90).view(-1, 90) * 13 % spec.codebook_size
-    (made,) = fine.complete([whole[: spec.coarse]], [whole[:, :20]], [Noise(1, 0, 0)], LIVELY, 1)
+    (made,) = stages.complete(fine, [whole[: spec.coarse]], [whole[:, :20]], [Noise(1, 0, 0)], LIVELY, 1)
     found["fine"] = made[spec.coarse :, 20:].contiguous()
     return {name: ids.int() for name, ids in found.items()}
 

@@ -14,6 +14,7 @@ from audiolm_cli import native
 from audiolm_cli.errors import ModelError
 from audiolm_cli.native import decode
 from audiolm_cli.native.model import prepare
+from tests.helpers.kernels import generated
 from tests.language_models.test_engine import coarse_item, coarse_model, four_items
 from tests.native.test_native import LIVELY, samples_of_one_prompt
 
@@ -50,7 +51,7 @@ def test_values_that_overflow_are_said(best) -> None:
     for block in model.layers():
         block.down.weight.data.fill_(3e38)
     with pytest.raises(ModelError, match="not finite"):
-        decode.generate(prepare(model, best), four_items("frames"), LIVELY, 4)
+        generated(prepare(model, best), four_items("frames"), LIVELY, 4)
 
 
 def test_indices_beyond_the_weights_are_refused(best) -> None:
@@ -91,5 +92,5 @@ def test_models_of_impossible_sizes_are_refused(best, name, value) -> None:
 def test_steps_before_the_prefill_are_refused(best) -> None:
     session = decode.Session(prepare(coarse_model("frames"), best), four_items("frames"), LIVELY)
     with pytest.raises(ModelError, match="refuses"):
-        session.advance()
+        session.advance(1)
     session.close()

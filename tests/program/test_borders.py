@@ -27,9 +27,11 @@ ROOMS = {
     "provenance": {"audio", "bundles", "detector", "__init__"},
     "request": set[str](),
     "token_file": {"audio"},
-    "pipeline": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
-    "mimi": {"public", "bundles", "language_models", "pipeline", "token_file"},
+    "rendering": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
+    "pipeline": {"audio", "bundles", "language_models", "rendering", "request", "token_file"},
+    "mimi": {"public", "bundles", "language_models", "pipeline", "rendering", "token_file"},
     "backends": {"public", "bundles", "mimi"},
+    "api": {"audio", "backends", "bundles", "pipeline", "provenance", "request", "token_file"},
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import WaveformConfig, preset
 from audiolm_cli.language_models.sampling import Noise, StageSampling
-from audiolm_cli.language_models.stages import continue_coarse, continue_semantic
+from audiolm_cli.language_models.stages import complete, continue_coarse, continue_semantic
 from audiolm_cli.language_models.tokens import TokenSequence
 from audiolm_cli.language_models.transformer import Transformer
 from tests.helpers import ROOT
@@ -98,7 +98,7 @@ def results(disturbed: float = 0.0) -> dict[str, Tensor]:
         found[f"{name}.coarse"] = made
         assert models.fine is not None
         given = made if models is plain else torch.cat([coarse, torch.tensor(CODES)], 1)
-        (found[f"{name}.codes"],) = models.fine.complete([given], [codes], noise, SAMPLING, 1)
+        (found[f"{name}.codes"],) = complete(models.fine, [given], [codes], noise, SAMPLING, 1)
     found["frames.codes"], found["parallel.codes"] = found.pop("continued.coarse"), found.pop("continued.codes")
     return {name: tensor if tensor.is_floating_point() else tensor.short() for name, tensor in found.items()}
 

@@ -83,6 +83,14 @@ def asked(fake, prompt, tmp_path, monkeypatch, capfd):
 
     for name in ("continue_", "generate", "resynth"):
         monkeypatch.setattr(sys.modules["audiolm_cli.pipeline"], name, short)
+    stream = sys.modules["audiolm_cli.pipeline"].stream
+
+    def short_stream(bundle, asked, prompt, **rest):
+        if hasattr(asked, "duration"):
+            asked = dataclasses.replace(asked, duration=0.01)
+        return stream(bundle, asked, prompt, **rest)
+
+    monkeypatch.setattr(sys.modules["audiolm_cli.pipeline"], "stream", short_stream)
     monkeypatch.setattr(planning, "plan", lambda asked, **rest: plan([few(each) for each in asked], **rest))
     monkeypatch.chdir(tmp_path)
     bundle = fake.load("speech", device="cpu", dtype="auto")

@@ -6,7 +6,7 @@ import soundfile
 
 from audiolm_cli.audio import files
 from audiolm_cli.provenance import watermark
-from audiolm_cli.training.evaluation.marks import bands_below
+from audiolm_cli.training.evaluation.watermark_robustness import bands_below
 from tests.helpers import EXAMPLE
 from tests.helpers.sounds import tone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -27,10 +28,12 @@ from audiolm_cli.codec.soundstream import ResidualQuantizer
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
 from audiolm_cli.request import ContinueRequest
-from audiolm_cli.training import recipe, trainer
+from audiolm_cli.training import run as whole_run
+from audiolm_cli.training import trainer
 from audiolm_cli.training.corpora.tokenize import load_tokens
-from audiolm_cli.training.parts import codec, lm, outputs, tokenizer
+from audiolm_cli.training.parts import codec, detector_data, lm, tokenizer
 from audiolm_cli.training.parts.assemble import assemble, unpack
+from audiolm_cli.training.recipes import RECIPES, TRAININGS, Recipe
 from tests.helpers.bundles import write_parts
 
 pytestmark = pytest.mark.slow
@@ -46,13 +49,13 @@ def _small() -> Iterator[None]:
     in_process = types.SimpleNamespace(run=lambda command, check: run(*command[2:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
-        patch.setattr(recipe, "subprocess", in_process)
+        patch.setattr(whole_run, "subprocess", in_process)
         patch.setattr(codec, "UNQUANTIZED_STEPS", 3)
         patch.setattr(tokenizer, "CLUSTERED_TOKENS", 2000)
         patch.setattr(tokenizer, "CHANGED_TOKENS", 500)
         patch.setattr(lm, "BATCH_SECONDS", {"semantic": 40.0, "frames": 20.0, "parallel": 6.0})
         for name, value in {"SECONDS": 2.2, "BATCH": 2, "BATCHES": 5, "VALID_BATCHES": 2}.items():
-            patch.setattr(outputs, name, value)
+            patch.setattr(detector_data, name, value)
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
 
@@ -89,7 +92,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(data: Path, folder: Path) -> None:
     """The recipe: `folder`/runs and the bundle `folder`/tiny."""
     common = ("--data", data, "--runs", folder / "runs", "--out", folder / "tiny", "--device", "cpu")
-    run("audiolm_cli.training.recipe", *common, "--preset", "tiny", "--minutes", MINUTES)
+    run("audiolm_cli.training.run", "tiny", *common, "--minutes", MINUTES)
 
 
 @pytest.fixture(scope="module")
@@ -133,31 +136,36 @@ def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
     trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(recipe, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command)))
+    monkeypatch.setattr(whole_run, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command)))
     assembled = Mock()
-    monkeypatch.setattr(recipe, "assemble", assembled)
-    common = ("--data", data, "--runs", tmp_path / "runs", "--out", tmp_path / "piano", "--preset", "tiny")
-    own = ("--material", "piano", "--codec", trained / "tiny", "--quantizers", 6, "--prompt-seconds", 4)
-    run("audiolm_cli.training.recipe", *common, *own)
+    monkeypatch.setattr(whole_run, "assemble", assembled)
+    common = ("--data", data, "--runs", tmp_path / "runs", "--out", tmp_path / "piano", "--minutes", 210)
+    run("audiolm_cli.training.run", "piano", *common, "--from-codec", trained / "tiny")
     assert [path.name for path in (tmp_path / "runs" / "parts").iterdir()] == ["codec.safetensors"]
     codec_step, _, tokenizer_step, _, coarse_step, semantic_step, outputs_step, detector_step = ran
     assert "--warm-start" in codec_step
-    assert tokenizer_step[-2:] == ["--material", "piano"]
+    assert tokenizer_step[-2:] == ["--recipe", "piano"]
     assert coarse_step[-2:] == ["--coarse", "6"]
     minutes = [float(step[step.index("--minutes") + 1]) for step in ran if "--minutes" in step]
     assert sum(minutes) == pytest.approx(210, abs=0.01)
     assert "semantic" in semantic_step
     assert outputs_step[-2:] == detector_step[-2:] == ["--model", str(tmp_path / "piano")]
-    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", {"prompt_seconds": 4.0}, 6)
+    settings = {"prompt_seconds": 4.0, "domain": "piano"}
+    recipe = dataclasses.replace(RECIPES["piano"], from_codec=str(trained / "tiny")).scaled(210)
+    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", settings, recipe)
     assert assembled.call_count == 2  # the detector hears what the rest has made
 
 
 def test_the_recipe_with_a_teacher_and_books(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(recipe, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command[2:])))
-    monkeypatch.setattr(recipe, "assemble", Mock())
-    common = ("--data", data, "--runs", tmp_path, "--out", tmp_path / "speech", "--preset", "tiny")
-    run("audiolm_cli.training.recipe", *common, "--teacher", "base", "--text", data, "--hours", 7)
+    monkeypatch.setattr(
+        whole_run, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command[2:]))
+    )
+    monkeypatch.setattr(whole_run, "assemble", Mock())
+    common = ("--data", data, "--runs", tmp_path, "--out", tmp_path / "speech")
+    with pytest.raises(SystemExit):
+        run("audiolm_cli.training.run", "tiny", *common, "--teacher", "base", "--read-hours", 7)
+    run("audiolm_cli.training.run", "tiny", *common, "--teacher", "base", "--read-hours", 7, "--text", data)
     names = [step[0].rpartition(".")[2] for step in ran]
     assert names[2:7] == ["synthetic", "student", "tokenize", "tokenize", "lm"]
     read, student, real, synthetic, *_ = ran[2:]
@@ -167,8 +175,9 @@ def test_the_recipe_with_a_teacher_and_books(data: Path, tmp_path: Path, monkeyp
 
 
 def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
-    for name, share in recipe.SHARES.items():
-        assert steps(trained / "runs", name) == math.ceil(round(MINUTES * share, 3)), name
+    recipe = RECIPES["tiny"].scaled(MINUTES)
+    for name in TRAININGS:
+        assert steps(trained / "runs", name) == math.ceil(round(getattr(recipe, name), 3)), name
         lines = log(trained / "runs", name)
         assert lines[-1]["valid"], name
         assert lines[-1]["finished"], name
@@ -184,7 +193,7 @@ def test_the_recipe_does_not_do_again_what_is_finished(trained: Path, data: Path
     before = tokens.stat().st_mtime_ns
     make(data, copied)
     assert tokens.stat().st_mtime_ns == before
-    for name in recipe.SHARES:
+    for name in TRAININGS:
         assert steps(copied / "runs", name) == steps(trained / "runs", name), name
     for part in ("codec", "tokenizer", *STAGES, "detector"):
         contents = [(folder / "tiny" / f"{part}.safetensors").read_bytes() for folder in (trained, copied)]
@@ -192,7 +201,7 @@ def test_the_recipe_does_not_do_again_what_is_finished(trained: Path, data: Path
 
 
 def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
-    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--kind", "waveform")
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--recipe", "tiny", "--kind", "waveform")
     small = ("--batch", 4, "--seconds", 0.2, "--resume")
     run("audiolm_cli.training.parts.codec", *common, *small, "--minutes", 5)
     first = log(tmp_path, "codec")
@@ -210,7 +219,7 @@ def test_training_goes_on_at_the_saved_step(data: Path, tmp_path: Path) -> None:
 def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_path: Path) -> None:
     unpack(trained / "tiny", tmp_path / "parts")
     before = load_file(tmp_path / "parts" / "codec.safetensors")
-    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--preset", "tiny", "--rate", 0)
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--recipe", "tiny", "--rate", 0)
     run("audiolm_cli.training.parts.codec", *common, "--minutes", 3, "--warm-start", "--resume")
     after = load_file(tmp_path / "parts" / "codec.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("encoder.", "decoder.")))
@@ -232,21 +241,22 @@ def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:
 
 
 def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
-    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny")
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--recipe", "tiny")
     run("audiolm_cli.training.parts.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
-    parts = copied / "runs" / "parts"
+    parts, six_quantizers = copied / "runs" / "parts", Recipe("tiny", quantizers=6)
     with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the tokens of another codec"):
-        assemble(parts, "six", copied / "six", quantizers=6)
+        assemble(parts, "six", copied / "six", recipe=six_quantizers)
     (parts / "detector.safetensors").unlink()
-    assemble(parts, "six", copied / "six", {"prompt_seconds": 4.0}, quantizers=6)
+    assemble(parts, "six", copied / "six", {"prompt_seconds": 4.0}, six_quantizers)
     whole, six = (bundle.load(str(f), device="cpu", dtype="float32") for f in (trained / "tiny", copied / "six"))
     assert (six.config.tokens.quantizers, six.config.tokens.coarse, six.config.prompt_seconds) == (6, 6, 4.0)
     assert six.fine is None
+    assert Recipe(**six.config.trained["recipe"]) == six_quantizers
     sound = voice(2, 9, 1.0)
     assert torch.equal(pipeline.encode(six, sound).codes, pipeline.encode(whole, sound).codes[:6])
     (result,) = pipeline.continue_(six, ContinueRequest(duration=0.2), [pipeline.Prompt(sound)])
     assert result.codes.shape == (6, 60)
-    assemble(parts, "six", copied / "six", quantizers=6)
+    assemble(parts, "six", copied / "six", recipe=six_quantizers)
     assert bundle.read_config(copied / "six").prompt_seconds == 4.0  # what is not given stays
 
 
@@ -260,12 +270,12 @@ def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Pa
     changed = [name for name in state["module"] if name.startswith("codec.decoder") and name.endswith("weight")]
     assert changed
     assert not any(torch.equal(state["module"][name], codec_before[name]) for name in changed)
-    assert {"opponent", "adversarial", "features"} <= log(trained / "runs", "decoder")[0].keys()
-    taken = {int(moments["step"]) for moments in state["extra"]["opponent"]["optimizer"]["state"].values()}
+    assert {"discriminators", "adversarial", "features"} <= log(trained / "runs", "decoder")[0].keys()
+    taken = {int(moments["step"]) for moments in state["extra"]["discriminators"]["optimizer"]["state"].values()}
     assert taken == {state["step"]}
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--decoder-only", "--resume")
     run("audiolm_cli.training.parts.codec", *common, "--minutes", state["step"] + 2)
-    after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["opponent"]["optimizer"]["state"]
+    after = trainer.load_checkpoint(copied / "runs" / "decoder")["extra"]["discriminators"]["optimizer"]["state"]
     assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
 
 
@@ -287,7 +297,7 @@ def test_the_best_state_survives_a_resumption(data: Path, copied: Path, monkeypa
     worse = itertools.count(1)
     monkeypatch.setattr(lm, "validation_bits", lambda *_, **__: {"bits": float(next(worse))})
     shutil.rmtree(copied / "runs" / "semantic")
-    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--preset", "tiny", "--stage", "semantic")
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--recipe", "tiny", "--stage", "semantic")
     for minutes in (12, 15):
         run("audiolm_cli.training.parts.lm", *common, "--resume", "--minutes", minutes)
         about = bundle.read_about(copied / "runs" / "parts" / "semantic.safetensors")
@@ -303,7 +313,7 @@ def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Pat
         assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
         assert bundle.read_about(file)["config"] == bundle.read_about(trained / "runs" / "parts" / file.name)["config"]
     shutil.copytree(trained / "runs" / "tokens", runs / "tokens")
-    common = ("--data", data, "--runs", runs, "--device", "cpu", "--preset", "tiny", "--warm-start", "--resume")
+    common = ("--data", data, "--runs", runs, "--device", "cpu", "--recipe", "tiny", "--warm-start", "--resume")
     lm_options = ("audiolm_cli.training.parts.lm", *common, "--rate", 0, "--stage", "semantic", "--minutes")
     for minutes in (1, 2):  # a second run goes on from the first one, not from the part that it left
         run(*lm_options, minutes)
@@ -362,7 +372,7 @@ def test_a_mixture_is_refused(data: Path, copied: Path, tmp_path: Path) -> None:
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu")
     run("audiolm_cli.training.corpora.tokenize", *common, "--passes", 1)  # the second one stays as it was
     with pytest.raises(ModelError, match="made with different codecs"):
-        run("audiolm_cli.training.parts.lm", *common, "--stage", "coarse", "--preset", "tiny", "--minutes", 1)
+        run("audiolm_cli.training.parts.lm", *common, "--stage", "coarse", "--recipe", "tiny", "--minutes", 1)
 
 
 def test_stage_1_learns_from_synthetic_speech_as_well(copied: Path, data: Path) -> None:
@@ -379,7 +389,7 @@ def test_stage_1_learns_from_synthetic_speech_as_well(copied: Path, data: Path) 
     assert all(len(tokens.semantic) > 50 and not tokens.codes.numel() for tokens in read)
     assert not torch.equal(read[0].semantic, read[1].semantic)
     shutil.rmtree(copied / "runs" / "semantic")
-    run("audiolm_cli.training.parts.lm", *common, "--stage", "semantic", "--preset", "tiny", "--minutes", 3)
+    run("audiolm_cli.training.parts.lm", *common, "--stage", "semantic", "--recipe", "tiny", "--minutes", 3)
     last = log(copied / "runs", "semantic")[-1]
     assert last["finished"]
     assert np.isfinite([last["bits"], last["bits_synthetic"]]).all()

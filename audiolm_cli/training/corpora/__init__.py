@@ -1,1 +1,2 @@
-"""What is learned from: recordings (`data`, `hearing`), `synthetic` speech, a `piano` from MIDI; and `tokenize`."""
+"""Training data: recordings (`data`) and how they are changed (`augmentation`), `synthetic` speech, `piano` music that
+`piano_synth` plays from MIDI; `tokenize` turns all of it into tokens."""

@@ -34,8 +34,9 @@ import numpy as np
 
 from audiolm_cli.audio import files
 from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import writing_manifest
-from audiolm_cli.training.corpora.sampler import HELD, RATE, Note, Piano, fluidsynth, in_room, room, sound_font
+from audiolm_cli.training.corpora.piano_synth import HELD, Note, Piano, fluidsynth, in_room, room, sound_font
 
 TIMBRES = ("sampled", "fluidsynth")
 FLUIDSYNTH_SHARE = 1 / 3  # of the pieces, where both pianos play

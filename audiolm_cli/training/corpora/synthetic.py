@@ -34,9 +34,9 @@ import soundfile
 from audiolm_cli.audio.files import resampled
 from audiolm_cli.bundles.bundle import whole
 from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest, writing_manifest
 
-RATE = 16000  # Hz
 LEVEL = 10 ** (-24 / 20)  # RMS of a recording: -24 dB below full scale, as the real ones of this project have
 PEAK = 0.95  # the most that louder moments may reach
 QUALITY = 0.6  # libsndfile's compression level for Vorbis: about 35 kbit/s

@@ -36,8 +36,8 @@ from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import TokenizerConfig, TokenSpec, codec_config, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training.corpora.augmentation import Changes, changed, equaliser
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus, read_manifest
-from audiolm_cli.training.corpora.hearing import Changes, changed, equaliser
 from audiolm_cli.training.trainer import arguments
 
 TRACK_SECONDS = 24.0  # recordings of a speaker are joined up to about this length

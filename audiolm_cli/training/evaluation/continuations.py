@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.measures.measures import RATE, Clip, Figure, dnsmos, figure, speech_fraction, voice
+from audiolm_cli.training.measures.measures import Clip, Figure, dnsmos, figure, speech_fraction, voice
 from audiolm_cli.training.measures.memorised import Training
 
 PROMPT, NEW = 3 * RATE, 7 * RATE  # samples

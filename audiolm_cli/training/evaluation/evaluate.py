@@ -1,7 +1,7 @@
 """The figures on quality of a bundle, on the validation split: `make eval`.
 
     python -m audiolm_cli.training.evaluation.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
-    python -m audiolm_cli.training.evaluation.evaluate --data CORPUS --runs RUNS --model weights/piano --piano
+    python -m audiolm_cli.training.evaluation.evaluate --data CORPUS --runs RUNS --model weights/piano
 
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
 and bigram; words beside pseudo-words; real tokens beside synthetic ones; continuations of 3 s by 7 s beside four
@@ -37,7 +37,7 @@ from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.data import HALVES, load_corpus
-from audiolm_cli.training.evaluation import bits, continuations, marks, music, speech
+from audiolm_cli.training.evaluation import continuations, language_models, music, speech, watermark_robustness
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -62,7 +62,7 @@ from audiolm_cli.training.measures.measures import (
 )
 from audiolm_cli.training.measures.memorised import Training
 from audiolm_cli.training.parts import detector as detectors
-from audiolm_cli.training.parts import outputs
+from audiolm_cli.training.parts import detector_data
 
 SPEECH = (  # sections
     "codec", "tokenizer", "bits", "words", "synthetic", "continuation", "spoken", "join", "pauses", "long",
@@ -124,9 +124,9 @@ def tokenizer_tables(setting: Setting) -> dict[str, Table]:
 def bits_tables(setting: Setting) -> dict[str, Table]:
     """Bits per token by stage and quantizer, and what stage 2 owes to its conditioning."""
     training, crops = training_tokens(setting), 32 if setting.quick else 96
-    validation = bits.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
-    rows = bits.stage_bits(setting.bundle, validation, training, crops)
-    effects = bits.conditioning_effects(setting.bundle, validation, crops)
+    validation = language_models.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
+    rows = language_models.stage_bits(setting.bundle, validation, training, crops)
+    effects = language_models.conditioning_effects(setting.bundle, validation, crops)
     return {
         "bits per token": rows,
         "stage 2, bits per token: own, and the rise with another speaker's": {"coarse": effects},
@@ -170,19 +170,24 @@ def music_tables(setting: Setting) -> dict[str, Table]:
 
 def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
     """Outputs in all ways and with many settings, each with the corpus of its voice; few of them for quick figures."""
-    bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else outputs.VALID_BATCHES
+    bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else detector_data.VALID_BATCHES
     say("outputs of the bundle")
-    outputs.complete(bundle, setting.validation, runs, "valid", batches)
-    return outputs.load_outputs(runs, "valid", bundle, setting.validation)
+    detector_data.complete(bundle, setting.validation, runs, "valid", batches)
+    return detector_data.load_outputs(runs, "valid", bundle, setting.validation)
 
 
 def mark_tables(setting: Setting) -> dict[str, Table]:
     """What the watermark costs, and how it survives what may happen to a file."""
-    made, marker = [output for _, output in known_outputs(setting)], marks.Ours(setting.bundle.config.name)
-    real = marks.recordings([setting.validation, setting.training], 300 if setting.quick else marks.RECORDED)
-    rows = marks.survival(marker, made, real, marks.handlings(setting.bundle.codec))
+    made, marker = (
+        [output for _, output in known_outputs(setting)],
+        watermark_robustness.Ours(setting.bundle.config.name),
+    )
+    real = watermark_robustness.recordings(
+        [setting.validation, setting.training], 300 if setting.quick else watermark_robustness.RECORDED
+    )
+    rows = watermark_robustness.survival(marker, made, real, watermark_robustness.handlings(setting.bundle.codec))
     return {
-        f"watermark of {len(made)} outputs": {marker.name: marks.cost(marker, made)},
+        f"watermark of {len(made)} outputs": {marker.name: watermark_robustness.cost(marker, made)},
         f"watermark in 2 s, found from {marker.threshold} on": dict(rows),
     }
 
@@ -192,7 +197,7 @@ def detector_tables(setting: Setting) -> dict[str, Table]:
     bundle, made = setting.bundle, known_outputs(setting)
     if bundle.detector is None:
         return {}
-    listen = functools.partial(bundle.detector.hear, bundle)
+    listen = functools.partial(bundle.detector.features, bundle)
     held = detectors.items(bundle, listen, setting.validation, made, SEED, 0.0)
     count = 10 if setting.quick else 40
     return {
@@ -215,8 +220,8 @@ def without_semantics(
         run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
         known = run.encode([prompt.waveform for prompt in prompts])
         semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
-        outputs = run.acoustic(semantic, [k.codes for k in known])
-        made += [output.waveform[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+        sounds = run.acoustic(semantic, [k.codes for k in known])
+        made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
     return made
 
 
@@ -247,9 +252,9 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
     return tables
 
 
-def which_half(options: argparse.Namespace) -> str:
+def which_half(options: argparse.Namespace, piano: bool) -> str:
     """The half that is asked for, or that fits: what is swept is chosen on the tuning half."""
-    if options.piano:
+    if piano:
         return "both"
     return str(options.half or ("tuning" if options.sampling or options.best_of else "testing"))
 
@@ -262,7 +267,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quick", action="store_true", help="fewer clips and 20 prompts: minutes, wide intervals")
-    parser.add_argument("--piano", action="store_true", help="the recordings are of piano music")
     parser.add_argument(
         "--prompts", type=int, help="continuations to make (default 100, of a piano 40; 20 with --quick)"
     )
@@ -284,21 +288,21 @@ def main() -> None:
     audio = options.runs / "audio"
     try:
         bundle = bundles.load(options.model, device=options.device, dtype=options.dtype)
+        piano = bundle.config.domain == "piano"
         setting = Setting(
             bundle=bundle,
             training=load_corpus(options.data, "train", RATE, audio),
             validation=load_corpus(options.data, "valid", RATE, audio),
             cache=options.runs / "eval",
             quick=options.quick,
-            piano=options.piano,
-            prompts=options.prompts or (20 if options.quick else 40 if options.piano else 100),
+            prompts=options.prompts or (20 if options.quick else 40 if piano else 100),
             samplings=samplings(bundle, options.sampling),
             best_of=options.best_of,
-            half=which_half(options),
+            half=which_half(options, piano),
             text=options.text,
             synthetic=options.synthetic,
         )
-        tables = evaluate(setting, options.sections or (PIANO if options.piano else SPEECH))
+        tables = evaluate(setting, options.sections or (PIANO if piano else SPEECH))
     except AudioLMError as error:
         sys.exit(f"evaluate: {error}")
     except ImportError as error:

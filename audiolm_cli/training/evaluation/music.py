@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.evaluation.continuations import loops
-from audiolm_cli.training.measures.measures import RATE, network
+from audiolm_cli.training.measures.measures import network
 from audiolm_cli.training.measures.memorised import Training
 
 PROMPT, NEW = 4 * RATE, 6 * RATE  # samples

@@ -16,10 +16,11 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import ContinueRequest
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
-from audiolm_cli.training.evaluation import bits, continuations, music
-from audiolm_cli.training.measures.measures import RATE, Clip, autoencoder
+from audiolm_cli.training.evaluation import continuations, language_models, music
+from audiolm_cli.training.measures.measures import Clip, autoencoder
 
 SEED = 0
 BATCH = 10  # continuations made together
@@ -36,7 +37,6 @@ class Setting:
     validation: Corpus
     cache: Path
     quick: bool
-    piano: bool
     prompts: int
     samplings: dict[str, Sampling]  # of continuations, by the name of their row
     best_of: Sequence[int] = ()  # candidates of continuations, a row each beside those without a choice
@@ -61,6 +61,11 @@ class Setting:
         return continuations.cases(clips, len(clips) * 2, SEED), voices
 
     @property
+    def piano(self) -> bool:
+        """Whether it is judged as music."""
+        return self.bundle.config.domain == "piano"
+
+    @property
     def whose(self) -> str:
         """For titles: whose recordings they are."""
         return "all speakers" if self.half == "both" else f"the {self.half} half"
@@ -80,12 +85,12 @@ def training_tokens(setting: Setting) -> TokenData:
     """The training recordings as tokens of the bundle; two hours of them for quick figures."""
     say("tokens of the training recordings")
     hours = 2.0 if setting.quick else None
-    return bits.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
+    return language_models.bundle_tokens(setting.bundle, setting.training, "train", setting.cache, hours)
 
 
 def synthetic_tokens(setting: Setting, split: str) -> list[TokenData]:
     """The synthetic speech as tokens of the bundle, where stage 1 was trained on any."""
-    found = bits.synthetic_tokens(setting.bundle, setting.cache.parent, split)
+    found = language_models.synthetic_tokens(setting.bundle, setting.cache.parent, split)
     if not found:
         say(f"no synthetic speech, as tokens of this bundle, in {setting.cache.parent / 'tokens'}: real speech alone")
     return found
@@ -121,7 +126,7 @@ def generated(
     sampling: Sampling,
     seconds: float,
     best_of: int = 1,
-    provisional: bool = False,
+    provisional: bool | None = None,
 ) -> list[np.ndarray]:
     """What the bundle makes of the prompts: the new samples of each."""
     request = ContinueRequest(

@@ -14,9 +14,10 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
 from audiolm_cli.request import ContinueRequest, ResynthRequest
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest
 from audiolm_cli.training.corpora.tokenize import TokenData
-from audiolm_cli.training.evaluation import bits, continuations, resyntheses
+from audiolm_cli.training.evaluation import continuations, language_models, resyntheses
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -29,7 +30,7 @@ from audiolm_cli.training.evaluation.setting import (
 )
 from audiolm_cli.training.evaluation.tables import Table
 from audiolm_cli.training.measures import pauses, phones, pitch, recogniser, two_samples
-from audiolm_cli.training.measures.measures import RATE, Figure, autoencoder, figure
+from audiolm_cli.training.measures.measures import Figure, autoencoder, figure
 from audiolm_cli.training.measures.memorised import Training
 from audiolm_cli.training.measures.recogniser import Heard
 from audiolm_cli.training.measures.trigrams import Trigrams, perplexity, unheard
@@ -107,8 +108,8 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> 
         prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
         run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
         semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
-        outputs = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
-        made += [output.waveform[len(case.prompt) :] for output, case in zip(outputs, cases, strict=True)]
+        sounds = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
+        made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
     return made
 
 
@@ -256,14 +257,14 @@ def synthetic_tables(setting: Setting) -> dict[str, Table]:
         if not (found := synthetic_tokens(setting, split)):
             return {}
         synthetic[name] = found
-    real = bits.bundle_tokens(bundle, setting.validation, "valid", setting.cache)
+    real = language_models.bundle_tokens(bundle, setting.validation, "valid", setting.cache)
     known = two_samples.stretches([training_tokens(setting), real])
-    rows: Table = {"real, not heard": {"bits": bits.semantic_bits(bundle, [real], crops)}}
+    rows: Table = {"real, not heard": {"bits": language_models.semantic_bits(bundle, [real], crops)}}
     for name, data in synthetic.items():
         say(f"real and synthetic tokens: {name}")
         others = two_samples.stretches(data, by_track=True)
         rows[name] = {
-            "bits": bits.semantic_bits(bundle, data, crops, by_track=True),
+            "bits": language_models.semantic_bits(bundle, data, crops, by_track=True),
             "told from real": two_samples.told_apart(known, others, bundle.config.tokens.semantic_vocabulary),
         }
     return {"semantic tokens of real and synthetic speech: bits in stage 1, and a classifier's accuracy": rows}

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from audiolm_cli.audio import postfilter
+from audiolm_cli.training import RATE
+
 if TYPE_CHECKING:
     from audiolm_cli.codec.soundstream import SoundStream
 
-RATE = 16000  # Hz
 VAD_FRAME, VAD_CONTEXT = 512, 64  # samples that Silero's detector reads at once, and of those before
+RUMBLE = 70.0  # Hz: what lies below is no voice
 DNSMOS_SAMPLES = 144160  # 9.01 s, the window of its network
 
 T = TypeVar("T")
@@ -168,15 +171,16 @@ def _voice_encoder() -> Any:
 
 
 def voice(samples: np.ndarray) -> np.ndarray:
-    """`float32 [256]`, unit length: Resemblyzer's embedding of the voice (GE2E, Wan et al., 2018).
+    """`float32 [256]`, unit length: Resemblyzer's embedding of the voice (GE2E, Wan et al., 2018), above RUMBLE Hz.
 
-    Zeros, which resemble nobody, where no speech is left once long silences are cut.
+    Outputs have nothing below, and recordings are compared with them. Zeros, which resemble nobody, where no speech is
+    left once long silences are cut.
     """
     from resemblyzer import preprocess_wav
 
     if not np.any(samples):
         return np.zeros(256, np.float32)
-    kept = preprocess_wav(samples, source_sr=RATE)
+    kept = preprocess_wav(postfilter.high_passed(samples, RATE, RUMBLE), source_sr=RATE)
     return _voice_encoder().embed_utterance(kept) if len(kept) >= RATE // 4 else np.zeros(256, np.float32)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiolm_cli.training.measures.measures import RATE
+from audiolm_cli.training import RATE
 
 STRETCH, LAG = RATE // 10, RATE // 50  # samples; a frame of the codec
 QUIETEST = 5  # one of so many stretches

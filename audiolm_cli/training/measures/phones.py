@@ -18,11 +18,11 @@ import torch
 
 from audiolm_cli.codebook import nearest
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.measures.measures import bootstrap
 from audiolm_cli.training.parts.kmeans import kmeans
 
-RATE = 16000  # Hz, of pocketsphinx's acoustic model and of the MFCC below
 TOKEN_SAMPLES = 640  # 25 labels per second
 ALIGNER_FRAME = 160  # samples: pocketsphinx labels 100 frames per second, each from a window of 410 samples
 _PHONES = "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiolm_cli.training.measures.measures import RATE
+from audiolm_cli.training import RATE
 
 LOWEST, HIGHEST = 60.0, 500.0  # Hz, of speaking voices
 HOP, WINDOW = 320, 1024  # samples

@@ -18,9 +18,10 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from audiolm_cli.bundles.bundle import whole
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.corpora.synthetic import ngrams, words_of
-from audiolm_cli.training.measures.measures import RATE, Figure, figure
+from audiolm_cli.training.measures.measures import Figure, figure
 from audiolm_cli.training.parts.teacher import model_files
 
 NAMES = ("tiny.en", "base")

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import data
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.measures.measures import RATE, Clip, Figure, figure
+from audiolm_cli.training.measures.measures import Clip, Figure, figure
 
 FIT_CLIPS, TEST_CLIPS, SECONDS = 12, 6, 5
 

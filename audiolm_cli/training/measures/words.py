@@ -28,8 +28,9 @@ from torch import Tensor
 from audiolm_cli.audio import files
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.errors import InputError
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.measures.measures import RATE, figure
+from audiolm_cli.training.measures.measures import figure
 
 VOICES = ("slt", "awb", "rms")  # flite's statistical voices: a US woman, a Scottish and a US man
 REFERENCE_VOICE = "kal16"  # in which pronunciations are compared: the fastest, and as exact

@@ -28,23 +28,25 @@ from audiolm_cli.bundles.folder import PARTS, read_config, sha256
 from audiolm_cli.bundles.hub import CARD
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
-from audiolm_cli.training.parts.outputs import outputs_of
+from audiolm_cli.training.parts.detector_data import outputs_of
+from audiolm_cli.training.recipes import Recipe
 
 MAX_BYTES = 64_000_000
 # of config.json, besides what the parts say
-SETTINGS = ("sampling", "output", "prompt_seconds", "familiar_bits", "familiar_semantic_bits")
+SETTINGS = ("domain", "sampling", "output", "prompt_seconds", "provisional", "familiar_bits", "familiar_semantic_bits")
 
 
 def assemble(
-    parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, quantizers: int | None = None
+    parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, recipe: Recipe | None = None
 ) -> None:
     """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is, and so do
-    SETTINGS of its config.json that are not `given`. With as many `quantizers` as stage 2 has, there is no stage 3 and
-    the codec has no more of them: the codes are those of its first ones.
+    SETTINGS of its config.json that are not `given`, and the recipe. With a recipe whose stage 2 has all `quantizers`,
+    there is no stage 3 and the codec has no more of them: the codes are those of its first ones.
 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
     would be larger than 64 MB. Nothing in `out` changes then.
     """
+    quantizers = recipe.quantizers if recipe else 0
     found = [
         part for part in PARTS if (parts / f"{part}.safetensors").is_file() and not (quantizers and part == "fine")
     ]
@@ -67,6 +69,9 @@ def assemble(
             depends.setdefault(part, {})[source] = final[source]
     before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
     settings = {field: before[field] for field in SETTINGS if field in before} | (given or {})
+    kept = {"recipe": before["trained"]["recipe"]} if "recipe" in before.get("trained", {}) else {}
+    if recipe:
+        kept = {"recipe": dataclasses.asdict(recipe)}
     value = {
         "name": name,
         "tokens": tokens,
@@ -74,7 +79,7 @@ def assemble(
         **{part: about[part]["config"] for part in found},
         **settings,
         "depends": depends,
-        "trained": {part: about[part]["trained"] for part in found},
+        "trained": {part: about[part]["trained"] for part in found} | kept,
         "format_version": 2 if any(map(int8.is_used, tensors.values())) else 1,
     }
     config = from_json(BundleConfig, json.loads(json.dumps(value)))

@@ -1,6 +1,6 @@
 """Trains SoundStream: by reconstruction, then its decoder against discriminators as well.
 
-    python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--preset tiny]
+    python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--recipe tiny]
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 20 [--resume] --decoder-only
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
@@ -27,14 +27,17 @@ from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, save_part
 from audiolm_cli.codebook import nearest
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import PRESETS, SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json, preset
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.parts.discriminators import Discriminators
 from audiolm_cli.training.parts.kmeans import kmeans
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, matrices, warm_start
 
 KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
 UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
+VALIDATED_SECONDS = 3.0  # of each clip
 # STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
 MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
 WAVEFORM_WEIGHT, COMMITMENT_WEIGHT = 6.0, 0.25
@@ -120,7 +123,7 @@ class CodebookTrainer(nn.Module):
             residual = residual - codebook[codes]
 
 
-class Opponent:
+class DiscriminatorTrainer:
     """The discriminators and their optimizer."""
 
     def __init__(self, windows: list[int], rate: float, device: torch.device, saved: dict[str, Any] | None):
@@ -136,7 +139,7 @@ class Opponent:
     def learn(self, real: Tensor, made: Tensor) -> Tensor:
         """One step of the discriminators on audio `[B, T]`; their loss."""
         self.nets.requires_grad_(True)
-        loss = self.nets.judged(real, made)
+        loss = self.nets.discriminator_loss(real, made)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -172,8 +175,9 @@ def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, flo
     """Mel distance over fixed validation clips with all and with the coarse quantizers."""
     device = next(codec.parameters()).device
     figures = {}
-    clips = [c for c in corpus.clips if c.samples > 48000][:24]
-    audio = torch.from_numpy(np.stack([corpus.samples(c)[:48000] for c in clips])).to(device)
+    length = round(VALIDATED_SECONDS * RATE)
+    clips = [c for c in corpus.clips if c.samples > length][:24]
+    audio = torch.from_numpy(np.stack([corpus.samples(c)[:length] for c in clips])).to(device)
     codes = codec.encode(audio)
     for name, count in (("mel_all", codes.shape[1]), ("mel_coarse", 4)):
         figures[name] = round(float(loss(audio, codec.decode(codes[:, :count]))), 4)
@@ -189,8 +193,8 @@ def _perplexity(codes: Tensor) -> Tensor:
 
 def main() -> None:
     parser = arguments(__doc__ or "", minutes=75)
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
-    parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the preset's by default")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
+    parser.add_argument("--kind", choices=KINDS, help="of encoder and decoder; the recipe's by default")
     parser.add_argument(
         "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
     )
@@ -203,7 +207,8 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         parser.error("the codec trains in one process: its codebooks follow the points that one process sees")
     part = args.runs / "parts" / "codec.safetensors"
-    tokens, config, before = preset(args.preset).tokens, preset(args.preset).codec, {}
+    sizes = RECIPES[args.recipe].sizes
+    tokens, config, before = sizes.tokens, sizes.codec, {}
     if args.kind and args.kind != config.kind:
         config = KINDS[args.kind]()
     if args.decoder_only:
@@ -225,9 +230,9 @@ def main() -> None:
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
-    opponent = None
+    discriminators = None
     if args.decoder_only and args.windows:
-        opponent = Opponent(args.windows, args.rate, device, trainer.extra.get("opponent"))
+        discriminators = DiscriminatorTrainer(args.windows, args.rate, device, trainer.extra.get("discriminators"))
     collected: list[Tensor] = []
     started = args.decoder_only or trainer.extra.get("quantized", False)
     unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks begin anew in any case
@@ -252,12 +257,12 @@ def main() -> None:
         distance = mel(audio, got, 3)
         loss = WAVEFORM_WEIGHT * waveform + distance + COMMITMENT_WEIGHT * commitment
         figures = {"mel": distance, "waveform": waveform, "commitment": commitment}
-        if opponent:
+        if discriminators:
             with trainer.autocast():
-                figures["opponent"] = opponent.learn(audio, got)
-                figures["adversarial"], figures["features"] = opponent.nets.deceived(audio, got)
+                figures["discriminators"] = discriminators.learn(audio, got)
+                figures["adversarial"], figures["features"] = discriminators.nets.generator_loss(audio, got)
             loss = loss + ADVERSARIAL_WEIGHT * figures["adversarial"] + FEATURE_WEIGHT * figures["features"]
-            trainer.extra["opponent"] = opponent.state()
+            trainer.extra["discriminators"] = discriminators.state()
         trainer.update(loss, figures)
         if trainer.due() and started:
             trainer.log(valid=True, **validate(codec, valid, mel))

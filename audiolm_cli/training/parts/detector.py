@@ -2,8 +2,8 @@
 
     python -m audiolm_cli.training.parts.detector --model weights/speech --data DATA --runs RUNS
 
-Needs what audiolm_cli.training.parts.outputs made, of both splits. Half of recordings and outputs is changed before:
-level, equaliser, band, noise, MP3 and Ogg; and all are cut somewhere, so that frames do not begin where the bundle
+Needs what audiolm_cli.training.parts.detector_data made, of both splits. Half of them is changed first: level,
+equaliser, band, noise, MP3 and Ogg; and all are cut somewhere, so that frames do not begin where the bundle
 began them. Of the recordings a third has been through the codec once before, as every output has; otherwise its traces
 would tell, and whatever somebody kept as tokens would count as generated. Outputs carry no watermark, which tells for
 itself and makes them less likely to the stages: with half of them marked, the rest would be missed more often. Writes
@@ -33,24 +33,25 @@ from torch import Tensor
 from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
-from audiolm_cli.config import PRESETS, DetectorConfig, preset, to_json
+from audiolm_cli.config import DetectorConfig, to_json
 from audiolm_cli.detector import (
     WINDOW_SECONDS,
     Detector,
+    LikelihoodDetector,
     SpectralDetector,
-    TraceDetector,
     judge,
     make_detector,
 )
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
 from audiolm_cli.request import ContinueRequest
+from audiolm_cli.training.corpora.augmentation import equaliser
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.corpora.hearing import equaliser
-from audiolm_cli.training.parts.familiar import prompts
-from audiolm_cli.training.parts.outputs import BATCH as OUTPUT_BATCH
-from audiolm_cli.training.parts.outputs import SECONDS as OUTPUT_SECONDS
-from audiolm_cli.training.parts.outputs import load_outputs, outputs_of
+from audiolm_cli.training.parts.detector_data import BATCH as OUTPUT_BATCH
+from audiolm_cli.training.parts.detector_data import SECONDS as OUTPUT_SECONDS
+from audiolm_cli.training.parts.detector_data import load_outputs, outputs_of
+from audiolm_cli.training.parts.ood_threshold import prompts
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64
@@ -165,7 +166,7 @@ def blurred(spectra: Tensor, rng: np.random.Generator) -> Tensor:
 
 def lasting(args: argparse.Namespace, detector: Detector) -> argparse.Namespace:
     """The arguments with as many minutes as its kind of detector takes, unless they say how many."""
-    usual = MINUTES["traces" if isinstance(detector, TraceDetector) else "spectra"]
+    usual = MINUTES["traces" if isinstance(detector, LikelihoodDetector) else "spectra"]
     return argparse.Namespace(**{**vars(args), "minutes": args.minutes or usual})
 
 
@@ -178,7 +179,7 @@ def train(
     voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     shares /= shares.sum()
-    if isinstance(detector, TraceDetector):
+    if isinstance(detector, LikelihoodDetector):
         everything = torch.cat([item.heard for item in training])
         detector.mean.copy_(everything.mean(0))
         detector.scale.copy_(1 / (everything.std(0) + 1e-3))
@@ -266,7 +267,7 @@ def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__, minutes=0)
     parser.add_argument("--model", default="weights/speech", help="name or folder of the bundle")
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="what it hears, and sizes")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose detector, and sizes")
     parser.add_argument("--report", action="store_true", help="also train what the figures compare it with")
     args = parser.parse_args()
     if args.threads:
@@ -275,7 +276,7 @@ def main() -> None:
         bundle = bundles.load(args.model, device="cpu", dtype="float32")
     except AudioLMError as error:
         sys.exit(f"detector: {error}")
-    tokens, config = bundle.config.tokens, preset(args.preset).detector or DetectorConfig()
+    tokens, config = bundle.config.tokens, RECIPES[args.recipe].sizes.detector or DetectorConfig()
 
     def fresh() -> Detector:
         torch.manual_seed(args.seed)
@@ -291,7 +292,7 @@ def main() -> None:
             found.append(cached(args.runs / "heard" / name, make))
         return found[0], found[1]
 
-    training, held = material(config.hears, functools.partial(fresh().hear, bundle))
+    training, held = material(config.hears, functools.partial(fresh().features, bundle))
     detector = train(args, "detector", fresh(), training, held)
     report: dict[str, dict[str, dict[str, float]]] = {config.hears: figures(detector, held)}
     about = {

@@ -48,7 +48,7 @@ class Discriminators(nn.Module):
         super().__init__()
         self.nets = nn.ModuleList(STFTDiscriminator(window, channels) for window in windows)
 
-    def judged(self, real: Tensor, made: Tensor) -> Tensor:
+    def discriminator_loss(self, real: Tensor, made: Tensor) -> Tensor:
         """The discriminators' own loss: the hinge on both sides."""
         losses = []
         for net in self.nets:
@@ -56,7 +56,7 @@ class Discriminators(nn.Module):
             losses.append(F.relu(1 - yes).mean() + F.relu(1 + no).mean())
         return torch.stack(losses).mean()
 
-    def deceived(self, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    def generator_loss(self, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         """The codec's two losses: to be taken for real; and the distance of features, as a share of the real ones."""
         adversarial, matching = [], []
         for net in self.nets:

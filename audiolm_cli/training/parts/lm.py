@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from audiolm_cli.bundles.bundle import NEEDS, save_part
-from audiolm_cli.config import PRESETS, preset
 from audiolm_cli.errors import ModelError
 from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.tokens import Batch, StageName
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.tokenize import TokenData, Track, load_tokens
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
 
 Best = tuple[float, dict[str, Tensor]]  # the lowest validation bits and the state that reached them
@@ -142,7 +142,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
 def main() -> None:
     parser = arguments(__doc__, minutes=25)
     parser.add_argument("--stage", choices=("semantic", "coarse", "fine"), required=True)
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
     parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
     parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
@@ -162,7 +162,7 @@ def main() -> None:
     read, read_valid = (load_synthetic(args.runs, train[0], s) for s in ("synthetic", "synthetic-valid"))
     if stage != "semantic" or not read:
         read, read_valid, args.synthetic_share = [], [], (0.0, 0.0)
-    config = getattr(preset(args.preset), stage)
+    config = getattr(RECIPES[args.recipe].sizes, stage)
     model = stage_model(config, train[0].spec, stage, args.dropout)
     before = warm_start(args, stage, model)
     kind = config.layout if config.layout in SHAPES else stage

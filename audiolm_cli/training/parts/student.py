@@ -29,13 +29,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from audiolm_cli.bundles.bundle import round_to_disk, save_part, whole, write_tensors
-from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
+from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training import RATE
+from audiolm_cli.training.corpora.augmentation import Changes, changed
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.corpora.hearing import Changes, changed
 from audiolm_cli.training.parts import teacher
 from audiolm_cli.training.parts.kmeans import kmeans, members
 from audiolm_cli.training.parts.tokenizer import normalise, set_statistics, warped
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
 
 SIZES = (512, 1024, 2048)  # numbers of clusters
@@ -219,10 +221,10 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
     """The training corpora and the validation split, all labelled (this process's share is labelled here)."""
     share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = args.runs / "teacher"
-    corpora = {s: load_corpus(args.data, s, teacher.RATE, args.runs / "audio") for s in ("train", "valid")}
+    corpora = {s: load_corpus(args.data, s, RATE, args.runs / "audio") for s in ("train", "valid")}
     if args.synthetic:
         corpora["synthetic"] = load_corpus(
-            args.synthetic, "train", teacher.RATE, args.runs / f"synthetic_{args.hours:g}h", args.hours
+            args.synthetic, "train", RATE, args.runs / f"synthetic_{args.hours:g}h", args.hours
         )
     lessons = {name: Lesson(corpus, folder / f"{name}.npy") for name, corpus in corpora.items()}
     if any(len(lesson.known()) < np.count_nonzero(lesson.counts) for lesson in lessons.values()):
@@ -233,7 +235,7 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
             rng, recordings, seconds = np.random.default_rng(0), [], 0.0
             for clip in (corpora["train"].clips[i] for i in rng.permutation(len(corpora["train"].clips))):
                 recordings.append(corpora["train"].samples(clip))
-                seconds += clip.samples / teacher.RATE
+                seconds += clip.samples / RATE
                 if seconds > FITTED_SECONDS:
                     break
             Clusters.fit(encoder, args.layer, recordings).save(file)
@@ -251,15 +253,15 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=30.0, help="of it")
     parser.add_argument("--teacher", choices=sorted(teacher.PACKAGES), default="base")
     parser.add_argument("--layer", type=int, default=4, help="of the teacher")
-    parser.add_argument("--layers", type=int, help="of the student; the preset's number by default")
-    parser.add_argument("--right", type=int, help="tokens of look-ahead in each layer; the preset's by default")
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
+    parser.add_argument("--layers", type=int, help="of the student; the recipe's number by default")
+    parser.add_argument("--right", type=int, help="tokens of look-ahead in each layer; the recipe's by default")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.0, help="drawing it takes an eighth of a step on a CPU")
     parser.add_argument(
-        "--clusters", type=int, choices=SIZES, help="semantic tokens in the end; the preset's number by default"
+        "--clusters", type=int, choices=SIZES, help="semantic tokens in the end; the recipe's number by default"
     )
     parser.add_argument("--labels-only", action="store_true", help="only ask the teacher")
     add_matrices(parser)
@@ -267,7 +269,7 @@ def main() -> None:
     train, valid = lessons_of(args)
     if args.labels_only:
         return
-    chosen = preset(args.preset)
+    chosen = RECIPES[args.recipe].sizes
     sizes = {"layers": args.layers, "right": args.right}
     config = dataclasses.replace(
         chosen.tokenizer, directions=0, units="classes", **{k: v for k, v in sizes.items() if v is not None}
@@ -276,7 +278,7 @@ def main() -> None:
     before = warm_start(args, "tokenizer", student.tokenizer)
     trainer = Trainer("student", args, student, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=60)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
-    tokens, tokenizer = round(args.seconds * teacher.RATE / TOKEN), student.tokenizer
+    tokens, tokenizer = round(args.seconds * RATE / TOKEN), student.tokenizer
     if trainer.step == 0 and not args.warm_start:
         set_statistics(tokenizer, train[0].corpus)
     rng, how = np.random.default_rng((args.seed, trainer.step, trainer.rank)), Changes()

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from audiolm_cli.audio.mel import triangles
 from audiolm_cli.errors import InputError
+from audiolm_cli.training import RATE
 
-RATE = 16000  # Hz
 FRAME = 320  # samples: 50 states a second
 TOKEN_FRAMES = 2  # that are averaged for a token
 WINDOW_SECONDS, MARGIN_SECONDS = 10.0, 1.0  # what is heard at once, and what of either end only lends context

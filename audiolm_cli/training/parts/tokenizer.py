@@ -1,6 +1,6 @@
 """Trains the semantic tokenizer by masked prediction, from audio alone.
 
-    python -m audiolm_cli.training.parts.tokenizer --data DATA --minutes 45 [--resume] [--material piano]
+    python -m audiolm_cli.training.parts.tokenizer --data DATA --minutes 45 [--resume] [--recipe piano]
 
 The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
 last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
@@ -29,11 +29,13 @@ from torch import Tensor, nn
 
 from audiolm_cli.audio.mel import hann
 from audiolm_cli.bundles.bundle import round_to_disk, save_part
-from audiolm_cli.config import PRESETS, TokenizerConfig, TokenSpec, preset
+from audiolm_cli.config import Domain, TokenizerConfig, TokenSpec
 from audiolm_cli.tokenizer.semantic import MELS_PER_TOKEN, SemanticTokenizer
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.corpora.tokenize import altered, load_part
 from audiolm_cli.training.parts.kmeans import best_of, kmeans, members
+from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import (
     Trainer,
     add_matrices,
@@ -128,7 +130,7 @@ def pitch_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.dev
 
 def pitch_bands(device: torch.device) -> Tensor:
     """Triangular filters a semitone to either side of each of PITCHES, `float32 [frequencies, keys]`."""
-    frequency = torch.arange(PITCH_WINDOW // 2 + 1, device=device) * 16000 / PITCH_WINDOW
+    frequency = torch.arange(PITCH_WINDOW // 2 + 1, device=device) * RATE / PITCH_WINDOW
     place = 69 + 12 * (frequency.clamp(min=1.0) / 440).log2()
     keys = torch.tensor(PITCHES, device=device)
     return (1 - (place[:, None] - keys).abs()).clamp(min=0)
@@ -166,10 +168,10 @@ def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus])
 @torch.no_grad()
 def set_statistics(tokenizer: SemanticTokenizer, corpus: Corpus) -> None:
     """Sets the log-mel normalisation from a thousand stretches of 2 s."""
-    starts = np.random.default_rng(0).integers(0, len(corpus.audio) - 32000, 1000)
+    starts = np.random.default_rng(0).integers(0, len(corpus.audio) - 2 * RATE, 1000)
     parts = []
     for group in np.split(starts, 20):
-        audio = np.stack([corpus.audio[s : s + 32000] for s in group]).astype(np.float32) / 32768
+        audio = np.stack([corpus.audio[s : s + 2 * RATE] for s in group]).astype(np.float32) / 32768
         parts.append(tokenizer.log_mel(torch.from_numpy(audio).to(tokenizer.mel_mean.device)).flatten(0, 1))
     mel = torch.cat(parts)
     tokenizer.mel_mean.copy_(mel.mean(0))
@@ -338,7 +340,7 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
 
 
 @dataclass(frozen=True)
-class Material:
+class Features:
     """What differs between kinds of sound: the points of the first labels, whether voices are changed in inputs, so as
     to be told apart as little as can be, and the directions in which outputs are compared (0: all)."""
 
@@ -351,23 +353,26 @@ class Material:
         return dataclasses.replace(chosen, units="centroids", directions=min(self.directions, chosen.width))
 
 
-MATERIALS = {"speech": Material(cepstral_points, True, 192), "piano": Material(pitch_points, False, 0)}
+FEATURES: dict[Domain, Features] = {
+    "speech": Features(cepstral_points, True, 192),
+    "piano": Features(pitch_points, False, 0),
+}
 
 
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
-    parser.add_argument("--material", choices=MATERIALS, default="speech", help="what the recordings are of")
-    parser.add_argument("--preset", choices=PRESETS, default="speech", help="sizes")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the preset's number by default")
+    parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the recipe's number by default")
     add_matrices(parser)
     args = parser.parse_args()
-    chosen, material = preset(args.preset), MATERIALS[args.material]
+    recipe = RECIPES[args.recipe]
+    chosen, features = recipe.sizes, FEATURES[recipe.domain]
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
     corpora = {s: load_corpus(args.data, s, spec.sample_rate, args.runs / "audio") for s in ("train", "valid")}
-    training = TokenizerTraining(material.config(chosen.tokenizer), chosen.tokens)
+    training = TokenizerTraining(features.config(chosen.tokenizer), chosen.tokens)
     before = warm_start(args, "tokenizer", training.tokenizer)
     trainer = Trainer("tokenizer", args, training, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
@@ -387,7 +392,7 @@ def main() -> None:
         with trainer.first_alone():
             if not all(file.is_file() for file in files.values()):
                 if number == 1:
-                    labels = clustered(lambda corpus: material.points(tokenizer, corpus, device), corpora)
+                    labels = clustered(lambda corpus: features.points(tokenizer, corpus, device), corpora)
                 else:
                     own = finish(training.eval(), corpora["train"], CLUSTERS)
                     labels = {split: own_labels(own, corpus) for split, corpus in corpora.items()}
@@ -408,7 +413,7 @@ def main() -> None:
             trainer.broadcast()
         first = rng.integers(0, len(labels["train"]) - length, args.batch)
         mel, target = batch_of(tokenizer, corpora["train"], labels["train"], first, length)
-        figures = losses(training, perturb(mel, generator, material.voices), target, generator)
+        figures = losses(training, perturb(mel, generator, features.voices), target, generator)
         trainer.update(figures[0] + UNMASKED_WEIGHT * figures[2], dict(zip(FIGURES, figures, strict=True)))
         if trainer.due():
             trainer.log(valid=True, round=number, **validate(training, corpora["valid"], labels["valid"], length))

@@ -13,11 +13,11 @@ import pytest
 
 from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError, UsageError
-from audiolm_cli.training.corpora import piano, sampler
+from audiolm_cli.training import RATE
+from audiolm_cli.training.corpora import piano, piano_synth
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.corpora.piano import Cut, Note, Piece
-from audiolm_cli.training.corpora.sampler import RATE
-from tests.training.corpora.test_sampler import attacks, check_melody, loudness, melody, recordings
+from tests.training.corpora.test_piano_synth import attacks, check_melody, loudness, melody, recordings
 
 mido = pytest.importorskip("mido", reason="needs the extra 'train'")
 
@@ -219,7 +219,7 @@ def test_a_piece_is_played_note_by_note(data):
 def test_the_pedal_and_the_velocity_are_heard(data, tmp_path):
     def play(*events):
         notes = piano.performance(midi(tmp_path / "a.mid", *events))
-        return sampler.Piano.load(data / "headroom").play(notes, RATE)
+        return piano_synth.Piano.load(data / "headroom").play(notes, RATE)
 
     part = slice(RATE * 6 // 10, RATE * 8 // 10)
     dry, held = play(*key(0, 300, 60)), play(pedal(100, 127), *key(0, 300, 60), pedal(900, 0))
@@ -245,7 +245,7 @@ def test_the_corpus_is_what_training_reads(data, tmp_path):
 def test_loud_and_soft_parts_of_a_piece_stay_so(data):
     notes = [Note(0.05 + n, 0.8 + n, 60, 30 if n < 20 else 100) for n in range(40)]
     sound = piano.render(Piece("tune", "tunes", "satie", tuple(notes)), "sampled", data, 0)
-    dry = sampler.Piano.load(data / "headroom").play(notes, len(sound))
+    dry = piano_synth.Piano.load(data / "headroom").play(notes, len(sound))
     quiet, loud = slice(0, 20 * RATE), slice(20 * RATE, 40 * RATE)
     contrast = loudness(dry[loud]) - loudness(dry[quiet])
     assert loudness(sound[loud]) - loudness(sound[quiet]) == pytest.approx(contrast, abs=1)
@@ -282,7 +282,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made_again(data, tmp_path,
 @pytest.mark.slow
 def test_fluidsynth_plays_a_share(data, tmp_path):
     try:
-        sampler.sound_font()
+        piano_synth.sound_font()
     except UsageError as error:
         pytest.skip(str(error))
     rows = make(data, tmp_path, timbres=("fluidsynth",))
@@ -305,8 +305,8 @@ def test_errors_are_one_line(data, tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(SystemExit, match=r"^piano: .*headroom: no recordings of piano keys there"):
         run("--data", tmp_path, *out)
-    monkeypatch.setattr(sampler, "SOUND_FONTS", ())
-    monkeypatch.setattr(sampler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(piano_synth, "SOUND_FONTS", ())
+    monkeypatch.setattr(piano_synth.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match=r"^piano: fluidsynth is not installed"):
         run("--data", data, "--out", tmp_path / "out")
     run("--data", data, *out, "--hours", 0.04)

@@ -10,9 +10,10 @@ import pytest
 
 from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import synthetic
 from audiolm_cli.training.corpora.data import load_corpus
-from audiolm_cli.training.corpora.synthetic import RATE, Passage
+from audiolm_cli.training.corpora.synthetic import Passage
 
 
 def noise(text: str, speed: float, seed: int) -> np.ndarray:

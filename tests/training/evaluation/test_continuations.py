@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import data
 from audiolm_cli.training.evaluation import continuations
-from audiolm_cli.training.evaluation.continuations import NEW, PROMPT, RATE, SECOND, Case, Score, Voices
+from audiolm_cli.training.evaluation.continuations import NEW, PROMPT, SECOND, Case, Score, Voices
 from audiolm_cli.training.measures.measures import Clip
 from audiolm_cli.training.measures.memorised import Training
 

@@ -19,7 +19,7 @@ from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.data import HALVES, Clip, Corpus, half, writing_manifest
 from audiolm_cli.training.corpora.tokenize import save_tokens
-from audiolm_cli.training.evaluation import bits, continuations, evaluate, music, setting, speech, tables
+from audiolm_cli.training.evaluation import continuations, evaluate, language_models, music, setting, speech, tables
 from audiolm_cli.training.measures import recogniser
 from audiolm_cli.training.measures.measures import Figure
 from audiolm_cli.training.measures.recogniser import Heard
@@ -51,18 +51,18 @@ def corpus() -> Corpus:
 
 
 def test_tokens_are_kept_under_the_identity_of_their_models(bundle, corpus, tmp_path):
-    first = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
+    first = language_models.bundle_tokens(bundle, corpus, "valid", tmp_path)
     (file,) = tmp_path.iterdir()
     assert "codeccod" in file.name
     assert first.codes.shape == (12, 2 * len(first.semantic))
     assert sum(track.length for track in first.tracks) == len(first.semantic)
     without_models = Bundle(Path("nowhere"), bundle.config, bundle.device, bundle.dtype)
-    again = bits.bundle_tokens(without_models, corpus, "valid", tmp_path)
+    again = language_models.bundle_tokens(without_models, corpus, "valid", tmp_path)
     assert torch.equal(again.codes, first.codes)
 
 
 def test_hours_bound_the_tokens(bundle, corpus, tmp_path):
-    some = bits.bundle_tokens(bundle, corpus, "train", tmp_path, hours=20 / 3600)
+    some = language_models.bundle_tokens(bundle, corpus, "train", tmp_path, hours=20 / 3600)
     assert 20 * 25 <= len(some.semantic) < 60 * 25
 
 
@@ -79,28 +79,28 @@ def test_synthetic_speech_is_found_as_tokens_of_the_same_tokenizer(bundle, tmp_p
         tokens = torch.randint(spec.semantic_vocabulary, (1200,), generator=torch.Generator().manual_seed(len(name)))
         file = folder / f"{name}.safetensors"
         save_tokens(file, spec, tokens.short(), torch.zeros(12, 0).short(), tracks, {"tokenizer": source})
-    (heard,), (held,) = (bits.synthetic_tokens(bundle, tmp_path, split) for split in ("train", "valid"))
+    (heard,), (held,) = (language_models.synthetic_tokens(bundle, tmp_path, split) for split in ("train", "valid"))
     assert not torch.equal(heard.semantic, held.semantic)
-    assert bits.semantic_bits(bundle, [heard], 8, by_track=True).mean == pytest.approx(
+    assert language_models.semantic_bits(bundle, [heard], 8, by_track=True).mean == pytest.approx(
         np.log2(spec.semantic_vocabulary), abs=0.5
     )
-    assert bits.synthetic_tokens(bundle, tmp_path / "nowhere", "train") == []
+    assert language_models.synthetic_tokens(bundle, tmp_path / "nowhere", "train") == []
 
 
 def test_bits_have_a_row_for_every_quantizer(bundle, corpus, tmp_path):
-    data = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
-    rows = bits.stage_bits(bundle, data, data, crops=4)
+    data = language_models.bundle_tokens(bundle, corpus, "valid", tmp_path)
+    rows = language_models.stage_bits(bundle, data, data, crops=4)
     assert list(rows) == ["semantic", *(f"coarse {q}" for q in range(4)), *(f"fine {q}" for q in range(4, 12))]
     assert rows["coarse 0"]["model"].mean == pytest.approx(np.log2(32), abs=0.5)  # untrained
     assert rows["semantic"]["bigram"] <= rows["semantic"]["unigram"] + 0.1
 
 
 def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
-    data = bits.bundle_tokens(bundle, corpus, "valid", tmp_path)
-    effects = bits.conditioning_effects(bundle, data, crops=8)
+    data = language_models.bundle_tokens(bundle, corpus, "valid", tmp_path)
+    effects = language_models.conditioning_effects(bundle, data, crops=8)
     assert set(effects) == {"own", "other semantics", "other reference"}
     assert effects["other semantics"].mean != 0
-    drawn = bits._pairs(bits._drawn(bundle.coarse, [data], bits.EFFECTS, 20))
+    drawn = language_models._pairs(language_models._drawn(bundle.coarse, [data], language_models.EFFECTS, 20))
     speakers = [track.speaker for _, track, _, _ in drawn]
     assert speakers
     assert all(a != b for a, b in zip(speakers[::2], speakers[1::2], strict=True))
@@ -127,7 +127,6 @@ def asked(bundle, corpus, tmp_path, monkeypatch):
         validation=corpus,
         cache=tmp_path / "eval",
         quick=True,
-        piano=False,
         prompts=20,
         samplings=setting.samplings(bundle, []),
     )
@@ -152,12 +151,12 @@ def test_prompts_are_of_one_half_and_voices_of_both(asked):
         ({"best_of": [4]}, "tuning"),
         ({"sampling": ["{}"], "half": "testing"}, "testing"),
         ({"half": "both"}, "both"),
-        ({"piano": True}, "both"),
     ],
 )
 def test_what_is_swept_is_swept_on_the_other_half(options, chosen):
-    given = {"piano": False, "sampling": [], "best_of": [], "half": None} | options
-    assert evaluate.which_half(argparse.Namespace(**given)) == chosen
+    given = argparse.Namespace(**{"sampling": [], "best_of": [], "half": None} | options)
+    assert evaluate.which_half(given, piano=False) == chosen
+    assert evaluate.which_half(given, piano=True) == "both"
 
 
 def test_sections_judge_the_same_continuations(asked, monkeypatch):
@@ -223,7 +222,7 @@ def test_synthetic_tokens_are_told_from_real_ones(asked):
     """Those heard are real ones themselves, those not heard are random."""
     pytest.importorskip("sklearn", reason="needs the extra 'eval'")
     spec, identity = asked.bundle.config.tokens, asked.bundle.config.depends["tokenizer"]["self"]
-    real = bits.bundle_tokens(asked.bundle, asked.training, "train", asked.cache, 2.0)
+    real = language_models.bundle_tokens(asked.bundle, asked.training, "train", asked.cache, 2.0)
     (asked.cache.parent / "tokens").mkdir()
     for name, tokens in (
         ("synthetic_0_0000", real.semantic),
@@ -257,7 +256,6 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         validation=corpus,
         cache=tmp_path,
         quick=False,
-        piano=True,
         prompts=4,
         samplings=setting.samplings(bundle, []),
     )

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.evaluation import music
-from audiolm_cli.training.evaluation.music import NEW, PROMPT, RATE, REACH, Heard
+from audiolm_cli.training.evaluation.music import NEW, PROMPT, REACH, Heard
 from audiolm_cli.training.measures.memorised import Training
 
 NOTHING = Training([])

@@ -73,7 +73,7 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     vars(bundle).update(tokenizer=None, codec=None)
     monkeypatch.setattr(Setting, "_cases", (CASES, VOICES))
     samplings = {"AudioLM": Sampling()}
-    asked = Setting(bundle, nothing, nothing, tmp_path, quick=True, piano=False, prompts=20, samplings=samplings)
+    asked = Setting(bundle, nothing, nothing, tmp_path, quick=True, prompts=20, samplings=samplings)
     ((title, table),) = speech.resynthesis_tables(asked).items()
     assert title.startswith("10 resyntheses")
     assert (table["AudioLM"]["speaker_is_reference"].mean, table["AudioLM"]["speaker_is_source"].mean) == (1, 0)

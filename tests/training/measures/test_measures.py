@@ -5,10 +5,9 @@ import importlib.util
 import numpy as np
 import pytest
 
+from audiolm_cli.training import RATE
 from audiolm_cli.training.measures import measures
 from audiolm_cli.training.measures.measures import Clip, Figure, bootstrap, clips_per_speaker, figure
-
-RATE = measures.RATE
 
 
 def tone(seconds: float = 2.0, hertz: float = 200.0, level: float = 0.1) -> np.ndarray:
@@ -89,6 +88,8 @@ def test_voice_is_a_unit_vector_and_zeros_for_silence():
     pytest.importorskip("resemblyzer", reason="needs the extra 'eval'")
     assert not measures.voice(np.zeros(3 * RATE, np.float32)).any()
     embedding = measures.voice(chatter())
+    hum = tone(3.0, hertz=40.0)
+    assert embedding @ measures.voice(chatter() + hum) > 0.999
     assert embedding.shape == (256,)
     assert np.isclose(np.linalg.norm(embedding), 1, atol=1e-4) or not embedding.any()
 

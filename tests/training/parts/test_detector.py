@@ -17,7 +17,7 @@ from audiolm_cli.config import DetectorConfig
 from audiolm_cli.detector import SpectralDetector, make_detector
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.parts import detector as training
-from audiolm_cli.training.parts import outputs
+from audiolm_cli.training.parts import detector_data
 from tests.helpers.sounds import tone
 
 RATE = 16000
@@ -30,8 +30,8 @@ def bundle(tiny_bundle):
 
 
 def test_plans_differ_and_stay(bundle):
-    plans = [outputs.plan(bundle, number) for number in range(10)]
-    assert plans == [outputs.plan(bundle, number) for number in range(10)]
+    plans = [detector_data.plan(bundle, number) for number in range(10)]
+    assert plans == [detector_data.plan(bundle, number) for number in range(10)]
     assert {plan.way for plan in plans} == {"continue", "generate", "resynth"}
     assert vars(plans[0].sampling) == vars(bundle.config.sampling)
     assert plans[1].sampling != plans[2].sampling
@@ -71,15 +71,15 @@ def test_joins_are_looked_for_in_continuations(data, bundle, tmp_path, monkeypat
 def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypatch, capsys, steps_take):
     steps_take(0.5)
     runs = ["--data", str(data), "--runs", str(tmp_path), "--model", str(tiny_bundle), "--threads", "1"]
-    monkeypatch.setattr(outputs, "BATCH", 2)
+    monkeypatch.setattr(detector_data, "BATCH", 2)
     monkeypatch.setattr(sys, "argv", ["outputs", *runs, "--batches", "5", "--valid-batches", "2"])
-    outputs.main()
+    detector_data.main()
     made = sorted(file.name for file in (tmp_path / "outputs").iterdir())
     assert len(made) == 7
-    outputs.main()  # nothing is made again
+    detector_data.main()  # nothing is made again
     assert len(capsys.readouterr().err.splitlines()) == 7
     corpus = load_corpus(data, "train", RATE, tmp_path / "audio")
-    found = outputs.load_outputs(tmp_path, "train", bundles.load(str(tiny_bundle), device="cpu"), corpus)
+    found = detector_data.load_outputs(tmp_path, "train", bundles.load(str(tiny_bundle), device="cpu"), corpus)
     assert [sound.shape for _, sound in found] == [(6 * RATE,)] * 10
     assert {source for source, _ in found} == {"a", "b", ""}
     monkeypatch.setattr(sys, "argv", ["detector", *runs, "--minutes", "0.1", "--device", "cpu", "--report"])
@@ -106,7 +106,7 @@ def test_it_learns_what_is_made(bundle, tmp_path, raw, steps_take):
         for n in range(count):
             noise = 0.1 * rng.standard_normal(4 * RATE)
             sound = (tone(4.0) + 0.01 * noise if n % 2 else noise).astype(np.float32)
-            heard = spectral.spectra(sound) if raw else traced.hear(bundle, sound)
+            heard = spectral.spectra(sound) if raw else traced.features(bundle, sound)
             found.append(training.Item(heard, n % 2 == 1, "a"))
         return found
 

@@ -17,9 +17,10 @@ from audiolm_cli.bundles.bundle import read_about, read_tensors
 from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
 from audiolm_cli.errors import InputError, ModelError
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
-from audiolm_cli.training.corpora import hearing
+from audiolm_cli.training import RATE
+from audiolm_cli.training.corpora import augmentation
+from audiolm_cli.training.corpora.augmentation import Changes
 from audiolm_cli.training.corpora.data import load_corpus
-from audiolm_cli.training.corpora.hearing import RATE, Changes
 from audiolm_cli.training.parts import student, teacher
 from audiolm_cli.training.parts.student import TOKEN, UNKNOWN, Lesson
 from audiolm_cli.training.trainer import optimizers
@@ -120,7 +121,7 @@ def test_changes_keep_the_clock(rate: float):
     samples = np.zeros(3 * RATE, np.float32)
     samples[RATE : RATE + 160] = np.hanning(160)
     how = Changes(rate=(rate, rate + 1e-9), rate_chance=1, room_chance=1, noise_chance=0)
-    heard, found = hearing.changed(samples, np.random.default_rng(0), how, 2 * RATE)
+    heard, found = augmentation.changed(samples, np.random.default_rng(0), how, 2 * RATE)
     assert found == pytest.approx(rate)
     assert len(heard) == 2 * RATE
     onset = int(np.flatnonzero(np.abs(heard) > 0.2 * np.abs(heard).max())[0])
@@ -159,7 +160,7 @@ def test_a_student_learns_resumes_and_ships(
     monkeypatch.setattr(teacher, "load", lambda name: encoder)
     monkeypatch.setattr(student, "kmeans", lambda points, size: points[:: max(1, len(points) // size)][:size].clone())
     runs = tmp_path / "runs"
-    command = ["student", "--data", str(recordings), "--runs", str(runs), "--preset", "tiny", "--layer", "2"]
+    command = ["student", "--data", str(recordings), "--runs", str(runs), "--recipe", "tiny", "--layer", "2"]
     command += ["--synthetic", str(recordings), "--hours", "0.005", "--batch", "4", "--seconds", "2", "--resume"]
 
     def run(*more: str) -> None:

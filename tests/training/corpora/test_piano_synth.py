@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from audiolm_cli.errors import InputError, UsageError
-from audiolm_cli.training.corpora import sampler
-from audiolm_cli.training.corpora.sampler import RATE, Note, Piano
+from audiolm_cli.training import RATE
+from audiolm_cli.training.corpora import piano_synth
+from audiolm_cli.training.corpora.piano_synth import Note, Piano
 from tests.helpers import ROOT
 
 REAL = ROOT.parent / "shared" / "data" / "piano" / "headroom"
@@ -102,7 +103,7 @@ def test_every_key_is_in_tune(piano):
         spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), size))
         cents = 1200 * np.log2(np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1) / overtone / hertz(key))
         near = np.abs(cents) < 120
-        assert abs(cents[near][spectrum[near].argmax()]) < sampler.STRETCH + 5
+        assert abs(cents[near][spectrum[near].argmax()]) < piano_synth.STRETCH + 5
 
 
 def test_loudness_grows_steadily_with_velocity(piano):
@@ -163,7 +164,7 @@ def test_recordings_that_are_missing_are_named(tmp_path):
 
 
 def test_rooms_answer_softly_and_differ():
-    rooms = [sampler.room(np.random.default_rng(seed)) for seed in range(5)]
+    rooms = [piano_synth.room(np.random.default_rng(seed)) for seed in range(5)]
     for response in rooms:
         assert response[0] == 1
         assert 0.2 <= len(response) / RATE <= 0.7
@@ -173,7 +174,7 @@ def test_rooms_answer_softly_and_differ():
         assert loudness(tail[:third]) - loudness(tail[-third:]) > 15
     assert len({len(response) for response in rooms}) > 1
     sound = np.random.default_rng(0).standard_normal(140_000).astype(np.float32)
-    heard = sampler.in_room(sound, rooms[0][:500])
+    heard = piano_synth.in_room(sound, rooms[0][:500])
     assert heard.dtype == np.float32
     assert heard == pytest.approx(np.convolve(sound, rooms[0][:500])[: len(sound)], abs=1e-3)
 
@@ -181,17 +182,17 @@ def test_rooms_answer_softly_and_differ():
 def test_fluidsynth_plays_the_same_notes():
     pytest.importorskip("mido", reason="needs the extra 'train'")
     try:
-        font = sampler.sound_font()
+        font = piano_synth.sound_font()
     except UsageError as error:
         pytest.skip(str(error))
     notes = melody()
     samples = round((notes[-1].end + 0.5) * RATE)
-    sound = sampler.fluidsynth(notes, samples, font)
+    sound = piano_synth.fluidsynth(notes, samples, font)
     assert sound.dtype == np.float32
     assert len(sound) == samples
     check_melody(sound / np.abs(sound).max(), notes)
-    assert (sampler.fluidsynth(notes, samples, font) == sound).all()
-    soft, loud = (sampler.fluidsynth([Note(0.1, 0.9, 60, velocity)], RATE, font) for velocity in (30, 90))
+    assert (piano_synth.fluidsynth(notes, samples, font) == sound).all()
+    soft, loud = (piano_synth.fluidsynth([Note(0.1, 0.9, 60, velocity)], RATE, font) for velocity in (30, 90))
     assert loudness(loud) - loudness(soft) > 6
 
 
@@ -201,14 +202,14 @@ def test_what_fluidsynth_says_when_it_fails_is_passed_on(monkeypatch, tmp_path):
     (tmp_path / "fluidsynth").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"^fluidsynth failed: no such font$"):
-        sampler.fluidsynth(melody(), RATE, "no-such-font")
+        piano_synth.fluidsynth(melody(), RATE, "no-such-font")
 
 
 def test_without_fluidsynth_or_its_sound_font_the_error_is_one_line(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(sampler, "SOUND_FONTS", ("/nowhere/no.sf2",))
+    monkeypatch.setattr(piano_synth, "SOUND_FONTS", ("/nowhere/no.sf2",))
     with pytest.raises(UsageError, match="no sound font"):
-        sampler.sound_font()
+        piano_synth.sound_font()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match="fluidsynth is not installed"):
-        sampler.sound_font()
+        piano_synth.sound_font()

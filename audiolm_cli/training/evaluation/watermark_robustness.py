@@ -1,10 +1,11 @@
-"""How well the watermark survives: found and falsely found in two seconds of sound, after what may happen to a file.
+"""Watermark robustness: detections and false alarms in two seconds of sound, after what may happen to a file.
 
-    python -m audiolm_cli.training.evaluation.marks --model weights/speech --data DATA --runs RUNS [--mark perth]
+    python -m audiolm_cli.training.evaluation.watermark_robustness --model weights/speech --data DATA --runs RUNS \\
+        [--mark perth]
 
-Outputs come from audiolm_cli.training.parts.outputs and are marked here; recordings of the training and the validation
-split show false alarms. Needs the extra `eval`, Debian's opus-tools and ffmpeg. --mark perth measures resemble-perth
-instead, at the threshold that one in a thousand of the recordings untouched exceeds.
+Outputs come from audiolm_cli.training.parts.detector_data and are marked here; recordings of the training and the
+validation split show false alarms. Needs the extra `eval`, Debian's opus-tools and ffmpeg. --mark perth measures
+resemble-perth instead, at the threshold that one in a thousand of the recordings untouched exceeds.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
+from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.measures.measures import RATE, autoencoder, opus, pesq
-from audiolm_cli.training.parts.outputs import load_outputs
+from audiolm_cli.training.measures.measures import autoencoder, opus, pesq
+from audiolm_cli.training.parts.detector_data import load_outputs
 
 WINDOW = 2 * RATE  # samples
 PIECE = 60  # s of recordings that are handled together

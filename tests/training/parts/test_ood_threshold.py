@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from audiolm_cli.training.corpora.data import Clip, Corpus
-from audiolm_cli.training.parts import familiar
+from audiolm_cli.training.parts import ood_threshold
 
 
 def corpus(folder: Path, sound: np.ndarray) -> Path:
@@ -23,7 +23,7 @@ def corpus(folder: Path, sound: np.ndarray) -> Path:
 
 def test_prompts_come_from_within_recordings_that_are_long_enough() -> None:
     clips = [Clip("a", "a", "", "", 0, 100), Clip("b", "b", "", "", 100, 5)]
-    found = list(familiar.prompts(Corpus(np.arange(105).astype(np.int16), clips), 10, 50))
+    found = list(ood_threshold.prompts(Corpus(np.arange(105).astype(np.int16), clips), 10, 50))
     assert len(found) == 50
     starts = [round(float(prompt[0]) * 32768) for prompt in found]
     assert all(0 <= start <= 90 for start in starts)
@@ -32,10 +32,10 @@ def test_prompts_come_from_within_recordings_that_are_long_enough() -> None:
 
 def test_limits_are_of_both_kinds() -> None:
     found = np.stack([np.linspace(5, 10, 101), np.linspace(3, 4, 101)], 1)
-    limits = familiar.limits(found)
+    limits = ood_threshold.limits(found)
     assert limits == pytest.approx((9.95, 2.5))
-    assert familiar.beyond(found, limits) == pytest.approx(1 / 101)
-    assert familiar.beyond(np.array([[7.0, 2.0], [11.0, 3.5], [7.0, 3.0], [6.0, 2.6]]), limits) == 0.5
+    assert ood_threshold.beyond(found, limits) == pytest.approx(1 / 101)
+    assert ood_threshold.beyond(np.array([[7.0, 2.0], [11.0, 3.5], [7.0, 3.0], [6.0, 2.6]]), limits) == 0.5
 
 
 def test_it_prints_the_limit_and_what_is_above_it(
@@ -46,7 +46,7 @@ def test_it_prints_the_limit_and_what_is_above_it(
     arguments = ["--model", tiny_bundle, "--data", own, "--runs", tmp_path / "1", "--prompts", 20]
     arguments += ["--other", other, "--other-runs", tmp_path / "2"]
     monkeypatch.setattr(sys, "argv", ["familiar", *map(str, arguments)])
-    familiar.main()
+    ood_threshold.main()
     found = json.loads(capsys.readouterr().out)
     assert found["median"] <= found["familiar_bits"]
     assert found["familiar_semantic_bits"] >= 0

@@ -1,6 +1,6 @@
 """Outputs of a bundle in all its ways, with many seeds and settings: what its detector learns to tell from recordings.
 
-    python -m audiolm_cli.training.parts.outputs --model weights/speech --data DATA --runs RUNS --batches 30
+    python -m audiolm_cli.training.parts.detector_data --model weights/speech --data DATA --runs RUNS --batches 30
 
 Each batch is made in one way (continued prompts, from nothing, recordings said again in another's voice) of recordings
 of the split, with sampling settings of its own; every third has the bundle's. Batches that are there already are kept,
@@ -30,7 +30,7 @@ from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError, ModelError
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.parts.familiar import prompts, stretches
+from audiolm_cli.training.parts.ood_threshold import prompts, stretches
 
 SECONDS = 6.0  # of an output
 BATCH = 16
@@ -105,7 +105,7 @@ def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list
         rows = load_file(file)["audio"].numpy().astype(np.float32) / 32768
         found += zip(voices(bundle, corpus, int(file.stem[-4:])), rows, strict=True)
     if not found:
-        raise ModelError(f"{runs}/outputs: none of the split {split!r}; run audiolm_cli.training.parts.outputs")
+        raise ModelError(f"{runs}/outputs: none of the split {split!r}; run audiolm_cli.training.parts.detector_data")
     return found
 
 

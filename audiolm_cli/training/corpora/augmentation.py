@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RATE = 16000  # Hz
+from audiolm_cli.training import RATE
 
 
 @dataclass(frozen=True)

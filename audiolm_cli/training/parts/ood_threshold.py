@@ -1,7 +1,7 @@
 """How strange recordings must be to a bundle before it says so: `familiar_bits` and `familiar_semantic_bits` of its
 config.json.
 
-    python -m audiolm_cli.training.parts.familiar --model weights/speech --data DATA --runs RUNS \\
+    python -m audiolm_cli.training.parts.ood_threshold --model weights/speech --data DATA --runs RUNS \\
         [--other runs/piano_corpus --other-runs runs/piano]
 
 Prints the bits (`likelihood.Strangeness`) that 99 % of the prompts from DATA's validation split stay below, and half a

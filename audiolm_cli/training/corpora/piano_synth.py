@@ -18,8 +18,8 @@ import numpy as np
 
 from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.training import RATE
 
-RATE = 16000  # Hz
 HELD = 10.0  # s that a key sounds at most
 VELOCITIES = (22, 44, 66, 88, 110)  # at which the layers sound as recorded
 FADE = ((21, 88), (0.15, 0.04))  # keys, and the time constants in s in which a damper silences them

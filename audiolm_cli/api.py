@@ -1,0 +1,240 @@
+"""The program from Python: a loaded model that continues, generates, says again, encodes, decodes and detects.
+
+    import audiolm_cli
+
+    model = audiolm_cli.load("speech")
+    result = model.continue_(waveform, 16000, duration=7, seed=1)
+    result.save("out.wav")
+
+Sound goes in as an array or tensor `[T]` or `[channels, T]`, floats in [-1, 1] or signed integers, with its sample
+rate, or as a path; it comes out as `float32 [T]` at the bundle's rate, with the watermark. Options are named as those
+of the command line. Errors are those of `audiolm_cli.errors`; nothing is printed. A model may be used by several
+threads: they take turns, in streams chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiolm_cli import backends, pipeline
+from audiolm_cli.audio import files
+from audiolm_cli.audio.files import MAX_RATE, MAX_SECONDS, MIN_RATE, Recording
+from audiolm_cli.backend import Backend
+from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.pipeline import Prompt
+from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.request import ContinueRequest, DecodeRequest, GenerateRequest, ResynthRequest
+from audiolm_cli.token_file import Tokens
+
+Sound = np.ndarray | Tensor | str | os.PathLike[str]
+Request = ContinueRequest | GenerateRequest | ResynthRequest
+
+
+def load(
+    name: str = "speech", *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
+    offline: bool = False,
+) -> Model:  # fmt: skip
+    """Loads a bundle or a public checkpoint: its name, a folder, or `org/repo@revision` of a hub. `threads` is set for
+    all of torch; the command line has 1. Raises ModelError, UsageError."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Model(backends.load(name, device=device, dtype=dtype, offline=offline))
+
+
+def detect(sound: Sound, sample_rate: int | None = None, *, model: str | None = None) -> dict[str, Any]:
+    """What tells that audiolm made a sound, as `audiolm detect --json` says it (docs/files.md): by the classifier of
+    the bundle `model`, or else of the one whose watermark is there, or of `speech`."""
+    return provenance.Examiner(model).found(_recording(sound, sample_rate, watermark.RATE), _named(sound))
+
+
+@dataclass(frozen=True)
+class Made:
+    """Sound `waveform`, `float32 [T]` at `sample_rate` Hz, and the `tags` that a file of it gets."""
+
+    waveform: np.ndarray
+    sample_rate: int
+    tags: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Writes a file whose suffix is .wav, .flac, .ogg, .opus or .mp3, with metadata that say what made it. Raises
+        ExistsError where there is one already, unless `force`; OutputError, UsageError."""
+        suffix = os.path.splitext(os.fspath(path))[1].lower()
+        if suffix not in files.FORMATS:
+            raise UsageError(f"{path}: the name must end in {', '.join(files.FORMATS)}")
+        files.check_format(suffix, self.sample_rate)
+        files.write(path, self.waveform, self.sample_rate, self.tags, force)
+
+
+@dataclass(frozen=True)
+class Result(Made):
+    """An output. Its first `prompt_samples` are the prompt's. semantic, codes: the tokens from sample `tokens_start`
+    on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: what each stage took and made. surprise, unfamiliar,
+    candidates: as `pipeline.Output` has them."""
+
+    seed: int = 0
+    semantic: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False)
+    codes: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False)
+    prompt_samples: int = 0
+    tokens_start: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    surprise: float | None = None
+    unfamiliar: str = ""
+    candidates: tuple[float, ...] = ()
+
+
+class Model:
+    """A loaded bundle, or a public checkpoint, which can continue, generate and stream these."""
+
+    def __init__(self, bundle: Backend):
+        self.bundle, self.sample_rate = bundle, bundle.config.tokens.sample_rate
+        self._lock = threading.RLock()
+
+    def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
+        """Goes on from a sound for `duration` seconds (7 unless given). Options: duration, prompt_seconds, best_of,
+        until_end, continuation_only, seed (random unless given), temperature, top_k, top_p, guidance, no_watermark."""
+        return self._whole(_request(ContinueRequest, options), self._samples(sound, sample_rate))
+
+    def generate(self, **options: Any) -> Result:
+        """Makes sound from nothing for `duration` seconds (10 unless given). Options: duration, until_end, seed,
+        temperature, top_k, top_p, guidance, no_watermark."""
+        return self._whole(_request(GenerateRequest, options))
+
+    def resynth(
+        self, sound: Sound, sample_rate: int | None = None, *, speaker: Sound | None = None,
+        speaker_rate: int | None = None, **options: Any,
+    ) -> Result:  # fmt: skip
+        """Says a sound again in the voice of `speaker`, by default a sampled one. Options: seed, temperature, top_k,
+        top_p, guidance, no_watermark."""
+        voice = self._voice(speaker, speaker_rate, sample_rate)
+        return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), voice)
+
+    def stream(
+        self, sound: Sound | None = None, sample_rate: int | None = None, *, resynth: bool = False,
+        speaker: Sound | None = None, speaker_rate: int | None = None, **options: Any,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
+        """The same sound, to the last bit, in chunks `float32 [T]` as soon as they are there: goes on from `sound`,
+        with `resynth` says it again, without a sound makes one from nothing. `duration` may be `math.inf`."""
+        voice, kind = None, GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
+        if resynth:
+            voice = self._voice(speaker, speaker_rate, sample_rate)
+        request = _request(kind, options)
+        samples = None if sound is None else self._samples(sound, sample_rate)
+        with self._lock:
+            chunks = iter(self._stream(request, samples, voice))
+        return self._marked(request, 0 if resynth or samples is None else len(samples), chunks)
+
+    def _marked(self, request: Request, prompt: int, chunks: Iterator[pipeline.Chunk]) -> Iterator[np.ndarray]:
+        mark = None if request.no_watermark else watermark.bundle_id(self.bundle.config.name)
+        marking = watermark.Marking(self.sample_rate, mark, prompt, prompt if request.continuation_only else 0)
+        while True:
+            with self._lock:
+                chunk = next(chunks, None)
+                samples = marking.finish() if chunk is None else marking.push(chunk.waveform)
+            if len(samples):
+                yield samples
+            if chunk is None:
+                return
+
+    def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
+        """Sound as tokens: `.semantic`, `int64 [S]`, `.codes`, `int64 [Q, F]`."""
+        bundle, samples = self._stages("encode"), self._samples(sound, sample_rate)
+        with self._lock:
+            return pipeline.encode(bundle, samples)
+
+    def decode(self, tokens: Tokens, quantizers: int | None = None) -> Made:
+        """Tokens as sound, of the first `quantizers` code streams (default: all)."""
+        bundle = self._stages("decode")
+        DecodeRequest(quantizers=quantizers).check(bundle.config)
+        with self._lock:
+            samples = pipeline.decode(bundle, tokens, quantizers)
+        used = quantizers or bundle.config.tokens.quantizers
+        return Made(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
+
+    def detect(self, sound: Sound, sample_rate: int | None = None) -> dict[str, Any]:
+        """As the function `detect`, by this bundle's classifier."""
+        bundle, recording = self._stages("detect"), _recording(sound, sample_rate, watermark.RATE)
+        with self._lock:
+            return provenance.found(recording, _named(sound), lambda maker: bundle)
+
+    def _stages(self, command: str) -> Bundle:
+        """The bundle for a command that needs three stages; raises UsageError where there is none."""
+        if not isinstance(self.bundle, Bundle):
+            raise backends.refusal(command, self.bundle.config.name)
+        return self.bundle
+
+    def _stream(self, request: Request, samples: np.ndarray | None, voice: np.ndarray | None) -> pipeline.Stream:
+        bundle = self._stages("resynth") if isinstance(request, ResynthRequest) else self.bundle
+        prompt = Prompt() if samples is None else Prompt(samples)
+        return pipeline.stream(bundle, request, prompt, speaker=voice)
+
+    def _whole(self, request: Request, samples: np.ndarray | None = None, voice: np.ndarray | None = None) -> Result:
+        if getattr(request, "duration", 0) == float("inf"):
+            raise UsageError("duration: only a stream can be without end")
+        with self._lock:
+            stream = self._stream(request, samples, voice)
+            made = stream.output(list(stream))
+        mark = None if request.no_watermark else watermark.bundle_id(self.bundle.config.name)
+        kept = 0 if request.continuation_only else made.prompt_samples
+        marking = watermark.Marking(self.sample_rate, mark, made.prompt_samples, made.prompt_samples - kept)
+        waveform = np.concatenate([marking.push(made.waveform), marking.finish()])
+        tags = provenance.tags(
+            self.bundle, seed=request.seed, prompt_samples=kept, watermark=mark is not None and watermark.bits(mark)
+        )
+        return Result(
+            *(waveform, self.sample_rate, tags, request.seed, made.semantic, made.codes, kept),
+            made.tokens_start - made.prompt_samples + kept,
+            *(made.stage_seconds, made.stage_tokens, made.surprise, made.unfamiliar, made.candidates),
+        )
+
+    def _samples(self, sound: Sound, sample_rate: int | None) -> np.ndarray:
+        samples, spec = _recording(sound, sample_rate, self.sample_rate).samples, self.bundle.config.tokens
+        if len(samples) < spec.samples_per_semantic:
+            raise InputError(f"shorter than one token, {1000 / spec.semantic_rate:g} ms")
+        return samples
+
+    def _voice(self, speaker: Sound | None, rate: int | None, default: int | None) -> np.ndarray | None:
+        return None if speaker is None else self._samples(speaker, rate or default)
+
+
+def _request(kind: type[Request], options: dict[str, Any]) -> Request:
+    """A request with these options. Raises UsageError for one that there is not."""
+    known = kind.options().keys() - {"input", "output", "num_samples", "plot", "speaker"}
+    if unknown := options.keys() - known:
+        names = ", ".join(sorted(known))
+        raise UsageError(f"{sorted(unknown)[0]}: no option here; there are {names}; files are for the command line")
+    return kind(**{name: value for name, value in options.items() if value is not None})
+
+
+def _named(sound: Sound) -> str | None:
+    return os.fspath(sound) if isinstance(sound, str | os.PathLike) else None
+
+
+def _recording(sound: Sound, sample_rate: int | None, rate: int) -> Recording:
+    """A sound as mono at `rate` Hz. Raises InputError, UsageError."""
+    if isinstance(sound, str | os.PathLike):
+        return files.read(sound, rate)
+    if isinstance(sound, Tensor):
+        sound = sound.detach().cpu().float().numpy() if sound.is_floating_point() else sound.detach().cpu().numpy()
+    if not isinstance(sound, np.ndarray) or sound.dtype.kind not in "fi" or sound.ndim not in (1, 2):
+        raise UsageError("a sound is an array or tensor [T] or [channels, T] of floats or integers, or a path")
+    if sample_rate is None or not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise UsageError(f"sample_rate: must be from {MIN_RATE} to {MAX_RATE} Hz, not {sample_rate}")
+    full = float(np.iinfo(sound.dtype).max) + 1 if sound.dtype.kind == "i" else 1.0
+    samples = (sound if sound.ndim == 1 else sound.mean(0)).astype(np.float32) / np.float32(full)
+    if not len(samples):
+        raise InputError("there is no audio in it")
+    if len(samples) > MAX_SECONDS * sample_rate:
+        raise InputError(f"longer than {MAX_SECONDS // 60} minutes; cut it first")
+    if not np.isfinite(samples).all():
+        raise InputError("has NaN or infinite samples")
+    return Recording(files.resampled(samples.clip(-1, 1), int(sample_rate), rate), rate)

@@ -1,0 +1,209 @@
+"""One output that is heard while it is made: to standard output as it comes, or through the system's audio."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from audiolm_cli.audio import files
+from audiolm_cli.audio.encoding import Encoder, wav_header
+from audiolm_cli.command_line import plot
+from audiolm_cli.console import write_stdout
+from audiolm_cli.errors import AudioLMError, OutputError, UsageError
+from audiolm_cli.provenance import watermark
+from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
+
+if TYPE_CHECKING:
+    from audiolm_cli.command_line.batch import SampledMaker
+    from audiolm_cli.command_line.planning import PlannedOutput
+    from audiolm_cli.pipeline import Chunk
+
+Sampled = ContinueRequest | GenerateRequest | ResynthRequest
+AHEAD = 16  # chunks, of a second at most, that are made before they are played
+
+
+class Sink(Protocol):
+    """Where sound goes; `finish` when all of it is there, `close` whatever happens."""
+
+    def push(self, samples: np.ndarray) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def run(maker: SampledMaker, output: PlannedOutput) -> int:
+    """Makes an output while it is heard; how many failed, which has been said."""
+    try:
+        _run(maker, output)
+    except AudioLMError as error:
+        maker.console.error(error)
+        return 1
+    return 0
+
+
+def _run(maker: SampledMaker, output: PlannedOutput) -> None:
+    from audiolm_cli import pipeline
+
+    request, console = cast("Sampled", output.request), maker.console
+    duration = getattr(request, "duration", None)
+    with console.status("reading"):
+        prompt = maker.read(output)
+        speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
+    kept = 0 if request.continuation_only else len(prompt.waveform) * (duration is not None)
+    skipped = len(prompt.waveform) * (duration is not None) - kept
+    length = len(prompt.waveform) / maker.rate if duration is None else duration
+    exact = (
+        kept + round(length * maker.rate)
+        if length < math.inf and not getattr(request, "until_end", False)
+        else math.inf
+    )
+    mark = None if request.no_watermark else maker.mark
+    marking = watermark.Marking(maker.rate, mark, kept + skipped, skipped)
+    tags = maker.tags(output, request, kept)
+    sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, tags, exact)
+    found: list[Chunk] = []
+    samples = 0
+    with contextlib.closing(sink):
+        stream = pipeline.stream(maker.bundle, request, prompt, speaker=speaker, batch_size=maker.batch_size)
+        with _until_interrupted(duration == math.inf):
+            for chunk in stream:
+                if not found:
+                    maker.say_unfamiliar(output, stream.output([chunk]))
+                samples += len(chunk.waveform)
+                with _undisturbed():
+                    sink.push(marking.push(chunk.waveform))
+                if output.picture or not found:
+                    found.append(chunk)
+        sink.push(marking.finish())
+        sink.finish()
+    made = stream.output(found)
+    if output.picture:
+        title = f"{maker.named(output)}, {maker.bundle.config.name}, seed {request.seed}"
+        files.write_bytes(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)
+    new = (samples - made.prompt_samples) / maker.rate
+    factor = sum(made.stage_seconds.values()) / new if new else 0.0
+    console.note(f"{maker.named(output)}: {new:g} s of new audio, real-time factor {factor:.2f}")
+    maker.say_clipped(output, getattr(sink, "clipped", 0))
+    console.result(maker.record(output))
+
+
+class Pipe:
+    """Standard output, in the format that is asked for. Where it is a file after all, a WAV header gets its sizes in
+    the end."""
+
+    def __init__(self, maker: SampledMaker, tags: dict[str, str], samples: float):
+        format = maker.streaming.format or "wav"
+        self.encoder, self.written = Encoder(self._write, maker.rate, format, tags, samples), 0
+        self.header = (maker.rate, tags) if format == "wav" and samples == math.inf else None
+
+    def _write(self, data: bytes) -> None:
+        write_stdout(data)
+
+    @property
+    def clipped(self) -> int:
+        return self.encoder.clipped
+
+    def push(self, samples: np.ndarray) -> None:
+        self.encoder.push(samples)
+        self.written += len(samples)
+
+    def finish(self) -> None:
+        self.encoder.finish()
+        if self.header is None:
+            return
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            number = sys.__stdout__.fileno()  # type: ignore[union-attr]
+            header = wav_header(*self.header, self.written)
+            if stat.S_ISREG(os.fstat(number).st_mode):
+                start = os.lseek(number, 0, os.SEEK_CUR) - len(header) - 2 * self.written
+                os.lseek(number, max(0, start), os.SEEK_SET)
+                if start == 0:
+                    os.write(number, header)
+                os.lseek(number, 0, os.SEEK_END)
+
+    def close(self) -> None:
+        pass
+
+
+def check_player() -> Any:
+    """The module that plays. Raises UsageError where there is none, or nothing to play through."""
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # without PortAudio it is an OSError
+        raise UsageError(f"--play: needs sounddevice and PortAudio: pip install 'audiolm[play]' ({error})") from None
+    try:
+        sounddevice.query_devices(kind="output")
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise UsageError(f"--play: there is no device to play through ({error})") from None
+    return sounddevice
+
+
+class Player:
+    """The system's audio, fed by a thread, so that the next sound is made while this one is heard."""
+
+    def __init__(self, rate: int):
+        module = check_player()
+        try:
+            self.device = module.OutputStream(samplerate=rate, channels=1, dtype="float32")
+            self.device.start()
+        except module.PortAudioError as error:
+            raise OutputError(f"--play: cannot play at {rate} Hz: {error}") from None
+        self.error: Exception | None = None
+        self.queue: queue.Queue[np.ndarray | None] = queue.Queue(AHEAD)
+        self.thread = threading.Thread(target=self._play, daemon=True)
+        self.thread.start()
+
+    def _play(self) -> None:
+        while (samples := self.queue.get()) is not None:
+            if self.error is None:
+                try:
+                    self.device.write(np.ascontiguousarray(samples[:, None]))
+                except Exception as error:  # goes to who listens
+                    self.error = error
+
+    def push(self, samples: np.ndarray) -> None:
+        if self.error is not None:
+            raise OutputError(f"--play: {self.error}")
+        self.queue.put(samples)
+
+    def finish(self) -> None:
+        self.queue.put(None)
+        self.thread.join()
+        if self.error is not None:
+            raise OutputError(f"--play: {self.error}")
+        self.device.stop()  # when all has been heard
+
+    def close(self) -> None:
+        self.device.close()
+
+
+@contextlib.contextmanager
+def _until_interrupted(endless: bool) -> Iterator[None]:
+    """Where something goes on without end, Ctrl-C is how it ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not endless:
+            raise
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Has Ctrl-C wait until something is written, so that no sample is cut in two."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

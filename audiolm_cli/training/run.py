@@ -1,0 +1,104 @@
+"""The whole recipe: from a folder of recordings with manifest.tsv to a bundle.
+
+    python -m audiolm_cli.training.run speech --data DATA --text BOOKS --out weights/speech [--minutes 210]
+
+Runs every step as its own process, in order, and resumes: what is finished is not done again, what was broken off goes
+on. The minutes are of the trainings; reading books aloud, tokenizing, and the detector's training come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from audiolm_cli.training.parts.assemble import assemble, unpack
+from audiolm_cli.training.recipes import TRAININGS, Recipe, add_fields, chosen
+from audiolm_cli.training.trainer import add_matrices
+
+DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # where the minutes are enough for several epochs
+
+
+def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
+    """The command of every step, before there is a bundle and behind it."""
+    common = ["--data", str(args.data), "--runs", str(args.runs)]
+    device = ["--device", args.device] if args.device else []
+    named, together = ["--recipe", args.recipe], []
+    if args.processes > 1:
+        together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes), "-m"]
+
+    def train(module: str, part: str, *more: str) -> list[str]:
+        launcher = together if module != "codec" else []
+        command = [*launcher, f"audiolm_cli.training.parts.{module}", *common, "--matrices", args.matrices, "--resume"]
+        return [*command, *device, "--minutes", f"{getattr(recipe, part):.3f}", *more]
+
+    def given(option: str, value: object) -> list[str]:
+        return [option, str(value)] if value else []
+
+    synthetic, heard = args.runs / "synthetic", given("--synthetic", recipe.read_hours and args.runs / "synthetic")
+    clusters = given("--clusters", recipe.vocabulary)
+    tokenizer = train("tokenizer", "tokenizer", *named, *clusters)
+    if recipe.teacher:
+        tokenizer = train("student", "tokenizer", *named, *clusters, "--teacher", recipe.teacher, *heard)
+    tokenize = [*together, "audiolm_cli.training.corpora.tokenize", *common, "--resume", *device]
+    tokenize += ["--passes", str(recipe.passes)]
+    read = []
+    if recipe.read_hours:
+        what = ["--text", str(args.text), "--data", str(args.data), "--out", str(synthetic)]
+        what += ["--hours", str(recipe.read_hours), "--processes", str(args.processes)]
+        read = [["audiolm_cli.training.corpora.synthetic", *what]]
+    stages = [stage for stage in DROPOUT if stage != "fine" or not recipe.quantizers]
+    coarse, model = {"coarse": given("--coarse", recipe.quantizers)}, ["--model", str(args.out)]
+    warm = ["--warm-start"] if recipe.from_codec else []
+    parts = [
+        train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *warm),
+        train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
+        *read,
+        tokenizer,
+        tokenize,
+        *([*tokenize, *heard] for _ in read),
+        *(
+            train("lm", stage, *named, "--stage", stage, "--dropout", DROPOUT[stage], *coarse.get(stage, []))
+            for stage in stages
+        ),
+    ]
+    return parts, [
+        ["audiolm_cli.training.parts.detector_data", *common, *device, *model],
+        ["audiolm_cli.training.parts.detector", *common, *device, *named, *model],
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
+    parser.add_argument("--text", type=Path, help="folder of books, where the recipe has some read aloud")
+    parser.add_argument("--runs", type=Path, help="folder for caches and checkpoints (default runs/RECIPE)")
+    parser.add_argument("--out", type=Path, help="the bundle's folder (default weights/RECIPE)")
+    parser.add_argument("--name", help="the bundle's name; its folder's by default")
+    parser.add_argument("--minutes", type=float, help=f"of {', '.join(TRAININGS)} in all, shared out as the recipe has")
+    parser.add_argument("--processes", type=int, default=1, help="that train together: GPUs, or cores of a CPU")
+    parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
+    add_matrices(parser)
+    add_fields(parser)
+    args = parser.parse_args()
+    recipe = chosen(args)
+    if args.minutes:
+        recipe = recipe.scaled(args.minutes)
+    if recipe.read_hours and not args.text:
+        parser.error("the recipe has books read aloud: --text FOLDER, or --read-hours 0")
+    args.runs, args.out = args.runs or Path("runs") / args.recipe, args.out or Path("weights") / args.recipe
+    parts = args.runs / "parts"
+    if recipe.from_codec and not (parts / "codec.safetensors").is_file():
+        unpack(Path(recipe.from_codec), parts, only=("codec",))
+    (parts / "detector.safetensors").unlink(missing_ok=True)  # trained on what the stages made before
+    settings = {"prompt_seconds": recipe.prompt_seconds, "domain": recipe.domain}
+    for group in steps(recipe, args):
+        for step in group:
+            print(">", " ".join(step), flush=True)
+            subprocess.run([sys.executable, "-m", *step], check=True)
+        assemble(parts, args.name or args.out.name, args.out, settings, recipe)
+
+
+if __name__ == "__main__":
+    main()
