@@ -203,11 +203,10 @@ class Run:
         limits = [semantic.limit(n) * spec.frames_per_semantic for n in range(len(known))]
         count = sum(limits) - sum(codes.shape[1] for codes in known)
         voice = (reference.semantic, reference.codes[: spec.coarse]) if reference else None
-        coarse = stages.CoarseStage(
-            *(bundle.coarse, semantic, [k[: spec.coarse] for k in known]),
-            *(self._how("coarse", count * spec.coarse), voice, faithful),
-        )
-        how = self._how("fine", count * spec.fine) if bundle.fine is not None else self._how("decode", 0)
+        how, prefixes = self._how("coarse", count * spec.coarse), [k[: spec.coarse] for k in known]
+        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, how, voice, faithful)
+        if bundle.fine is not None:
+            how = self._how("fine", count * spec.fine)
         fine = stages.FineStage(bundle.fine, coarse, known, spec, how)
         tell, said = self.clock.counted("decode", sum(limits)), [0] * len(known)
         for line in semantic.lines:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle, int8
-from audiolm_cli.bundles.folder import damaged
+from audiolm_cli.bundles.folder import damaged, read_config
 from audiolm_cli.codec.soundstream import ResidualQuantizer
 from audiolm_cli.config import preset
 from audiolm_cli.errors import ModelError
@@ -312,6 +312,9 @@ def test_training_goes_on_from_a_bundle(data: Path, trained: Path, tmp_path: Pat
         tensors, wanted = (load_file(folder / file.name) for folder in (file.parent, trained / "tiny"))
         assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
         assert bundle.read_about(file)["config"] == bundle.read_about(trained / "runs" / "parts" / file.name)["config"]
+    again = ("--runs", runs, "--name", "tiny", "--out", tmp_path / "again", "--recipe", "tiny")
+    run("audiolm_cli.training.parts.assemble", *again)
+    assert read_config(tmp_path / "again").trained["recipe"] == dataclasses.asdict(RECIPES["tiny"])
     shutil.copytree(trained / "runs" / "tokens", runs / "tokens")
     common = ("--data", data, "--runs", runs, "--device", "cpu", "--recipe", "tiny", "--warm-start", "--resume")
     lm_options = ("audiolm_cli.training.parts.lm", *common, "--rate", 0, "--stage", "semantic", "--minutes")

@@ -29,7 +29,7 @@ from audiolm_cli.bundles.hub import CARD
 from audiolm_cli.config import BundleConfig, from_json
 from audiolm_cli.errors import ModelError
 from audiolm_cli.training.parts.detector_data import outputs_of
-from audiolm_cli.training.recipes import Recipe
+from audiolm_cli.training.recipes import RECIPES, Recipe
 
 MAX_BYTES = 64_000_000
 # of config.json, besides what the parts say
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument(
         "--settings", type=json.loads, help=f"JSON of {', '.join(SETTINGS)}; else they stay as they are"
     )
-    parser.add_argument("--quantizers", type=int, help="leave out stage 3 and the codec's quantizers behind so many")
+    parser.add_argument("--recipe", choices=RECIPES, help="that the parts were trained by, for the bundle to keep")
     parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
     parser.add_argument("--quantize", nargs="+", choices=int8.MATRICES, help="store these parts of RUNS in int8")
     args = parser.parse_args()
@@ -161,7 +161,7 @@ def main() -> None:
         return quantize(args.runs / "parts", args.quantize)
     if args.unpack:
         return unpack(args.out, args.runs / "parts")
-    assemble(args.runs / "parts", args.name, args.out, args.settings, args.quantizers)
+    assemble(args.runs / "parts", args.name, args.out, args.settings, RECIPES[args.recipe] if args.recipe else None)
 
 
 if __name__ == "__main__":
