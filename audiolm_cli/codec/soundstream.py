@@ -101,11 +101,12 @@ class Decoding:
     bits depend on how the codes were cut."""
 
     def __init__(self, codec: SoundStream):
-        self.codec, self.state, self.skip = codec, State(), codec.decoder.delay
+        self.codec, self.state, self.skip, self.items = codec, State(), codec.decoder.delay, 1
 
     @torch.inference_mode()
     def push(self, codes: Tensor, tell: Tell | None = None) -> Iterator[Tensor]:
         """Audio, in pieces of a second at most."""
+        self.items = len(codes)
         for part in codes.split(DECODED_FRAMES, -1):
             if part.shape[-1]:
                 audio = self.codec.decoder(self.codec.quantizer.decode(part), self.state)
@@ -118,11 +119,11 @@ class Decoding:
     def finish(self) -> Tensor:
         """The rest."""
         if not self.codec.decoder.delay:
-            return self.codec.quantizer.codebooks.new_zeros(1, 0)
+            return self.codec.quantizer.codebooks.new_zeros(self.items, 0)
         return self.codec.decoder.flush(self.state)[:, self.skip :]
 
     def copy(self) -> Decoding:
         """Another one that goes on from here."""
         found = Decoding(self.codec)
-        found.state, found.skip = State(self.state), self.skip
+        found.state, found.skip, found.items = State(self.state), self.skip, self.items
         return found

@@ -58,8 +58,8 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
     with console.status("reading"):
         prompt = maker.read(output)
         speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
-    kept = 0 if request.continuation_only else len(prompt.waveform) * (duration is not None)
-    skipped = len(prompt.waveform) * (duration is not None) - kept
+    prompt_samples = 0 if duration is None else len(prompt.waveform)  # a resynthesis puts out none of its source
+    kept = 0 if request.continuation_only else prompt_samples
     length = len(prompt.waveform) / maker.rate if duration is None else duration
     exact = (
         kept + round(length * maker.rate)
@@ -67,7 +67,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
         else math.inf
     )
     mark = None if request.no_watermark else maker.mark
-    marking = watermark.Marking(maker.rate, mark, kept + skipped, skipped)
+    marking = watermark.Marking(maker.rate, mark, prompt_samples, prompt_samples - kept)
     tags = maker.tags(output, request, kept)
     sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, tags, exact)
     found: list[Chunk] = []

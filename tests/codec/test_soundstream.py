@@ -129,3 +129,11 @@ def test_more_quantizers_come_closer() -> None:
     codes = codec.quantizer.encode(latents)
     errors = [float((latents - codec.quantizer.decode(codes[:, :q])).square().mean()) for q in (1, 4, 8, 12)]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_batch_is_decoded_as_each_alone(codec: SoundStream) -> None:
+    codes = torch.randint(32, (3, 12, 70), generator=torch.Generator().manual_seed(4))
+    together = codec.decode(codes)
+    assert together.shape == (3, 70 * codec.hop)
+    for audio, code in zip(together, codes, strict=True):
+        assert (audio - codec.decode(code[None])[0]).abs().max() < 1e-4
