@@ -43,8 +43,8 @@ class Settings(Protocol):
         """A prompt's last tokens that would be others if the recording went on."""
 
     @property
-    def provisional(self) -> bool:
-        """Whether these are kept."""
+    def resampled_tokens(self) -> int:
+        """How many of these are made again, at most."""
 
     @property
     def familiar_bits(self) -> float: ...

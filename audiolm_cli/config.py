@@ -207,7 +207,7 @@ class BundleConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     domain: Domain = "speech"  # what it was trained on, and is judged by
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
-    provisional: bool = False  # a continued prompt's last tokens are kept, though they lack what follows them
+    resampled_tokens: int = bounded(0, 64, default=64)  # of a continued prompt's end, the lookahead's at most
     familiar_bits: float = bounded(0, 32, default=0.0)  # its recordings' surprise is rarely more; 0: not known
     familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # nor their semantic tokens' bits less
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from

@@ -81,19 +81,19 @@ def continue_(
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-    provisional: bool | None = None,
+    resampled_tokens: int | None = None,
 ) -> Iterator[Output]:
     """Continues prompts, in order; by default the recording that the request names.
 
     The last `prompt_seconds` of a prompt, cut from its end backwards to whole semantic tokens, condition what follows.
     Stage 1 samples `best_of` candidates; stages 2 and 3 render the one that goes best with the prompt. The prompt's
-    last tokens would differ if the recording went on: stage 1 samples them again, or they are kept as `provisional`,
-    by default as the bundle has it.
+    last tokens would differ if the recording went on: stage 1 samples `resampled_tokens` of them again, by default as
+    many as the bundle has it, and never more than the tokenizer's lookahead.
 
     Raises InputError for a prompt shorter than one semantic token (40 ms).
     """
     for run in _runs(bundle, request, prompts, batch_size, progress):
-        yield from _whole(run, _continued(run, request, provisional))
+        yield from _whole(run, _continued(run, request, resampled_tokens))
 
 
 def generate(
@@ -163,16 +163,15 @@ def stream(
     return Stream(run, _said_again(run, _reference(bundle, request, speaker)))
 
 
-def _continued(run: Run, request: ContinueRequest, provisional: bool | None = None) -> Iterator[tuple[int, Chunk]]:
+def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None = None) -> Iterator[tuple[int, Chunk]]:
     config, spec = run.bundle.config, run.bundle.config.tokens
     new_samples, new_tokens = _length(request.duration, spec)
-    keep = config.provisional if provisional is None else provisional
-    lookahead = 0 if keep else config.lookahead
+    again = min(config.resampled_tokens if resampled_tokens is None else resampled_tokens, config.lookahead)
     prompts = [prompt.waveform for prompt in run.prompts]
     ends = [_condition(prompt, request.prompt_seconds or config.prompt_seconds, spec) for prompt in prompts]
     known = run.encode(ends)
     run.strangeness(ends, known)
-    made = run.extended(known, new_tokens, lookahead)
+    made = run.extended(known, new_tokens, again)
     repeated = [len(k.semantic) * spec.samples_per_semantic for k in known]  # the first tokens render the prompt's end
     filters = run.once(lambda n: postfilter.chain(config.output, spec.sample_rate, ends[n], repeated[n]))
     shapes = [

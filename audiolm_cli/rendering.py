@@ -152,13 +152,13 @@ class Run:
         return stages.How(self.noise, self.sampling.stage(stage), self.batch_size, tell, timed)
 
     def extended(
-        self, known: Sequence[Tokens], new_tokens: float, lookahead: int = 0
+        self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
     ) -> Iterator[tuple[int, Chunk, bool]]:
-        """Known tokens and so many semantic tokens more, the last `lookahead` known ones sampled again: chunks of each
+        """Known tokens and so many semantic tokens more, the last `resampled` known ones made again: chunks of each
         output as they are made, and whether that is its last."""
         request: Any = self.request
         counts = [len(tokens.semantic) for tokens in known]
-        kept = [tokens.semantic[: max(0, count - lookahead)] for tokens, count in zip(known, counts, strict=True)]
+        kept = [tokens.semantic[: max(0, count - resampled)] for tokens, count in zip(known, counts, strict=True)]
         least = [count + 1 for count in counts] if request.until_end else None
         totals = [count + new_tokens for count in counts]
         semantic = self.semantic(kept, totals, getattr(request, "best_of", 1), least)

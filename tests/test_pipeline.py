@@ -37,7 +37,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def run(tiny: bundle.Bundle, prompts: list[Prompt], **change) -> list[pipeline.Output]:
-    how = {name: change.pop(name) for name in ("batch_size", "progress", "provisional") if name in change}
+    how = {name: change.pop(name) for name in ("batch_size", "progress", "resampled_tokens") if name in change}
     request = ContinueRequest(**{"duration": 0.4, "prompt_seconds": 0.8, **SAMPLING, **change})
     return list(pipeline.continue_(tiny, request, prompts, **{"batch_size": 3, **how}))
 
@@ -165,15 +165,18 @@ def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
         ContinueRequest(until_end=True, best_of=2)
 
 
-def test_provisional_tokens_are_kept_or_made_anew(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_tokens_of_a_prompt_are_kept_or_made_anew(tiny: bundle.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     lookahead = tiny.config.tokenizer.lookahead
     known = pipeline.encode(tiny, postfilter.without_rumble(noise(1)[-12800:], 16000, 70.0)).semantic
-    (anew,), (kept,) = (run(tiny, [Prompt(noise(1))], provisional=choice) for choice in (False, True))
+    (anew,), (half,), (kept,) = (run(tiny, [Prompt(noise(1))], resampled_tokens=count) for count in (99, 1, 0))
     assert torch.equal(kept.semantic[:20], known)
     assert torch.equal(anew.semantic[: 20 - lookahead], known[:-lookahead])
     assert not torch.equal(anew.semantic[:20], known)
+    assert lookahead > 1
+    assert torch.equal(half.semantic[:19], known[:-1])
+    assert not torch.equal(half.semantic[:20], known)
     assert len(kept.waveform) == len(anew.waveform)
-    monkeypatch.setattr(tiny, "config", dataclasses.replace(tiny.config, provisional=True))
+    monkeypatch.setattr(tiny, "config", dataclasses.replace(tiny.config, resampled_tokens=0))
     assert torch.equal(run(tiny, [Prompt(noise(1))])[0].semantic, kept.semantic)
 
 

@@ -41,7 +41,7 @@ class MimiSettings:
 
     output: ClassVar[OutputConfig] = OutputConfig(high_pass=0.0, level_range=0.0)  # all that is made
     lookahead: ClassVar[int] = 0  # Mimi is causal
-    provisional: ClassVar[bool] = False
+    resampled_tokens: ClassVar[int] = 0
     familiar_bits: ClassVar[float] = 0.0
     familiar_semantic_bits: ClassVar[float] = 0.0
 

@@ -26,7 +26,7 @@ class MimiRun(Run):
     """Codes are continued as far as the next piece of sound needs them."""
 
     def extended(
-        self, known: Sequence[Tokens], new_tokens: float, lookahead: int = 0
+        self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
     ) -> Iterator[tuple[int, Chunk, bool]]:
         codes = [tokens.codes for tokens in known]
         totals = [k.shape[1] + new_tokens for k in codes]

@@ -126,7 +126,7 @@ def generated(
     sampling: Sampling,
     seconds: float,
     best_of: int = 1,
-    provisional: bool | None = None,
+    resampled_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """What the bundle makes of the prompts: the new samples of each."""
     request = ContinueRequest(
@@ -137,7 +137,7 @@ def generated(
         **vars(sampling),
     )
     prompts = [pipeline.Prompt(case.prompt, position) for position, case in enumerate(chosen)]
-    made = pipeline.continue_(bundle, request, prompts, batch_size=BATCH, provisional=provisional)
+    made = pipeline.continue_(bundle, request, prompts, batch_size=BATCH, resampled_tokens=resampled_tokens)
     return [continuation.waveform[continuation.prompt_samples :] for continuation in made]
 
 

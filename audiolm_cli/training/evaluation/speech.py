@@ -114,21 +114,21 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> 
 
 
 def join_tables(setting: Setting) -> dict[str, Table]:
-    """The first words behind a prompt's end, by how its last tokens are known, which lack what comes after them: made
-    anew by stage 1, as `continue` does, or kept as they are."""
+    """The first words behind a prompt's end, whose last tokens lack what comes after them: as many made anew by stage 1
+    as the bundle has it, or all kept as they are."""
     chosen, _ = setting.cases(setting.prompts)
     bundle, people = setting.bundle, [case.speaker for case in chosen]
     join, through = len(chosen[0].prompt) / RATE, autoencoder(bundle.codec, bundle.config.tokens.quantizers)
     recorded = [np.concatenate([case.prompt, case.real])[: round((join + ACROSS) * RATE)] for case in chosen]
 
-    def continued(sampling: Sampling, provisional: bool) -> list[np.ndarray]:
-        new = generated(bundle, chosen, sampling, ACROSS, provisional=provisional)
+    def continued(sampling: Sampling, again: int | None) -> list[np.ndarray]:
+        new = generated(bundle, chosen, sampling, ACROSS, resampled_tokens=again)
         return [np.concatenate([case.prompt, samples]) for case, samples in zip(chosen, new, strict=True)]
 
     answers: dict[str, Callable[[], list[np.ndarray]]] = {}
     for name, sampling in setting.samplings.items():
-        answers[f"{name}, last tokens made anew"] = functools.partial(continued, sampling, False)
-        answers[f"{name}, last tokens kept"] = functools.partial(continued, sampling, True)
+        answers[name] = functools.partial(continued, sampling, None)
+        answers[f"{name}, last tokens kept"] = functools.partial(continued, sampling, 0)
     answers["recording"] = lambda: recorded
     answers["recording, through the codec"] = lambda: [through(samples) for samples in recorded]
     hearing = {name: recogniser.recogniser(name, setting.cache, timed=True) for name in recogniser.NAMES}

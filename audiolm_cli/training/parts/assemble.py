@@ -33,7 +33,10 @@ from audiolm_cli.training.recipes import RECIPES, Recipe
 
 MAX_BYTES = 64_000_000
 # of config.json, besides what the parts say
-SETTINGS = ("domain", "sampling", "output", "prompt_seconds", "provisional", "familiar_bits", "familiar_semantic_bits")
+SETTINGS = (
+    *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens"),
+    *("familiar_bits", "familiar_semantic_bits"),
+)
 
 
 def assemble(
