@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolm_cli import pipeline
+from audiolm_cli import backends, pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.audio.files import MAX_RATE, MAX_SECONDS, MIN_RATE, Recording
-from audiolm_cli.bundles import bundle as bundles
+from audiolm_cli.backend import Backend
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.pipeline import Prompt
@@ -43,11 +43,11 @@ def load(
     name: str = "speech", *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
     offline: bool = False,
 ) -> Model:  # fmt: skip
-    """Loads a bundle: its name, a folder, or `org/repo@revision` of a hub. `threads` is set for all of torch; the
-    command line has 1. Raises ModelError, UsageError."""
+    """Loads a bundle or a public checkpoint: its name, a folder, or `org/repo@revision` of a hub. `threads` is set for
+    all of torch; the command line has 1. Raises ModelError, UsageError."""
     if threads is not None:
         torch.set_num_threads(threads)
-    return Model(bundles.load(name, device=device, dtype=dtype, offline=offline))
+    return Model(backends.load(name, device=device, dtype=dtype, offline=offline))
 
 
 def detect(sound: Sound, sample_rate: int | None = None, *, model: str | None = None) -> dict[str, Any]:
@@ -93,9 +93,9 @@ class Result(Made):
 
 
 class Model:
-    """A loaded bundle."""
+    """A loaded bundle, or a public checkpoint, which can continue, generate and stream these."""
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Backend):
         self.bundle, self.sample_rate = bundle, bundle.config.tokens.sample_rate
         self._lock = threading.RLock()
 
@@ -147,27 +147,35 @@ class Model:
 
     def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
         """Sound as tokens: `.semantic`, `int64 [S]`, `.codes`, `int64 [Q, F]`."""
-        samples = self._samples(sound, sample_rate)
+        bundle, samples = self._stages("encode"), self._samples(sound, sample_rate)
         with self._lock:
-            return pipeline.encode(self.bundle, samples)
+            return pipeline.encode(bundle, samples)
 
     def decode(self, tokens: Tokens, quantizers: int | None = None) -> Made:
         """Tokens as sound, of the first `quantizers` code streams (default: all)."""
-        DecodeRequest(quantizers=quantizers).check(self.bundle.config)
+        bundle = self._stages("decode")
+        DecodeRequest(quantizers=quantizers).check(bundle.config)
         with self._lock:
-            samples = pipeline.decode(self.bundle, tokens, quantizers)
-        used = quantizers or self.bundle.config.tokens.quantizers
-        return Made(samples, self.sample_rate, provenance.tags(self.bundle, options={"quantizers": used}))
+            samples = pipeline.decode(bundle, tokens, quantizers)
+        used = quantizers or bundle.config.tokens.quantizers
+        return Made(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
 
     def detect(self, sound: Sound, sample_rate: int | None = None) -> dict[str, Any]:
         """As the function `detect`, by this bundle's classifier."""
-        recording = _recording(sound, sample_rate, watermark.RATE)
+        bundle, recording = self._stages("detect"), _recording(sound, sample_rate, watermark.RATE)
         with self._lock:
-            return provenance.found(recording, _named(sound), lambda maker: self.bundle)
+            return provenance.found(recording, _named(sound), lambda maker: bundle)
+
+    def _stages(self, command: str) -> Bundle:
+        """The bundle for a command that needs three stages; raises UsageError where there is none."""
+        if not isinstance(self.bundle, Bundle):
+            raise backends.refusal(command, self.bundle.config.name)
+        return self.bundle
 
     def _stream(self, request: Request, samples: np.ndarray | None, voice: np.ndarray | None) -> pipeline.Stream:
+        bundle = self._stages("resynth") if isinstance(request, ResynthRequest) else self.bundle
         prompt = Prompt() if samples is None else Prompt(samples)
-        return pipeline.stream(self.bundle, request, prompt, speaker=voice)
+        return pipeline.stream(bundle, request, prompt, speaker=voice)
 
     def _whole(self, request: Request, samples: np.ndarray | None = None, voice: np.ndarray | None = None) -> Result:
         if getattr(request, "duration", 0) == float("inf"):

@@ -126,6 +126,10 @@ class StageConfig:
     rotary_base: float = bounded(10, 1e7, default=2000.0)
     window_seconds: float = bounded(0.5, 120, default=10.0)  # longer outputs slide by half a window
 
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
     def check(self) -> None:
         if self.width % self.heads or self.width // self.heads % 2:
             raise ModelError("config.json: a stage's width must be an even multiple of its heads")
@@ -209,6 +213,14 @@ class BundleConfig:
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
     format_version: int = bounded(1, FORMAT_VERSION, default=1)
+
+    @property
+    def lookahead(self) -> int:
+        """A prompt's last semantic tokens that would be others if the recording went on."""
+        return self.tokenizer.lookahead
+
+    def allow(self, request: Any) -> None:
+        """Three stages can do all that can be asked for."""
 
     def check(self) -> None:
         if (self.fine is None) != (self.tokens.fine == 0):
@@ -316,7 +328,7 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
             return None
         kinds = [option for option in options if option is not type(None)]
         if len(kinds) == 1:
-            return from_json(kinds[0], value, where)
+            return _checked(kinds[0], value, where, bounds)
         for kind in kinds:  # told apart by their field `kind`
             if isinstance(value, dict) and value.get("kind") == kind.kind:
                 return from_json(kind, value, where)

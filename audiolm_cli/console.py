@@ -99,6 +99,11 @@ class Console:
         if not self.quiet:
             self.say(message)
 
+    @property
+    def hearer(self) -> Callable[[str], None] | None:
+        """Who is to be told of notes; None where nobody is."""
+        return None if self.quiet else self.note
+
     def say(self, message: str) -> None:
         if sys.stderr is not None:  # print() would then go to stdout
             line = f"audiolm: {' '.join(message.splitlines())}\n"

@@ -8,7 +8,7 @@ A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `in
 50/s. All is made chunk by chunk: `stream` hands each on as soon as it is there, `continue_`, `generate` and `resynth`
 put them together. From Python:
 
-    bundle = load("speech")                                                       # audiolm_cli.bundles.bundle
+    bundle = load("speech")                                                       # audiolm_cli.backends
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
     waveforms = [output.waveform for output in continue_(bundle, request)]
 """
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from audiolm_cli.audio import files, postfilter
-from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.backend import Backend
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models.stages import REFERENCE_SECONDS, Source
-from audiolm_cli.rendering import Chunk, Prompt, Run, Shape, encoded
+from audiolm_cli.rendering import Chunk, Prompt, Run, Shape, encoded, run_for
 from audiolm_cli.request import BATCH_SIZE, ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
 
@@ -59,14 +59,14 @@ class Output:
     candidates: tuple[float, ...] = ()
 
 
-def encode(bundle: Bundle, waveform: np.ndarray, progress: Progress | None = None) -> Tokens:
+def encode(bundle: Backend, waveform: np.ndarray, progress: Progress | None = None) -> Tokens:
     """Turns a waveform into tokens, the last of them padded with silence."""
     tell = counted(progress, "tokenize", -(-len(waveform) // bundle.config.tokens.samples_per_semantic))
     return encoded(bundle, waveform, tell)
 
 
 def decode(
-    bundle: Bundle, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
+    bundle: Backend, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Turns tokens into a waveform, from the first `quantizers` code streams (default: all)."""
     tell = counted(progress, "decode", tokens.codes.shape[1])
@@ -75,7 +75,7 @@ def decode(
 
 
 def continue_(
-    bundle: Bundle,
+    bundle: Backend,
     request: ContinueRequest,
     prompts: Sequence[Prompt] | None = None,
     *,
@@ -97,7 +97,7 @@ def continue_(
 
 
 def generate(
-    bundle: Bundle,
+    bundle: Backend,
     request: GenerateRequest,
     prompts: Sequence[Prompt] | None = None,
     *,
@@ -110,7 +110,7 @@ def generate(
 
 
 def resynth(
-    bundle: Bundle,
+    bundle: Backend,
     request: ResynthRequest,
     prompts: Sequence[Prompt] | None = None,
     *,
@@ -144,7 +144,7 @@ class Stream:
 
 
 def stream(
-    bundle: Bundle,
+    bundle: Backend,
     request: ContinueRequest | GenerateRequest | ResynthRequest,
     prompt: Prompt | None = None,
     *,
@@ -166,16 +166,13 @@ def stream(
 def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None = None) -> Iterator[tuple[int, Chunk]]:
     config, spec = run.bundle.config, run.bundle.config.tokens
     new_samples, new_tokens = _length(request.duration, spec)
-    again = min(config.resampled_tokens if resampled_tokens is None else resampled_tokens, config.tokenizer.lookahead)
+    again = min(config.resampled_tokens if resampled_tokens is None else resampled_tokens, config.lookahead)
     prompts = [prompt.waveform for prompt in run.prompts]
     ends = [_condition(prompt, request.prompt_seconds or config.prompt_seconds, spec) for prompt in prompts]
     known = run.encode(ends)
     run.strangeness(ends, known)
-    counts = [len(tokens.semantic) for tokens in known]
-    kept = [k.semantic[: max(0, len(k.semantic) - again)] for k in known]
-    least = [count + 1 for count in counts] if request.until_end else None
-    semantic = run.semantic(kept, [count + new_tokens for count in counts], request.best_of, least)
-    repeated = [count * spec.samples_per_semantic for count in counts]  # the first tokens render the prompt's end
+    made = run.extended(known, new_tokens, again)
+    repeated = [len(k.semantic) * spec.samples_per_semantic for k in known]  # the first tokens render the prompt's end
     filters = run.once(lambda n: postfilter.chain(config.output, spec.sample_rate, ends[n], repeated[n]))
     shapes = [
         Shape(spec.sample_rate, copy.deepcopy(filter), behind + new_samples, prompt, behind)
@@ -184,18 +181,16 @@ def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None 
     for n, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True)):
         run.about[n].update(prompt_samples=len(prompt), tokens_start=len(prompt) - repeated[n])
         yield n, _silent_chunk(spec, prompt[: len(prompt) - shape.fade])
-    yield from _shaped(shapes, run.rendered(semantic, [tokens.codes for tokens in known]))
+    yield from _shaped(shapes, made)
 
 
 def _generated(run: Run, request: GenerateRequest) -> Iterator[tuple[int, Chunk]]:
-    config, count = run.bundle.config, len(run.prompts)
+    config, rate = run.bundle.config, run.bundle.config.tokens.sample_rate
     new_samples, new_tokens = _length(request.duration, config.tokens)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    least = [1] * count if request.until_end else None
-    semantic = run.semantic([nothing] * count, [new_tokens] * count, least=least)
-    rate = config.tokens.sample_rate
+    codes = torch.zeros(config.tokens.quantizers, 0, dtype=torch.int64)
+    nothing = [Tokens(codes[0], codes)] * len(run.prompts)
     shapes = [Shape(rate, postfilter.chain(config.output, rate), new_samples) for _ in run.prompts]
-    yield from _shaped(shapes, run.rendered(semantic))
+    yield from _shaped(shapes, run.extended(nothing, new_tokens))
 
 
 def _said_again(run: Run, reference: Tokens | None) -> Iterator[tuple[int, Chunk]]:
@@ -246,7 +241,7 @@ def _silent_chunk(spec: TokenSpec, waveform: np.ndarray) -> Chunk:
 
 
 def _runs(
-    bundle: Bundle,
+    bundle: Backend,
     request: SampledRequest,
     prompts: Sequence[Prompt] | None,
     batch_size: int,
@@ -263,10 +258,10 @@ def _runs(
             prompt = Prompt(files.read(request.input, bundle.config.tokens.sample_rate).samples)
         prompts = [replace(prompt, sample=n) for n in range(request.num_samples)]
     for start in range(0, len(prompts), batch_size):
-        yield Run(bundle, request, prompts[start : start + batch_size], batch_size, progress)
+        yield run_for(bundle)(bundle, request, prompts[start : start + batch_size], batch_size, progress)
 
 
-def _reference(bundle: Bundle, request: ResynthRequest, speaker: np.ndarray | None) -> Tokens | None:
+def _reference(bundle: Backend, request: ResynthRequest, speaker: np.ndarray | None) -> Tokens | None:
     """The tokens of the voice that is asked for."""
     spec = bundle.config.tokens
     if speaker is None and request.speaker is not None:
@@ -297,8 +292,14 @@ def _condition(waveform: np.ndarray, prompt_seconds: float, spec: TokenSpec) -> 
 
 
 def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = REFERENCE_SECONDS) -> np.ndarray:
-    """Finds the up to `seconds` of a recording that are fullest of speech, in whole semantic tokens, cut at a pause if
-    one comes in the second half. Loudness decides: no model is needed to find where nobody speaks."""
+    """The part of a recording that `spoken_stretch` finds."""
+    first, end = spoken_stretch(waveform, spec, seconds)
+    return waveform[first * spec.samples_per_semantic : end * spec.samples_per_semantic]
+
+
+def spoken_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float) -> tuple[int, int]:
+    """Finds the up to `seconds` of a recording that are fullest of speech: first and end in semantic tokens, cut at a
+    pause if one comes in the second half. Loudness decides: no model is needed to find where nobody speaks."""
     token = spec.samples_per_semantic
     count, wanted = len(waveform) // token, round(seconds * spec.semantic_rate)
     if count == 0:
@@ -312,4 +313,4 @@ def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = RE
     pauses = np.flatnonzero(~spoken[(first + end) // 2 : end])
     if len(pauses):
         end = (first + end) // 2 + int(pauses[-1]) + 1
-    return waveform[first * token : end * token]
+    return first, end

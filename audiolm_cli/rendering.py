@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from audiolm_cli.audio import postfilter
+from audiolm_cli.backend import Backend
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.codec.soundstream import Decoding
 from audiolm_cli.console import Clock, Progress, Tell
@@ -107,7 +108,7 @@ def crossfade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 class Run:
     """A batch on its way through the stages."""
 
-    bundle: Bundle
+    bundle: Any  # a `Bundle`; of other kinds what their own run takes
     request: SampledRequest
     prompts: Sequence[Prompt]
     batch_size: int  # engine batches are padded to it: results do not depend on how many prompts there are
@@ -149,6 +150,19 @@ class Run:
     def _how(self, stage: str, count: float) -> stages.How:
         tell, timed = self.clock.counted(stage, count), functools.partial(self.clock.timed, stage)
         return stages.How(self.noise, self.sampling.stage(stage), self.batch_size, tell, timed)
+
+    def extended(
+        self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
+    ) -> Iterator[tuple[int, Chunk, bool]]:
+        """Known tokens and so many semantic tokens more, the last `resampled` known ones made again: chunks of each
+        output as they are made, and whether that is its last."""
+        request: Any = self.request
+        counts = [len(tokens.semantic) for tokens in known]
+        kept = [tokens.semantic[: max(0, count - resampled)] for tokens, count in zip(known, counts, strict=True)]
+        least = [count + 1 for count in counts] if request.until_end else None
+        totals = [count + new_tokens for count in counts]
+        semantic = self.semantic(kept, totals, getattr(request, "best_of", 1), least)
+        return self.rendered(semantic, [tokens.codes for tokens in known])
 
     def semantic(
         self, known: list[Tensor], totals: list[float], best_of: int = 1, least: list[int] | None = None
@@ -241,7 +255,13 @@ class Run:
         return [np.concatenate(parts) for parts in found]
 
 
-def encoded(bundle: Bundle, waveform: np.ndarray, tell: Tell | None = None) -> Tokens:
+@functools.singledispatch
+def run_for(bundle: object) -> type[Run]:
+    """How a batch goes through a model of that kind: through three stages, where no other is registered."""
+    return Run
+
+
+def encoded(bundle: Backend, waveform: np.ndarray, tell: Tell | None = None) -> Tokens:
     """A recording's tokens, with what a file of them says about it."""
     spec = bundle.config.tokens
     metadata = {

@@ -16,8 +16,9 @@ from dataclasses import KW_ONLY, Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from audiolm_cli import checks
+from audiolm_cli.backend import Settings
 from audiolm_cli.checks import Check
-from audiolm_cli.config import BundleConfig, Sampling
+from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
 
 BATCH_SIZE = 8  # outputs made together, where nothing else is asked for
@@ -88,8 +89,9 @@ class Request:
         known = self.options()
         return replace(self, **{name: value for name, value in VARIES.items() if name in known})
 
-    def check(self, config: BundleConfig) -> None:
+    def check(self, config: Settings) -> None:
         """Raises UsageError for what the bundle cannot do."""
+        config.allow(self)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class ContinueRequest(SampledRequest):
         if self.until_end and self.best_of > 1:
             raise UsageError("until-end and best-of exclude each other: candidates are compared at one length")
 
-    def check(self, config: BundleConfig) -> None:
+    def check(self, config: Settings) -> None:
+        super().check(config)
         _at_least_a_token(config, "duration", self.duration)
         if self.prompt_seconds is not None:
             _at_least_a_token(config, "prompt-seconds", self.prompt_seconds)
@@ -167,7 +170,8 @@ class GenerateRequest(SampledRequest):
     duration: float = option(checks.duration, "Seconds of audio; inf: until Ctrl-C.", "SECONDS", default=10)
     until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
 
-    def check(self, config: BundleConfig) -> None:
+    def check(self, config: Settings) -> None:
+        super().check(config)
         _at_least_a_token(config, "duration", self.duration)
 
 
@@ -191,12 +195,13 @@ class DecodeRequest(Request):
 
     quantizers: int | None = option(checks.integer(1, 64), "Use only the first of the quantizers.", "N")
 
-    def check(self, config: BundleConfig) -> None:
+    def check(self, config: Settings) -> None:
+        super().check(config)
         if (self.quantizers or 1) > config.tokens.quantizers:
             raise UsageError(f"quantizers: {config.name} has only {config.tokens.quantizers}")
 
 
-def _at_least_a_token(config: BundleConfig, name: str, seconds: float) -> None:
+def _at_least_a_token(config: Settings, name: str, seconds: float) -> None:
     token, rate = config.tokens.samples_per_semantic, config.tokens.sample_rate
     if seconds < math.inf and round(seconds * rate) < token:
         raise UsageError(f"{name}: must be at least {token / rate} seconds")

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from audiolm_cli.audio.files import MAX_SECONDS
-from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.backend import Backend
 from audiolm_cli.errors import InputError, display
 
 MAX_HEADER = 2**20  # bytes before the tensors
@@ -34,7 +34,7 @@ class Tokens:
         return save({"semantic": self.semantic.int(), "codes": self.codes.int()}, self.metadata)
 
     @staticmethod
-    def load_bytes(data: bytes, bundle: Bundle) -> Tokens:
+    def load_bytes(data: bytes, bundle: Backend) -> Tokens:
         """Reads a token file.
 
         Raises InputError when `data` is no token file, comes from another codec, or cannot come from a recording of up

@@ -112,7 +112,7 @@ def test_threads_take_turns(model: api.Model) -> None:
     assert all(np.array_equal(made[seed], expected[seed]) for seed in range(4))
 
 
-def test_tokens_and_back_and_what_is_found(model: api.Model, monkeypatch: Any) -> None:
+def test_tokens_and_back_and_what_is_found(model: api.Model, tiny_bundle: Path, monkeypatch: Any) -> None:
     tokens = model.encode(noise(1.0), 16000)
     assert tokens.codes.shape == (12, 50)
     assert len(model.decode(tokens).waveform) == 16000
@@ -124,7 +124,7 @@ def test_tokens_and_back_and_what_is_found(model: api.Model, monkeypatch: Any) -
     assert found["path"] is None
     assert found["classifier"] == "tiny"
     monkeypatch.setattr(catalogue, "embedded", lambda: [])
-    plain = audiolm_cli.detect(noise(4.0), 16000, model=str(model.bundle.folder))
+    plain = audiolm_cli.detect(noise(4.0), 16000, model=str(tiny_bundle))
     assert (plain["watermark"], plain["classifier"]) == (False, "tiny")
 
 

@@ -61,7 +61,9 @@ class _Uninitialized(TorchFunctionMode):
 
 
 class Bundle:
-    """A loaded bundle; each part is read when it is first used."""
+    """A loaded bundle; each part is read when it is first used. The `Backend` of three stages."""
+
+    revision, compiled = "", True
 
     def __init__(self, folder: Path, config: BundleConfig, device: torch.device, dtype: torch.dtype):
         self.folder, self.config, self.device, self.dtype = folder, config, device, dtype

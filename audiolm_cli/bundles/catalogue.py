@@ -5,29 +5,43 @@ Needs no torch, as all that `audiolm models` calls.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from audiolm_cli.bundles import hub
-from audiolm_cli.bundles.folder import EMBEDDED, MAX_CONFIG_BYTES
+from audiolm_cli.bundles.folder import EMBEDDED, read_config
 from audiolm_cli.errors import ModelError
+from audiolm_cli.public import config as decoder
+from audiolm_cli.public import files
 
 
-def find(name: str, offline: bool = False) -> Path:
-    """The folder of a bundle: a path to one, the name of an embedded one, or `org/repo@revision` of a hub, which is
+def find(name: str, offline: bool = False, say: hub.Say | None = None) -> Path:
+    """The folder of a model: a path to one, the name of an embedded bundle, or `org/repo@revision` of a hub, which is
     fetched if it is not here."""
+    if folder := local(name):
+        return folder
+    if hub.is_id(name) and not Path(name).exists():
+        return hub.pull(name, offline, say)
+    raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
+
+
+def local(name: str) -> Path | None:
+    """The folder of a model that is none of a hub's."""
     candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
     if "/" in name or name in ("", ".", ".."):
         candidates = candidates[:1]
-    for folder in candidates:
-        if os.path.isfile(folder / "config.json"):  # whatever the name is
-            return folder
-    if hub.is_id(name) and not Path(name).exists():
-        return hub.pull(name, offline)
-    raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
+    return next((folder for folder in candidates if os.path.isfile(folder / "config.json")), None)  # whatever the name
+
+
+def kind(name: str, offline: bool = False) -> files.Kind:
+    """Of which kind a model is, by its config.json, of which a hub is asked alone if it is not here. Raises
+    ModelError."""
+    folder = local(name)
+    if folder is None and hub.is_id(name) and not Path(name).exists():
+        folder = hub.outline(name, offline)
+    return files.kind(folder) if folder else "stages"  # who loads it says that there is none
 
 
 def embedded() -> list[str]:
@@ -63,21 +77,56 @@ def front_matter(folder: Path) -> dict[str, str]:
 
 
 def shown(name: str, folder: Path) -> dict[str, Any]:
-    """All that is known of one bundle: its record, config, card and licence."""
+    """All that is known of one model: its record, config, card and licence, and lines `about` its sizes."""
     place = "embedded" if folder.parent in EMBEDDED else "cached" if hub.is_id(name) else "folder"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
         **record(name, place, folder),
-        "config": config,
+        "config": files.read_json(folder / "config.json"),
         "card": card(folder, "README.md"),
         "licence_text": card(folder, "LICENSE"),
+        "about": _of_stages(folder) if files.kind(folder) == "stages" else _of_codes(folder),
     }
+
+
+def _of_stages(folder: Path) -> list[str]:
+    config = read_config(folder)
+    tokens = config.tokens
+    return [
+        f"{tokens.sample_rate} Hz, {tokens.semantic_rate:g} semantic tokens/s of {tokens.semantic_vocabulary}, "
+        f"{tokens.quantizers} codes of {tokens.codebook_size} for every {tokens.samples_per_frame} samples",
+        *(
+            f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in vars(config.sampling).items()
+        ),
+        *(
+            f"{part if part == 'recipe' else f'{part} trained'}: {', '.join(f'{k} {v}' for k, v in how.items())}"
+            for part, how in config.trained.items()
+        ),
+    ]
+
+
+def _of_codes(folder: Path) -> list[str]:
+    from audiolm_cli.public.layout import CODEBOOK_SIZE, read_layout  # with numpy, which help does not need
+
+    config = decoder.read_config(folder)
+    lines = [
+        f"one language model over Mimi's codes: {config.model_type}, {config.parameters / 1e6:.0f} M weights in "
+        f"{config.layers} layers of width {config.width}"
+    ]
+    if (folder / files.TOKENIZER).is_file():
+        layout = read_layout(folder, config)
+        family = layout.family
+        lines.append(
+            f"{family.name}: {layout.quantizers} codes of {CODEBOOK_SIZE} a frame, trained on {family.context} tokens; "
+            f"temperature {family.temperature}, top-k {family.top_k}, top-p {family.top_p}"
+        )
+    return lines
 
 
 def card(folder: Path, file: str) -> str:
     """A text that came with a bundle, without what could steer a terminal; empty where there is none."""
     try:
-        text = (folder / file).read_text(encoding="utf-8", errors="replace")[:MAX_CONFIG_BYTES]
+        text = (folder / file).read_text(encoding="utf-8", errors="replace")[: files.MAX_CONFIG_BYTES]
     except OSError:
         return ""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")

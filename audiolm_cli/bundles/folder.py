@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
 
 from audiolm_cli.config import FORMAT_VERSION, BundleConfig, from_json
 from audiolm_cli.errors import ModelError
+from audiolm_cli.public.files import read_json, read_text
 
-MAX_CONFIG_BYTES = 1 << 20
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
 SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
 PACKAGE = Path(__file__).parent.parent
@@ -24,7 +23,7 @@ EMBEDDED = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel, in a
 
 def damaged(folder: Path, contents: bool = True) -> list[str]:
     """Names of files that are missing, or (with `contents`) are not what SHA256SUMS says. Raises ModelError."""
-    listed = SHA256SUMS.fullmatch(_text(folder / "SHA256SUMS"))
+    listed = SHA256SUMS.fullmatch(read_text(folder / "SHA256SUMS"))
     if not listed:
         raise ModelError(f"{folder / 'SHA256SUMS'}: not a list of SHA-256 sums")
     sums = {name: digest for digest, name in (line.split("  ") for line in listed[0].splitlines())}
@@ -47,7 +46,7 @@ def check_once(folder: Path) -> None:
     """`check_sums` on first load, and again when a file has changed; embedded bundles were checked when installed."""
     if folder.parent in EMBEDDED:
         return
-    state = [str(folder.resolve()), _text(folder / "SHA256SUMS")]
+    state = [str(folder.resolve()), read_text(folder / "SHA256SUMS")]
     for file in sorted(folder.iterdir()):
         status = file.stat()
         state.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
@@ -58,15 +57,6 @@ def check_once(folder: Path) -> None:
         with contextlib.suppress(OSError):  # then the next load checks again
             cache.mkdir(parents=True, exist_ok=True)
             mark.touch()
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable ({error})") from error
 
 
 def sha256(file: Path) -> str:
@@ -81,10 +71,7 @@ def sha256(file: Path) -> str:
 def read_config(folder: Path) -> BundleConfig:
     """The checked config.json of a bundle; raises ModelError."""
     file = folder / "config.json"
-    try:
-        value = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not readable as JSON ({error})") from error
+    value = read_json(file)
     version = value.get("format_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:  # whatever else it may say
         raise ModelError(

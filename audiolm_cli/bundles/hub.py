@@ -1,21 +1,30 @@
-"""Bundles from a model hub: `org/repo` or `org/repo@revision`, kept in huggingface_hub's own cache.
+"""Models from a hub: `org/repo` or `org/repo@revision`, kept in huggingface_hub's own cache.
 
-What is in the cache and whole is used without asking the network. A file that breaks off goes on where it was, for some
-tries; files that have come stay for the next call. All are checked against SHA256SUMS before they count: a file that
-does not match is removed again.
+What is in the cache and whole is used without asking the network. Only files that are needed are fetched, those first
+that tell which these are; never code, nor weights in a format that can hold code. A file that breaks off goes on where
+it was, for some tries; files that have come stay for the next call. Bundles are checked against SHA256SUMS before they
+count: a file that does not match is removed again.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from audiolm_cli.bundles.folder import PARTS, check_once, damaged, read_config
 from audiolm_cli.errors import ModelError
+from audiolm_cli.public import files
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0,127})?")
-CARD = ["README.md", "LICENSE", "*.png", "*.ogg"]  # of a bundle: for people, with pictures and examples
-FILES = ["config.json", "SHA256SUMS", *CARD, *(f"{part}.safetensors" for part in PARTS)]
+CARD = ["README.md", "LICENSE", "LICENSE.txt", "*.png", "*.ogg"]  # of a bundle: for people, with pictures and examples
+BUNDLE = [*(f"{part}.safetensors" for part in PARTS), *CARD]
+OUTLINE = ["SHA256SUMS", *CARD[:3], *files.OUTLINE]
+LARGE = 100e6  # bytes, of which is said how many come
+
+Say = Callable[[str], None]
 
 
 def is_id(name: str) -> bool:
@@ -23,56 +32,114 @@ def is_id(name: str) -> bool:
     return ID.fullmatch(name) is not None
 
 
-def cached(name: str) -> Path | None:
-    """The folder of a bundle that is here, whole or not; asks no network."""
+def cached(name: str, *patterns: Sequence[str]) -> Path | None:
+    """The folder of a repository that is here, with all its files of the first names, or the second and so on, as far
+    as that is known; by default those of a model of either kind. Asks no network."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    try:
-        return _snapshot(name, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
+    for names in patterns or ([*OUTLINE, *BUNDLE], [*OUTLINE, *files.ALL]):
+        try:
+            return _snapshot(name, names, local_files_only=True)
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+    return None
 
 
-def _snapshot(name: str, local_files_only: bool = False) -> Path:
+def _snapshot(name: str, patterns: Sequence[str], local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     folder = snapshot_download(
-        repository, revision=revision or None, local_files_only=local_files_only, allow_patterns=FILES
+        repository,
+        revision=revision or None,
+        local_files_only=local_files_only,
+        allow_patterns=list(patterns),
     )
     return Path(folder)
 
 
 def whole(folder: Path) -> bool:
-    """Whether all that SHA256SUMS names is there."""
+    """Whether all that a model needs is there: of a bundle, all that SHA256SUMS names."""
     try:
-        return not damaged(folder, contents=False)
+        stages = files.kind(folder) == "stages"
+        return not damaged(folder, contents=False) if stages else files.whole(folder)
     except ModelError:
         return False
 
 
-def pull(name: str, offline: bool = False, quiet: bool = False) -> Path:
-    """The folder of a bundle, downloaded if need be and checked; raises ModelError."""
+def outline(name: str, offline: bool = False) -> Path:
+    """The folder of a model of which config.json at least is there, fetched if need be; raises ModelError."""
+    folder = cached(name, OUTLINE)
+    if folder and (folder / "config.json").is_file():
+        return folder
+    return _fetched(name, OUTLINE, offline)
+
+
+def pull(name: str, offline: bool = False, say: Say | None = None) -> Path:
+    """The folder of a model, downloaded if need be and checked; raises ModelError. `say` is told of a large download
+    before it begins, and on a terminal bars show how it comes; without it nothing is said."""
     folder = cached(name)
     if folder and whole(folder):
         return folder
+    folder = _fetched(name, OUTLINE, offline)
+    stages = files.kind(folder) == "stages"
+    folder = _fetched(name, [*OUTLINE, *BUNDLE] if stages else [*OUTLINE, *files.ALL], offline, say)
+    if stages:
+        _check(folder)
+    elif not whole(folder):
+        raise ModelError(f"{name}: the repository lacks {files.lacking(folder)}")
+    return folder
+
+
+def pull_files(name: str, patterns: Sequence[str], offline: bool = False, say: Say | None = None) -> Path:
+    """The folder of some files of a repository that are no model by themselves, fetched if need be."""
+    folder = cached(name, patterns)
+    if folder and all(any(folder.glob(pattern)) for pattern in patterns):
+        return folder
+    return _fetched(name, patterns, offline, say)
+
+
+def _fetched(name: str, patterns: Sequence[str], offline: bool, say: Say | None = None) -> Path:
+    """The folder of a repository with all its files of these names; raises ModelError."""
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelError(f"{name}: not here, and --offline or HF_HUB_OFFLINE forbids to fetch it")
-    if quiet:
+    if say is None or sys.stderr is None or not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        folder = _snapshot(name)
-    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.GatedRepoError):
+        if say and (size := _size(name, patterns)) > LARGE:
+            say(f"{name}: {size / 1e9:.1f} GB to fetch")
+        return _snapshot(name, patterns)
+    except huggingface_hub.errors.GatedRepoError:
+        raise ModelError(
+            f"{name}: the hub shows it only to those who accepted its terms, on its page there: then `hf auth login`"
+        ) from None
+    except huggingface_hub.errors.RepositoryNotFoundError:
         raise ModelError(f"{name}: the hub has no such repository, or does not show it to you") from None
     except huggingface_hub.errors.RevisionNotFoundError:
         raise ModelError(f"{name}: the repository has no such revision") from None
     except Exception as error:  # the client's own, its HTTP library's, the system's
         why = " ".join(str(error).split())[:300]
         raise ModelError(f"{name}: could not be fetched ({why}); what has come stays, try again") from error
+
+
+def _size(name: str, patterns: Sequence[str]) -> int:
+    """Bytes of a repository's files of these names that are not here."""
+    from huggingface_hub import HfApi
+
+    repository, _, revision = name.partition("@")
+    folder, total = cached(name, OUTLINE), 0
+    for entry in HfApi().list_repo_tree(repository, revision=revision or None):
+        here = folder is not None and (folder / entry.path).exists()
+        if not here and any(fnmatch.fnmatch(entry.path, pattern) for pattern in patterns):
+            total += getattr(entry, "size", 0) or 0
+    return total
+
+
+def _check(folder: Path) -> None:
     try:
         check_once(folder)
         read_config(folder)
@@ -82,16 +149,15 @@ def pull(name: str, offline: bool = False, quiet: bool = False) -> Path:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         raise
-    return folder
 
 
 def listed() -> dict[str, Path]:
-    """Bundles in the cache: `org/repo@revision` -> folder. The library would take half a second for it."""
+    """Models in the cache: `org/repo@revision` -> folder. The library would take half a second for it."""
     from huggingface_hub import constants
 
     found = {}
-    for sums in Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/SHA256SUMS"):
-        snapshot, repository = sums.parent, sums.parents[2]
+    for config in Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/config.json"):
+        snapshot, repository = config.parent, config.parents[2]
         if whole(snapshot):
             names = [r.relative_to(repository / "refs").as_posix() for r in repository.glob("refs/**/*")
                      if r.is_file() and r.read_text() == snapshot.name]  # fmt: skip

@@ -33,29 +33,33 @@ from audiolm_cli.request import (
 )
 
 if TYPE_CHECKING:
-    from audiolm_cli.bundles.bundle import Bundle
+    from audiolm_cli.backend import Backend
     from audiolm_cli.pipeline import Output, Prompt
     from audiolm_cli.token_file import Tokens
 
+COMMANDS = {ResynthRequest: "resynth", EncodeRequest: "encode", DecodeRequest: "decode"}  # that not every kind serves
 Read = TypeVar("Read")
 Made = TypeVar("Made")
 
 
 def load_maker(kind: type[Request], running: Running, console: Console) -> Maker[Any, Any]:
-    """Loads the bundle for requests of a class; raises ModelError, UsageError."""
-    import torch
+    """Loads the bundle for requests of a class; raises ModelError, and UsageError for what its kind cannot do."""
+    from audiolm_cli import backends
 
-    from audiolm_cli.bundles import bundle
+    backends.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
+    import torch
 
     torch.set_num_threads(running.threads)
     dtype = running.dtype.value if isinstance(running, SampledRunning) else "float32"
-    loaded = bundle.load(running.model, device=running.device, dtype=dtype, offline=running.offline)
+    loaded = backends.load(
+        running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer
+    )
     makers: dict[type[Request], type[Maker[Any, Any]]] = {EncodeRequest: TokenMaker, DecodeRequest: DecodedMaker}
     maker = makers.get(kind, SampledMaker)
     return maker(loaded, running, console)
 
 
-def read_recording(path: str, bundle: Bundle, console: Console, end_only: bool = False) -> np.ndarray:
+def read_recording(path: str, bundle: Backend, console: Console, end_only: bool = False) -> np.ndarray:
     """Reads a recording, or its last hour, as `float32 [T]` at the bundle's rate, and says what was done to it. Raises
     InputError for less than one token."""
     spec = bundle.config.tokens
@@ -67,7 +71,7 @@ def read_recording(path: str, bundle: Bundle, console: Console, end_only: bool =
     return recording.samples
 
 
-def read_tokens(path: str, bundle: Bundle) -> Tokens:
+def read_tokens(path: str, bundle: Backend) -> Tokens:
     """Reads a token file. Raises InputError."""
     from audiolm_cli.token_file import Tokens
 
@@ -84,7 +88,7 @@ class Maker(ABC, Generic[Read, Made]):
     batch_size = 1
     streaming = WHOLE
 
-    def __init__(self, bundle: Bundle, running: Running, console: Console):
+    def __init__(self, bundle: Backend, running: Running, console: Console):
         self.bundle, self.console = bundle, console
         self.rate = bundle.config.tokens.sample_rate
         self.force, self.skip_existing = running.force, running.skip_existing
@@ -150,14 +154,16 @@ class Maker(ABC, Generic[Read, Made]):
 
     def record(self, output: PlannedOutput, **more: Any) -> dict[str, Any]:
         """What to report about any output, and more."""
-        name, identity = self.bundle.config.name, self.bundle.identity
-        return {"path": output.target, "source": output.request.input, "model": name, "identity": identity, **more}
+        of = {"model": self.bundle.config.name, "identity": self.bundle.identity}
+        if self.bundle.revision:
+            of["revision"] = self.bundle.revision
+        return {"path": output.target, "source": output.request.input, **of, **more}
 
 
 class SampledMaker(Maker["Prompt", "Output"]):
     """`continue`, `generate` and `resynth`: a prompt becomes an audio file."""
 
-    def __init__(self, bundle: Bundle, running: Running, console: Console):
+    def __init__(self, bundle: Backend, running: Running, console: Console):
         super().__init__(bundle, running, console)
         assert isinstance(running, SampledRunning)
         self.batch_size = running.batch_size
@@ -166,8 +172,14 @@ class SampledMaker(Maker["Prompt", "Output"]):
             "dtype": running.dtype.value,
             "threads": running.threads,
             "kernel": bundle.kernel,
+            **({"revision": bundle.revision} if bundle.revision else {}),
         }
-        if bundle.kernel == "torch" and bundle.device.type == "cpu" and not os.environ.get("AUDIOLM_KERNEL"):
+        if (
+            bundle.kernel == "torch"
+            and bundle.compiled
+            and bundle.device.type == "cpu"
+            and not os.environ.get("AUDIOLM_KERNEL")
+        ):
             console.note("the native kernel is not compiled here: decoding by torch, which takes far longer")
         # read once for all samples of a recording, and beside it the reference that many share
         self._recording = functools.lru_cache(2)(self.recording)

@@ -6,7 +6,6 @@ import functools
 import gc
 import os
 import signal
-import sys
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -214,6 +213,9 @@ def detect(
     """
     console, named = console_of(ctx), _named(files)
     with console.status("loading"):
+        from audiolm_cli import backends
+
+        backends.require("detect", model or "speech", examining.offline)
         from audiolm_cli.provenance import provenance
 
         examiner = provenance.Examiner(model, examining.device, examining.offline, examining.threads)
@@ -246,6 +248,9 @@ def score(
     console.json = True
     named = _named(files)
     with console.status(f"loading {display(model)}"):
+        from audiolm_cli import backends
+
+        backends.require("score", model, examining.offline)
         import torch
 
         from audiolm_cli.bundles import bundle
@@ -276,26 +281,12 @@ def models_show(
 ) -> None:
     """Show a bundle's sizes, training, model card and licence."""
     from audiolm_cli.bundles import catalogue
-    from audiolm_cli.bundles.catalogue import find
-    from audiolm_cli.bundles.folder import read_config
 
     console = console_of(ctx)
-    folder = find(name, offline)
-    config = read_config(folder)
-    record = catalogue.shown(name, folder)
-    tokens = config.tokens
+    record = catalogue.shown(name, catalogue.find(name, offline, console.hearer))
     lines = [
         f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
-        f"{tokens.sample_rate} Hz, {tokens.semantic_rate:g} semantic tokens/s of {tokens.semantic_vocabulary}, "
-        f"{tokens.quantizers} codes of {tokens.codebook_size} for every {tokens.samples_per_frame} samples",
-        *(
-            f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for name, value in vars(config.sampling).items()
-        ),
-        *(
-            f"{part if part == 'recipe' else f'{part} trained'}: {', '.join(f'{k} {v}' for k, v in how.items())}"
-            for part, how in config.trained.items()
-        ),
+        *record.pop("about"),
         "",
         record["card"],
         record["licence_text"],
@@ -318,7 +309,7 @@ def models_pull(
     console = console_of(ctx)
     if not hub.is_id(name):
         raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
-    folder = hub.pull(name, offline, quiet or sys.stderr is None or not sys.stderr.isatty())
+    folder = hub.pull(name, offline, console.hearer)
     console.data(catalogue.record(name, "cached", folder), str(folder))
 
 
@@ -333,18 +324,14 @@ def models_verify(
     debug: Debug = False,
 ) -> None:
     """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
+    from audiolm_cli import backends
     from audiolm_cli.bundles import catalogue
-    from audiolm_cli.bundles.bundle import check_parts
-    from audiolm_cli.bundles.catalogue import find
-    from audiolm_cli.bundles.folder import check_sums
 
     console = console_of(ctx)
     failed = False
     for name in names or [record["name"] for record in catalogue.listed()]:
         try:
-            folder = find(name, offline=True)
-            check_sums(folder)
-            check_parts(folder)
+            folder = backends.verify(name)
             console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
         except AudioLMError as error:
             console.error(error)

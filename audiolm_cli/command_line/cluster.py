@@ -26,7 +26,7 @@ from audiolm_cli.errors import AudioLMError, ModelError, UsageError, explain
 from audiolm_cli.request import Request
 
 if TYPE_CHECKING:
-    from audiolm_cli.bundles.bundle import Bundle
+    from audiolm_cli.backend import Backend
 
 CONNECT_SECONDS = 10
 Event = tuple[str, Any]  # a method of Console and what it was called with
@@ -152,7 +152,7 @@ def connect(address: str, quiet: bool = True) -> None:
 
 
 def run_batches(
-    batches: list[list[PlannedOutput]], *, kind: type[Request], running: Running, bundle: Bundle, console: Console
+    batches: list[list[PlannedOutput]], *, kind: type[Request], running: Running, bundle: Backend, console: Console
 ) -> Iterator[int]:
     """Has the connected cluster make batches, says what its workers have to say, and yields how many outputs of each
     failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU. Raises

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.tokens import Item, until_stop
-from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear
+from audiolm_cli.language_models.transformer import Autoregressive, KVCache, Linear
 from audiolm_cli.processor import row_block
 
 # Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
@@ -50,7 +50,7 @@ class Making(Protocol):
         """Gives back what it holds."""
 
 
-def start(model: Decoder, items: list[Item], sampling: StageSampling, batch_size: int) -> Making:
+def start(model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int) -> Making:
     """Begins to make up to `batch_size` items; whoever does so closes it."""
     if len(items) > batch_size:
         raise ValueError("there are more items than a batch has")
@@ -62,7 +62,7 @@ def start(model: Decoder, items: list[Item], sampling: StageSampling, batch_size
 
 
 def generate(
-    model: Decoder,
+    model: Autoregressive,
     items: list[Item],
     sampling: StageSampling,
     batch_size: int,
@@ -85,7 +85,7 @@ class Steps:
     """Items made by torch."""
 
     @torch.inference_mode()
-    def __init__(self, model: Decoder, items: list[Item], sampling: StageSampling, batch_size: int):
+    def __init__(self, model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int):
         weight = model.ids.weight
         self.model, self.items = model, items
         self.wanted = [len(item.uniform) for item in items]
@@ -158,13 +158,13 @@ class Steps:
 class _Batch:
     """What decoding reads and writes, in buffers that keep their places, so that CUDA graphs can hold the steps."""
 
-    def __init__(self, model: Decoder, slots: int, length: int, codes: torch.Size):
+    def __init__(self, model: Autoregressive, slots: int, length: int, codes: torch.Size):
         weight = model.ids.weight
         self.model, self.device = model, weight.device
         self.cache = KVCache.allocate(model, slots, length)
         self.hidden = weight.new_zeros(slots, model.config.width)
-        self.features = weight.new_zeros(slots, length, model.config.width)
-        self.rotation = [weight.new_zeros(slots, length, 1, 1, model.config.width // model.config.heads) for _ in "cs"]
+        self.features = weight.new_zeros(slots, length, model.feature_width)
+        self.rotation = [weight.new_zeros(slots, length, 1, 1, model.config.head_width) for _ in "cs"]
         self.bias = weight.new_full((slots, length), -torch.inf)
         self.uniform = torch.full((slots, length, *codes), 0.5, device=self.device)
         self.made = torch.zeros(slots, length, *codes, dtype=torch.int64, device=self.device)
@@ -245,8 +245,10 @@ def _prefix(item: Item) -> bytes:
     return b"".join(part[: sequence.known].numpy().tobytes() for part in (sequence.ids, sequence.fields))
 
 
-def _rows(model: Decoder, items: int, branches: int, size: int, batch_size: int) -> int:
+def _rows(model: Autoregressive, items: int, branches: int, size: int, batch_size: int) -> int:
     """Rows that each branch of a batch has: as few as keep its products free of what else is there."""
+    if branches * batch_size == 1:
+        return 1  # there never is another
     weight = model.ids.weight
     layers = (layer for part in model.stepped() for layer in part.modules() if isinstance(layer, Linear))
     shapes = {(model.config.width, size), *((layer.in_features, layer.out_features) for layer in layers)}
@@ -267,7 +269,7 @@ def _captured(steps: Callable[[], None], device: torch.device) -> Callable[[], N
     return graph.replay  # type: ignore[no-any-return]
 
 
-def _workspace(model: Decoder, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
+def _workspace(model: Autoregressive, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
     """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs, while nobody has
     them."""
     codes, weight = uniform.shape[1:], model.ids.weight

@@ -26,6 +26,7 @@ from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.language_models.sampling import Noise, Progress, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import Filling, Item, Line, Piece, TokenSequence, Window, frames, windows
+from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
@@ -68,12 +69,12 @@ class Source:
         return self.limit(number) <= place
 
 
-class _Rounds(Source):
+class Rounds(Source):
     """A source that makes its items by the engine, in rounds: a window of every item that is not complete."""
 
     per_token = 1  # steps of the engine's
 
-    def __init__(self, model: SemanticTransformer | CoarseModel, known: Sequence[Tensor], how: How):
+    def __init__(self, model: Autoregressive, known: Sequence[Tensor], how: How):
         super().__init__(known)
         self.model, self.how = model, how
         self.plans: list[Iterator[Window]] = []
@@ -138,7 +139,7 @@ class _Rounds(Source):
         raise NotImplementedError
 
 
-class SemanticStage(_Rounds):
+class SemanticStage(Rounds):
     """Stage 1: continues known tokens `int64 [S_known]` up to `limits`, or to where `<end>` comes if it may."""
 
     model: SemanticTransformer
@@ -174,7 +175,7 @@ class SemanticStage(_Rounds):
                     self.totals[i], self.windows[i] = len(line), (first, made, len(line))
 
 
-class CoarseStage(_Rounds):
+class CoarseStage(Rounds):
     """Stage 2: makes coarse codes `int64 [coarse, F]` for semantic tokens, behind known ones `[coarse, F_known]`.
 
     `voice`, semantic tokens and coarse codes of a recording, stands in front of every window in place of the item's own

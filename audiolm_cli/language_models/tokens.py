@@ -215,10 +215,5 @@ class Line:
             self.tail, self.begin = self.tail[..., least - self.begin :].clone(), least
 
 
-def extended(codes: Tensor, frames: int) -> Tensor:
-    """Codes `[Q, up to F]` -> `[Q, F]`, -1 where unknown."""
-    return torch.cat([codes, codes.new_full((codes.shape[0], frames - codes.shape[1]), -1)], 1)
-
-
 def frames(spec: TokenSpec, seconds: float) -> int:
     return round(seconds * spec.sample_rate / spec.samples_per_frame)

@@ -10,7 +10,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,23 @@ if TYPE_CHECKING:
 REPLACED = 0.07  # share of the tokens read in training that are replaced at random: one may be wrong in generation, too
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
+
+
+class Sizes(Protocol):
+    """What a config says of a Transformer's sizes."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_width(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+
 # logits `[B, N, V]`, ids `[B, N]`, -1 where nothing is wanted -> `[B, N]` or `[B, N, K]`
 Measure = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,9 +70,9 @@ class KVCache:
     values: Tensor
 
     @classmethod
-    def allocate(cls, model: Decoder, slots: int, length: int) -> KVCache:
+    def allocate(cls, model: Autoregressive, slots: int, length: int) -> KVCache:
         c, weight = model.config, model.ids.weight
-        shape = (c.layers, slots, c.kv_heads, length, c.width // c.heads)
+        shape = (c.layers, slots, c.kv_heads, length, c.head_width)
         zeros = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
         return cls(*zeros)
 
@@ -91,26 +108,21 @@ class Linear(nn.Linear):
         return product_plus(x, self.packed, other)
 
 
-class Block(nn.Module):
-    """Pre-norm attention, where `kv_heads` keys and values serve all query heads, and feed-forward."""
+class Attention(nn.Module, ABC):
+    """A block's attention, where `kv_heads` keys and values serve all query heads. What stands around it, a kind of
+    block adds."""
 
-    def __init__(self, config: StageConfig, dropout: float):
+    def __init__(self, config: Sizes):
         super().__init__()
-        self.heads, self.kv_heads, self.dropout = config.heads, config.kv_heads, dropout
-        self.head_width = config.width // config.heads
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.qkv = Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width)
-        self.output = Linear(config.width, config.width)
-        self.feedforward_norm = nn.LayerNorm(config.width)
-        self.up = Linear(config.width, config.feedforward)
-        self.down = Linear(config.feedforward, config.width)
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
 
+    @abstractmethod
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, L, D]` -> rotated queries `[B, heads, L, head width]`, rotated keys and values `[B, kv heads, ...]`."""
-        batch, length, _ = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(batch, length, -1, self.head_width).transpose(1, 2)
-        rotated = rotate(qkv[:, : -self.kv_heads], rotation)
-        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, -self.kv_heads :]
+
+    @abstractmethod
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Adds the attention's result `[B, heads, L, head width]` and the feed-forward part to `[B, L, D]`."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
         """Attention over a whole sequence."""
@@ -125,8 +137,27 @@ class Block(nn.Module):
     def _shared(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.heads // self.kv_heads, 1) if self.heads > self.kv_heads else x
 
+
+class Block(Attention):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: StageConfig, dropout: float):
+        super().__init__(config)
+        self.dropout = dropout
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.qkv = Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width)
+        self.output = Linear(config.width, config.width)
+        self.feedforward_norm = nn.LayerNorm(config.width)
+        self.up = Linear(config.width, config.feedforward)
+        self.down = Linear(config.feedforward, config.width)
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, _ = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, -1, self.head_width).transpose(1, 2)
+        rotated = rotate(qkv[:, : -self.kv_heads], rotation)
+        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, -self.kv_heads :]
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Adds the attention's result `[B, heads, L, head width]` and the feed-forward part to `[B, L, D]`."""
         x = self._add(x, self.output, attended.transpose(1, 2).flatten(2))
         return self._add(x, self.down, self.up.gelu(self.feedforward_norm(x)))
 
@@ -147,21 +178,71 @@ class NativeParts:
     asked: nn.Embedding | None = None
 
 
-class Stack(nn.Module, ABC):
-    """Blocks, the norm behind them, and logits as products with the rows of the id embedding; a kind adds embeddings,
-    sequences, losses and how it is sampled."""
+class Trunk(nn.Module, ABC):
+    """Blocks, the norm behind them, and logits as products with rows of the output matrix."""
 
-    stage: ClassVar[StageName]
+    config: Sizes
+    blocks: nn.ModuleList
+    norm: nn.Module
     ids: nn.Embedding
     native: Weights | None = None  # what the native kernel decodes with, in place of this module
+    packed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: dict[tuple[int, int], Tensor] = {}  # packed rows of `unembedding`, by first id and number
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The output matrix `[ids, width]`: that of the inputs, where a kind has no other."""
+        return self.ids.weight
+
+    @abstractmethod
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Radians per position of each rotated pair, `float32 [head width / 2]`."""
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Positions `int64 [B, L]` -> cosine and signed sine `[B, 1, L, head width]` for `rotate`."""
+        angle = positions[..., None].float() * self.frequencies(positions.device)
+        cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
+        mixed = self.training and torch.is_autocast_enabled(angle.device.type)
+        dtype = torch.get_autocast_dtype(angle.device.type) if mixed else self.ids.weight.dtype
+        return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
+
+    def stepped(self) -> Iterator[nn.Module]:
+        """The modules whose linear layers see a row for each slot in every step."""
+        return iter(self.blocks)
+
+    def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
+        """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
+        if not self.packed:
+            return F.linear(hidden, self.unembedding[low : low + size])
+        if (low, size) not in self.heads:
+            self.heads[low, size] = packed(self.unembedding[low : low + size])
+        return product(hidden, self.heads[low, size])
+
+    def pack(self) -> None:
+        """Rearranges the weights of a model that decodes in bfloat16 on a CPU; does nothing where that cannot be."""
+        weight = self.ids.weight
+        if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs_bfloat16():
+            self.packed = True
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.pack()
+
+
+class Stack(Trunk):
+    """A stage's model. A kind adds embeddings, sequences, losses and how it is sampled."""
+
+    stage: ClassVar[StageName]
+    config: StageConfig
+    norm: nn.LayerNorm
 
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
         super().__init__()
         self.config, self.spec = config, spec
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.packed = False
-        self.heads: dict[tuple[int, int], Tensor] = {}  # packed rows of `ids`, by first id and number
 
     @abstractmethod
     def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
@@ -203,44 +284,26 @@ class Stack(nn.Module, ABC):
             for linear in (block.output, block.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * self.config.layers) ** 0.5)
 
-    def rotation(self, positions: Tensor) -> Rotation:
-        """Positions `int64 [B, L]` -> cosine and signed sine `[B, 1, L, head width]` for `rotate`."""
-        half = self.config.width // self.config.heads // 2
-        angle = positions[..., None].float() * frequencies(half, self.config.rotary_base, positions.device)
-        cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
-        mixed = self.training and torch.is_autocast_enabled(angle.device.type)
-        dtype = torch.get_autocast_dtype(angle.device.type) if mixed else self.ids.weight.dtype
-        return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
-
-    def stepped(self) -> Iterator[nn.Module]:
-        """The modules whose linear layers see a row for each slot in every step."""
-        return iter(self.blocks)
-
-    def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
-        """Hidden states `[..., width]` -> logits `[..., size]` of the ids low to low + size."""
-        if not self.packed:
-            return F.linear(hidden, self.ids.weight[low : low + size])
-        if (low, size) not in self.heads:
-            self.heads[low, size] = packed(self.ids.weight[low : low + size])
-        return product(hidden, self.heads[low, size])
-
-    def pack(self) -> None:
-        """Rearranges the weights of a model that decodes in bfloat16 on a CPU; does nothing where that cannot be."""
-        weight = self.ids.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs_bfloat16():
-            self.packed = True
-            for module in self.modules():
-                if isinstance(module, Linear):
-                    module.pack()
+    def frequencies(self, device: torch.device) -> Tensor:
+        return frequencies(self.config.head_width // 2, self.config.rotary_base, device)
 
 
-class Decoder(Stack):
-    """A stage's model that goes on from what it has made. What it makes in a step is one token, or one frame of Q of
-    them: ids are `[B, L]` or `[B, L, Q]` then."""
+class Autoregressive(Trunk):
+    """A model that goes on from what it has made: what the engine needs of one. What it makes in a step is one token,
+    or one frame of Q of them: ids are `[B, L]` or `[B, L, Q]` then."""
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers that `features` says of a position."""
+        return self.config.width
+
+    def layers(self) -> Iterator[Attention]:
+        return cast("Iterator[Attention]", iter(self.blocks))
 
     @abstractmethod
     def features(self, fields: Tensor) -> Tensor:
-        """What is known of positions before their tokens are: fields `int64 [B, L, 2 + C]` -> `[B, L, width]`."""
+        """What is known of positions before their tokens are: fields `int64 [B, L, 2 + C]` -> `[B, L, feature
+        width]`."""
 
     @abstractmethod
     def embed(self, ids: Tensor, features: Tensor) -> Tensor:
@@ -250,11 +313,6 @@ class Decoder(Stack):
     def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
         """What comes next: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
         [low, low + size)."""
-
-    @abstractmethod
-    def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
-        """What the engine is to make: the unknown tokens of a sequence, with `uniform float32 [tokens]` in flattened
-        order."""
 
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
@@ -290,6 +348,15 @@ class Decoder(Stack):
             keys[where], values[where] = k[:, :, 0], v[:, :, 0]
             x = block.finish(x, block.attend_cached(q, keys[:, :, :longest], values[:, :, :longest], bias))
         return self.norm(x[:, 0])
+
+
+class Decoder(Stack, Autoregressive):
+    """A stage's model that the engine decodes."""
+
+    @abstractmethod
+    def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
+        """What the engine is to make: the unknown tokens of a sequence, with `uniform float32 [tokens]` in flattened
+        order."""
 
 
 class Transformer(Decoder):

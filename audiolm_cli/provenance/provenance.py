@@ -16,12 +16,13 @@ from audiolm_cli.errors import display
 from audiolm_cli.provenance import watermark
 
 if TYPE_CHECKING:
+    from audiolm_cli.backend import Backend
     from audiolm_cli.bundles.bundle import Bundle
 
 GENERATED = "trainedAlgorithmicMedia"  # IPTC digital source type: made by a model trained on media
 
 
-def tags(bundle: Bundle, **made_with: Any) -> dict[str, str]:
+def tags(bundle: Backend, **made_with: Any) -> dict[str, str]:
     """Metadata that says what made an audio file; the comment is ASCII JSON, well under 1 kB."""
     comment = {"bundle": bundle.config.name[:64], "identity": bundle.identity, **made_with}
     return {

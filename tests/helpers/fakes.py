@@ -68,7 +68,7 @@ class FakePipeline:
     def load(self, name: str, *, device: str, dtype: str, offline: bool = False) -> types.SimpleNamespace:
         self.loads.append((name, device, dtype))
         config = dataclasses.replace(CONFIG, name=name)
-        return types.SimpleNamespace(config=config, identity="0123456789abcdef", kernel="native")
+        return types.SimpleNamespace(config=config, identity="0123456789abcdef", kernel="native", revision="")
 
     def continue_(self, bundle, request, prompts, *, progress, **options) -> Iterator[Any]:
         time.sleep(self.pause if self.calls else 0)

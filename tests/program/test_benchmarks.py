@@ -66,3 +66,11 @@ def test_the_engine_is_measured_beside_others_on_any_processor(tmp_path: Path) -
     (row,) = found.values()
     assert set(row) == {"semantic", "coarse", "fine"}
     assert min(row.values()) > 0
+
+
+def test_public_checkpoints_stand_beside_transformers(tmp_path: Path) -> None:
+    found = benchmark(
+        "checkpoints.py", "--sizes", "tiny", "--tokens", 16, "--prompt", 16, "--runs", 1, "--json", tmp_path / "c"
+    )["tiny"]
+    assert found["tokens"] == 16
+    assert found["ratio"] == pytest.approx(found["audiolm_tokens_per_second"] / found["transformers_tokens_per_second"])

@@ -1,0 +1,75 @@
+"""A batch on its way through one language model over Mimi's codes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from audiolm_cli.console import Tell
+from audiolm_cli.language_models.stages import REFERENCE_SECONDS, How
+from audiolm_cli.mimi.continuing import ANCHOR_SHARE, CodeStage
+from audiolm_cli.mimi.model import MimiBackend
+from audiolm_cli.pipeline import spoken_stretch
+from audiolm_cli.rendering import Chunk, Run, run_for
+from audiolm_cli.token_file import Tokens
+
+
+@run_for.register(MimiBackend)
+def _(bundle: MimiBackend) -> type[Run]:
+    return MimiRun
+
+
+@dataclass
+class MimiRun(Run):
+    """Codes are continued as far as the next piece of sound needs them."""
+
+    def extended(
+        self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
+    ) -> Iterator[tuple[int, Chunk, bool]]:
+        codes = [tokens.codes for tokens in known]
+        totals = [k.shape[1] + new_tokens for k in codes]
+        anchors = self.once(lambda n: self._anchor(n, codes[n].shape[1]))
+        count = len(codes) * new_tokens * self.bundle.config.tokens.quantizers
+        told, timed = self.clock.counted("codes", count), functools.partial(self.clock.timed, "codes")
+        how = How(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
+        tell = self.clock.counted("decode", sum(totals))
+        for first in range(0, len(codes), how.batch_size):
+            part = slice(first, first + how.batch_size)
+            parts = codes[part], totals[part], anchors[part]
+            own = replace(how, noise=self.noise[part])
+            stage = CodeStage(self.bundle.model, *parts, self.bundle.config.window, own)
+            for n, chunk, last in self._decoded(stage, tell):
+                yield first + n, chunk, last
+
+    def _decoded(self, stage: CodeStage, tell: Tell) -> Iterator[tuple[int, Chunk, bool]]:
+        codec = self.bundle.codec
+        for line in stage.lines:
+            line.hold("decode", 0)
+        for pieces in itertools.zip_longest(*(codec.pieces(stage.limit(n)) for n in range(len(stage.lines)))):
+            stage.until([piece[2] if piece else 0 for piece in pieces])
+            for n, (first, start, end) in ((n, piece) for n, piece in enumerate(pieces) if piece):
+                codes = stage.lines[n].cut(first, end)
+                stage.lines[n].hold("decode", first)
+                with self.clock.timed("decode"):
+                    audio = codec.decode(codes, start - first).numpy()
+                tell(end - start)
+                codes = codes[:, start - first :]
+                yield n, Chunk(audio, codes[0], codes), end == stage.limit(n)
+
+    def _together(self) -> int:
+        """How many outputs are decoded at a time: in float32 on a CPU one, since a single row takes a third of the time
+        of the four that rows would be padded to, so that they do not depend on each other."""
+        model = self.bundle.model
+        return 1 if self.bundle.device.type == "cpu" and not model.packed else self.batch_size
+
+    def _anchor(self, n: int, frames: int) -> tuple[int, int]:
+        """First frame and end of what stays in front of later windows: of a prompt's so many frames those that are
+        fullest of speech, or, without a prompt, what is made first."""
+        spec = self.bundle.config.tokens
+        seconds = min(REFERENCE_SECONDS, self.bundle.config.window // ANCHOR_SHARE / spec.semantic_rate)
+        if not frames:
+            return 0, round(seconds * spec.semantic_rate)
+        waveform = self.prompts[n].waveform
+        return spoken_stretch(waveform[len(waveform) - frames * spec.samples_per_frame :], spec, seconds)
