@@ -153,13 +153,13 @@ class DetectorConfig:
 class StageSampling:
     """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
     knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said. Of
-    several guides, g is the mean, weighted by their `shares`."""
+    several guides, g is the mean, weighted by `guide_weights`."""
 
     temperature: float
     top_k: int
     top_p: float
     guidance: float = 0.0
-    shares: tuple[float, ...] = (1.0,)
+    guide_weights: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Likelihoods of tokens under the three language models: log-probabilities, the out-of-distribution score of a
-recording, the score of a candidate continuation, and the features that the detector reads."""
+recording, the score of a candidate continuation, and the input features of the detector."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def token_features(logits: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack([excess, entropy, likelier, cold_excess], -1)
 
 
-class Strangeness(NamedTuple):
+class OodScores(NamedTuple):
     """Out-of-distribution scores of a recording, in bits: `surprise` per coarse code plus SEMANTIC_SHARE of the bits
     per semantic token, and `semantic` per semantic token."""
 
@@ -52,9 +52,9 @@ class Strangeness(NamedTuple):
 
 
 @torch.inference_mode()
-def strangeness(
+def ood_scores(
     semantic_model: SemanticTransformer, coarse_model: Decoder, semantic: Tensor, codes: Tensor
-) -> Strangeness:
+) -> OodScores:
     """Scores a recording by its tokens: semantic `int64 [S]`, S at least 1, codes `int64 [Q, F]`.
 
     Stage 2 sees the codes of one semantic token at a time: with context it would predict any steady sound well. Codes
@@ -67,7 +67,7 @@ def strangeness(
     code_losses = coarse_model.token_losses(coarse_model.batch(pieces).to(device))
     losses = semantic_model.token_losses(semantic_model.batch([(semantic, codes)]).to(device))
     surprise = float(code_losses.mean() + SEMANTIC_SHARE * losses.mean()) / math.log(2)
-    return Strangeness(surprise, float(losses.mean()) / math.log(2))
+    return OodScores(surprise, float(losses.mean()) / math.log(2))
 
 
 @torch.inference_mode()
@@ -75,8 +75,8 @@ def prompt_gain(model: SemanticTransformer, prompt: Tensor, continuation: Tensor
     """Scores a continuation by how many bits per token the prompt saves stage 1: semantic `int64 [P]` and `int64 [N]`,
     N at least 1, together no longer than the model's window.
 
-    What is likely after any prompt, such as silence or a loop, gains nothing. Each call is a batch of its own, so the
-    last bit does not depend on other calls.
+    A continuation that is likely after any prompt, such as silence or a loop, gains nothing. Each call is a batch of
+    its own, so the last bit does not depend on other calls.
     """
     nats = []
     for tokens in (continuation, torch.cat([prompt, continuation])):

@@ -9,14 +9,14 @@ that is asked for; attention sees all frames, those behind as well.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
-from audiolm_cli.language_models.sampling import Progress, sample
+from audiolm_cli.language_models.sampling import sample
 from audiolm_cli.language_models.tokens import Batch, Filling, Piece, Window, fine_window, frames
 from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
 
@@ -98,7 +98,11 @@ class ParallelTransformer(Stack):
 
     @torch.inference_mode()
     def fill(
-        self, fillings: list[Filling], sampling: StageSampling, batch_size: int, progress: Progress | None = None
+        self,
+        fillings: list[Filling],
+        sampling: StageSampling,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
         """The fine codes of windows, `int64 [fine, made]` each, one quantizer after the other."""
         if self.native is not None:

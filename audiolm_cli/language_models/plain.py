@@ -4,14 +4,13 @@ positions that count tokens. A reference for the kinds that ship; the preset `pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from audiolm_cli.config import StageSampling
 from audiolm_cli.language_models import engine
-from audiolm_cli.language_models.sampling import Progress
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import (
     Batch,
@@ -94,7 +93,11 @@ class PlainFine(_Codes):
             first = made = first + size
 
     def fill(
-        self, fillings: list[Filling], sampling: StageSampling, batch_size: int, progress: Progress | None = None
+        self,
+        fillings: list[Filling],
+        sampling: StageSampling,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
         """The fine codes of windows, `int64 [fine, made]` each."""
         items = [self.item(self.sequence(filling.codes), filling.uniform) for filling in fillings]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from audiolm_cli.language_models.stages import How, Rounds
+from audiolm_cli.language_models.stages import BatchedSource, StageContext
 from audiolm_cli.language_models.tokens import Item, TokenSequence, flatten, unflatten, windows
 from audiolm_cli.mimi.decoder import CodeDecoder
 from audiolm_cli.public.layout import CODEBOOK_SIZE
@@ -22,7 +22,7 @@ STAGE = 1  # in the keys of random numbers
 ANCHOR_SHARE = 4  # of a window at most a quarter
 
 
-class CodeStage(Rounds):
+class CodeStage(BatchedSource):
     """Continues codes `int64 [Q, F_known]` up to `totals`.
 
     window: frames that the model hears at once. anchors: first frame and end of what stays in front of later windows.
@@ -32,28 +32,28 @@ class CodeStage(Rounds):
 
     def __init__(
         self, model: CodeDecoder, known: Sequence[Tensor], totals: Sequence[float], anchors: Sequence[tuple[int, int]],
-        window: int, how: How,
+        window: int, context: StageContext,
     ) -> None:  # fmt: skip
-        super().__init__(model, known, how)
+        super().__init__(model, known, context)
         self.totals, self.anchors, self.per_token = list(totals), anchors, model.quantizers
-        for line, (begin, end) in zip(self.lines, anchors, strict=True):
-            line.keep(end)
+        for buffer, (begin, end) in zip(self.buffers, anchors, strict=True):
+            buffer.pin(end)
             behind = window - (end - begin)
-            self.plans.append(windows(math.inf, len(line), behind, behind // 2, window))
+            self.plans.append(windows(math.inf, len(buffer), behind, behind // 2, window))
 
     def _item(self, number: int) -> Item:
         first, made, end = self.windows[number]
-        line, (begin, stop) = self.lines[number], self.anchors[number]
-        known = torch.cat([line.cut(begin, min(stop, first)), line.cut(first, made)], 1)
+        buffer, (begin, stop) = self.buffers[number], self.anchors[number]
+        known = torch.cat([buffer.slice(begin, min(stop, first)), buffer.slice(first, made)], 1)
         codes = torch.cat([known, known.new_full((len(known), end - made), -1)], 1)
-        return item(self.model, codes, self.how.noise[number].numbers(STAGE, made, end - made, 0, len(codes)))
+        return item(self.model, codes, self.context.noise[number].numbers(STAGE, made, end - made, 0, len(codes)))
 
     def _collect(self) -> None:
-        assert self.making is not None
+        assert self.generation is not None
         for place, (i, (_, made, end)) in enumerate(self.windows.items()):
-            if len(self.lines[i]) < end:
-                codes = unflatten(self.making.ids(place) % CODEBOOK_SIZE, self.model.quantizers)
-                self.lines[i].append(codes[:, len(self.lines[i]) - made :])
+            if len(self.buffers[i]) < end:
+                codes = unflatten(self.generation.ids(place) % CODEBOOK_SIZE, self.model.quantizers)
+                self.buffers[i].append(codes[:, len(self.buffers[i]) - made :])
 
 
 def item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:

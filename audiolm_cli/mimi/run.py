@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from audiolm_cli.console import Tell
-from audiolm_cli.language_models.stages import REFERENCE_SECONDS, How
+from audiolm_cli.language_models.stages import REFERENCE_SECONDS, StageContext
 from audiolm_cli.mimi.continuing import ANCHOR_SHARE, CodeStage
 from audiolm_cli.mimi.model import MimiBackend
 from audiolm_cli.pipeline import spoken_stretch
@@ -33,25 +33,25 @@ class MimiRun(Run):
         anchors = self.once(lambda n: self._anchor(n, codes[n].shape[1]))
         count = len(codes) * new_tokens * self.bundle.config.tokens.quantizers
         told, timed = self.clock.counted("codes", count), functools.partial(self.clock.timed, "codes")
-        how = How(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
+        context = StageContext(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
         tell = self.clock.counted("decode", sum(totals))
-        for first in range(0, len(codes), how.batch_size):
-            part = slice(first, first + how.batch_size)
+        for first in range(0, len(codes), context.batch_size):
+            part = slice(first, first + context.batch_size)
             parts = codes[part], totals[part], anchors[part]
-            own = replace(how, noise=self.noise[part])
+            own = replace(context, noise=self.noise[part])
             stage = CodeStage(self.bundle.model, *parts, self.bundle.config.window, own)
             for n, chunk, last in self._decoded(stage, tell):
                 yield first + n, chunk, last
 
     def _decoded(self, stage: CodeStage, tell: Tell) -> Iterator[tuple[int, Chunk, bool]]:
         codec = self.bundle.codec
-        for line in stage.lines:
-            line.hold("decode", 0)
-        for pieces in itertools.zip_longest(*(codec.pieces(stage.limit(n)) for n in range(len(stage.lines)))):
-            stage.until([piece[2] if piece else 0 for piece in pieces])
+        for buffer in stage.buffers:
+            buffer.release("decode", 0)
+        for pieces in itertools.zip_longest(*(codec.pieces(stage.limit(n)) for n in range(len(stage.buffers)))):
+            stage.extend_to([piece[2] if piece else 0 for piece in pieces])
             for n, (first, start, end) in ((n, piece) for n, piece in enumerate(pieces) if piece):
-                codes = stage.lines[n].cut(first, end)
-                stage.lines[n].hold("decode", first)
+                codes = stage.buffers[n].slice(first, end)
+                stage.buffers[n].release("decode", first)
                 with self.clock.timed("decode"):
                     audio = codec.decode(codes, start - first).numpy()
                 tell(end - start)

@@ -32,8 +32,8 @@ ERRORS = {-1: "not enough memory", -3: "the model's weights lead to values that 
 
 
 class Sessions:
-    """As `engine.Making`: items made by the kernel, shared out to threads. Raises ModelError where the weights are no
-    good. Closed with no thread inside the kernel, whatever happens."""
+    """An `engine.Generation` by the native kernel, with the items spread over threads. Raises ModelError for weights
+    that it cannot use. No thread is inside the kernel once it is closed, whatever happened."""
 
     def __init__(self, weights: Weights, items: list[Item], sampling: StageSampling):
         unfinished = [number for number, item in enumerate(items) if len(item.uniform)]
@@ -64,9 +64,9 @@ class Sessions:
         session, place = self.places[number]
         return until_stop(item, session.ids(place))
 
-    def inform(self, number: int, item: Item) -> None:
+    def update_fields(self, number: int, item: Item) -> None:
         session, place = self.places[number]
-        session.inform(place, item)
+        session.update_fields(place, item)
 
     def shorten(self, number: int, steps: int) -> None:
         session, place = self.places[number]
@@ -98,7 +98,7 @@ class Session:
         ] = {}  # of branches that share nothing: which, what it knows
         self.made: list[np.ndarray] = []
         s, model = self.sampling, self.weights.model
-        guides = len(s.shares) if s.guidance else 0
+        guides = len(s.guide_weights) if s.guidance else 0
         entries = [self._item(item, guides) for item in self.items]
         how = native.Sampling(
             s.temperature,
@@ -107,7 +107,7 @@ class Session:
             self.items[0].size,
             guides,
             s.guidance,
-            self._keep(np.asarray(s.shares, np.float32)),
+            self._keep(np.asarray(s.guide_weights, np.float32)),
         )
         error = ctypes.c_int()
         self.entries, branches = (
@@ -136,7 +136,7 @@ class Session:
         made = self.made[number][: min(self.done, self.entries[number].steps)].astype(np.int64)
         return torch.from_numpy(made).view(-1, *self.items[number].uniform.shape[1:])
 
-    def inform(self, number: int, item: Item) -> None:
+    def update_fields(self, number: int, item: Item) -> None:
         """Features of an item's steps anew; those that were read stay as they are."""
         for branch, sequence in enumerate([item.sequence, *item.guides], self.first[number]):
             place = sequence.known + max(0, self.done - 1)

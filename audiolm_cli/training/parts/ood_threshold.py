@@ -4,7 +4,7 @@ config.json.
     python -m audiolm_cli.training.parts.ood_threshold --model weights/speech --data DATA --runs RUNS \\
         [--other runs/piano_corpus --other-runs runs/piano]
 
-Prints the bits (`likelihood.Strangeness`) that 99 % of the prompts from DATA's validation split stay below, and half a
+Prints the bits (`likelihood.OodScores`) that 99 % of the prompts from DATA's validation split stay below, and half a
 bit less than any semantic tokens of them have; of each corpus in DATA the share that these limits call strange if they
 are those of all other corpora; and the share of the prompts from OTHER's, recordings of another kind.
 """
@@ -27,7 +27,7 @@ from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.checks import threads
 from audiolm_cli.errors import AudioLMError, InputError
-from audiolm_cli.language_models.likelihood import strangeness
+from audiolm_cli.language_models.likelihood import ood_scores
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus
 
 SHARE, BELOW = 0.99, 0.5
@@ -58,7 +58,7 @@ def strange(bundle: Bundle, corpus: Corpus, count: int = PROMPTS) -> np.ndarray:
     for prompt in prompts(corpus, samples, count):
         heard = postfilter.without_rumble(prompt, tokens.sample_rate, config.output.high_pass)
         encoded = pipeline.encode(bundle, heard)
-        found.append(strangeness(bundle.semantic, bundle.coarse, encoded.semantic, encoded.codes))
+        found.append(ood_scores(bundle.semantic, bundle.coarse, encoded.semantic, encoded.codes))
     return np.array(found)
 
 
