@@ -5,8 +5,8 @@
                                                    --stage 3--> fine codes --SoundStream decoder--> audio
 
 A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [S]`, 25/s; codes `int64 [Q, F]`,
-50/s. Outputs are rendered chunk by chunk: `stream` yields each chunk as soon as it is ready, `continue_`, `generate` and
-`resynth` collect them. From Python:
+50/s. Outputs are rendered chunk by chunk: `stream` yields each chunk as soon as it is ready, `continue_`, `generate`
+and `resynth` collect them. From Python:
 
     bundle = load("speech")                                                       # audiolm_cli.backends
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
@@ -152,7 +152,7 @@ def stream(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Stream:
-    """One output as `continue_`, `generate` and `resynth` make it, to the last bit, as it comes. A duration may be
+    """Streams one output, the same to the last bit as that of `continue_`, `generate` or `resynth`. A duration may be
     infinite. `batch_size` is what theirs would be."""
     (run, *_) = _runs(bundle, request, None if prompt is None else [prompt], batch_size, progress, endless=True)
     run = replace(run, prompts=run.prompts[:1])
