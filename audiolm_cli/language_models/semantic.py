@@ -1,7 +1,4 @@
-"""Stage 1: semantic tokens one after the other, `<begin> s s s ... <end>`.
-
-Positions are times, in frames of the codec.
-"""
+"""Stage 1: semantic tokens one by one, `<begin> s s s ... <end>`. Positions are times, in codec frames."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ class SemanticTransformer(Transformer):
     """The model of stage 1."""
 
     stage = "semantic"
-    streams_known = 3  # special tokens, semantic tokens, and one that is not used
+    streams_known = 3  # special tokens, semantic tokens, and one that is unused
 
     def sequence(self, tokens: Tensor) -> TokenSequence:
         """tokens: `int64 [S]`, -1 where unknown."""
