@@ -1,8 +1,8 @@
-"""What a decoder of codes feeds the engine and takes back: codes in, more codes out, for many items at once.
+"""The code decoder's side of the engine: codes in, more codes out, for a batch of items.
 
-A sequence is the header and codes, frame by frame. What is longer than the context is made in windows that slide: an
-anchor, the part of the prompt that is fullest of speech, stays in front of each, so that the voice does not drift, and
-behind it half of what is left is what was made last. So the cost is linear.
+A sequence is the header and codes, frame by frame. Beyond the context it is sampled in sliding windows. Each begins
+with an anchor, the part of the prompt with the most speech, so that the voice does not drift; half of the rest holds
+the latest frames. So the cost is linear in the length.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from audiolm_cli.mimi.decoder import CodeDecoder
 from audiolm_cli.public.layout import CODEBOOK_SIZE
 
 STAGE = 1  # in the keys of random numbers
-ANCHOR_SHARE = 4  # of a window at most a quarter
+ANCHOR_SHARE = 4  # an anchor takes at most a quarter of a window
 
 
 class CodeStage(BatchedSource):
     """Continues codes `int64 [Q, F_known]` up to `totals`.
 
-    window: frames that the model hears at once. anchors: first frame and end of what stays in front of later windows.
+    window: the model's context in frames. anchors: first frame and end of the anchor in front of later windows.
     """
 
     model: CodeDecoder
@@ -57,7 +57,7 @@ class CodeStage(BatchedSource):
 
 
 def item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:
-    """What the engine is to make: the unknown ones of codes `int64 [Q, F]`, -1, behind the known."""
+    """The item for the engine: codes `int64 [Q, F]`, known ones first, those to sample -1."""
     lows = CODEBOOK_SIZE * torch.arange(model.quantizers)
     behind = flatten(torch.where(codes < 0, codes, codes + lows[:, None]))
     header = torch.arange(model.quantizers * CODEBOOK_SIZE, len(model.ids.weight))

@@ -1,4 +1,4 @@
-"""A batch on its way through one language model over Mimi's codes."""
+"""A batch's run through one language model over Mimi's codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _(bundle: MimiBackend) -> type[Run]:
 
 @dataclass
 class MimiRun(Run):
-    """Codes are continued as far as the next piece of sound needs them."""
+    """Codes are continued as far as the next piece of audio needs them."""
 
     def extended(
         self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
@@ -59,14 +59,14 @@ class MimiRun(Run):
                 yield n, Chunk(audio, codes[0], codes), end == stage.limit(n)
 
     def _together(self) -> int:
-        """How many outputs are decoded at a time: in float32 on a CPU one, since a single row takes a third of the time
-        of the four that rows would be padded to, so that they do not depend on each other."""
+        """The engine's batch size. On a CPU in float32 it is 1: a single row takes a third of the time of the four to
+        which batches would be padded for batch invariance."""
         model = self.bundle.model
         return 1 if self.bundle.device.type == "cpu" and not model.packed else self.batch_size
 
     def _anchor(self, n: int, frames: int) -> tuple[int, int]:
-        """First frame and end of what stays in front of later windows: of a prompt's so many frames those that are
-        fullest of speech, or, without a prompt, what is made first."""
+        """First frame and end of the anchor that stays in front of later windows: the part with the most speech of a
+        prompt of `frames` frames, or, without a prompt, the first frames sampled."""
         spec = self.bundle.config.tokens
         seconds = min(REFERENCE_SECONDS, self.bundle.config.window // ANCHOR_SHARE / spec.semantic_rate)
         if not frames:
