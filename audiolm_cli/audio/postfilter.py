@@ -28,7 +28,7 @@ PRIOR = 0.6  # s of activity that the expected level counts for at the beginning
 RISE, FALL = 6.0, 12.0  # dB/s: limits of the gain's rate of change
 BOOST, CUT = 9.0, 18.0  # dB: limits of the gain
 MARGIN = 10.0  # dB by which an output may exceed its source at any time
-BEHIND, AHEAD = 0.15, 0.04  # s of the source around a frame: as much as a semantic token sees before resynthesis
+BEHIND, AHEAD = 0.15, 0.04  # s of the source that count around a frame; a semantic token saw that much
 OPENING = 0.02  # s: time constant with which that gain recovers
 ATTACK, RELEASE = 2, 0.08  # the limiter's look-ahead in frames; s
 AUDIBLE = 20.0  # Hz
@@ -83,8 +83,8 @@ class PostFilter:
 def chain(
     config: OutputConfig, rate: int, prompt: np.ndarray | None = None, begin: int = 0, follow: bool = False
 ) -> PostFilter:
-    """The filters for an output. It continues `prompt`, whose end up to sample `begin` it renders; or, with `follow`,
-    resynthesises it; or there is none."""
+    """The filters for an output, which continues `prompt` and renders its end up to sample `begin`; or, with `follow`,
+    resynthesises it; or has none."""
     filters: list[Filter] = [HighPass(rate, config.high_pass)] if config.high_pass else []
     if prompt is not None:
         heard = powers(prompt, rate, config.high_pass)

@@ -39,7 +39,7 @@ class PlannedOutput:
 def requests(request: SomeRequest, sources: Sequence[str | None], naming: Naming) -> list[SomeRequest]:
     """The request for each source, or for each line of the job list. `sources` is [None] for commands without input.
 
-    Raises UsageError if inputs or outputs are not named, or both here and in a job list.
+    Raises UsageError for missing inputs and for ambiguous inputs or outputs.
     """
     takes_input = sources != [None]
     if naming.jobs is not None:

@@ -97,7 +97,7 @@ class CodeDecoder(Autoregressive):
 
 
 @functools.cache
-@torch.inference_mode(False)  # cached: a tensor made in inference mode could not be used elsewhere
+@torch.inference_mode(False)  # cached: it must not be an inference tensor
 def rope_frequencies(head_width: int, base: float, scaling: RopeScaling | None, device: torch.device) -> Tensor:
     """Radians per position of each rotated pair, `float32 [head width / 2]`, scaled as in Llama 3: divided by `factor`
     below `low_freq_factor` turns in the original context, unchanged above `high_freq_factor` turns, interpolated in

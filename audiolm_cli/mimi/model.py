@@ -39,7 +39,7 @@ class MimiSettings:
     window: int
     depends: dict[str, dict[str, str]]
 
-    output: ClassVar[OutputConfig] = OutputConfig(high_pass=0.0, level_range=0.0)  # audio is not post-processed
+    output: ClassVar[OutputConfig] = OutputConfig(high_pass=0.0, level_range=0.0)  # neither high-pass nor level control
     lookahead: ClassVar[int] = 0  # Mimi is causal
     resampled_tokens: ClassVar[int] = 0
     familiar_bits: ClassVar[float] = 0.0

@@ -241,7 +241,7 @@ def figures(
 def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
     """Judges `count` recordings of 6 s and their continuations by 6 s with the bundle's defaults, by the bundle's
     detector: the shares called generated (`marked`: with the watermark), and the median distance in seconds between
-    the start of the detected segment and the join."""
+    the start of the last detected segment and the join."""
     rate = bundle.config.tokens.sample_rate
     given = list(prompts(corpus, round(OUTPUT_SECONDS * rate), count, seed=5))
     asked = [pipeline.Prompt(samples, place, seed=place) for place, samples in enumerate(given)]
