@@ -1,4 +1,4 @@
-"""AudioLM: continues audio. `audiolm_cli.load("speech")` loads a model; `audiolm_cli.api` says what it can do."""
+"""AudioLM: continues audio. `audiolm_cli.load("speech")` loads a model; `audiolm_cli.api` documents what it can do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Model", "Result", "__version__", "detect", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch is imported when somebody asks for it."""
+    """Imports what needs torch on first use."""
     if name in __all__:
         return getattr(importlib.import_module("audiolm_cli.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""What the pipeline and the command line need of a model, of whatever kind it is: the border between them.
+"""The interface of a model, of any kind, that the pipeline and the command line use.
 
 There are two kinds: bundles of three stages (`bundles.bundle.Bundle`), and one language model over Mimi's codes
-(`mimi.model.MimiModel`). `backends.load` finds out from its config.json which one a name means. How tokens are
-continued, a kind says as its own `rendering.Run`.
+(`mimi.model.MimiBackend`). `backends.load` determines a model's kind from its config.json. Each kind continues tokens
+in its own `rendering.Run`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Settings(Protocol):
 
     @property
     def prompt_seconds(self) -> float:
-        """Of a prompt's end, where no other length is asked for."""
+        """The default length of the prompt, counted from its end."""
 
     @property
     def lookahead(self) -> int:
-        """A prompt's last tokens that would be others if the recording went on."""
+        """How many of a prompt's last tokens would differ if the recording went on."""
 
     @property
     def resampled_tokens(self) -> int:
-        """How many of these are made again, at most."""
+        """At most this many of them are sampled again."""
 
     @property
     def familiar_bits(self) -> float: ...
@@ -54,21 +54,21 @@ class Settings(Protocol):
 
     @property
     def depends(self) -> dict[str, dict[str, str]]:
-        """What the codes and the semantic tokens came from: `codec` and `tokenizer`, their `self`."""
+        """The codec and tokenizer that tokens come from: keys `codec` and `tokenizer`, their `self`."""
 
     def allow(self, request: Any) -> None:
-        """Raises UsageError for what is asked for and cannot be had of this kind."""
+        """Raises UsageError for a request that this kind cannot serve."""
 
 
 class Backend(Protocol):
     """A loaded model."""
 
-    kernel: str  # what decodes
-    compiled: bool  # whether the native kernel could
+    kernel: str  # decodes the language models
+    compiled: bool  # whether the native kernel could decode them
 
     @property
     def revision(self) -> str:
-        """Of the repository that it is from, where its identity does not say enough."""
+        """The repository's revision, if the identity does not imply it."""
 
     @property
     def config(self) -> Settings: ...
@@ -78,7 +78,7 @@ class Backend(Protocol):
 
     @property
     def identity(self) -> str:
-        """Names these very weights."""
+        """Identifies these exact weights."""
 
     @property
     def codec(self) -> Any: ...

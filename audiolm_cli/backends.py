@@ -1,4 +1,4 @@
-"""Models of all kinds, by name: which kind a name means, what that kind can do, and loading it."""
+"""Models of all kinds, by name: determines the kind, checks what it can serve, and loads it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from audiolm_cli.public import files
 if TYPE_CHECKING:
     from audiolm_cli.backend import Backend
 
-MIMI = "kyutai/mimi"  # another folder or repository of the same shape, if the environment's AUDIOLM_MIMI names one
-TOKENIZERS = {"soda-research/": "soda-research/marin-mimi-bpe-8cb-16k-tokenizer"}  # of what has none beside it
-SERVED = ("continue", "generate")  # by a language model over Mimi's codes
+MIMI = "kyutai/mimi"  # unless the environment's AUDIOLM_MIMI names another folder or repository of the same structure
+TOKENIZERS = {"soda-research/": "soda-research/marin-mimi-bpe-8cb-16k-tokenizer"}  # for models without one of their own
+SERVED = ("continue", "generate")  # commands of a language model over Mimi's codes
 
 
 def load(
     name: str, *, device: str = "auto", dtype: str = "auto", offline: bool = False, say: hub.Say | None = None
 ) -> Backend:
-    """The model of that name (embedded in the program), in that folder, or of that id on a hub, whatever its kind.
+    """Loads a model of any kind by its name (embedded in the program), folder or id on a hub.
 
-    Raises ModelError when there is none, it is damaged or of an unknown kind, UsageError for a device or dtype that
-    cannot be had. `say` is told of a large download.
+    Raises ModelError if there is none or it is damaged or of an unknown kind, UsageError for an unavailable device or
+    dtype. `say` announces a large download.
     """
     if catalogue.kind(name, offline) == "stages":
         from audiolm_cli.bundles import bundle
@@ -32,7 +32,7 @@ def load(
         if catalogue.local(name) is None and hub.is_id(name):
             hub.pull(name, offline, say)
         return bundle.load(name, device=device, dtype=dtype, offline=offline)
-    from audiolm_cli.mimi import run  # noqa: F401  (which tells the pipeline how this kind runs)
+    from audiolm_cli.mimi import run  # noqa: F401  (registers this kind's run)
     from audiolm_cli.mimi.model import MimiBackend
 
     called = name.partition("@")[0] if catalogue.local(name) is None else Path(name).resolve().name
@@ -40,13 +40,13 @@ def load(
 
 
 def require(command: str, name: str, offline: bool = False) -> None:
-    """Raises UsageError for a command that the kind of a model cannot serve, before any of it is loaded."""
+    """Raises UsageError for a command that a model's kind cannot serve, before any of it is loaded."""
     if command not in SERVED and catalogue.kind(name, offline) != "stages":
         raise refusal(command, name)
 
 
 def refusal(command: str, name: str) -> UsageError:
-    """Says that a language model over Mimi's codes cannot serve a command."""
+    """The error that a language model over Mimi's codes cannot serve a command."""
     return UsageError(
         f"{command}: {name} is one language model over Mimi's codes, which can {' and '.join(SERVED)}; "
         f"{command} needs a bundle of three stages"
@@ -54,7 +54,7 @@ def refusal(command: str, name: str) -> UsageError:
 
 
 def verify(name: str) -> Path:
-    """Checks every file of a model that is here against its digest, and that its parts belong together; returns its
+    """Checks every file of a locally available model against its digest, and that its parts fit together; returns its
     folder. Raises ModelError."""
     from audiolm_cli.bundles.folder import check_sums
 
@@ -75,7 +75,7 @@ def verify(name: str) -> Path:
 
 
 def _folders(name: str, offline: bool, say: hub.Say | None) -> tuple[Path, Path, Path]:
-    """Of the weights, of the vocabulary, and of Mimi."""
+    """The folders of the weights, of the vocabulary, and of Mimi."""
     folder = tokenizer = catalogue.find(name, offline, say)
     if not (folder / files.TOKENIZER).is_file():
         owner = next((owner for owner in TOKENIZERS if name.startswith(owner)), None)

@@ -1,7 +1,7 @@
-"""Checks of single values, whether they come from the command line, a job list or Python.
+"""Checks of single values from the command line, a job list or Python.
 
-Each takes the name of an option and a value, and returns the value as it must be; what cannot be is a `UsageError` that
-begins with the name.
+Each takes an option's name and a value, and returns the value in its final type; an invalid one raises a `UsageError`
+that begins with the name.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from audiolm_cli.errors import UsageError
 
 MAX_SECONDS = 3600.0
-MAX_THREADS = 256  # some thousands end the process: the system gives it no more
-PICTURES = (".png",)  # their suffixes
+MAX_THREADS = 256  # thousands would crash the process: the system refuses that many
+PICTURES = (".png",)  # suffixes
 
 Check = Callable[[str, Any], Any]
 
@@ -39,7 +39,7 @@ def duration(option: str, value: Any) -> float:
 
 
 def integer(least: int, most: int) -> Callable[[str, Any], int]:
-    """A check for whole numbers from `least` to `most`."""
+    """A check for integers from `least` to `most`."""
 
     def check(option: str, value: Any) -> int:
         number = _number(option, value, int)
@@ -51,7 +51,7 @@ def integer(least: int, most: int) -> Callable[[str, Any], int]:
 
 
 def threads(least: int) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `least` to MAX_THREADS."""
+    """A type for argparse: integers from `least` to MAX_THREADS."""
 
     def read(text: str) -> int:
         try:
@@ -87,15 +87,15 @@ def path(option: str, value: Any) -> str:
 
 
 def source(option: str, value: Any) -> str:
-    """A path to read from; an empty one is missing as any other file is, which is found out when it is read."""
+    """A path to read from; an empty one counts as a missing file, which is reported on reading."""
     return "" if value == "" else path(option, value)
 
 
 @dataclass(frozen=True)
 class Template:
-    """The name of a file, in which {stem} of the input, {index} of the sample and {position} in the list may stand.
+    """A file name that may contain {stem} of the input, {index} of the sample and {position} in the list.
 
-    Raises UsageError for other fields, for what is no name, and for a suffix that is none of `suffixes`.
+    Raises UsageError for other fields, for an invalid name, and for a suffix not in `suffixes`.
     """
 
     option: str
@@ -111,7 +111,7 @@ class Template:
         for field, form, _ in parsed:
             if field not in ("stem", "index", "position"):
                 raise UsageError(f"{self.option}: knows {{stem}}, {{index}} and {{position}}, not {{{field}}}")
-            if re.search(r"\d{4}|{", str(form)):  # a width of gigabytes
+            if re.search(r"\d{4}|{", str(form)):  # no widths of gigabytes
                 raise UsageError(f"{self.option}: {{{field}:{form}}} is no format for a name")
         if Path(self.text).suffix.lower() not in self.suffixes:
             raise UsageError(f"{self.option}: must end in {listed(self.suffixes)}")
@@ -121,13 +121,13 @@ class Template:
         return {field for _, field, _, _ in string.Formatter().parse(self.text) if field is not None}
 
     def fill(self, source: str | None, index: int, position: int) -> str:
-        """The name for a sample of the source at that place in the list."""
+        """The name for sample `index` of the source at `position` in the list."""
         stem = {None: "generated", "-": "stdin"}.get(source) or Path(str(source)).stem
         try:
             name = self.text.format(stem=stem, index=index, position=position)
         except (ValueError, OverflowError) as error:
             raise UsageError(f"{self.option}: {error}") from None
-        if name.count(os.sep) != self.text.count(os.sep):  # of an {index:c}
+        if name.count(os.sep) != self.text.count(os.sep):  # as by {index:c}
             raise UsageError(f"{self.option}: a field must not make folders")
         return path(self.option, name)
 
@@ -139,12 +139,12 @@ def picture(option: str, value: Any) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names as a choice in words."""
+    """Names as a choice in words."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def for_stages(kind: type, valid: Callable[[Any], bool], must: str) -> Callable[[str, Any], tuple[Any, Any, Any]]:
-    """A check for one number for all three stages, or three of them, as a list or separated by commas."""
+    """A check for one number for all three stages, or three of them, as a list or comma-separated."""
 
     def check(option: str, value: Any) -> tuple[Any, Any, Any]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
@@ -163,7 +163,7 @@ def for_stages(kind: type, valid: Callable[[Any], bool], must: str) -> Callable[
 
 
 def _number(option: str, value: Any, kind: type) -> Any:
-    """A number as JSON and Python have it, or as text of the command line."""
+    """A number from JSON, Python or the command line's text."""
     what = "a whole number" if kind is int else "a number"
     if (
         isinstance(value, bool)

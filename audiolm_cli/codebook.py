@@ -1,4 +1,4 @@
-"""The nearest of many vectors: the codebooks of the codec, and the tokenizer's centroids."""
+"""Nearest-neighbour search in the codec's codebooks and the tokenizer's centroids."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a bundle is made of: plain dataclasses with their units, bounded and checked when they are read.
+"""The config of a bundle: plain dataclasses with units, bounded and checked on reading.
 
-A bundle's config.json is untrusted: unknown fields, wrong types and sizes beyond the bounds are a `ModelError` that
-names the field, raised before anything is allocated.
+A bundle's config.json is untrusted: unknown fields, wrong types and sizes beyond the bounds raise a `ModelError` that
+names the field, before anything is allocated.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from audiolm_cli.errors import ModelError
 
-FORMAT_VERSION = 2  # the newest; since 2 parts may hold matrices in int8
+FORMAT_VERSION = 2  # the newest; since 2, parts may store matrices in int8
 STAGES = ("semantic", "coarse", "fine")
 Domain = Literal["speech", "piano"]
-Layout = Literal["aligned", "plain", "frames", "parallel"]  # what `StageConfig` says of them
+Layout = Literal["aligned", "plain", "frames", "parallel"]  # see `StageConfig`
 LAYOUTS = {"semantic": ("aligned", "plain"), "coarse": ("frames", "plain"), "fine": ("parallel", "plain")}
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
 
@@ -35,7 +35,7 @@ class TokenSpec:
     samples_per_frame: int = bounded(40, 4000, default=320)  # codec hop; 50 frames/s at 16 kHz
     frames_per_semantic: int = bounded(1, 8, default=2)  # 25 semantic tokens/s at 50 frames/s
     quantizers: int = bounded(1, 64, default=12)
-    coarse: int = bounded(1, 64, default=4)  # quantizers of stage 2; the rest are stage 3's
+    coarse: int = bounded(1, 64, default=4)  # quantizers of stage 2; stage 3 has the rest
     codebook_size: int = bounded(2, 65536, default=1024)
     semantic_vocabulary: int = bounded(2, 65536, default=512)
 
@@ -60,7 +60,7 @@ class TokenSpec:
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """SoundStream between STFT frames: ConvNeXt blocks at the frame rate."""
+    """SoundStream on STFT frames: ConvNeXt blocks at the frame rate."""
 
     kind: Literal["spectral"] = "spectral"
     width: int = bounded(8, 4096, default=384)
@@ -82,24 +82,24 @@ class WaveformConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A Conformer, and how its outputs become tokens: by the nearest of `centroids`, as in AudioLM, or by the likeliest
-    of `classes` that a teacher named."""
+    """A Conformer whose outputs become tokens: the nearest of `centroids`, as in AudioLM, or the likeliest of `classes`
+    defined by a teacher."""
 
     mel_bins: int = bounded(16, 256, default=80)
-    mel_window: float = bounded(1, 40, default=2.5)  # of a spectrum, in mel frames (a quarter of a token each)
+    mel_window: float = bounded(1, 40, default=2.5)  # window of a spectrum, in mel frames (a quarter of a token each)
     width: int = bounded(8, 2048, default=256)
     heads: int = bounded(1, 64, default=4)
     feedforward: int = bounded(8, 16384, default=1024)
     kernel: int = bounded(1, 255, default=15)  # of the causal depthwise convolution, tokens
     layers: int = bounded(1, 64, default=4)
-    left: int = bounded(0, 1000, default=25)  # tokens that attention sees to the left, per layer
+    left: int = bounded(0, 1000, default=25)  # tokens to the left that attention covers, per layer
     right: int = bounded(0, 100, default=1)  # and to the right
-    directions: int = bounded(0, 2048, default=0)  # in which outputs are compared with centroids; 0: as they are
+    directions: int = bounded(0, 2048, default=0)  # to project outputs on before comparison with centroids; 0: none
     units: Literal["centroids", "classes"] = "centroids"
 
     @property
     def lookahead(self) -> int:
-        """A token depends on audio up to this many tokens behind its own end."""
+        """A token depends on audio up to this many tokens after its own end."""
         return self.layers * self.right
 
     def check(self) -> None:
@@ -113,13 +113,13 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A Transformer. Layout `aligned`, for the semantic stage: token after token, positions are times. Layout `frames`,
-    for the coarse stage: frame after frame. Layout `parallel`, for the fine stage: one pass for each quantizer. In all
-    three, positions count frames. Layout `plain`: token after token, positions count tokens, as in the paper."""
+    """A Transformer. Layout `aligned`, for the semantic stage: token by token, positions are times. Layout `frames`,
+    for the coarse stage: frame by frame. Layout `parallel`, for the fine stage: one pass per quantizer. In all three,
+    positions count frames. Layout `plain`: token by token, positions count tokens, as in the paper."""
 
     layers: int = bounded(1, 96, default=6)
     heads: int = bounded(1, 128, default=4)
-    kv_heads: int = bounded(1, 128, default=1)  # shared by heads / kv_heads query heads each: decoding reads less
+    kv_heads: int = bounded(1, 128, default=1)  # each shared by heads / kv_heads query heads: decoding reads less
     width: int = bounded(8, 16384, default=256)
     feedforward: int = bounded(8, 65536, default=1024)
     layout: Layout = "aligned"
@@ -141,9 +141,9 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """The classifier that tells what a bundle made from recordings. It `hears` how likely the bundle's stages find each
-    token, or log-mel spectra of what its codec makes of the sound; `channels` are those of convolutions that halve time
-    (and bins)."""
+    """The classifier that tells a bundle's outputs from recordings. It `hears` the likelihood of each token under the
+    bundle's stages (`traces`), or log-mel spectra of the audio resynthesised by its codec (`spectra`); `channels` are
+    those of convolutions that halve time (and bins)."""
 
     hears: Literal["traces", "spectra"] = "traces"
     channels: tuple[int, ...] = bounded(1, 512, default=(32, 32, 32))
@@ -151,21 +151,21 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class StageSampling:
-    """How a stage draws its tokens. With `guidance` w, logits become l + w (l - g), where g are those of the same model
-    knowing less: classifier-free guidance (Ho and Salimans, 2022), here towards the voice and what is to be said. Of
-    several guides, g is the mean, weighted by their `shares`."""
+    """How a stage samples its tokens. Classifier-free guidance (Ho and Salimans, 2022) with `guidance` w turns logits l
+    into l + w (l - g), where g are those of the same model with less conditioning; it strengthens the voice and the
+    semantic tokens. With several guides, g is the mean, weighted by `guide_weights`."""
 
     temperature: float
     top_k: int
     top_p: float
     guidance: float = 0.0
-    shares: tuple[float, ...] = (1.0,)
+    guide_weights: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, for the semantic, coarse and fine stage each: a bundle's defaults, or what a request asks
-    for instead. top_k 0 means off. `guidance` is that of the coarse stage; 0: off."""
+    """Sampling settings for the semantic, coarse and fine stage each: a bundle's defaults, or those with a request's
+    changes. top_k 0 means off. `guidance` is that of the coarse stage; 0: off."""
 
     temperature: tuple[float, ...] = bounded(0, 10, default=(0.9, 0.9, 0.7))
     top_k: tuple[int, ...] = bounded(0, 65536, default=(0, 0, 0))
@@ -177,15 +177,15 @@ class Sampling:
             raise ModelError("config.json: sampling needs three values each, for semantic, coarse and fine")
 
     def stage(self, name: str) -> StageSampling:
-        """What one of STAGES needs to know."""
+        """The settings of one of STAGES."""
         index, guidance = STAGES.index(name), self.guidance if name == "coarse" else 0.0
         return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance)
 
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What `postfilter` makes of a bundle's outputs: they have nothing below `high_pass` (Hz; 0: all that is made), and
-    their level strays from the prompt's by `level_range` (dB; 0: as far as it likes)."""
+    """Post-processing of a bundle's outputs by `postfilter`: a high-pass filter at `high_pass` (Hz; 0: none), and a
+    level within `level_range` of the prompt's (dB; 0: not controlled)."""
 
     high_pass: float = bounded(0, 200, default=70.0)
     level_range: float = bounded(0, 60, default=1.5)
@@ -201,26 +201,26 @@ class BundleConfig:
     tokenizer: TokenizerConfig
     semantic: StageConfig
     coarse: StageConfig
-    fine: StageConfig | None  # None where all quantizers are coarse
+    fine: StageConfig | None  # None if all quantizers are coarse
     detector: DetectorConfig | None = None
     sampling: Sampling = field(default_factory=Sampling)
     output: OutputConfig = field(default_factory=OutputConfig)
-    domain: Domain = "speech"  # what it was trained on, and is judged by
-    prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # of a prompt's end, where no other length is asked for
-    resampled_tokens: int = bounded(0, 64, default=64)  # of a continued prompt's end, the lookahead's at most
-    familiar_bits: float = bounded(0, 32, default=0.0)  # its recordings' surprise is rarely more; 0: not known
-    familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # nor their semantic tokens' bits less
-    depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of what its tokens came from
-    trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for people to read
+    domain: Domain = "speech"  # the training data's, which also selects the evaluation
+    prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # from a prompt's end, by default
+    resampled_tokens: int = bounded(0, 64, default=64)  # of a prompt's end; at most the lookahead
+    familiar_bits: float = bounded(0, 32, default=0.0)  # `surprise` threshold, rarely exceeded in distribution; 0: none
+    familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # lower threshold, in bits per semantic token
+    depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of the sources of its tokens
+    trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for information
     format_version: int = bounded(1, FORMAT_VERSION, default=1)
 
     @property
     def lookahead(self) -> int:
-        """A prompt's last semantic tokens that would be others if the recording went on."""
+        """How many of a prompt's last semantic tokens would differ if the recording went on."""
         return self.tokenizer.lookahead
 
     def allow(self, request: Any) -> None:
-        """Three stages can do all that can be asked for."""
+        """Accepts every request: three stages can serve all."""
 
     def check(self) -> None:
         if (self.fine is None) != (self.tokens.fine == 0):
@@ -274,7 +274,7 @@ def preset(name: str) -> BundleConfig:
             "piano",
             TokenSpec(semantic_vocabulary=1024),
             SpectralConfig(),
-            TokenizerConfig(mel_bins=160, mel_window=10.0),  # 100 ms: to tell neighbouring keys apart
+            TokenizerConfig(mel_bins=160, mel_window=10.0),  # 100 ms, to resolve neighbouring keys
             StageConfig(3),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
@@ -329,7 +329,7 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
         kinds = [option for option in options if option is not type(None)]
         if len(kinds) == 1:
             return _checked(kinds[0], value, where, bounds)
-        for kind in kinds:  # told apart by their field `kind`
+        for kind in kinds:  # distinguished by their field `kind`
             if isinstance(value, dict) and value.get("kind") == kind.kind:
                 return from_json(kind, value, where)
         raise ModelError(f"config.json: {where}.kind must be one of {', '.join(k.kind for k in kinds)}")

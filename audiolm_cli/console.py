@@ -1,4 +1,4 @@
-"""What the program says: messages and progress on stderr, results on stdout and nothing else there."""
+"""Output for users: messages and progress on stderr; only results on stdout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from audiolm_cli.errors import OutputError
 
-Progress = Callable[[str, float, int], None]  # stage, tokens done, tokens in all; `decode` counts frames
-Tell = Callable[[float], None]  # how much more is done of one stage
-CLEAR = "\r\x1b[2K"  # a terminal's line
+Progress = Callable[[str, float, int], None]  # stage, tokens done, total tokens; `decode` counts frames
+Tell = Callable[[float], None]  # additional tokens done in one stage
+CLEAR = "\r\x1b[2K"  # clears a terminal's line
 
 
 def counted(progress: Callable[[str, float, Any], None] | None, stage: str, total: float) -> Tell:
-    """Adds up what is told of a stage, for `progress`."""
+    """Reports a stage's running total to `progress`."""
     done = 0.0
 
     def tell(more: float) -> None:
@@ -34,8 +34,8 @@ def counted(progress: Callable[[str, float, Any], None] | None, stage: str, tota
 
 
 class Clock:
-    """Seconds and tokens of every stage, and the caller's progress. Stages take turns: a second counts for the stage
-    that began last and has not ended."""
+    """Time and tokens of every stage, reported to the caller's progress. Stages nest: time counts for the innermost
+    one running."""
 
     def __init__(self, progress: Progress | None):
         self.progress = progress
@@ -46,7 +46,7 @@ class Clock:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds to the seconds of a stage."""
+        """Adds the time spent to a stage's seconds."""
         before = self._turn(name)
         try:
             yield
@@ -61,7 +61,7 @@ class Clock:
         return before
 
     def counted(self, name: str, total: float) -> Tell:
-        """Counts the tokens of a stage that is to make `total`, as it is told of them."""
+        """Counts a stage's tokens, out of `total`, as they are reported."""
 
         def count(name: str, done: float, total: float) -> None:
             self.tokens[name] = round(done)
@@ -73,24 +73,24 @@ class Clock:
 
 @dataclass
 class Console:
-    """Where a command reports to; the fields are the options that every command has."""
+    """A command's reports to the user; the first fields are options of every command."""
 
     quiet: bool = False  # no notes, no progress
     json: bool = False  # results as JSON lines, otherwise as paths
     debug: bool = False  # tracebacks
-    said: set[str] = field(default_factory=set)  # errors
+    said: set[str] = field(default_factory=set)  # errors already printed
     overall: tuple[int, int, float] = (
         0,
         0,
         0.0,
-    )  # outputs done or failed, and wanted; when the first began (monotonic)
-    made: int = 0  # of these
+    )  # outputs done or failed, total, start of the first one (monotonic)
+    made: int = 0  # outputs done
     kind: str = "outputs"
     rest: str = ""  # how to make the rest after an interrupt
     showing: str = ""  # on a terminal's last line
 
     def error(self, message: object) -> None:
-        """Says what is wrong, once: many outputs may want one bad input."""
+        """Prints an error, once: many outputs may share one bad input."""
         if str(message) not in self.said:
             self.said.add(str(message))
             self.say(f"error: {message}")
@@ -101,38 +101,38 @@ class Console:
 
     @property
     def hearer(self) -> Callable[[str], None] | None:
-        """Who is to be told of notes; None where nobody is."""
+        """The function that prints notes; None with --quiet."""
         return None if self.quiet else self.note
 
     def say(self, message: str) -> None:
-        if sys.stderr is not None:  # print() would then go to stdout
+        if sys.stderr is not None:  # otherwise print() would write to stdout
             line = f"audiolm: {' '.join(message.splitlines())}\n"
             print(f"{CLEAR}{line}{self.showing}" if self.showing else line, end="", file=sys.stderr, flush=True)
 
     def interrupted(self) -> None:
-        """Says how far it came before Ctrl-C."""
+        """Reports how much was done before Ctrl-C."""
         if self.overall[1]:
             self.note(f"interrupted: {self.made} of {self.overall[1]} {self.kind} are done{self.rest}")
 
     def result(self, record: dict[str, Any]) -> None:
-        """One output is done: its path, or the whole record with --json, as a line on stdout."""
+        """Prints a finished output to stdout: its path, or the full record with --json."""
         self.made += 1
         if record["path"] != "-":
             line = json.dumps(record).encode() if self.json else os.fsencode(record["path"])
             write_stdout(line + b"\n")
 
     def data(self, record: dict[str, Any], text: str) -> None:
-        """What was asked for, on stdout: as text, or the record with --json."""
+        """Prints requested information to stdout: as text, or the record with --json."""
         write_stdout((json.dumps(record) if self.json else text).encode() + b"\n")
 
     @property
     def terminal(self) -> bool:
-        """Whether somebody sees what happens meanwhile."""
+        """Whether progress is visible to a user."""
         return not self.quiet and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     @contextlib.contextmanager
     def status(self, doing: str) -> Iterator[None]:
-        """Shows what is being done on a terminal's last line, as long as it takes. On stderr; nothing else."""
+        """Shows the current action on a terminal's last line, on stderr, until it ends."""
         if not self.terminal:
             yield
             return
@@ -146,10 +146,10 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, seconds: float) -> Iterator[Progress | None]:
-        """A bar for each stage with percent, time left, tokens/s and the real-time factor, behind one for all outputs
-        where there are many; None when nobody would see it.
+        """A bar per stage with percent, time left, tokens/s and the real-time factor, after one for all outputs if
+        there are several; None if nobody would see it.
 
-        `seconds` is the audio that the tokens make: the real-time factor is time spent per second of it. 0: none.
+        `seconds` is the audio that the tokens become: the real-time factor is time spent per second of it. 0: none.
         """
         if not self.terminal:
             yield None
@@ -167,10 +167,10 @@ class Console:
             TextColumn("{task.fields[speed]}", style="dim", table_column=Column(no_wrap=True)),
         )
         tasks: dict[str, TaskID] = {}
-        spent: dict[str, float] = {}  # stages take turns: what has passed is that of the one that tells of it
+        spent: dict[str, float] = {}  # stages take turns: elapsed time belongs to the one that reports
         begun = latest = time.monotonic()
         terminal = rich.console.Console(stderr=True)
-        terminal.width -= 3  # for the ^C that a terminal writes behind the bars
+        terminal.width -= 3  # for the ^C that a terminal prints after the bars
         before, wanted, first = self.overall
         with Bars(*columns, console=terminal, transient=True, expand=True) as bars:
             if wanted > 1:
@@ -199,7 +199,7 @@ class Console:
 
 
 def _left(elapsed: float, done: float, total: int) -> str:
-    """The time left at the pace until now."""
+    """The time left at the pace so far."""
     return f"{_clock(elapsed / done * (total - done))} left" if 0 < done < total else ""
 
 
@@ -209,8 +209,8 @@ def _clock(seconds: float) -> str:
 
 
 def write_stdout(data: bytes) -> None:
-    """Writes to standard output at once; raises OutputError when it is closed or full, BrokenPipeError as it is."""
-    stdout = sys.__stdout__  # sys.stdout is what libraries print to
+    """Writes to standard output and flushes; raises OutputError if it is closed or full, and BrokenPipeError."""
+    stdout = sys.__stdout__  # libraries print to sys.stdout
     if stdout is None:
         raise OutputError("standard output: it is closed")
     try:

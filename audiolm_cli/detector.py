@@ -1,11 +1,11 @@
-"""A small convolutional classifier: did this bundle generate the sound, or was it recorded?
+"""A small convolutional classifier: did this bundle generate a sound, or was it recorded?
 
 AudioLM, section IV-F: recordings and outputs both pass through the codec first. Otherwise codec artefacts would decide,
-and every recording that was only compressed would count as generated. There are two kinds. A `LikelihoodDetector` sees
-how likely the bundle's own stages find each token: sampled tokens are likelier than recorded ones, in any room and with
-any microphone. A `SpectralDetector` sees spectra. On speech it overfits to the training corpora and calls half of an
-unknown corpus generated; on the piano bundle, which samples at higher temperatures, it is the better one. Audio is
-`float32 [T]` at the bundle's rate.
+and every recording that was merely compressed would count as generated. There are two kinds. A `LikelihoodDetector`
+uses the likelihood of each token under the bundle's own stages: sampled tokens are likelier than recorded ones, in any
+room and with any microphone. A `SpectralDetector` uses spectra. On speech it overfits to the training corpora and calls
+half of an unknown corpus generated; on the piano bundle, which samples at higher temperatures, it is the better one.
+Audio is `float32 [T]` at the bundle's rate.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from audiolm_cli.bundles.bundle import Bundle
 
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.5
-PIECE_SECONDS = 6.0  # that the stages read at a time
+PIECE_SECONDS = 6.0  # processed by the stages at a time
 BINS, FLOOR = 64, 1e-4  # of mel energies
 LEVEL = 0.05  # root mean square of a SpectralDetector's input
-STRETCH = 5  # windows: a recording has the highest mean logit of any four seconds
-QUIET_SHARE, SILENT = 0.01, 1e-8  # windows below this share of the loudest one's energy, or mean square, do not count
-MIN_SECONDS = 1.0  # of audible sound; less is not judged
+STRETCH = 5  # windows: a recording's score is the highest mean logit over any four seconds
+QUIET_SHARE, SILENT = 0.01, 1e-8  # windows below this share of the loudest one's energy, or mean square, are ignored
+MIN_SECONDS = 1.0  # of audible sound, below which there is no judgement
 SEGMENT_LOGITS = 4.0  # lowest sum of a segment's logits: one clear window, or several
-HALF_GENERATED = -2.0  # logit of windows that were half generated; not 0, since training weighs false alarms more
+HALF_GENERATED = -2.0  # logit of half-generated windows; below 0, since training weights false alarms more
 
 
 class Judgement(NamedTuple):
-    """What the detector finds in a recording.
+    """The detector's result for a recording.
 
-    probability: that it, or a part of it, was generated; None with less than MIN_SECONDS of audible sound.
+    probability: that all or part of it was generated; None with less than MIN_SECONDS of audible sound.
     segments: the stretches (s) that were most likely generated.
-    starts, windows: begin (s) and probability of each window; NaN where it is silent.
+    starts, windows: start (s) and probability of each window; NaN where it is silent.
     """
 
     probability: float | None
@@ -53,7 +53,7 @@ class Judgement(NamedTuple):
 
 
 class LikelihoodDetector(nn.Module):
-    """Likelihood features of frames -> strided convolutions -> a logit for every few frames, averaged over a window."""
+    """Likelihood features of frames -> strided convolutions -> a logit every few frames, averaged over a window."""
 
     mean: Tensor
     scale: Tensor
@@ -70,7 +70,7 @@ class LikelihoodDetector(nn.Module):
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(config.channels[-1], 1))
 
     def features(self, bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Tensor:
-        """A recording `[T]` -> `likelihood_features`, `float32 [F, K]` for each frame of the codec."""
+        """A recording `[T]` -> `likelihood_features`, `float32 [F, K]`, one row per codec frame."""
         spec = bundle.config.tokens
         size = round(
             min(PIECE_SECONDS, *(model.config.window_seconds for model in bundle.stages.values())) * spec.semantic_rate
@@ -79,13 +79,13 @@ class LikelihoodDetector(nn.Module):
         return likelihood_features(bundle.stages, *bundle.tokenize(samples, tell), size, progress)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features `[B, F, K]` of windows -> logits `[B]`, above 0 where generated is more likely."""
+        """Features `[B, F, K]` of windows -> logits `[B]`, above 0 if generated is more likely."""
         normal = (features - self.mean) * self.scale
         return self.output(self.layers(normal.transpose(1, 2)).transpose(1, 2)).mean((1, 2))
 
 
 class SpectralDetector(nn.Module):
-    """Log-mel spectra -> strided convolutions -> a logit for every few frames, averaged over a window."""
+    """Log-mel spectra -> strided convolutions -> a logit every few frames, averaged over a window."""
 
     def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
         super().__init__()
@@ -104,7 +104,7 @@ class SpectralDetector(nn.Module):
     def spectra(
         self, samples: np.ndarray, codec: SoundStream | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """The same at a fixed level; without a codec, of the recording itself."""
+        """The log-mel spectra at a fixed level; without a codec, of the recording itself."""
         level = float(np.sqrt(np.mean(np.square(samples), dtype=float))) + 1e-9
         audio = torch.from_numpy(np.pad(samples * np.float32(LEVEL / level), (0, -len(samples) % self.hop)))[None]
         if codec is not None:
@@ -128,7 +128,7 @@ def make_detector(config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.
 
 @torch.inference_mode()
 def judge(bundle: Bundle, samples: np.ndarray, progress: Progress | None = None) -> Judgement:
-    """Runs the bundle's detector over a recording `float32 [T]`."""
+    """Runs the bundle's detector on a recording `float32 [T]`."""
     tokens, detector = bundle.config.tokens, bundle.detector
     assert detector is not None
     length, audible = len(samples), postfilter.audible(samples, tokens.sample_rate)
@@ -166,7 +166,7 @@ def _probability(logits: np.ndarray) -> np.ndarray:
 def _segments(logits: np.ndarray, starts: np.ndarray, end: float) -> list[tuple[float, float]]:
     """Runs of windows with the highest sums of logits, down to SEGMENT_LOGITS, extended by half-generated windows
     on either side. A run begins in the middle of its first window and ends in the middle of its last, or at the
-    recording's begin or end."""
+    recording's start or end."""
     left, half = np.nan_to_num(logits, nan=0.0), WINDOW_SECONDS / 2
     found: list[tuple[float, float]] = []
     while True:

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each error is one clear line for the user, and an exit code."""
+"""Errors that a user can cause: each is one clear line and an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AudioLMError(Exception):
 
 
 class UsageError(AudioLMError):
-    """A command that cannot be right whatever the files hold: a bad value, an absent device."""
+    """A command that cannot be right whatever the files contain: a bad value, an absent device."""
 
     exit_code = 2
 
@@ -26,7 +26,7 @@ class OutputError(AudioLMError):
 
 
 class ExistsError(OutputError):
-    """An output that is there already, and is kept."""
+    """An output that exists already, and is kept."""
 
 
 class ModelError(AudioLMError):
@@ -34,7 +34,7 @@ class ModelError(AudioLMError):
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """The exit code and the one line for an error, whatever its class."""
+    """The exit code and a one-line message for an error of any class."""
     if isinstance(error, AudioLMError):
         return error.exit_code, str(error)
     if hasattr(error, "format_message"):  # Typer's own, about the command's arguments
@@ -46,6 +46,6 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def display(path: str | os.PathLike[str]) -> str:
-    """How messages name an input: its path in one printable line, or "standard input" for "-"."""
+    """An input's name in messages: its path, printable, or "standard input" for "-"."""
     name = os.fspath(path)
     return "standard input" if name == "-" else name if name.isprintable() else ascii(name)

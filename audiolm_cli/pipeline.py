@@ -5,8 +5,8 @@
                                                    --stage 3--> fine codes --SoundStream decoder--> audio
 
 A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `int64 [S]`, 25/s; codes `int64 [Q, F]`,
-50/s. All is made chunk by chunk: `stream` hands each on as soon as it is there, `continue_`, `generate` and `resynth`
-put them together. From Python:
+50/s. Outputs are rendered chunk by chunk: `stream` yields each chunk as soon as it is ready, `continue_`, `generate`
+and `resynth` collect them. From Python:
 
     bundle = load("speech")                                                       # audiolm_cli.backends
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
@@ -29,22 +29,22 @@ from audiolm_cli.backend import Backend
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import InputError, UsageError
-from audiolm_cli.language_models.stages import REFERENCE_SECONDS, Source
-from audiolm_cli.rendering import Chunk, Prompt, Run, Shape, encoded, run_for
+from audiolm_cli.language_models.stages import REFERENCE_SECONDS, TokenSource
+from audiolm_cli.rendering import Chunk, Prompt, Run, Shaper, encoded, run_for
 from audiolm_cli.request import BATCH_SIZE, ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
 
 
 @dataclass(frozen=True)
 class Output:
-    """What was made for one prompt.
+    """The result for one prompt.
 
     waveform: `float32 [T]`, of which the first `prompt_samples` are the prompt.
     semantic, codes: the tokens from sample `tokens_start` on, `int64 [S]` and `int64 [Q, F]`.
-    stage_seconds, stage_tokens: what each stage took and made for the whole batch; `decode` counts frames.
-    surprise: bits a token, how strange the prompt or source is to the bundle, where the bundle says what is strange.
-    unfamiliar: what is strange about it, in words.
-    candidates: scores of the candidates of which this is the best (`likelihood.prompt_gain`), where there was a choice.
+    stage_seconds, stage_tokens: time and tokens of each stage, for the whole batch; `decode` counts frames.
+    surprise: out-of-distribution score of the prompt or source, bits a token; None for a bundle without a threshold.
+    unfamiliar: why it is out of distribution, in words.
+    candidates: scores (`likelihood.prompt_gain`) of the candidates that this is the best of, if there were several.
     """
 
     waveform: np.ndarray
@@ -118,8 +118,8 @@ def resynth(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Iterator[Output]:
-    """Says prompts again in another voice: that of the waveform `speaker`, by default of the recording that the request
-    names, if any, or else a sampled one.
+    """Resynthesises prompts in another voice: that of the waveform `speaker`, by default of the recording that the
+    request names, or a sampled voice if it names none.
 
     Keeps the semantic tokens and samples the acoustic ones: the paper's acoustic generation, here behind a reference.
     An output is as long as its prompt. Raises InputError for a silent or too short reference.
@@ -130,7 +130,7 @@ def resynth(
 
 
 class Stream:
-    """One output that is made while its chunks are taken. The chunks of `continue_` begin with the whole prompt."""
+    """One output, sampled while its chunks are read. The chunks of `continue_` begin with the whole prompt."""
 
     def __init__(self, run: Run, chunks: Iterator[tuple[int, Chunk]]):
         self._run, self._chunks = run, chunks
@@ -139,7 +139,7 @@ class Stream:
         return (chunk for _, chunk in self._chunks)
 
     def output(self, chunks: Sequence[Chunk]) -> Output:
-        """All that is known of the output by now, with the sound and tokens of these chunks, one at least."""
+        """The output so far: these chunks, at least one, and what is known about the prompt and the stages."""
         return _output(self._run, 0, chunks)
 
 
@@ -152,7 +152,7 @@ def stream(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Stream:
-    """One output as `continue_`, `generate` and `resynth` make it, to the last bit, as it comes. A duration may be
+    """Streams one output, the same to the last bit as that of `continue_`, `generate` or `resynth`. A duration may be
     infinite. `batch_size` is what theirs would be."""
     (run, *_) = _runs(bundle, request, None if prompt is None else [prompt], batch_size, progress, endless=True)
     run = replace(run, prompts=run.prompts[:1])
@@ -170,17 +170,17 @@ def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None 
     prompts = [prompt.waveform for prompt in run.prompts]
     ends = [_condition(prompt, request.prompt_seconds or config.prompt_seconds, spec) for prompt in prompts]
     known = run.encode(ends)
-    run.strangeness(ends, known)
+    run.score_prompts(ends, known)
     made = run.extended(known, new_tokens, again)
     repeated = [len(k.semantic) * spec.samples_per_semantic for k in known]  # the first tokens render the prompt's end
     filters = run.once(lambda n: postfilter.chain(config.output, spec.sample_rate, ends[n], repeated[n]))
     shapes = [
-        Shape(spec.sample_rate, copy.deepcopy(filter), behind + new_samples, prompt, behind)
+        Shaper(spec.sample_rate, copy.deepcopy(filter), behind + new_samples, prompt, behind)
         for filter, behind, prompt in zip(filters, repeated, prompts, strict=True)
     ]
     for n, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True)):
         run.about[n].update(prompt_samples=len(prompt), tokens_start=len(prompt) - repeated[n])
-        yield n, _silent_chunk(spec, prompt[: len(prompt) - shape.fade])
+        yield n, _prompt_chunk(spec, prompt[: len(prompt) - shape.fade])
     yield from _shaped(shapes, made)
 
 
@@ -189,7 +189,7 @@ def _generated(run: Run, request: GenerateRequest) -> Iterator[tuple[int, Chunk]
     new_samples, new_tokens = _length(request.duration, config.tokens)
     codes = torch.zeros(config.tokens.quantizers, 0, dtype=torch.int64)
     nothing = [Tokens(codes[0], codes)] * len(run.prompts)
-    shapes = [Shape(rate, postfilter.chain(config.output, rate), new_samples) for _ in run.prompts]
+    shapes = [Shaper(rate, postfilter.chain(config.output, rate), new_samples) for _ in run.prompts]
     yield from _shaped(shapes, run.extended(nothing, new_tokens))
 
 
@@ -197,16 +197,16 @@ def _said_again(run: Run, reference: Tokens | None) -> Iterator[tuple[int, Chunk
     config, rate = run.bundle.config, run.bundle.config.tokens.sample_rate
     sources = [prompt.waveform for prompt in run.prompts]
     known = run.encode(sources)
-    run.strangeness(sources, known)
+    run.score_prompts(sources, known)
     shapes = [
-        Shape(rate, postfilter.chain(config.output, rate, source, follow=True), len(source)) for source in sources
+        Shaper(rate, postfilter.chain(config.output, rate, source, follow=True), len(source)) for source in sources
     ]
-    semantic = Source([tokens.semantic for tokens in known])
-    yield from _shaped(shapes, run.rendered(semantic, reference=reference, faithful=True))
+    semantic = TokenSource([tokens.semantic for tokens in known])
+    yield from _shaped(shapes, run.rendered(semantic, reference=reference, guide_semantics=True))
 
 
-def _shaped(shapes: Sequence[Shape], chunks: Iterator[tuple[int, Chunk, bool]]) -> Iterator[tuple[int, Chunk]]:
-    """Chunks as decoded -> as they are heard."""
+def _shaped(shapes: Sequence[Shaper], chunks: Iterator[tuple[int, Chunk, bool]]) -> Iterator[tuple[int, Chunk]]:
+    """Post-processes decoded chunks."""
     for n, chunk, last in chunks:
         waveform = shapes[n].push(chunk.waveform)
         if last:
@@ -215,7 +215,7 @@ def _shaped(shapes: Sequence[Shape], chunks: Iterator[tuple[int, Chunk, bool]]) 
 
 
 def _whole(run: Run, chunks: Iterator[tuple[int, Chunk]]) -> Iterator[Output]:
-    """The outputs of a batch, of all their chunks."""
+    """Collects the chunks of a batch into its outputs."""
     found: list[list[Chunk]] = [[] for _ in run.prompts]
     for n, chunk in chunks:
         found[n].append(chunk)
@@ -234,8 +234,8 @@ def _output(run: Run, number: int, chunks: Sequence[Chunk]) -> Output:
     )
 
 
-def _silent_chunk(spec: TokenSpec, waveform: np.ndarray) -> Chunk:
-    """Sound without tokens."""
+def _prompt_chunk(spec: TokenSpec, waveform: np.ndarray) -> Chunk:
+    """A chunk without tokens."""
     nothing = torch.zeros(spec.quantizers, 0, dtype=torch.int64)
     return Chunk(waveform, nothing[0], nothing)
 
@@ -248,7 +248,7 @@ def _runs(
     progress: Progress | None,
     endless: bool = False,
 ) -> Iterator[Run]:
-    """The prompts, `batch_size` at a time; by default all samples of the request's input."""
+    """Batches of prompts; by default all samples of the request's input."""
     request.check(bundle.config)
     if getattr(request, "duration", 0) == math.inf and not endless:
         raise UsageError("duration: only a stream can be without end")
@@ -262,7 +262,7 @@ def _runs(
 
 
 def _reference(bundle: Backend, request: ResynthRequest, speaker: np.ndarray | None) -> Tokens | None:
-    """The tokens of the voice that is asked for."""
+    """The tokens of the reference voice, if there is one."""
     spec = bundle.config.tokens
     if speaker is None and request.speaker is not None:
         speaker = files.read(request.speaker, spec.sample_rate).samples
@@ -275,7 +275,7 @@ def _reference(bundle: Backend, request: ResynthRequest, speaker: np.ndarray | N
 
 
 def _length(duration: float, spec: TokenSpec) -> tuple[float, float]:
-    """Samples of `duration` seconds, and the semantic tokens that cover them."""
+    """The number of samples in `duration` seconds, and of the semantic tokens that cover them."""
     if duration == math.inf:
         return math.inf, math.inf
     samples = round(duration * spec.sample_rate)
@@ -298,8 +298,8 @@ def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = RE
 
 
 def spoken_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float) -> tuple[int, int]:
-    """Finds the up to `seconds` of a recording that are fullest of speech: first and end in semantic tokens, cut at a
-    pause if one comes in the second half. Loudness decides: no model is needed to find where nobody speaks."""
+    """Finds the stretch of up to `seconds` with the most speech, by its level: first and end in semantic tokens. It is
+    cut at a pause if its second half has one."""
     token = spec.samples_per_semantic
     count, wanted = len(waveform) // token, round(seconds * spec.semantic_rate)
     if count == 0:

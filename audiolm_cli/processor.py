@@ -1,8 +1,8 @@
-"""What this machine's processor can do, decided here alone: which products of bfloat16 it has, and how many rows a
-product must have for its rows not to depend on each other.
+"""The capabilities of this machine's processor: which bfloat16 products it supports, and the row counts that give batch
+invariance, so that a row's result does not depend on the others.
 
-`AUDIOLM_PROCESSOR` (avx2, avx512, avx512_bf16 or amx) makes it answer as a lesser one than it is, for tests. A greater
-one is refused: it would run instructions that are not there.
+`AUDIOLM_PROCESSOR` (avx2, avx512, avx512_bf16 or amx) makes it act as a lesser one, for tests. A greater one is
+refused: it would run instructions that the processor lacks.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from audiolm_cli.errors import UsageError
 
 Shape = tuple[int, int]  # inputs and outputs of a linear layer
 
-# Packed bfloat16 products give a row the same bits however many rows there are if they have so many inputs, with AMX
-# also if they have more.
+# Packed bfloat16 products give a row the same bits for any number of rows if they have this many inputs; with AMX, also
+# if they have more.
 ROWS_AGREE = range(128, 1024 + 1)
-# Rows of the product that others are compared with, and how many others; a product of more rows is taken to be made of
-# the same blocks.
+# Rows of the reference product, and how many row counts are compared with it; a product of more rows is assumed to
+# consist of the same blocks.
 REFERENCE_ROWS, COUNTS = 64, 16
 
 
 class Processor(IntEnum):
-    """Classes of processors by what they do with bfloat16, each with all that those before it can. What is none of
-    them, as every ARM, counts as the first."""
+    """Classes of processors by their bfloat16 support, each including that of the ones before. All others, such as ARM,
+    count as the first."""
 
-    AVX2 = 0  # nothing: torch multiplies in loops of its own, which take 1 to 5 times as long as float32
+    AVX2 = 0  # none: torch multiplies in its own loops, which take 1 to 5 times as long as float32
     AVX512 = 1  # oneDNN packs weights and multiplies them in float32
-    AVX512_BF16 = 2  # has instructions for it
-    AMX = 3  # multiplies tiles of it
+    AVX512_BF16 = 2  # has bfloat16 instructions
+    AMX = 3  # multiplies bfloat16 tiles
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def installed() -> Processor:
 
 
 def processor() -> Processor:
-    """The class that counts: that of the machine, or the lesser one that AUDIOLM_PROCESSOR names. Raises UsageError."""
+    """The class in effect: the machine's, or the lesser one that AUDIOLM_PROCESSOR names. Raises UsageError."""
     name = os.environ.get("AUDIOLM_PROCESSOR", installed().name)
     if name.upper() not in Processor.__members__:
         raise UsageError(f"AUDIOLM_PROCESSOR: must be avx2, avx512, avx512_bf16 or amx, not {name!r}")
@@ -72,7 +72,7 @@ def prefers_bfloat16() -> bool:
 
 
 def packed(weight: Tensor) -> Tensor:
-    """The weight `bfloat16 [outputs, inputs]` rearranged as `product` wants it; else that happens at every call."""
+    """Rearranges a weight `bfloat16 [outputs, inputs]` for `product`, which otherwise would do so at every call."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
 
 
@@ -82,13 +82,13 @@ def product(x: Tensor, weight: Tensor, function: str = "none", variant: str = ""
 
 
 def product_plus(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
-    """The product of bfloat16 rows with a weight from `packed`, and `other`."""
+    """The product of bfloat16 rows with a weight from `packed`, plus `other`."""
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, None, "add")
 
 
 def row_block(shapes: Iterable[Shape], dtype: torch.dtype, packed: bool, most: int) -> int | None:
-    """The number that rows are padded to a multiple of, so that the bits of a row's products with layers of these
-    shapes depend neither on how many rows there are, up to `most`, nor on its place among them; None where none is
+    """The number to whose multiples rows are padded for batch invariance: the bits of a row's products with layers of
+    these shapes then depend neither on the number of rows, up to `most`, nor on its place. None if no such number is
     known."""
     if packed:
         wide_ones = processor() >= Processor.AMX
@@ -101,15 +101,15 @@ def row_block(shapes: Iterable[Shape], dtype: torch.dtype, packed: bool, most: i
 @functools.cache
 @torch.inference_mode()
 def _row_block(inputs: int, outputs: int, dtype: torch.dtype, most: int, threads: int) -> int | None:
-    """By trying it. The order of a sum depends on the number of rows, and how so on the library, the processor and how
-    many threads share them (two split five rows into four and one): no table could list it."""
+    """Found by trial. The order of a sum depends on the number of rows, in a way that varies with the library, the
+    processor and the number of threads (two split five rows into four and one), so no table could list it."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.rand(outputs, inputs, generator=generator).sub_(0.5).to(dtype)
     x = torch.rand(REFERENCE_ROWS + 1, 1, inputs, generator=generator).sub_(0.5).to(dtype)
 
     def layer(first: int, rows: int) -> Tensor:
         y = F.linear(x[first : first + rows], weight)
-        return torch.cat([y, F.gelu(y)], 1)  # whose loop may take the last few numbers in another way
+        return torch.cat([y, F.gelu(y)], 1)  # its loop may handle the last few numbers differently
 
     reference = layer(0, REFERENCE_ROWS)
     for block in (1, 2, 4, 8, 16):

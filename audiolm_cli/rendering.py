@@ -1,7 +1,7 @@
-"""A batch of outputs on its way through the stages, chunk by chunk.
+"""Rendering a batch of outputs, chunk by chunk.
 
-Stage 3 asks for what it needs of the stages before it (`language_models/stages.py`); what it has settled is decoded,
-post-filtered and joined to the prompt here. Nothing in it depends on the length of an output but the output's end.
+Stage 3 pulls what it needs from the stages before it (`language_models/stages.py`). Codes that will not change any more
+are decoded, post-filtered and joined to the prompt here. Nothing depends on an output's length but where it ends.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.codec.soundstream import Decoding
 from audiolm_cli.console import Clock, Progress, Tell
 from audiolm_cli.language_models import stages
-from audiolm_cli.language_models.likelihood import strangeness
+from audiolm_cli.language_models.likelihood import ood_scores
 from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.request import SampledRequest
 from audiolm_cli.token_file import Tokens
 
 CROSSFADE_SECONDS = 0.02
-OVERLOADED = 0.02  # of a recording's samples at its peak: it was cut off there
-SURPRISING = 250  # semantic tokens at the beginning of a recording that tell how strange it is
+CLIPPED = 0.02  # share of a recording's samples at its peak: it was clipped
+SCORED_TOKENS = 250  # semantic tokens at a recording's beginning that its out-of-distribution scores are of
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A waveform to go on from, or to say again; nothing to generate from.
+    """A waveform to continue or to resynthesise; empty for generation from nothing.
 
-    `seed`, `position` in the job list and number of the `sample` key the random numbers; without a seed of its own the
-    request's counts.
+    `seed`, `position` in the job list and the number of the `sample` are the key of the random numbers. `seed` replaces
+    the request's.
     """
 
     waveform: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -49,18 +49,18 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What comes next of an output: sound, `float32 [T]`, and tokens, `int64 [S]` and `int64 [Q, F]`, of which the
-    sound lags behind."""
+    """The next piece of an output: waveform `float32 [T]`, semantic tokens `int64 [S]` and codes `int64 [Q, F]`. The
+    waveform lags behind the tokens."""
 
     waveform: np.ndarray
     semantic: Tensor
     codes: Tensor
 
 
-class Shape:
-    """Gives decoded sound its length, level and beginning, as it comes: what lies behind `length` samples is cut off,
-    the rest goes through the filters, and the first `repeated` samples of that, which render the prompt's end, give way
-    to the last `fade` of the prompt as it was, in a crossfade. What comes before these is for the caller."""
+class Shaper:
+    """Post-processes the decoded audio of one output, piece by piece: cuts it off after `length` samples, filters it,
+    and replaces its first `repeated` samples, which render the prompt's end, by a crossfade from the prompt's own last
+    `fade` samples. The caller writes the prompt up to there."""
 
     def __init__(
         self, rate: int, filters: postfilter.PostFilter, length: float, prompt: np.ndarray | None = None,
@@ -94,8 +94,7 @@ class Shape:
 
 
 def crossfade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """From one sound to another of the same length, `float32 [T]`: of equal power, or where that would be louder than
-    full scale of equal amplitude."""
+    """Crossfades two waveforms `float32 [T]`: with equal power, or with equal amplitude where that would clip."""
     angle = (np.arange(len(before), dtype=np.float32) + 0.5) / len(before) * np.float32(np.pi / 2)
     out, in_ = np.cos(angle), np.sin(angle)
     mixed = before * out + after * in_
@@ -121,16 +120,16 @@ class Run:
         self.clock = Clock(self.progress)
         waveforms = [prompt.waveform for prompt in self.prompts]
         self.first = [next(n for n, other in enumerate(waveforms) if other is own) for own in waveforms]
-        self.about: list[dict[str, Any]] = [{} for _ in self.prompts]  # what `Output` says beside sound and tokens
+        self.about: list[dict[str, Any]] = [{} for _ in self.prompts]  # fields of `Output` beside waveform and tokens
 
     def once(self, work: Callable[[int], T]) -> list[T]:
-        """The results for all prompts; samples of one prompt share theirs."""
+        """`work` of every prompt's number; samples of one prompt share the result."""
         made = {n: work(n) for n in dict.fromkeys(self.first)}
         return [made[n] for n in self.first]
 
     def encode(self, recordings: Sequence[np.ndarray]) -> list[Tokens]:
-        """Encodes the prompts' recordings, `float32 [T]` each, without their rumble: the stages would continue it, ever
-        louder."""
+        """Encodes the prompts' recordings, `float32 [T]` each, after a high-pass filter if they rumble: the stages
+        would continue the rumble, ever louder."""
         spec, corner = self.bundle.config.tokens, self.bundle.config.output.high_pass
         total = sum(-(-len(recordings[n]) // spec.samples_per_semantic) for n in set(self.first))
         tell = self.clock.counted("tokenize", total)
@@ -139,23 +138,23 @@ class Run:
                 lambda n: encoded(self.bundle, postfilter.without_rumble(recordings[n], spec.sample_rate, corner), tell)
             )
 
-    def strangeness(self, recordings: Sequence[np.ndarray], tokens: Sequence[Tokens]) -> None:
-        """How strange the prompts' recordings and their tokens are to the bundle: `Output.surprise` and `.unfamiliar`.
-        Stages 1 and 2 score them, in the time of `tokenize`."""
+    def score_prompts(self, recordings: Sequence[np.ndarray], tokens: Sequence[Tokens]) -> None:
+        """Scores how far the prompts are out of distribution, by stages 1 and 2: `Output.surprise`, `.unfamiliar`. The
+        time counts as `tokenize`."""
         with self.clock.timed("tokenize"):
-            found = self.once(lambda n: _strange(self.bundle, recordings[n], tokens[n]))
+            found = self.once(lambda n: _out_of_distribution(self.bundle, recordings[n], tokens[n]))
         for about, (surprise, why) in zip(self.about, found, strict=True):
             about.update(surprise=surprise, unfamiliar=why)
 
-    def _how(self, stage: str, count: float) -> stages.How:
+    def _context(self, stage: str, count: float) -> stages.StageContext:
         tell, timed = self.clock.counted(stage, count), functools.partial(self.clock.timed, stage)
-        return stages.How(self.noise, self.sampling.stage(stage), self.batch_size, tell, timed)
+        return stages.StageContext(self.noise, self.sampling.stage(stage), self.batch_size, tell, timed)
 
     def extended(
         self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
     ) -> Iterator[tuple[int, Chunk, bool]]:
-        """Known tokens and so many semantic tokens more, the last `resampled` known ones made again: chunks of each
-        output as they are made, and whether that is its last."""
+        """Known tokens and `new_tokens` more semantic tokens, the last `resampled` known ones sampled again: the number
+        of an output, its next chunk, and whether that is the last."""
         request: Any = self.request
         counts = [len(tokens.semantic) for tokens in known]
         kept = [tokens.semantic[: max(0, count - resampled)] for tokens, count in zip(known, counts, strict=True)]
@@ -167,50 +166,49 @@ class Run:
     def semantic(
         self, known: list[Tensor], totals: list[float], best_of: int = 1, least: list[int] | None = None
     ) -> stages.SemanticStage:
-        """Stage 1: continues semantic tokens, `int64 [S_known]`, up to `totals`. Of `best_of` candidates the best goes
-        on. With `least`, what is made may end by itself once it has so many tokens."""
+        """Stage 1: continues semantic tokens `int64 [S_known]` up to `totals`, from the best of `best_of` candidates.
+        With `least`, an output may end by itself once it has so many tokens."""
         model, count = self.bundle.semantic, sum(totals) - sum(map(len, known))
         if best_of > 1:
             ends = [stages.first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
             count += (best_of - 1) * (sum(ends) - sum(map(len, known)))
-        how = self._how("semantic", count)
+        context = self._context("semantic", count)
         if best_of > 1:
-            with how.timed():
-                known, taken, scores = stages.best_semantic(model, known, totals, how, best_of)
+            with context.timed():
+                known, taken, scores = stages.best_semantic(model, known, totals, context, best_of)
             for n, (about, found) in enumerate(zip(self.about, scores, strict=True)):
                 about["candidates"] = tuple(found)
                 self.noise[n] = Noise(**{**vars(self.noise[n]), "candidate": taken[n]})
         if least:
-            with how.timed():
-                known = stages.whole(stages.SemanticStage(model, known, least, how))
-        return stages.SemanticStage(model, known, totals, how, until_end=least is not None)
+            with context.timed():
+                known = stages.whole(stages.SemanticStage(model, known, least, context))
+        return stages.SemanticStage(model, known, totals, context, until_end=least is not None)
 
     def rendered(
         self,
-        semantic: stages.Source,
+        semantic: stages.TokenSource,
         known: list[Tensor] | None = None,
         reference: Tokens | None = None,
-        faithful: bool = False,
+        guide_semantics: bool = False,
     ) -> Iterator[tuple[int, Chunk, bool]]:
-        """Stages 2 and 3 and the decoder: chunks of each output as they are made, and whether that is its last.
+        """Stages 2 and 3 and the decoder: the number of an output, its next chunk, and whether that is the last.
 
         known: a prompt's codes `int64 [Q, F_known]` (default: none), which the first chunk renders. reference: tokens
-        of the voice to be had. faithful: guidance holds on to the semantic tokens, too, since they are what was asked
-        for.
+        of the voice to take. guide_semantics: guidance also strengthens the semantic tokens, for a resynthesis.
         """
         bundle, spec = self.bundle, self.bundle.config.tokens
-        known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic.lines)
+        known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic.buffers)
         limits = [semantic.limit(n) * spec.frames_per_semantic for n in range(len(known))]
         count = sum(limits) - sum(codes.shape[1] for codes in known)
         voice = (reference.semantic, reference.codes[: spec.coarse]) if reference else None
-        how, prefixes = self._how("coarse", count * spec.coarse), [k[: spec.coarse] for k in known]
-        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, how, voice, faithful)
+        context, prefixes = self._context("coarse", count * spec.coarse), [k[: spec.coarse] for k in known]
+        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice, guide_semantics)
         if bundle.fine is not None:
-            how = self._how("fine", count * spec.fine)
-        fine = stages.FineStage(bundle.fine, coarse, known, spec, how)
-        tell, said = self.clock.counted("decode", sum(limits)), [0] * len(known)
-        for line in semantic.lines:
-            line.hold("output", 0)
+            context = self._context("fine", count * spec.fine)
+        fine = stages.FineStage(bundle.fine, coarse, known, spec, context)
+        tell, passed = self.clock.counted("decode", sum(limits)), [0] * len(known)
+        for buffer in semantic.buffers:
+            buffer.release("output", 0)
 
         def decoded(decoding: Decoding, codes: Tensor) -> Iterator[np.ndarray]:
             pieces = decoding.push(codes[None].to(bundle.device), tell)
@@ -222,10 +220,10 @@ class Run:
                 yield samples
 
         def chunks(n: int, codes: Tensor, sounds: Iterator[np.ndarray]) -> Iterator[Chunk]:
-            """A chunk for each piece of sound, the tokens with the first."""
-            end = min(len(semantic.lines[n]), -(-len(fine.lines[n]) // spec.frames_per_semantic))
-            tokens, said[n] = semantic.lines[n].cut(said[n], end), end
-            semantic.lines[n].hold("output", end)
+            """A chunk for each decoded piece; the first one has the tokens."""
+            end = min(len(semantic.buffers[n]), -(-len(fine.buffers[n]) // spec.frames_per_semantic))
+            tokens, passed[n] = semantic.buffers[n].slice(passed[n], end), end
+            semantic.buffers[n].release("output", end)
             for sound in sounds:
                 yield Chunk(sound, tokens, codes)
                 tokens, codes = tokens[:0], codes[:, :0]
@@ -245,24 +243,24 @@ class Run:
                     yield n, chunk, False
                 if last:
                     rest = decodings[n].finish()[0].cpu().numpy()
-                    yield n, Chunk(rest, semantic.lines[n].cut(said[n], said[n]), codes[:, :0]), True
+                    yield n, Chunk(rest, semantic.buffers[n].slice(passed[n], passed[n]), codes[:, :0]), True
 
     def acoustic(self, semantic: list[Tensor], known: list[Tensor]) -> list[np.ndarray]:
-        """Renders semantic tokens `int64 [S]` behind known codes: sound as it is decoded, from these on."""
+        """Renders semantic tokens `int64 [S]` behind known codes: the waveforms as decoded, known part included."""
         found: list[list[np.ndarray]] = [[] for _ in semantic]
-        for n, chunk, _ in self.rendered(stages.Source(semantic), known):
+        for n, chunk, _ in self.rendered(stages.TokenSource(semantic), known):
             found[n].append(chunk.waveform)
         return [np.concatenate(parts) for parts in found]
 
 
 @functools.singledispatch
 def run_for(bundle: object) -> type[Run]:
-    """How a batch goes through a model of that kind: through three stages, where no other is registered."""
+    """The `Run` of a kind of model: three stages unless another is registered."""
     return Run
 
 
 def encoded(bundle: Backend, waveform: np.ndarray, tell: Tell | None = None) -> Tokens:
-    """A recording's tokens, with what a file of them says about it."""
+    """Encodes a recording into tokens, with the metadata of a token file."""
     spec = bundle.config.tokens
     metadata = {
         "format": "audiolm-tokens",
@@ -277,16 +275,16 @@ def encoded(bundle: Backend, waveform: np.ndarray, tell: Tell | None = None) -> 
     return Tokens(*bundle.tokenize(waveform, tell), metadata)
 
 
-def _strange(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:
-    """The surprise of a recording where the bundle says what is strange, and why it is unlike what the bundle knows."""
+def _out_of_distribution(bundle: Bundle, recording: np.ndarray, tokens: Tokens) -> tuple[float | None, str]:
+    """A recording's `surprise`, None for a bundle without a threshold, and why it is out of distribution, if it is."""
     config, found = bundle.config, None
     if config.familiar_bits:
-        found = strangeness(bundle.semantic, bundle.coarse, tokens.semantic[:SURPRISING], tokens.codes)
+        found = ood_scores(bundle.semantic, bundle.coarse, tokens.semantic[:SCORED_TOKENS], tokens.codes)
     cut = postfilter.overload(recording)
     why = ""
     if postfilter.silent(recording, config.tokens.sample_rate):
         why = "it is silent"
-    elif cut > OVERLOADED:
+    elif cut > CLIPPED:
         why = f"{cut:.0%} of it is cut off at its peak"
     elif found and found.surprise > config.familiar_bits:
         why = f"{found.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}"

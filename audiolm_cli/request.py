@@ -1,8 +1,8 @@
-"""Requests: what can be asked of a bundle, one frozen class for each command.
+"""Requests: what can be asked of a bundle, one frozen class per command.
 
-The command line makes a request of its options, a job list of each line, Python code by calling the class. Values are
-checked when a request is made, wherever that is. The pipeline takes requests as they are. Fields are named as the
-options are; in JSON and in messages their names have hyphens.
+The command line makes a request from its options, a job list from each line, Python code by calling the class. Values
+are checked at construction. The pipeline takes requests as they are. Fields are named like the options; in JSON and in
+messages, their names have hyphens.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from audiolm_cli.checks import Check
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
 
-BATCH_SIZE = 8  # outputs made together, where nothing else is asked for
-MAX_CANDIDATES = 64  # of one output
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of what can be written; the first is the default
+BATCH_SIZE = 8  # outputs sampled together by default
+MAX_CANDIDATES = 64  # per output
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported formats; the first is the default
 
 VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
 UNTIL_END = "Stop where the model would, after that time at most."
@@ -33,25 +33,25 @@ SomeRequest = TypeVar("SomeRequest", bound="Request")
 def option(
     check: Check, help: str = "", metavar: str | None = None, *flags: str, default: Any = None, **how: Any
 ) -> Any:
-    """A field that can be asked for: its check and, for the command line, its help, metavar and flags."""
+    """A request's field: its check and, for the command line, its help, metavar and flags."""
     how.setdefault("default", default)
     return field(metadata={"check": check, "help": help, "metavar": metavar, "flags": flags}, **how)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every command is asked for.
+    """The options of every command.
 
-    `input` is a path, "-" for standard input, or None where nothing goes in or Python code has the input itself;
-    `output` a path, "-" for standard output, or None for a name after the input's. The pipeline returns waveforms:
-    `output`, `plot`, `continuation_only` and `no_watermark` are for whoever writes files. Raises UsageError for a value
-    that cannot be.
+    `input` is a path, "-" for standard input, or None if there is none or Python code has the input itself; `output` is
+    a path, "-" for standard output, or None for a name derived from the input's. The pipeline returns waveforms:
+    `output`, `plot`, `continuation_only` and `no_watermark` concern the code that writes files. Raises UsageError for
+    an invalid value.
     """
 
     input: str | None = option(checks.source)
     _: KW_ONLY
     output: str | None = option(checks.path)
-    # what only some commands can be asked for, as it is for the others
+    # options of some commands, with fixed values for the others
     num_samples: int = field(default=1, init=False)
     speaker: str | None = field(default=None, init=False)
     plot: str | None = field(default=None, init=False)
@@ -68,13 +68,13 @@ class Request:
     @classmethod
     @functools.cache
     def options(cls) -> dict[str, Field[Any]]:
-        """The fields that can be asked for: the command's own, then those that it shares."""
+        """The fields that can be set: the command's own, then the shared ones."""
         names = dict.fromkeys(name for kind in cls.__mro__ for name in inspect.get_annotations(kind))
         found = {spec.name: spec for spec in fields(cls) if spec.init}
         return {name: found[name] for name in names if name in found}
 
     def updated(self: SomeRequest, given: Any) -> SomeRequest:
-        """The request with what a JSON object asks for instead. Raises UsageError."""
+        """The request with changes from a JSON object. Raises UsageError."""
         if not isinstance(given, dict):
             raise UsageError("not a JSON object")
         known = {name.replace("_", "-"): name for name in self.options()}
@@ -85,18 +85,18 @@ class Request:
         return replace(self, **{known[key]: value for key, value in given.items()})
 
     def shared(self: SomeRequest) -> SomeRequest:
-        """What requests of one batch have in common: all but input, seed and names."""
+        """What the requests of one batch have in common: all but input, seed and names."""
         known = self.options()
         return replace(self, **{name: value for name, value in VARIES.items() if name in known})
 
     def check(self, config: Settings) -> None:
-        """Raises UsageError for what the bundle cannot do."""
+        """Raises UsageError for options that the bundle cannot serve."""
         config.allow(self)
 
 
 @dataclass(frozen=True)
 class SampledRequest(Request):
-    """What the commands that sample tokens have in common. None leaves a choice to the bundle."""
+    """The options of the commands that sample tokens. None leaves a choice to the bundle."""
 
     num_samples: int = option(checks.integer(1, 10000), "Outputs of each input.", "N", "--num-samples", "-n", default=1)
     seed: int = option(
@@ -130,14 +130,14 @@ class SampledRequest(Request):
     )
 
     def sampling(self, defaults: Sampling) -> Sampling:
-        """The bundle's defaults with what is asked for instead."""
+        """The bundle's defaults with this request's changes."""
         given = {name: getattr(self, name) for name in vars(defaults)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class ContinueRequest(SampledRequest):
-    """Continue recordings by `duration` seconds, after the last `prompt_seconds` of them."""
+    """Continues recordings by `duration` seconds, given the last `prompt_seconds` of them."""
 
     duration: float = option(checks.duration, "Seconds of new audio; inf: until Ctrl-C.", "SECONDS", default=7)
     prompt_seconds: float | None = option(checks.seconds, "How much of a prompt's end to go on from.", "SECONDS")
@@ -164,7 +164,7 @@ class ContinueRequest(SampledRequest):
 
 @dataclass(frozen=True)
 class GenerateRequest(SampledRequest):
-    """Make `duration` seconds from nothing."""
+    """Generates `duration` seconds without a prompt."""
 
     input: None = field(default=None, init=False)
     duration: float = option(checks.duration, "Seconds of audio; inf: until Ctrl-C.", "SECONDS", default=10)
@@ -177,21 +177,21 @@ class GenerateRequest(SampledRequest):
 
 @dataclass(frozen=True)
 class ResynthRequest(SampledRequest):
-    """Say recordings again in the voice of `speaker`, the path of a recording, or in a sampled one."""
+    """Resynthesises recordings in the voice of the recording at the path `speaker`, or in a sampled voice."""
 
     speaker: str | None = option(checks.path, "Recording of the voice; sampled unless given.", "FILE")
 
 
 @dataclass(frozen=True)
 class EncodeRequest(Request):
-    """Turn recordings into tokens."""
+    """Turns recordings into tokens."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
 
 
 @dataclass(frozen=True)
 class DecodeRequest(Request):
-    """Turn tokens into audio, from the first `quantizers` code streams (default: all)."""
+    """Turns tokens into audio, from the first `quantizers` code streams (default: all)."""
 
     quantizers: int | None = option(checks.integer(1, 64), "Use only the first of the quantizers.", "N")
 

@@ -22,8 +22,8 @@ MAX_HEADER = 2**20  # bytes before the tensors
 
 @dataclass(frozen=True)
 class Tokens:
-    """A recording as tokens: semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; in `metadata` the
-    bundle, rates and the number of samples, as strings."""
+    """A recording as tokens: semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; `metadata` has
+    the bundle, rates and the number of samples, as strings."""
 
     semantic: Tensor
     codes: Tensor
@@ -37,8 +37,8 @@ class Tokens:
     def load_bytes(data: bytes, bundle: Backend) -> Tokens:
         """Reads a token file.
 
-        Raises InputError when `data` is no token file, comes from another codec, or cannot come from a recording of up
-        to an hour.
+        Raises InputError if `data` is no token file, comes from another codec, or cannot come from a recording of up to
+        an hour.
         """
         spec, header = bundle.config.tokens, int.from_bytes(data[:8], "little")
         frames = MAX_SECONDS * spec.sample_rate // spec.samples_per_frame + spec.frames_per_semantic
@@ -74,7 +74,7 @@ class Tokens:
 
 
 def _integers(name: str, tensor: dict[str, Any]) -> Tensor:
-    """Turns a tensor of any integer type, as safetensors describes it, into int64."""
+    """Converts a tensor of any integer type, as described by safetensors, to int64."""
     kind = {"I": "<i", "U": "<u"}.get(tensor["dtype"][:1])
     if kind is None:
         raise ValueError(f"{name} must be integers, not {tensor['dtype']}")

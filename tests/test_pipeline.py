@@ -256,14 +256,14 @@ def test_recordings_are_scored_only_for_those_who_ask(tiny: bundle.Bundle, monke
         scored.append(len(recording))
         return None, ""
 
-    monkeypatch.setattr(rendering, "_strange", strange)
+    monkeypatch.setattr(rendering, "_out_of_distribution", strange)
     recordings = [noise(1), noise(0.5)]
     prompts = [Prompt(recordings[n]) for n in (0, 0, 1)]
     batch = pipeline.Run(tiny, ContinueRequest(seed=0), prompts, 3)
     known = batch.encode([prompt.waveform for prompt in prompts])
     assert [len(tokens.semantic) for tokens in known] == [25, 25, 13]
     assert scored == []
-    batch.strangeness([prompt.waveform for prompt in prompts], known)
+    batch.score_prompts([prompt.waveform for prompt in prompts], known)
     assert scored == [16000, 8000]  # samples of one prompt once
 
 
@@ -313,7 +313,7 @@ def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
 
 def join(prompt: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     """In small pieces; what is decoded begins with the whole prompt."""
-    shape = rendering.Shape(16000, postfilter.PostFilter(16000, []), len(decoded), prompt, len(prompt))
+    shape = rendering.Shaper(16000, postfilter.PostFilter(16000, []), len(decoded), prompt, len(prompt))
     parts = [shape.push(part) for part in np.array_split(decoded, 150)]
     return np.concatenate([prompt[: len(prompt) - shape.fade], *parts, shape.finish()])
 

@@ -17,7 +17,7 @@ from audiolm_cli.config import STAGES, Layout, preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.sampling import Noise
-from audiolm_cli.language_models.tokens import Line
+from audiolm_cli.language_models.tokens import TokenBuffer
 from audiolm_cli.pipeline import Output, Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from tests.helpers.bundles import write_bundle
@@ -115,20 +115,20 @@ def test_the_beginning_does_not_depend_on_how_long_it_goes_on(tiny: bundle.Bundl
 
 @pytest.mark.slow
 def test_a_stream_without_end_holds_no_more_the_longer_it_is(tiny: bundle.Bundle, monkeypatch: Any) -> None:
-    lines: list[Line] = []
-    begin = Line.__init__
+    buffers: list[TokenBuffer] = []
+    begin = TokenBuffer.__init__
 
-    def watched(self: Line, *rest: Any) -> None:
+    def watched(self: TokenBuffer, *rest: Any) -> None:
         begin(self, *rest)
-        lines.append(self)
+        buffers.append(self)
 
-    monkeypatch.setattr(Line, "__init__", watched)
+    monkeypatch.setattr(TokenBuffer, "__init__", watched)
     stream = iter(pipeline.stream(tiny, GenerateRequest(duration=math.inf, **LIVELY), batch_size=1))
     samples = 0
     while samples < 20 * 16000:
         samples += len(next(stream).waveform)
-    assert max(map(len, lines)) >= 20 * 50
-    assert max(line.tail.shape[-1] for line in lines) < 8 * 50
+    assert max(map(len, buffers)) >= 20 * 50
+    assert max(buffer.tail.shape[-1] for buffer in buffers) < 8 * 50
     with pytest.raises(UsageError, match="without end"):
         list(pipeline.generate(tiny, GenerateRequest(duration=math.inf)))
 
@@ -149,18 +149,18 @@ def test_the_first_sound_is_there_when_half_a_second_is_made(tmp_path: Path) -> 
         assert made.stage_tokens.get("semantic", 0) <= 17 + 2 * 16
 
 
-def test_a_line_keeps_its_beginning_and_what_somebody_needs() -> None:
-    line = Line(torch.arange(5))
-    line.keep(3)
-    line.hold("a", 0)
-    line.hold("b", 0)
+def test_a_buffer_keeps_its_pinned_beginning_and_what_readers_need() -> None:
+    buffer = TokenBuffer(torch.arange(5))
+    buffer.pin(3)
+    buffer.release("a", 0)
+    buffer.release("b", 0)
     for n in range(5, 20):
-        line.append(torch.tensor([n]))
-    line.hold("a", 15)
-    assert len(line) == line.tail.shape[-1] == 20
-    line.hold("b", 12)
-    assert (len(line), line.tail.shape[-1]) == (20, 8)
-    assert torch.equal(line.cut(13, 18), torch.arange(13, 18))
-    assert torch.equal(line.cut(1, 3), torch.arange(1, 3))
+        buffer.append(torch.tensor([n]))
+    buffer.release("a", 15)
+    assert len(buffer) == buffer.tail.shape[-1] == 20
+    buffer.release("b", 12)
+    assert (len(buffer), buffer.tail.shape[-1]) == (20, 8)
+    assert torch.equal(buffer.slice(13, 18), torch.arange(13, 18))
+    assert torch.equal(buffer.slice(1, 3), torch.arange(1, 3))
     with pytest.raises(IndexError):
-        line.cut(2, 5)
+        buffer.slice(2, 5)

@@ -1,3 +1,3 @@
-"""Sound as files and as samples: `files` reads and writes, `ffmpeg` and `headers` help it with formats, `inputs` opens
-what a user names; `mel` is what the tokenizer hears, `postfilter` what outputs pass through.
+"""Audio files and signal processing: `files` reads and writes (`ffmpeg`, `headers` and `encoding` help with formats),
+`inputs` opens a user's files; `mel` is the tokenizer's front end, `postfilter` processes outputs.
 """

@@ -1,4 +1,4 @@
-"""Sound as a file while it comes, for pipes: what is written is final, and nobody knows how long it goes on."""
+"""Streaming audio encoders for pipes: bytes once written are final, and the length may be unknown."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import soundfile
 
 from audiolm_cli.audio import files
 
-# s16le: samples alone, 16 bit, little-endian. Not MP3, whose first frame would count the others wrongly.
+# s16le: raw samples, 16 bit, little-endian. No MP3: its first frame would hold a wrong frame count.
 FORMATS = ("wav", "s16le", "flac", "ogg", "opus")
-UNKNOWN = 0xFFFFFFFF  # in WAV: the size of what goes on, as ffmpeg and sox write it
+UNKNOWN = 0xFFFFFFFF  # a WAV stream's unknown size, as ffmpeg and sox write it
 
 
 class Encoder:
-    """Encodes mono sound `float32 [T]` at `rate` Hz, piece by piece. With `samples`, as many as will come, a WAV file
-    is the one that `files.encode` makes, and FLAC says how long it is. `clipped` counts samples beyond full scale."""
+    """Encodes mono audio `float32 [T]` at `rate` Hz, piece by piece. With `samples`, the number to come, a WAV file
+    equals that of `files.encode`, and FLAC states its length. `clipped` counts samples beyond full scale."""
 
     def __init__(
         self, write: Callable[[bytes], None], rate: int, format: str, tags: dict[str, str], samples: float = math.inf
@@ -30,7 +30,7 @@ class Encoder:
             self.sound = files.opened_for(_Forward(write, samples), rate, f".{format}", tags)
 
     def push(self, samples: np.ndarray) -> None:
-        """Writes what can be written by now. Raises OutputError for what is not finite."""
+        """Encodes samples and writes what is ready. Raises OutputError for NaN or infinite samples."""
         self.clipped += files.beyond(samples)
         data = files.pcm16(samples)
         if self.sound is not None:
@@ -44,7 +44,7 @@ class Encoder:
 
 
 def wav_header(rate: int, tags: dict[str, str], samples: float) -> bytes:
-    """The beginning of a WAV file of so many samples; where they are infinite, with the sizes of a stream."""
+    """The header of a WAV file of that many samples; if infinite, with the sizes of a stream."""
     header, _ = files.encode(np.zeros(0, np.float32), rate, ".wav", tags)
     data = UNKNOWN if samples == math.inf else 2 * int(samples)
     whole = UNKNOWN if samples == math.inf else len(header) - 8 + data
@@ -52,8 +52,8 @@ def wav_header(rate: int, tags: dict[str, str], samples: float) -> bytes:
 
 
 class _Forward:
-    """A file for libsndfile that goes nowhere but forward: what it would write again, a header with sizes, is left. The
-    STREAMINFO of FLAC has its number of samples from the first."""
+    """A write-only, forward-only file for libsndfile: rewrites of earlier bytes (headers with sizes) are dropped. For
+    FLAC, the number of samples is put into STREAMINFO at first writing."""
 
     def __init__(self, write: Callable[[bytes], None], samples: float):
         self._write, self.samples, self.place, self.end = write, samples, 0, 0
@@ -62,7 +62,7 @@ class _Forward:
         data = bytes(data)
         if self.place == self.end:
             if self.place == 4 and data[:4] == b"\0\0\0\x22" and self.samples < 2**36:
-                said = int(self.samples) | data[17] >> 4 << 36  # 36 bits behind four others
+                said = int(self.samples) | data[17] >> 4 << 36  # 36 bits, after four of another field
                 data = data[:17] + said.to_bytes(5, "big") + data[22:]
             self._write(data)
             self.end += len(data)

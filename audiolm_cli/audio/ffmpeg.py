@@ -1,6 +1,6 @@
-"""Sound in formats that libsndfile does not know, such as M4A, WebM and WMA, decoded by ffmpeg where that is installed.
+"""Decodes formats that libsndfile does not know, such as M4A, WebM and WMA, with ffmpeg if it is installed.
 
-It runs without a shell, reads the open file and no other, is stopped when it takes too long, and is never trusted.
+ffmpeg is not trusted: it runs without a shell, reads only the open file, and is stopped when it takes too long.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 
 from audiolm_cli.errors import InputError
 
-SILENT_SECONDS = 30.0  # without a byte of sound from ffmpeg, after which it is stopped
-TOTAL_SECONDS = 600.0  # of its work on one file
-MAX_MEMORY = 4 * 2**30  # of its address space
+SILENT_SECONDS = 30.0  # without output, after which ffmpeg is stopped
+TOTAL_SECONDS = 600.0  # of work on one file
+MAX_MEMORY = 4 * 2**30  # bytes of address space
 MAX_HEADER = 2**20  # bytes before the first sample
-MAX_CHANNELS = 1024  # as libsndfile has it
+MAX_CHANNELS = 1024  # libsndfile's limit
 INSTALL = "ffmpeg would read M4A, WebM, WMA and more: install it, for instance with: apt install ffmpeg"
 
-# Its names for formats that hold sound and refer to no other file, unlike playlists, concat, hls, dash, sdp and image
-# sequences. All else is refused, whatever an ffmpeg of another version knows.
+# ffmpeg's names of formats that hold audio and refer to no other file, unlike playlists, concat, hls, dash, sdp and
+# image sequences. All others are refused, whatever a newer ffmpeg supports.
 FORMATS = (
     "3gp,aac,ac3,adx,aiff,aix,amr,amrnb,amrwb,ape,aptx,asf,asf_o,ast,au,avi,caf,codec2,dsf,dts,dtshd,dv,eac3,flac,"
     "flv,g723_1,g729,gsm,gxf,iamf,iff,ircam,kux,loas,m4a,matroska,mlp,mmf,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mxf,"
@@ -46,21 +46,21 @@ TAGS = {b"INAM": "title", b"IART": "artist", b"ICMT": "comment", b"ICOP": "copyr
 
 
 class Sound:
-    """The first stream of sound in a file: `samplerate` (Hz), `channels` and `tags`, and its samples from `blocks`.
+    """The first audio stream of a file: `samplerate` (Hz), `channels`, `tags`, and samples from `blocks`.
 
-    A context manager, which ends the program. Raises InputError, with `name` in the message, where ffmpeg is not
+    A context manager that ends ffmpeg on exit. Raises InputError, with `name` in the message, if ffmpeg is not
     installed, cannot decode the file, or takes too long.
     """
 
     length = 0  # in frames, unknown
 
     def __init__(self, file: IO[bytes], name: str):
-        self.name, self.complaint = name, ""  # about what was decoded nevertheless
+        self.name, self.complaint = name, ""  # about audio that was decoded all the same
         program = shutil.which("ffmpeg")
         if program is None:
             raise InputError(f"{name}: not audio that libsndfile can read; {INSTALL}")
         descriptor = file.fileno()
-        os.lseek(descriptor, 0, os.SEEK_SET)  # where opening /dev/fd/N again shares the position
+        os.lseek(descriptor, 0, os.SEEK_SET)  # on some systems /dev/fd/N shares the position
         command = [program, *OPTIONS, "-i", f"file:/dev/fd/{descriptor}", *TO_WAV]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
@@ -82,7 +82,7 @@ class Sound:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # also what a wrapper around ffmpeg has started
+            os.killpg(self.process.pid, signal.SIGKILL)  # and whatever a wrapper around ffmpeg started
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
@@ -102,7 +102,7 @@ class Sound:
             self.complaint = f"the file is damaged ({why})"
 
     def _read_header(self) -> None:
-        """Reads the beginning of the WAV that ffmpeg writes, up to the samples."""
+        """Reads the header of the WAV that ffmpeg writes, up to the samples."""
         self.samplerate = self.channels = 0
         self.tags: dict[str, str] = {}
         if self._exactly(12)[:4] != b"RIFF":
@@ -129,14 +129,14 @@ class Sound:
         return data[:count]
 
     def _take(self, least: int) -> bytes:
-        """At least so many bytes of what ffmpeg writes, fewer at its end."""
+        """At least that many bytes of ffmpeg's output, fewer at its end."""
         data, self.rest = self.rest, b""
         while len(data) < least and (more := next(self.received, b"")):
             data += more
         return data
 
     def _received(self) -> Iterator[bytes]:
-        """What ffmpeg writes to standard output, as it comes; the beginning of its messages goes to `said`."""
+        """ffmpeg's standard output as it arrives; the beginning of its messages is kept in `said`."""
         out, messages = self.process.stdout, self.process.stderr
         assert out is not None
         assert messages is not None
@@ -153,30 +153,30 @@ class Sound:
                     self.said = (self.said + data)[:4000]
                 else:
                     yield data
-                    heard = time.monotonic()  # what is done with it in between does not count
+                    heard = time.monotonic()  # the consumer's time does not count
             now = time.monotonic()
             if not ready or now >= heard + SILENT_SECONDS or now >= start + TOTAL_SECONDS:
                 raise InputError(f"{self.name}: ffmpeg takes too long over it and was stopped")
-        # closed pipes do not yet mean that it has ended
+        # ffmpeg may still run after closing its pipes
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(SILENT_SECONDS)
 
     def _complaint(self) -> str:
-        """The first line of what ffmpeg says, or how it ended; empty where all was well."""
+        """The first line of ffmpeg's messages, or its exit code; empty if all went well."""
         lines = [_plain(line) for line in self.said.decode(errors="replace").splitlines()]
         first = next((line for line in lines if line), "")
         code = self.process.poll()
         return first or (f"it ended with exit code {code}" if code else "")
 
     def _refusal(self) -> InputError:
-        for _ in itertools.islice(self.received, 16):  # to its end, if that is near: what it says comes last
+        for _ in itertools.islice(self.received, 16):  # to the end, if it is near: the message comes last
             pass
         why = self._complaint() or "no sound comes out"
         return InputError(f"{self.name}: not audio that libsndfile or ffmpeg can read ({why})")
 
 
 def _limit(process: int) -> None:
-    """Bounds the memory and the processor time of a process, where the system can (Linux)."""
+    """Limits the memory and processor time of a process, where the system supports that (Linux)."""
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
         import resource
 
@@ -185,13 +185,13 @@ def _limit(process: int) -> None:
 
 
 def _plain(line: str) -> str:
-    """A message without the place in memory and the file's name in front, nor the list of FORMATS, printable, short."""
+    """A message without memory addresses, the file's name and the list of FORMATS; printable, short."""
     line = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] ?)+|file:/dev/fd/\d+: ?|(?<=on whitelist) .*", "", line)
     return "".join(c if c.isprintable() else " " for c in line).strip()[:200]
 
 
 def _tags(body: bytes) -> dict[str, str]:
-    """The tags in a LIST chunk of a WAV file, by libsndfile's names."""
+    """The tags in a WAV file's LIST chunk, under libsndfile's names."""
     found, place = {}, 4
     while body[:4] == b"INFO" and place + 8 <= len(body):
         key, size = struct.unpack("<4sI", body[place : place + 8])

@@ -1,4 +1,4 @@
-"""Audio files in and out: read, downmix, resample; encode and write so that nothing is lost or left half-written."""
+"""Reads audio files (downmixed, resampled) and writes them (encoded, atomically)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FORMATS = {  # by suffix of the output
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-MAX_SECONDS = 3600  # of one input; keeps a small file that unpacks to days of silence from filling the memory
-MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is needed; it keeps the time within bounds
+MAX_SECONDS = 3600  # of one input, so that a small file that decodes to days of silence does not fill the memory
+MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is used; bounds the time
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
 CANCELLED = 0.1  # share of the energy
 
@@ -41,8 +41,8 @@ _stderr_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Recording:
-    """Mono audio, `samples` float32 [T] in [-1, 1] at `rate` Hz; `notes` say what was done to the file to get it;
-    `tags` are those of libsndfile's (title, artist, comment, software, ...) that it has."""
+    """Mono audio, `samples` float32 [T] in [-1, 1] at `rate` Hz; `notes` say how the file was changed; `tags` are its
+    metadata under libsndfile's names (title, artist, comment, software, ...)."""
 
     samples: np.ndarray
     rate: int
@@ -54,13 +54,13 @@ def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> R
     """Reads a recording as mono at `rate` Hz.
 
     `source` is a path or "-" for standard input; any format, sample rate and number of channels that libsndfile reads,
-    or else ffmpeg where it is installed. The file is read, downmixed and resampled block by block: memory beyond the
-    result does not grow with its length. Channels that cancel each other are not mixed; the strongest is used. Of what
-    is longer than an hour `end_only` keeps the last hour.
+    or ffmpeg if it is installed. The file is read, downmixed and resampled block by block: memory beyond the result
+    does not grow with its length. If channels cancel each other, the strongest is used instead of the mix. `end_only`
+    keeps the last hour of longer recordings.
 
-    Raises InputError, with `source` in the message, for what is missing, not audio, empty, longer than an hour (with
-    `end_only`, a day), or contains NaN or infinite samples. A truncated or damaged file that still decodes is used, and
-    noted.
+    Raises InputError, with `source` in the message, for a file that is missing, not audio, empty, longer than an hour
+    (with `end_only`, a day), or has NaN or infinite samples. A truncated or damaged file that still decodes is used,
+    and noted.
     """
     name = display(source)
     with inputs.opened(source) as file:
@@ -73,8 +73,8 @@ def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> R
 def _heard(
     file: IO[bytes], name: str, rate: int, end_only: bool, channel: int | None = None
 ) -> tuple[Recording, int | None]:
-    """The file's sound, of one `channel` or of all mixed; in the latter case also which to take instead, where they
-    cancel each other."""
+    """The file's audio, of one `channel` or downmixed; if downmixing cancels the channels, also the channel to use
+    instead."""
     pieces: collections.deque[np.ndarray] = collections.deque()
     with _decoder(file, name) as sound:
         if not MIN_RATE <= sound.samplerate <= MAX_RATE:
@@ -105,12 +105,12 @@ def _heard(
 
 
 def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
-    """Sound `float32 [T]` at `old` Hz as one at `new` Hz, as `read` does it."""
+    """Resamples audio `float32 [T]` from `old` to `new` Hz, as `read` does."""
     return np.concatenate(list(_resampled([samples], old, new)))
 
 
 def check_format(suffix: str, rate: int | None = None) -> None:
-    """Raises UsageError where the installed libsndfile cannot write a format of FORMATS, or not at `rate` Hz."""
+    """Raises UsageError if the installed libsndfile cannot write a format of FORMATS, or not at `rate` Hz."""
     container, subtype = FORMATS[suffix]
     if not soundfile.check_format(container, subtype):
         version = soundfile.__libsndfile_version__
@@ -125,46 +125,46 @@ def check_format(suffix: str, rate: int | None = None) -> None:
 
 
 def encode(samples: np.ndarray, rate: int, suffix: str, tags: dict[str, str]) -> tuple[bytes, int]:
-    """Encodes mono audio as a file of the format in FORMATS that `suffix` names.
+    """Encodes mono audio in the format of FORMATS that `suffix` names.
 
-    Takes float32 [T] at `rate` Hz and returns the file's bytes and the number of samples that were beyond [-1, 1] and
-    were clipped. `tags` are libsndfile's (title, artist, comment, software, ...). WAV and FLAC are 16 bit.
+    Takes float32 [T] at `rate` Hz; returns the file's bytes and the number of clipped samples, those beyond [-1, 1].
+    `tags` are libsndfile's (title, artist, comment, software, ...). WAV and FLAC are 16 bit.
 
-    Raises OutputError when samples are NaN or infinite: written, they would be full-scale clicks.
+    Raises OutputError for NaN or infinite samples, which would become full-scale clicks.
     """
     pcm, buffer = pcm16(samples), io.BytesIO()
     with opened_for(buffer, rate, suffix, tags) as sound:
-        for block in np.array_split(pcm, len(pcm) // 65536 + 1):  # libvorbis overflows its stack on long ones
+        for block in np.array_split(pcm, len(pcm) // 65536 + 1):  # libvorbis overflows its stack on long blocks
             sound.write(block)
     data = buffer.getvalue()
     return (_named(data, tags.get("software", "")) if FORMATS[suffix][0] == "MP3" else data), beyond(samples)
 
 
 def opened_for(file: Any, rate: int, suffix: str, tags: dict[str, str]) -> soundfile.SoundFile:
-    """A file of a format in FORMATS to write mono sound to, with its tags."""
+    """Opens a file of a format in FORMATS for writing mono audio, with its tags."""
     container, subtype = FORMATS[suffix]
     sound = soundfile.SoundFile(file, "w", rate, 1, subtype, format=container)
-    for key, value in tags.items():  # before the first sample: later ones are dropped silently
+    for key, value in tags.items():  # before the first sample: libsndfile drops later ones silently
         setattr(sound, key, value)
     return sound
 
 
 def pcm16(samples: np.ndarray) -> np.ndarray:
-    """Sound as `int16 [T]`. Raises OutputError where it is NaN or infinite: written, that would be a click."""
+    """Audio as `int16 [T]`. Raises OutputError for NaN or infinite samples, which would become clicks."""
     if not np.isfinite(samples).all():
         raise OutputError("the audio has NaN or infinite samples and was not written")
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def beyond(samples: np.ndarray) -> int:
-    """How many samples lie beyond full scale."""
+    """The number of samples beyond full scale."""
     return int(np.count_nonzero(np.abs(samples) > 1))
 
 
 def _named(mp3: bytes, software: str) -> bytes:
-    """An MP3 file whose first ID3 frame names the software, where LAME has named itself whatever it was told.
+    """Puts the software's name into the first ID3 frame of an MP3 file, where LAME writes its own name regardless.
 
-    Its length stays: text in ID3 ends at a NUL.
+    The length stays the same: text in ID3 ends at a NUL.
     """
 
     def name(match: re.Match[bytes]) -> bytes:
@@ -188,16 +188,16 @@ def write(
 
 
 def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False) -> None:
-    """Writes a whole file beside `target` and then moves it there, so that `target` is complete or untouched.
+    """Writes a file atomically, through a temporary one beside it: `target` is complete or untouched.
 
     "-" is standard output. Without `force` an existing file is never replaced, not even one that appears meanwhile;
-    with it, the new one has its permissions. Raises ExistsError when it exists, OutputError when it is no regular file
-    or cannot be written.
+    with `force`, the new file gets its permissions. Raises ExistsError if it exists, OutputError if it is no regular
+    file or cannot be written.
     """
     if os.fspath(target) == "-":
         write_stdout(data)
         return
-    path = os.path.realpath(target)  # a symbolic link stays one
+    path = os.path.realpath(target)  # a symbolic link remains one
     part = os.path.join(os.path.dirname(path), f".audiolm-{secrets.token_hex(6)}.tmp")
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -220,20 +220,20 @@ def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False
 
 
 def _like(path: str, part: str) -> None:
-    """Gives `part` the owner, the mode and the access list of the file at `path`, as far as the system allows."""
+    """Gives `part` the owner, mode and access list of the file at `path`, as far as the system allows."""
     with contextlib.suppress(OSError, AttributeError):
         os.chown(part, os.stat(path).st_uid, os.stat(path).st_gid)
     with contextlib.suppress(OSError):
         shutil.copystat(path, part)
-        os.utime(part)  # is new
+        os.utime(part)  # the time of writing
 
 
 def _write_new(path: str, data: bytes, mode: int) -> None:
-    """Writes a file that is not there yet. Where the system can do that (Linux) it has no name before it is whole: a
-    killed process leaves nothing half-written behind."""
+    """Writes a new file. Where the system supports it (Linux), it has no name until it is complete, so a killed process
+    leaves no partial file behind."""
     folder, nameless = os.path.dirname(path), None
     if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # a file system that cannot
+        with contextlib.suppress(OSError):  # the file system does not support it
             nameless = os.open(folder, os.O_TMPFILE | os.O_WRONLY, mode)
     own = functools.partial(os.open, mode=mode)
     with open(path, "xb", opener=own) if nameless is None else open(nameless, "wb") as file:
@@ -241,7 +241,7 @@ def _write_new(path: str, data: bytes, mode: int) -> None:
         file.flush()
         os.fsync(file.fileno())  # a full disk shows here, not after the move
         if nameless is not None:
-            place = os.open(folder, os.O_RDONLY)  # given it, link() follows the symbolic link that /proc has
+            place = os.open(folder, os.O_RDONLY)  # with it, link() follows the symbolic link in /proc
             try:
                 os.link(f"/proc/self/fd/{nameless}", path, src_dir_fd=place)
             finally:
@@ -249,18 +249,18 @@ def _write_new(path: str, data: bytes, mode: int) -> None:
 
 
 def _reserve(part: str, path: str) -> None:
-    """Takes `path` for the file `part`; raises FileExistsError where there is something already."""
+    """Creates `path`, as a link to `part` where possible; raises FileExistsError if it exists."""
     try:
         os.link(part, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:  # no hard links on this file system
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 @contextlib.contextmanager
 def _decoder(file: IO[bytes], name: str) -> Iterator[_Sound | ffmpeg.Sound]:
-    """What decodes the file: libsndfile, else ffmpeg."""
+    """Opens the file with libsndfile, or else ffmpeg."""
     file.seek(0)
     if not file.read(1):
         raise InputError(f"{name}: the file is empty")
@@ -279,7 +279,7 @@ def _decoder(file: IO[bytes], name: str) -> Iterator[_Sound | ffmpeg.Sound]:
 
 @contextlib.contextmanager
 def _without_messages() -> Iterator[None]:
-    """Keeps libmpg123, which prints to the process's stderr by itself, quiet while a file is read."""
+    """Silences libmpg123, which prints to the process's stderr, while a file is read."""
     try:
         saved = os.dup(2)
     except OSError:  # stderr is closed
@@ -295,35 +295,35 @@ def _without_messages() -> Iterator[None]:
 
 
 class _Straight(soundfile.SoundFile):
-    """Reads MP3, Ogg and FLAC of unknown length without the seek that soundfile adds after every read. The seek forgets
-    what later frames of MP3 of a low bit rate and the end of Opus refer to, and garbles them; that FLAC has no place to
-    seek at its end."""
+    """Reads MP3, Ogg, and FLAC of unknown length without the seek that soundfile adds after every read. In MP3 of a low
+    bit rate and at the end of Opus, that seek discards state that later frames need, which garbles them; such FLAC
+    cannot seek at its end."""
 
     def seekable(self) -> bool:
         return self.format not in ("MP3", "OGG") and self.frames < headers.UNKNOWN and super().seekable()
 
 
 class _Sound:
-    """A file that libsndfile decodes; has what `ffmpeg.Sound` has, and its length in frames, 0 where that is unsure.
-    Raises LibsndfileError where it cannot."""
+    """A file decoded by libsndfile, with the interface of `ffmpeg.Sound`; `length` in frames is 0 if uncertain. Raises
+    LibsndfileError if libsndfile cannot decode it."""
 
     def __init__(self, file: IO[bytes]):
         mended = headers.mended(file)
         file.seek(0)
         self.file = sound = _Straight(mended or file.fileno(), closefd=False)
         self.samplerate, self.channels = sound.samplerate, sound.channels
-        self.tags = {key: text for key, text in sound.copy_metadata().items() if text}  # those of ID3 can be empty
-        self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # of others, by the file's size
+        self.tags = {key: text for key, text in sound.copy_metadata().items() if text}  # ID3 tags can be empty
+        self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # else from the file's size
         self.complaint = "the header was never finished" if mended else ""
         self.promised = headers.promised_frames(sound, file)
 
     def blocks(self, skipped: int = 0) -> Iterator[np.ndarray]:
-        """The samples, float32 [n, channels], behind the frames to skip; can be called once."""
+        """The samples, float32 [n, channels], after `skipped` frames; can be called once."""
         frames = skipped
         with contextlib.suppress(soundfile.LibsndfileError):  # the rest is damaged or missing
             if skipped:
                 self.file.seek(skipped)
-            while len(block := self.file.read(4096, dtype="float32", always_2d=True)):  # what is lost at most
+            while len(block := self.file.read(4096, dtype="float32", always_2d=True)):  # at most one block is lost
                 frames += len(block)
                 yield block
         if frames < self.promised:
@@ -331,14 +331,14 @@ class _Sound:
 
 
 class _Mono:
-    """Iterates over a sound as mono float32 [n] in [-1, 1] at its own rate; then says what was found."""
+    """Iterates over a file's audio as mono float32 [n] in [-1, 1] at its own rate, and gathers statistics."""
 
     def __init__(self, sound: _Sound | ffmpeg.Sound, name: str, end_only: bool, channel: int | None):
         self.sound, self.name, self.channel = sound, name, channel
         self.most = (MAX_END_SECONDS if end_only else MAX_SECONDS) * sound.samplerate
         self.skipped = max(0, sound.length - MAX_SECONDS * sound.samplerate) if end_only else 0
         self.frames = self.clipped = 0
-        self.energies, self.mixed = np.zeros(sound.channels), 0.0  # of each channel and of their mean
+        self.energies, self.mixed = np.zeros(sound.channels), 0.0  # of each channel, of the mix
 
     def __iter__(self) -> Iterator[np.ndarray]:
         sound = self.sound
@@ -352,7 +352,7 @@ class _Mono:
             block = np.clip(block, -1, 1)
             mono = block.mean(axis=1) if self.channel is None else block[:, self.channel]
             if sound.channels > 1 and self.channel is None:
-                self.energies += np.square(np.diff(block, axis=0)).sum(axis=0)  # of differences: hum does not count
+                self.energies += np.square(np.diff(block, axis=0)).sum(axis=0)  # of differences, to ignore hum
                 self.mixed += float(np.square(np.diff(mono)).sum())
             yield mono
 
@@ -363,8 +363,8 @@ class _Mono:
             raise InputError(f"{self.name}: longer than {minutes} minutes; {way}")
 
     def strongest(self) -> int | None:
-        """The channel with the most sound where the mean of all has less than a tenth of the energy that it had if they
-        were independent, as when one is the other turned over; else None."""
+        """The channel with the most energy if the mix has less than a tenth of the energy that independent channels
+        would give it, as with inverted channels; else None."""
         independent = self.energies.sum() / self.sound.channels**2
         return int(self.energies.argmax()) if self.mixed < CANCELLED * independent else None
 

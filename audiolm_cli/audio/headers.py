@@ -1,4 +1,4 @@
-"""What the headers of sound files get wrong: lengths that were never filled in, and lengths that are not there."""
+"""Wrong lengths in the headers of audio files: never filled in, or longer than the file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import IO, Any
 
 import soundfile
 
-ENDLESS = b"\xff\xff\xff\xff"  # a length that libsndfile takes for "to the end of the file"
+ENDLESS = b"\xff\xff\xff\xff"  # a length that libsndfile reads as "to the end of the file"
 
 
 def mended(file: IO[bytes]) -> IO[bytes] | None:
-    """A WAV, RF64 or AU file whose header was never finished, since its recorder was killed, as one to its end.
+    """A WAV, RF64 or AU file whose header was never finished, as when its recorder was killed, read to its end.
 
-    Such a header has a length of 0 or of the first block, and behind that come samples. None where nothing is wrong.
+    Such a header has the length 0 or that of the first block, but more samples follow. None if nothing is wrong.
     """
     head = _at(file, 0, 12)
     if head[:4] == b".snd" and head[8:12] == bytes(4):
@@ -30,21 +30,21 @@ def mended(file: IO[bytes]) -> IO[bytes] | None:
         place += 8 + size + size % 2
     else:
         return None
-    if head[:4] == b"RF64":  # whose length stands in its first chunk
+    if head[:4] == b"RF64":  # its length is in the first chunk
         size = int.from_bytes(_at(file, 28, 8), "little")
     behind = place + 8 + size + size % 2
     following, length = _chunk(file, behind)
     is_chunk = following.isascii() and following.decode("latin-1").isprintable() and behind + 8 + length <= end
-    if is_chunk or end - behind <= size:  # a few bytes of something else are no recording
+    if is_chunk or end - behind <= size:  # a few other bytes are no recording
         return None
     return _Mended(file, {0: b"RIFF", place + 4: ENDLESS})
 
 
-UNKNOWN = 2**62  # frames: what libsndfile says of a FLAC stream that nobody knew the end of
+UNKNOWN = 2**62  # frames: libsndfile's value for a FLAC stream of unknown length
 
 
 def promised_frames(sound: soundfile.SoundFile, file: IO[bytes]) -> int:
-    """How many frames a file should have; libsndfile silently believes its length where that is shorter."""
+    """The number of frames that the header promises, since libsndfile silently accepts a file that is shorter."""
     if "MPEG" in sound.subtype and not (sound.format == "MP3" and _counts_frames(file)):
         return 0  # an estimate
     if sound.frames >= UNKNOWN:
@@ -61,7 +61,7 @@ def promised_frames(sound: soundfile.SoundFile, file: IO[bytes]) -> int:
 
 
 def _counts_frames(file: IO[bytes]) -> bool:
-    """Whether an MP3 file says how long it is, in the frame that encoders put first."""
+    """Whether an MP3 file states its length, in the first frame of an encoder."""
     start = 0
     head = _at(file, 0, 10)
     if head[:3] == b"ID3":
@@ -70,17 +70,17 @@ def _counts_frames(file: IO[bytes]) -> bool:
 
 
 def _chunk(file: IO[bytes], place: int) -> tuple[bytes, int]:
-    """Name and length of the RIFF chunk at a place; zeros behind the end."""
+    """Name and length of the RIFF chunk at an offset; zeros past the end."""
     head = _at(file, place, 8).ljust(8, b"\0")
     return head[:4], int.from_bytes(head[4:], "little")
 
 
 def _at(file: IO[bytes], place: int, count: int) -> bytes:
-    return os.pread(file.fileno(), count, min(place, 2**62))  # a length of 64 bits can lead further than there is
+    return os.pread(file.fileno(), count, min(place, 2**62))  # a 64-bit length can point past any file
 
 
 class _Mended(io.FileIO):
-    """A file that reads as if some of its bytes, by their places, were others."""
+    """A file with some bytes replaced, given by offset."""
 
     def __init__(self, file: IO[bytes], bytes_at: dict[int, bytes]):
         super().__init__(file.fileno(), closefd=False)
@@ -90,7 +90,7 @@ class _Mended(io.FileIO):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         try:
             return super().seek(offset, whence)
-        except OSError:  # before the beginning, by a damaged header: libsndfile notices
+        except OSError:  # before the start, by a damaged header: libsndfile notices
             return self.tell()
 
     def readinto(self, buffer: Any, /) -> int:

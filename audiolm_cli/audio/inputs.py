@@ -1,4 +1,4 @@
-"""Opening what is named as an input: a path, or standard input; bounded, and never a device that has no end."""
+"""Opens inputs: a path, or standard input. Sizes are bounded, and devices are refused since they may never end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import IO
 
 from audiolm_cli.errors import InputError, display
 
-MAX_BYTES = 2**30  # of a recording from a pipe, which is kept in a temporary file
-MAX_TEXT_BYTES = 2**28  # of what is read into memory as a whole: tokens, job lists
+MAX_BYTES = 2**30  # of a recording from a pipe, copied to a temporary file
+MAX_TEXT_BYTES = 2**28  # of files read into memory: tokens, job lists
 CHUNK = 2**20
 
 
 def check(source: str | os.PathLike[str]) -> None:
-    """Raises InputError when `source` cannot be opened for reading; costs no reading."""
+    """Raises InputError if `source` cannot be opened for reading; reads nothing."""
     if os.fspath(source) != "-" and not stat.S_ISFIFO(_mode(source)):  # a pipe can be opened only once
         with _stream(source):
             pass
@@ -27,10 +27,10 @@ def check(source: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def opened(source: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """The source as an unbuffered file with a descriptor, at its beginning, in which one can search.
+    """The source as an unbuffered, seekable file with a descriptor, at its beginning.
 
-    A pipe is read to its end first, into a temporary file that has no name and so never stays behind. Raises
-    InputError when the source cannot be read, is a directory or a device, or when a pipe holds more than MAX_BYTES.
+    A pipe is first read to its end into a nameless temporary file, which is never left behind. Raises InputError if the
+    source cannot be read, is a directory or a device, or if a pipe holds more than MAX_BYTES.
     """
     with _stream(source) as file:
         if os.fspath(source) != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -51,17 +51,17 @@ def opened(source: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def read_bytes(source: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file of tokens or of a job list, or of standard input for "-"; raises InputError."""
+    """The bytes of a token file or job list, or of standard input for "-"; raises InputError."""
     with _stream(source) as file:
         return b"".join(_chunks(file, display(source), MAX_TEXT_BYTES))
 
 
 def _mode(source: str | os.PathLike[str]) -> int:
-    """The kind of file that `source` is, links followed; 0 where there is none."""
+    """The mode of the file `source`, following links; 0 if there is none."""
     try:
         return os.stat(source).st_mode
     except (OSError, ValueError):
-        return 0  # opening it says why
+        return 0  # opening it reports why
 
 
 @contextlib.contextmanager
@@ -70,11 +70,11 @@ def _stream(source: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     if os.fspath(source) == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise InputError("standard input: nothing is piped into it")
-        with contextlib.suppress(io.UnsupportedOperation):  # where the program is used as a library, it may be no file
+        with contextlib.suppress(io.UnsupportedOperation):  # in a library user's process it may be no file
             _refuse_device(os.fstat(sys.stdin.fileno()).st_mode, name)
         yield sys.stdin.buffer
         return
-    _refuse_device(_mode(source), name)  # before it is opened, which can rewind a tape or wait for a terminal
+    _refuse_device(_mode(source), name)  # before opening, which can rewind a tape or wait for a terminal
     try:
         file = open(source, "rb", buffering=0)  # libsndfile shares the descriptor and its position
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def _refuse_device(mode: int, name: str) -> None:
 
 
 def _chunks(file: IO[bytes], name: str, most: int) -> Iterator[bytes]:
-    """What is left in the file, piece by piece: one read of a pipe may return a small part of it."""
+    """The rest of the file, piece by piece: one read of a pipe may return only part of it."""
     total = 0
     while chunk := _read(file, name):
         total += len(chunk)

@@ -1,4 +1,4 @@
-"""Mel spectrograms: triangular filters over a power spectrum's frequencies, evenly spaced on a scale of pitch."""
+"""Mel spectrograms: triangular filters over a power spectrum, evenly spaced in mel."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 @functools.cache
-@torch.inference_mode(False)  # whoever asks first, training may be next
+@torch.inference_mode(False)  # cached: a tensor made in inference mode could not be used in training
 def hann(size: int, device: torch.device) -> Tensor:
     """The Hann window `float32 [size]`."""
     return torch.hann_window(size, device=device)
 
 
 def triangles(frequencies: int, points: Tensor, rate: int) -> Tensor:
-    """Filters `float32 [frequencies, bins]` over the frequencies from 0 Hz to half the rate: each rises from one of
-    the points `[bins + 2]`, in Hz, to the next, and falls to the one behind it."""
+    """Filters `float32 [frequencies, bins]` over frequencies from 0 Hz to half the rate: each rises from one of the
+    points `[bins + 2]`, in Hz, to the next, and falls to the one after."""
     hertz = torch.linspace(0, rate // 2, frequencies)
     widths = points.diff()
     slopes = points - hertz[:, None]
@@ -33,14 +33,14 @@ def mel_filters(frequencies: int, bins: int, rate: int) -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # whoever asks first, training may be next
+@torch.inference_mode(False)  # as above
 def _filters(frequencies: int, bins: int, rate: int, device: torch.device) -> Tensor:
     return mel_filters(frequencies, bins, rate).to(device)
 
 
 def log_mel(audio: Tensor, window: int, hop: int, bins: int, rate: int, floor: float) -> Tensor:
-    """Audio `[B, T]` -> log mel energies above `floor`, `float32 [B, T // hop, bins]`. Windows, of `window`
-    samples, end where frames end."""
+    """Audio `[B, T]` -> log mel energies, `floor` added, `float32 [B, T // hop, bins]`. A frame's window of `window`
+    samples ends where the frame ends."""
     frames = F.pad(audio, (window - hop, 0)).unfold(-1, window, hop) * hann(window, audio.device)
     size = 1 << (window - 1).bit_length()
     power = torch.view_as_real(torch.fft.rfft(frames, size)).square().sum(-1)

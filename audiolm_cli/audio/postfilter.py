@@ -1,8 +1,8 @@
-"""What generated sound passes on its way out: a high-pass filter, a level control and a limiter.
+"""Post-processing of generated audio: a high-pass filter, a level control and a limiter.
 
-All three work on frames of 5 ms, one after the other, and carry a state. Nothing depends on how the sound is cut into
-blocks, nor on what comes more than 15 ms later: a stream gets the same samples as a whole file, to the last bit. Sound
-is `float32 [T]`, frames `float64 [n, N]`.
+All three work on successive frames of 5 ms and carry state. The result depends neither on how the audio is cut into
+blocks, nor on anything more than 15 ms ahead: a stream gets the same samples as a whole file, to the last bit. Audio
+is `float32 [T]`, frames are `float64 [n, N]`.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import numpy as np
 
 from audiolm_cli.config import OutputConfig
 
-PIECE_SECONDS = 10  # of a whole sound that are filtered at a time: memory hardly grows with length
+PIECE_SECONDS = 10  # of a whole file filtered at a time: memory hardly grows with length
 FRAMES = 200  # a second
-ORDER, STOPBAND = 9, 36.0  # of the high-pass filter: so many dB are taken away below its corner / 1.15
-ACTIVE = 15.9  # dB below the active level is the threshold of activity (ITU-T P.56)
-ENVELOPE, HANGOVER = 0.03, 0.2  # s: of smoothing, and for which activity lasts (P.56)
-SILENT = 1e-7  # mean square, -70 dBFS: less than that is never activity
-INAUDIBLE = 1e-9  # mean square, -90 dBFS: no more than what is rounded away
-MEMORY = 2.5  # s of activity that the output's level is a mean of
-PRIOR = 0.6  # s of activity for which the level that is expected counts in the beginning
-RISE, FALL = 6.0, 12.0  # dB/s: how fast the gain changes at most
-BOOST, CUT = 9.0, 18.0  # dB: how far
-MARGIN = 10.0  # dB by which an output may exceed the sound that it follows, at any time
-BEHIND, AHEAD = 0.15, 0.04  # s of that sound that count; a semantic token has seen as much before it is said again
-OPENING = 0.02  # s: how fast what exceeds it is let through again
-ATTACK, RELEASE = 2, 0.08  # frames that the limiter looks ahead, s
+ORDER, STOPBAND = 9, 36.0  # of the high-pass filter; dB of attenuation below its corner / 1.15
+ACTIVE = 15.9  # dB from the active level down to the threshold of activity (ITU-T P.56)
+ENVELOPE, HANGOVER = 0.03, 0.2  # s: smoothing, and how long activity lasts (P.56)
+SILENT = 1e-7  # mean square, -70 dBFS: anything below is never active
+INAUDIBLE = 1e-9  # mean square, -90 dBFS: no more than rounding noise
+MEMORY = 2.5  # s of activity that the output's level averages over
+PRIOR = 0.6  # s of activity that the expected level counts for at the beginning
+RISE, FALL = 6.0, 12.0  # dB/s: limits of the gain's rate of change
+BOOST, CUT = 9.0, 18.0  # dB: limits of the gain
+MARGIN = 10.0  # dB by which an output may exceed its source at any time
+BEHIND, AHEAD = 0.15, 0.04  # s of the source that count around a frame; a semantic token saw that much
+OPENING = 0.02  # s: time constant with which that gain recovers
+ATTACK, RELEASE = 2, 0.08  # the limiter's look-ahead in frames; s
 AUDIBLE = 20.0  # Hz
-RUMBLE = 0.05  # of a recording's energy: of clean ones, 99 in 100 have less than 0.04 below 63 Hz
-CEILING = 10 ** (-1 / 20)  # of the limiter, where a watermark is to come on top
+RUMBLE = 0.05  # share of a recording's energy; 99 of 100 clean ones have less than 0.04 below 63 Hz
+CEILING = 10 ** (-1 / 20)  # of the limiter, leaving headroom for a watermark
 
-# what is left of a difference after a frame, or has gone
+# share of a difference that remains after a frame, or that has decayed
 FORGETTING = math.exp(-1 / (MEMORY * FRAMES))
 SMOOTHING, OPENED, RELEASING = (1 - math.exp(-1 / (seconds * FRAMES)) for seconds in (ENVELOPE, OPENING, RELEASE))
 
 
 class Filter(Protocol):
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """The next frames `[n, N]` filtered, or with a look-ahead of k frames those that came k before them."""
+        """Filters the next frames `[n, N]`; with a look-ahead of k frames, returns those from k frames before."""
 
 
 class PostFilter:
-    """A chain of filters. What `push` returns lags behind what it is given, by up to 5 ms and the look-ahead; `finish`
-    returns the rest, so that as many samples come out as went in."""
+    """A chain of filters. `push` returns samples with a delay of up to 5 ms plus the look-ahead, `finish` the rest, so
+    as many samples come out as went in."""
 
     def __init__(self, rate: int, filters: Sequence[Filter], lookahead: int = 0):
-        """`lookahead`: frames of all filters together."""
+        """`lookahead`: frames, summed over all filters."""
         self.filters, self.size = filters, frame_size(rate)
         self.rest = np.zeros(0, np.float32)
         self.skip, self.owed = lookahead * self.size, 0
@@ -63,7 +63,7 @@ class PostFilter:
         return self._through(np.zeros(self.skip + self.owed + self.size, np.float32))
 
     def whole(self, samples: np.ndarray) -> np.ndarray:
-        """All of a sound at once."""
+        """Filters a whole file at once."""
         piece = PIECE_SECONDS * FRAMES * self.size
         done = [self.push(samples[start : start + piece]) for start in range(0, len(samples), piece)]
         return np.concatenate([*done, self.finish()])
@@ -83,8 +83,8 @@ class PostFilter:
 def chain(
     config: OutputConfig, rate: int, prompt: np.ndarray | None = None, begin: int = 0, follow: bool = False
 ) -> PostFilter:
-    """The filters for an output that goes on from `prompt`, of which it renders the end up to sample `begin`; or, to
-    `follow` it, says it again; or comes from nothing."""
+    """The filters for an output, which continues `prompt` and renders its end up to sample `begin`; or, with `follow`,
+    resynthesises it; or has none."""
     filters: list[Filter] = [HighPass(rate, config.high_pass)] if config.high_pass else []
     if prompt is not None:
         heard = powers(prompt, rate, config.high_pass)
@@ -94,43 +94,43 @@ def chain(
 
 
 def without_rumble(samples: np.ndarray, rate: int, corner: float) -> np.ndarray:
-    """A recording without what lies below `corner` Hz (0: as it is), where that is more than RUMBLE of its energy.
+    """Removes what lies below `corner` Hz (0: nothing) from a recording, if that is more than RUMBLE of its energy.
 
-    Less than that is left to the models, which have heard as much: without it continuations lose some of the voice. The
-    filter runs forwards and backwards, since one pass shifts phases above the corner, which the codec encodes.
+    Less is left in, as the models were trained on as much: without it, continuations lose some of the voice. The filter
+    runs forwards and backwards, since one pass shifts phases above the corner, which the codec encodes.
     """
     if not corner:
         return samples
-    forwards = np.pad(high_passed(samples, rate, corner), (0, 1))  # a zero: backwards it begins at rest
+    forwards = np.pad(high_passed(samples, rate, corner), (0, 1))  # a zero, so that the backward pass begins at rest
     clean = np.ascontiguousarray(high_passed(forwards[::-1], rate, corner)[:0:-1])
     energy, below = (float(np.square(part, dtype=np.float64).sum()) for part in (samples, samples - clean))
     return clean if below > RUMBLE * energy else samples
 
 
 def high_passed(samples: np.ndarray, rate: int, corner: float) -> np.ndarray:
-    """A recording through the filter of outputs, with its shifts of phase."""
+    """A recording through the outputs' high-pass filter, including its phase shifts."""
     return PostFilter(rate, [HighPass(rate, corner)]).whole(samples) if corner else samples
 
 
 def silent(samples: np.ndarray, rate: int) -> bool:
-    """Whether there is nothing to be heard in a sound."""
+    """Whether audio has no active frame."""
     return active_level(powers(samples, rate, AUDIBLE)) == 0
 
 
 def audible(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Which frames of a sound are to be heard, `bool [frames]`: no more than 50 dB below the loudest, nor silent."""
+    """Which frames are audible, `bool [frames]`: at most 50 dB below the loudest, and not silent."""
     power = powers(samples, rate, AUDIBLE)
     return power > max(power.max(initial=0) / 10**5, SILENT)
 
 
 def overload(samples: np.ndarray) -> float:
-    """The share of a sound's samples that lie within 2 % of its peak: a thousandth where nothing was cut off."""
+    """The share of samples within 2 % of the peak: about a thousandth in audio without clipping."""
     peaks = np.abs(samples)
     return float((peaks >= max(0.98 * peaks.max(initial=0), 1e-3)).mean()) if len(samples) else 0.0
 
 
 def limited(samples: np.ndarray, rate: int) -> np.ndarray:
-    """A sound within full scale."""
+    """Audio limited to full scale."""
     return PostFilter(rate, [Limiter(1.0)], ATTACK).whole(samples)
 
 
@@ -139,19 +139,19 @@ def frame_size(rate: int) -> int:
 
 
 class HighPass:
-    """Takes away what lies below `corner` Hz (3 dB there): a Chebyshev filter of the second kind."""
+    """Attenuates what lies below `corner` Hz (-3 dB there): a Chebyshev type II filter."""
 
     def __init__(self, rate: int, corner: float):
         self.matrix = _high_pass(rate, corner, frame_size(rate))
-        self.signal, self.begun = np.zeros(len(self.matrix)), False  # a frame and the state
+        self.signal, self.begun = np.zeros(len(self.matrix)), False  # a frame, then the state
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         size, out = frames.shape[1], np.empty_like(frames)
-        if len(frames) and not self.begun:  # as if its first sample had always been: a constant does not thump
+        if len(frames) and not self.begun:  # start in the first sample's steady state: an offset makes no thump
             made, kept = self.matrix[size:, :size].sum(1), self.matrix[size:, size:]
             self.signal[size:] = np.linalg.solve(np.eye(len(kept)) - kept, made * frames[0, 0])
             self.begun = True
-        for n, frame in enumerate(frames):  # a product of all at once could depend on how many they are
+        for n, frame in enumerate(frames):  # one product for all could depend on their number
             self.signal[:size] = frame
             self.signal = self.matrix @ self.signal
             out[n] = self.signal[:size]
@@ -160,10 +160,10 @@ class HighPass:
 
 @functools.cache
 def _high_pass(rate: int, corner: float, size: int) -> np.ndarray:
-    """The filter as a matrix `[size + states] * 2` that makes of a frame and a state the filtered frame and the next
+    """The filter as a matrix `[size + states] * 2` that maps a frame and the state to the filtered frame and the next
     state."""
     loss = math.sqrt(10 ** (STOPBAND / 10) - 1)
-    angles = (2 * np.arange(ORDER // 2 + 1) + 1) * np.pi / (2 * ORDER)  # the last one's pole is real, its zero at 0 Hz
+    angles = (2 * np.arange(ORDER // 2 + 1) + 1) * np.pi / (2 * ORDER)  # the last pole is real, its zero at 0 Hz
     bend = math.asinh(loss) / ORDER
     edge = math.tan(math.pi * corner / rate) / math.cosh(math.acosh(loss) / ORDER)  # of the stop band
     poles = edge * (-math.sinh(bend) * np.sin(angles) + 1j * math.cosh(bend) * np.cos(angles))
@@ -174,8 +174,8 @@ def _high_pass(rate: int, corner: float, size: int) -> np.ndarray:
         b, a = (np.array([1.0, -2 * place.real, abs(place) ** 2]) for place in (zero, pole))
         if n == len(angles) - 1:
             b, a = np.array([1.0, -1.0, 0.0]), np.array([1.0, -pole.real, 0.0])
-        b *= (a * [1, -1, 1]).sum() / (b * [1, -1, 1]).sum()  # 1 at half the rate
-        section = np.eye(total)  # transposed direct form II: every row says what it adds up to
+        b *= (a * [1, -1, 1]).sum() / (b * [1, -1, 1]).sum()  # unity gain at half the rate
+        section = np.eye(total)  # transposed direct form II: every row is a linear combination
         first, second = size + 2 * n, size + 2 * n + 1
         for t in range(size):
             x = section[t].copy()
@@ -187,15 +187,15 @@ def _high_pass(rate: int, corner: float, size: int) -> np.ndarray:
 
 
 class Level:
-    """The active level of a sound (mean square while somebody speaks, after ITU-T P.56) as it goes on, from frame to
-    frame; `value` is what is expected before."""
+    """A running active speech level (mean square during activity, after ITU-T P.56), frame by frame; `value` starts as
+    the expected level."""
 
     def __init__(self, value: float):
         self.value, self.envelope, self.active = value, 0.0, 0
         self._sum, self._time = value * PRIOR, PRIOR
 
     def __call__(self, power: float) -> bool:
-        """Hears a frame of that mean square; returns whether somebody speaks."""
+        """Updates with a frame's mean square; returns whether there is activity."""
         self.envelope += (power - self.envelope) * SMOOTHING
         if self.envelope > max(self.value / 10 ** (ACTIVE / 10), SILENT):
             self.active = round(HANGOVER * FRAMES)
@@ -210,20 +210,20 @@ class Level:
 
 
 def powers(samples: np.ndarray, rate: int, corner: float = 0.0) -> np.ndarray:
-    """The mean square of each frame of a sound without what lies below `corner` Hz, `float64 [frames]`."""
+    """The mean square of each frame of audio without what lies below `corner` Hz, `float64 [frames]`."""
     size, samples = frame_size(rate), high_passed(samples, rate, corner)
     pieces = np.array_split(np.pad(samples, (0, -len(samples) % size)).reshape(-1, size), len(samples) // 100000 + 1)
     return np.concatenate([np.square(piece, dtype=np.float64).mean(1) for piece in pieces])
 
 
 def active_level(power: np.ndarray) -> float:
-    """The active level (mean square) of a sound of these `powers`; 0 of silence."""
+    """The active speech level (mean square) of audio with these `powers`; 0 for silence."""
     envelope, smooth = np.empty(len(power)), 0.0
     for n, value in enumerate(power.tolist()):
         smooth += (value - smooth) * SMOOTHING
         envelope[n] = smooth
     level, hangover = 0.0, round(HANGOVER * FRAMES)
-    for _ in range(30):  # up to where level and threshold agree
+    for _ in range(30):  # until level and threshold agree
         loud = envelope > max(level / 10 ** (ACTIVE / 10), SILENT)
         last = np.maximum.accumulate(np.where(loud, np.arange(len(power)), -hangover))
         active = np.arange(len(power)) - last < hangover
@@ -234,15 +234,15 @@ def active_level(power: np.ndarray) -> float:
 
 
 class LevelControl:
-    """Keeps the level of an output within `stray` dB of that of the sound before it, or of the sound that it follows.
+    """Keeps an output's level within `stray` dB of that of the prompt, or of the source in a resynthesis.
 
-    It weighs whole seconds of speech and leaves pauses alone, so that neither words nor the noise between them are
-    lifted; what follows another sound is never much louder than that is, and silent where that is silent.
+    It averages over seconds of activity and ignores pauses, so it lifts neither words nor the noise between them. A
+    resynthesis is never much louder than its source, and silent where the source is silent.
     """
 
     def __init__(self, level: float, stray: float, begin: int = 0, follows: np.ndarray | None = None):
-        """`level`: mean square, 0 if there is none to keep. Frames before number `begin` are a prompt's. `follows`: the
-        `powers` of the sound that the output says again."""
+        """`level`: mean square, 0 if there is none to keep. Frames before number `begin` belong to the prompt.
+        `follows`: the source's `powers`, for a resynthesis."""
         self.level, self.stray, self.begin, self.number = level, stray, begin, 0
         self.heard, self.followed = Level(level), Level(level)
         self.gain, self.opening = 0.0, 1.0  # dB, factor
@@ -263,7 +263,7 @@ class LevelControl:
         return frames * ramps([before, *factors], frames.shape[1])
 
     def _factor(self, power: float) -> float:
-        """The gain at the end of the next frame, which has that mean square."""
+        """The gain at the end of the next frame, whose mean square is `power`."""
         number, self.number = self.number, self.number + 1
         if number < self.begin or not self.level:
             self.heard.envelope += (power - self.heard.envelope) * SMOOTHING
@@ -291,12 +291,12 @@ class LevelControl:
 
 
 class Limiter:
-    """Keeps samples within `ceiling` by a gain that falls before a peak and rises slowly behind it; what stays within
-    leaves as it came, ATTACK frames later."""
+    """Keeps samples within `ceiling` by a gain that falls before a peak and recovers slowly after it. Samples within it
+    pass unchanged, ATTACK frames later."""
 
     def __init__(self, ceiling: float = CEILING):
         self.ceiling, self.last, self.held = ceiling, 1.0, np.zeros((ATTACK, 0))
-        self.needed = [1.0] * ATTACK  # gains of the frames that are held
+        self.needed = [1.0] * ATTACK  # gains of the held frames
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         if self.held.shape[1] == 0:
@@ -313,6 +313,6 @@ class Limiter:
 
 
 def ramps(factors: Sequence[float], size: int) -> np.ndarray:
-    """Gains `[n, size]` that lead from each of n + 1 factors to the next."""
+    """Gains `[n, size]` that ramp from each of n + 1 factors to the next."""
     nodes = np.array(factors)[:, None]
     return nodes[:-1] + (nodes[1:] - nodes[:-1]) * (np.arange(1, size + 1) / size)

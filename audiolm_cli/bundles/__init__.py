@@ -1,3 +1,3 @@
-"""Weights on disk: `catalogue` finds and lists them, `hub` fetches them, `folder` checks them, `bundle` loads them;
-`int8` is how matrices are stored.
+"""Weights on disk: `catalogue` finds and lists them, `hub` downloads them, `folder` verifies them, `bundle` loads them;
+`int8` is the storage format of matrices.
 """

@@ -1,9 +1,9 @@
-"""A bundle: config.json and one safetensors file per part, found by `folder`, loaded part by part.
+"""A bundle: config.json and one safetensors file per part, located by `catalogue`, loaded part by part.
 
-Nothing in a bundle is trusted: sizes are bounded by `config`, names, shapes and dtypes of tensors must be those that
-the config implies, and every part must come from the codec and the tokenizer beside it. Whatever does not fit is a
-ModelError of one line. Tensors are bfloat16 on disk, since format version 2 matrices may be int8 (`int8`), which
-become floats again here; encoding and tokenizing run in float32.
+Nothing in a bundle is trusted: `config` bounds the sizes; names, shapes and dtypes of tensors must be those that the
+config implies; and every part must match the codec and the tokenizer beside it. Any mismatch is a ModelError of one
+line. Tensors are bfloat16 on disk; since format version 2, matrices may be int8 (`int8`), converted to floats here.
+Codec and tokenizer run in float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.processor import prefers_bfloat16
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 
-# what tokens depend on: the codec's decoder may be retrained, its encoder and codebooks may not
+# what tokens depend on: the codec's decoder may be retrained, not its encoder and codebooks
 TOKEN_SOURCES = {"codec": ("encoder.", "quantizer."), "tokenizer": ("",)}
 NEEDS = {
     "semantic": ("tokenizer",),
@@ -52,7 +52,7 @@ NEEDS = {
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Leaves out random initial values. They do nothing on the meta device, but import torch's compiler: 0.6 s."""
+    """Skips random initialisation. It does nothing on the meta device, but imports torch's compiler: 0.6 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init":
@@ -61,17 +61,17 @@ class _Uninitialized(TorchFunctionMode):
 
 
 class Bundle:
-    """A loaded bundle; each part is read when it is first used. The `Backend` of three stages."""
+    """A loaded bundle, the `Backend` of three stages; each part is read on first use."""
 
     revision, compiled = "", True
 
     def __init__(self, folder: Path, config: BundleConfig, device: torch.device, dtype: torch.dtype):
         self.folder, self.config, self.device, self.dtype = folder, config, device, dtype
-        self.kernel = native.kind() if device.type == "cpu" else "torch"  # what decodes
+        self.kernel = native.kind() if device.type == "cpu" else "torch"  # decodes the language models
 
     @cached_property
     def identity(self) -> str:
-        """The SHA-256 of SHA256SUMS: names these very weights."""
+        """The SHA-256 of SHA256SUMS: identifies these exact weights."""
         return hashlib.sha256((self.folder / "SHA256SUMS").read_bytes()).hexdigest()
 
     @cached_property
@@ -102,9 +102,9 @@ class Bundle:
         return found if self.fine is None else {**found, "fine": self.fine}
 
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
-        """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; what
-        is left of the last semantic token's length is padded with silence. `tell` hears of the tokens made, half of
-        each when its codes are."""
+        """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; the
+        last semantic token is padded with silence. `tell` gets the number of tokens done: half a token each for its
+        semantic token and its codes."""
         tell, per = tell or (lambda count: None), self.config.tokens.frames_per_semantic
         audio = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.config.tokens.samples_per_semantic)))
         audio = audio.to(self.device)[None]
@@ -123,7 +123,7 @@ class Bundle:
         if self.kernel == "native":
             from audiolm_cli.native.model import give
 
-            model = self._part(name, make, torch.float32)  # in which int8 is exact
+            model = self._part(name, make, torch.float32)  # represents int8 exactly
             give(model)
             model.to(self.dtype)
         else:
@@ -132,7 +132,7 @@ class Bundle:
         return model
 
     def _part(self, part: str, make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
-        """What `make` builds, with the weights of that part's file."""
+        """The module that `make` builds, with the weights of the part's file."""
         with torch.device("meta"), _Uninitialized():
             module = make()
         return self._fill(part, module, dtype)
@@ -149,7 +149,7 @@ class Bundle:
         return module.eval().requires_grad_(False)
 
     def _check_sources(self, part: str, tensors: Mapping[str, Tensor]) -> None:
-        """Refuses a codec or tokenizer other than config.json names, and stages trained on tokens of another one."""
+        """Refuses a codec or tokenizer other than config.json names, and stages trained on another one's tokens."""
         depends = self.config.depends
         own = depends.get(part, {}).get("self")
         if part in TOKEN_SOURCES and tensors_identity(tensors, TOKEN_SOURCES[part]) != own:
@@ -160,12 +160,12 @@ class Bundle:
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Bundle:
-    """The bundle of that name (embedded in the program), in that folder, or of that id on a hub.
+    """Loads a bundle by its name (embedded in the program), folder or id on a hub.
 
-    Raises ModelError when there is none or it is damaged, UsageError for a device or dtype that cannot be had.
+    Raises ModelError if there is none or it is damaged, UsageError for an unavailable device or dtype.
     """
     where = pick_device(device)
-    if where.type == "cuda":  # its attention plans every new length anew, on the host
+    if where.type == "cuda":  # its attention builds a plan for every new length, on the host
         torch.backends.cuda.enable_cudnn_sdp(False)
     folder = find(name, offline)
     check_once(folder)
@@ -173,15 +173,15 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", offline: bool 
 
 
 def check_parts(folder: Path) -> None:
-    """Reads all parts; raises ModelError when one does not fit the config or the others."""
+    """Reads all parts; raises ModelError if one does not fit the config or the others."""
     bundle = Bundle(folder, read_config(folder), torch.device("cpu"), torch.float32)
     for part in PARTS:
         getattr(bundle, part)
 
 
 def read_tensors(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of a part as they are stored: with the names and shapes of `wanted`, of which matrices may be int8
-    beside their scales (`int8.restored`); raises ModelError."""
+    """All tensors of a part as stored, with the names and shapes of `wanted`; matrices may be int8 with scales beside
+    them (`int8.restored`). Raises ModelError."""
     try:
         with safe_open(file, framework="pt") as handle:
             names = set(handle.keys())
@@ -211,7 +211,7 @@ def read_tensors(file: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> a device that is there; raises UsageError."""
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> an available device; raises UsageError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -225,7 +225,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware multiplies it, else float32. Raises UsageError for an unknown name."""
+    """`auto`: bfloat16 where the hardware multiplies it fast, else float32. Raises UsageError for an unknown name."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name in known:
         return known[name]
@@ -239,7 +239,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def round_to_disk(module: nn.Module, in_int8: tuple[str, ...] = ()) -> None:
-    """Gives every floating tensor of the module the precision that it will have on disk, as `save_part` has it."""
+    """Rounds every floating tensor of the module to its precision on disk, as `save_part` stores it."""
     tensors = module.state_dict()
     with torch.no_grad():
         for name, tensor in int8.restored(int8.stored(tensors, in_int8)).items():
@@ -247,7 +247,7 @@ def round_to_disk(module: nn.Module, in_int8: tuple[str, ...] = ()) -> None:
 
 
 def tensors_identity(tensors: Mapping[str, Tensor], prefixes: Iterable[str] = ("",)) -> str:
-    """SHA-256 over names, shapes and values, as they are stored, of the tensors whose names begin so."""
+    """SHA-256 over names, shapes and stored values of the tensors with these name prefixes."""
     digest = hashlib.sha256()
     for name in sorted(n for n in tensors if n.startswith(tuple(prefixes))):
         tensor = tensors[name].detach().cpu()
@@ -259,13 +259,13 @@ def tensors_identity(tensors: Mapping[str, Tensor], prefixes: Iterable[str] = ("
 
 
 def save_part(file: Path, module: nn.Module, about: dict[str, Any], in_int8: tuple[str, ...] = ()) -> None:
-    """Writes a part with `about` (config, depends, trained) as metadata: matrices whose names begin so `in_int8`
-    (`int8.MATRICES` has the usual ones), all else in bfloat16."""
+    """Writes a part with `about` (config, depends, trained) as metadata: matrices whose names begin with `in_int8` in
+    int8 (usually `int8.MATRICES`), all else in bfloat16."""
     write_tensors(file, int8.stored(module.state_dict(), in_int8), {"about": json.dumps(about)})
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file, and its folder if need be; it is whole or not there."""
+    """Writes a safetensors file atomically, and its folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole(file) as part:
         save_file(tensors, part, metadata)
@@ -273,8 +273,8 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 @contextlib.contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Where to write what then becomes `file`: nobody reads it half written, and processes that write it at the same
-    time do not disturb each other."""
+    """An atomic write: the path to write to, which then replaces `file`. Readers never see a partial file, and
+    processes that write it at the same time do not interfere."""
     part = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         yield part
@@ -284,7 +284,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """The metadata that `save_part` wrote; raises ModelError."""
+    """The metadata written by `save_part`; raises ModelError."""
     try:
         with safe_open(file, framework="pt") as handle:
             return json.loads((handle.metadata() or {})["about"])

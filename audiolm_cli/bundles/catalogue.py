@@ -1,6 +1,6 @@
-"""The bundles that there are, in the program, in the hub's cache and in folders: found by name, listed, described.
+"""The available bundles, in the program, the hub's cache and folders: found by name, listed, described.
 
-Needs no torch, as all that `audiolm models` calls.
+Needs no torch, like everything that `audiolm models` calls.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from audiolm_cli.public import files
 
 
 def find(name: str, offline: bool = False, say: hub.Say | None = None) -> Path:
-    """The folder of a model: a path to one, the name of an embedded bundle, or `org/repo@revision` of a hub, which is
-    fetched if it is not here."""
+    """A model's folder: a path to one, the name of an embedded bundle, or `org/repo@revision` on a hub, which is
+    downloaded unless it is cached."""
     if folder := local(name):
         return folder
     if hub.is_id(name) and not Path(name).exists():
@@ -28,7 +28,7 @@ def find(name: str, offline: bool = False, say: hub.Say | None = None) -> Path:
 
 
 def local(name: str) -> Path | None:
-    """The folder of a model that is none of a hub's."""
+    """The folder of a model that is not from a hub, or None."""
     candidates = [Path(name), *(folder / name for folder in EMBEDDED)]
     if "/" in name or name in ("", ".", ".."):
         candidates = candidates[:1]
@@ -36,28 +36,28 @@ def local(name: str) -> Path | None:
 
 
 def kind(name: str, offline: bool = False) -> files.Kind:
-    """Of which kind a model is, by its config.json, of which a hub is asked alone if it is not here. Raises
+    """A model's kind, by its config.json; if a hub's model is not cached, this fetches only what tells its kind. Raises
     ModelError."""
     folder = local(name)
     if folder is None and hub.is_id(name) and not Path(name).exists():
         folder = hub.outline(name, offline)
-    return files.kind(folder) if folder else "stages"  # who loads it says that there is none
+    return files.kind(folder) if folder else "stages"  # loading it reports that there is none
 
 
 def embedded() -> list[str]:
-    """Names of the bundles that came with the program."""
+    """Names of the bundles that come with the program."""
     return sorted({config.parent.name for folder in EMBEDDED for config in folder.glob("*/config.json")})
 
 
 def listed() -> list[dict[str, Any]]:
-    """A record of each bundle that is here: name, place, path, bytes, licence, figures."""
+    """A record of each bundle that is available locally: name, place, path, bytes, licence, figures."""
     found = [(name, "embedded", find(name)) for name in embedded()]
     found += [(name, "cached", folder) for name, folder in hub.listed().items()]
     return [record(name, place, folder) for name, place, folder in found]
 
 
 def record(name: str, place: str, folder: Path) -> dict[str, Any]:
-    """What one line of the list says."""
+    """The record behind one line of the list."""
     card = front_matter(folder)
     return {
         "name": name,
@@ -70,14 +70,14 @@ def record(name: str, place: str, folder: Path) -> dict[str, Any]:
 
 
 def front_matter(folder: Path) -> dict[str, str]:
-    """The `key: value` lines between two lines of --- that a model card begins with, as on the hub."""
+    """The `key: value` lines between two --- lines at the top of a model card, as on the hub."""
     match = re.match(r"---\n(.*?)\n---\n", card(folder, "README.md"), re.DOTALL)
     pairs = (line.partition(":") for line in match[1].splitlines()) if match else []
     return {key.strip(): value.strip() for key, _, value in pairs if value.strip()}
 
 
 def shown(name: str, folder: Path) -> dict[str, Any]:
-    """All that is known of one model: its record, config, card and licence, and lines `about` its sizes."""
+    """Everything about one model: its record, config, card and licence, and lines `about` its sizes."""
     place = "embedded" if folder.parent in EMBEDDED else "cached" if hub.is_id(name) else "folder"
     return {
         **record(name, place, folder),
@@ -106,7 +106,7 @@ def _of_stages(folder: Path) -> list[str]:
 
 
 def _of_codes(folder: Path) -> list[str]:
-    from audiolm_cli.public.layout import CODEBOOK_SIZE, read_layout  # with numpy, which help does not need
+    from audiolm_cli.public.layout import CODEBOOK_SIZE, read_layout  # imports numpy, which the help texts do without
 
     config = decoder.read_config(folder)
     lines = [
@@ -124,7 +124,7 @@ def _of_codes(folder: Path) -> list[str]:
 
 
 def card(folder: Path, file: str) -> str:
-    """A text that came with a bundle, without what could steer a terminal; empty where there is none."""
+    """A text file of a bundle, without terminal control characters; empty if there is none."""
     try:
         text = (folder / file).read_text(encoding="utf-8", errors="replace")[: files.MAX_CONFIG_BYTES]
     except OSError:

@@ -1,6 +1,6 @@
-"""A bundle as a folder of files: checked against SHA256SUMS, its config read.
+"""A bundle's folder: verifies files against SHA256SUMS and reads the config.
 
-Needs no torch, so that what only looks at bundles answers at once. Whatever is wrong is a ModelError of one line.
+Needs no torch, so that commands which only list bundles start at once. Any fault is a ModelError of one line.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from audiolm_cli.public.files import read_json, read_text
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")
 SHA256SUMS = re.compile(r"([0-9a-f]{64}  [\w.-]{1,64}\n)+")
 PACKAGE = Path(__file__).parent.parent
-EMBEDDED = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel, in a checkout
+EMBEDDED = (PACKAGE / "weights", PACKAGE.parent / "weights")  # in a wheel; in a checkout
 
 
 def damaged(folder: Path, contents: bool = True) -> list[str]:
-    """Names of files that are missing, or (with `contents`) are not what SHA256SUMS says. Raises ModelError."""
+    """Names of files that are missing or (with `contents`) do not match SHA256SUMS. Raises ModelError."""
     listed = SHA256SUMS.fullmatch(read_text(folder / "SHA256SUMS"))
     if not listed:
         raise ModelError(f"{folder / 'SHA256SUMS'}: not a list of SHA-256 sums")
@@ -37,13 +37,13 @@ def damaged(folder: Path, contents: bool = True) -> list[str]:
 
 
 def check_sums(folder: Path) -> None:
-    """Raises ModelError when a file is not what SHA256SUMS says."""
+    """Raises ModelError if a file does not match SHA256SUMS."""
     if wrong := damaged(folder):
         raise ModelError(f"{folder}: {', '.join(wrong)}: missing, or not what SHA256SUMS says")
 
 
 def check_once(folder: Path) -> None:
-    """`check_sums` on first load, and again when a file has changed; embedded bundles were checked when installed."""
+    """`check_sums` on first load and after any file has changed; embedded bundles are exempt, as checked on install."""
     if folder.parent in EMBEDDED:
         return
     state = [str(folder.resolve()), read_text(folder / "SHA256SUMS")]
@@ -60,7 +60,7 @@ def check_once(folder: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file, as sha256sum writes it."""
+    """A file's SHA-256 in hexadecimal, as sha256sum prints it."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(1 << 20):
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> BundleConfig:
     file = folder / "config.json"
     value = read_json(file)
     version = value.get("format_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:  # whatever else it may say
+    if isinstance(version, int) and version > FORMAT_VERSION:  # whatever else it says
         raise ModelError(
             f"{file}: format_version {version}; this program knows up to {FORMAT_VERSION}, get a newer one"
         )

@@ -1,9 +1,9 @@
 """Models from a hub: `org/repo` or `org/repo@revision`, kept in huggingface_hub's own cache.
 
-What is in the cache and whole is used without asking the network. Only files that are needed are fetched, those first
-that tell which these are; never code, nor weights in a format that can hold code. A file that breaks off goes on where
-it was, for some tries; files that have come stay for the next call. Bundles are checked against SHA256SUMS before they
-count: a file that does not match is removed again.
+A complete model in the cache is used without any network request. Only needed files are downloaded, first those that
+tell which these are; never code, nor weights in a format that can contain code. An interrupted file resumes where it
+broke off, for some tries; finished files stay for the next call. Bundles are checked against SHA256SUMS before use: a
+file that does not match is deleted.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]{0
 CARD = ["README.md", "LICENSE", "LICENSE.txt", "*.png", "*.ogg"]  # of a bundle: for people, with pictures and examples
 BUNDLE = [*(f"{part}.safetensors" for part in PARTS), *CARD]
 OUTLINE = ["SHA256SUMS", *CARD[:3], *files.OUTLINE]
-LARGE = 100e6  # bytes, of which is said how many come
+LARGE = 100e6  # bytes: from here on, the size is announced
 
 Say = Callable[[str], None]
 
 
 def is_id(name: str) -> bool:
-    """Whether a name could be that of a bundle on a hub."""
+    """Whether a name could be a repository id on a hub."""
     return ID.fullmatch(name) is not None
 
 
 def cached(name: str, *patterns: Sequence[str]) -> Path | None:
-    """The folder of a repository that is here, with all its files of the first names, or the second and so on, as far
-    as that is known; by default those of a model of either kind. Asks no network."""
+    """The cached folder of a repository that has, as far as is known, all files matching the first list of patterns, or
+    the second, and so on; by default those of a model of either kind. No network requests."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     for names in patterns or ([*OUTLINE, *BUNDLE], [*OUTLINE, *files.ALL]):
@@ -59,7 +59,7 @@ def _snapshot(name: str, patterns: Sequence[str], local_files_only: bool = False
 
 
 def whole(folder: Path) -> bool:
-    """Whether all that a model needs is there: of a bundle, all that SHA256SUMS names."""
+    """Whether a model is complete: for a bundle, all files that SHA256SUMS lists are there."""
     try:
         stages = files.kind(folder) == "stages"
         return not damaged(folder, contents=False) if stages else files.whole(folder)
@@ -68,7 +68,7 @@ def whole(folder: Path) -> bool:
 
 
 def outline(name: str, offline: bool = False) -> Path:
-    """The folder of a model of which config.json at least is there, fetched if need be; raises ModelError."""
+    """The folder of a model with at least its config.json, downloaded if needed; raises ModelError."""
     folder = cached(name, OUTLINE)
     if folder and (folder / "config.json").is_file():
         return folder
@@ -76,8 +76,8 @@ def outline(name: str, offline: bool = False) -> Path:
 
 
 def pull(name: str, offline: bool = False, say: Say | None = None) -> Path:
-    """The folder of a model, downloaded if need be and checked; raises ModelError. `say` is told of a large download
-    before it begins, and on a terminal bars show how it comes; without it nothing is said."""
+    """The folder of a model, downloaded if needed and checked; raises ModelError. `say` announces a large download, and
+    a terminal gets progress bars; without `say` nothing is printed."""
     folder = cached(name)
     if folder and whole(folder):
         return folder
@@ -92,7 +92,7 @@ def pull(name: str, offline: bool = False, say: Say | None = None) -> Path:
 
 
 def pull_files(name: str, patterns: Sequence[str], offline: bool = False, say: Say | None = None) -> Path:
-    """The folder of some files of a repository that are no model by themselves, fetched if need be."""
+    """The folder with some files of a repository that are not a model by themselves, downloaded if needed."""
     folder = cached(name, patterns)
     if folder and all(any(folder.glob(pattern)) for pattern in patterns):
         return folder
@@ -100,7 +100,7 @@ def pull_files(name: str, patterns: Sequence[str], offline: bool = False, say: S
 
 
 def _fetched(name: str, patterns: Sequence[str], offline: bool, say: Say | None = None) -> Path:
-    """The folder of a repository with all its files of these names; raises ModelError."""
+    """Downloads all files of a repository that match the patterns; returns its folder. Raises ModelError."""
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
@@ -121,13 +121,13 @@ def _fetched(name: str, patterns: Sequence[str], offline: bool, say: Say | None 
         raise ModelError(f"{name}: the hub has no such repository, or does not show it to you") from None
     except huggingface_hub.errors.RevisionNotFoundError:
         raise ModelError(f"{name}: the repository has no such revision") from None
-    except Exception as error:  # the client's own, its HTTP library's, the system's
+    except Exception as error:  # of the client, its HTTP library, or the system
         why = " ".join(str(error).split())[:300]
         raise ModelError(f"{name}: could not be fetched ({why}); what has come stays, try again") from error
 
 
 def _size(name: str, patterns: Sequence[str]) -> int:
-    """Bytes of a repository's files of these names that are not here."""
+    """Bytes of a repository's matching files that are not cached."""
     from huggingface_hub import HfApi
 
     repository, _, revision = name.partition("@")
@@ -144,7 +144,7 @@ def _check(folder: Path) -> None:
         check_once(folder)
         read_config(folder)
     except ModelError:
-        for file in damaged(folder):  # so that it is fetched again
+        for file in damaged(folder):  # so that the next try downloads it again
             path = folder / file
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def _check(folder: Path) -> None:
 
 
 def listed() -> dict[str, Path]:
-    """Models in the cache: `org/repo@revision` -> folder. The library would take half a second for it."""
+    """Models in the cache: `org/repo@revision` -> folder. huggingface_hub's own scan takes half a second."""
     from huggingface_hub import constants
 
     found = {}

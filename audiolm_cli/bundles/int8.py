@@ -1,10 +1,10 @@
-"""Matrices in int8 with a scale for each row, as a part of format version 2 may hold them.
+"""Matrices in int8 with a scale per row, allowed in parts since format version 2.
 
-The tensor `name`, int8 `[rows, ...]`, stands beside `name.scale`, float32 `[rows]`, and means values * scales. A row is
-what makes one output of a linear layer or a convolution, or an id's embedding. Values lie in [-127, 127], the largest
-magnitude of a row is 127, and a row of zeros has scale 0. Scales have 17 significant bits and magnitudes around 1
-(`SMALLEST`, `LARGEST`): so a value times its scale is exact in float32, and who quantizes such a matrix again by the
-largest magnitudes of its rows / 127, as the native kernel does, gets the very values and scales that are stored.
+The tensor `name`, int8 `[rows, ...]`, comes with `name.scale`, float32 `[rows]`, and means values * scales. A row holds
+the weights of one output of a linear layer or convolution, or one id's embedding. Values lie in [-127, 127], the
+largest magnitude of a row is 127, and a row of zeros has scale 0. Scales have 17 significant bits and magnitudes around
+1 (`SMALLEST`, `LARGEST`). So a value times its scale is exact in float32, and quantizing such a matrix again by the
+largest magnitudes of its rows / 127, as the native kernel does, gives exactly the stored values and scales.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-SCALE = ".scale"  # behind a matrix's name
-# by part, how the names of matrices begin that training stores in int8; the others' are bfloat16
+SCALE = ".scale"  # suffix to a matrix's name
+# by part, prefixes of the names of matrices that training stores in int8; the other parts' are bfloat16
 MATRICES: dict[str, tuple[str, ...]] = {
     "codec": ("decoder.",),
     **dict.fromkeys(("tokenizer", "semantic", "coarse", "fine"), ("",)),
 }
-LEAST_ROW = 32  # in shorter rows scales weigh too much
+LEAST_ROW = 32  # shorter rows are not quantized: their scales would take too much space
 DROPPED_BITS = 7  # of a scale's 24: as many as 127 has
-SMALLEST, LARGEST = 2.0**-100, 2.0**100  # of scales other than 0
+SMALLEST, LARGEST = 2.0**-100, 2.0**100  # of non-zero scales
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,31 +37,31 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fault(values: Tensor, scales: Tensor) -> str | None:
-    """What is wrong with a matrix's values int8 `[rows, ...]` and scales `[rows]`, if anything is."""
+    """The fault in a matrix's values int8 `[rows, ...]` and scales `[rows]`, or None."""
     if scales.dtype != torch.float32:
         return f"scales of dtype {scales.dtype}"
     if not ((scales == 0) | ((scales >= SMALLEST) & (scales <= LARGEST))).all():
         return "scales that are no numbers, negative, or too small or large"
     if (scales.view(torch.int32) & (1 << DROPPED_BITS) - 1).any():
         return "scales of more than 17 bits"
-    largest = values.abs().view(torch.uint8).flatten(1).amax(1)  # of -128, which is its own magnitude, 128
+    largest = values.abs().view(torch.uint8).flatten(1).amax(1)  # the magnitude of -128 is read as 128
     if not torch.equal(largest, (scales > 0).to(torch.uint8) * 127):
         return "a row whose largest magnitude is not 127"
     return None
 
 
 def is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor holds the scales of another."""
+    """Whether a tensor holds the scales of another one."""
     return name.endswith(SCALE) and name.removesuffix(SCALE) in tensors
 
 
 def is_used(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a part has matrices in int8, as only format version 2 does."""
+    """Whether a part has int8 matrices, which need format version 2."""
     return any(is_scale(name, tensors) for name in tensors)
 
 
 def stored(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """A module's tensors as they are on disk: the weights of layers and embeddings whose names begin so in int8, all
+    """A module's tensors as stored on disk: weights of layers and embeddings with these name prefixes in int8, all
     other floats in bfloat16."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -75,7 +75,7 @@ def stored(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...] = ()) -> dic
 
 
 def restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a module has of tensors as they are on disk: matrices in int8 become float32, the others stay."""
+    """A module's tensors from those on disk: int8 matrices become float32, the others stay."""
     found = {}
     for name, tensor in tensors.items():
         if name + SCALE in tensors:

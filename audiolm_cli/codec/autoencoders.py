@@ -1,9 +1,9 @@
-"""The two encoder-decoder kinds of SoundStream: `waveform` as published, `spectral` between STFT frames.
+"""The two encoder-decoder kinds of SoundStream: `waveform` as published, `spectral` on STFT frames.
 
-Everything is causal and can run piecewise: a layer that looks back keeps what it needs in a `State`, so that a long
-recording cut into pieces gives the same values as in one piece. An encoder turns audio `float32 [B, T]` (T a multiple
-of the hop) into latents `[B, F, D]`, one frame per hop; frame f sees samples before hop * (f + 1). A decoder turns
-latents into audio that lags by `delay` samples; `flush` gives the last `delay` samples.
+Everything is causal and streams: each layer keeps the past it needs in a `State`, so a long recording in pieces gives
+the same values as in one piece. An encoder turns audio `float32 [B, T]` (T a multiple of the hop) into latents
+`[B, F, D]`, one frame per hop; frame f sees samples before hop * (f + 1). A decoder turns latents into audio that lags
+by `delay` samples; `flush` returns the last `delay` samples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from audiolm_cli.audio.mel import hann
 from audiolm_cli.config import SpectralConfig, WaveformConfig
 
-State = dict[nn.Module, Any]  # what each layer keeps of the past; an empty one is the start of a recording
+State = dict[nn.Module, Any]  # what each layer keeps of the past; empty at the start of a recording
 
 
 class CausalConv(nn.Module):
@@ -37,7 +37,7 @@ class CausalConv(nn.Module):
 
 
 class CausalTransposedConv(nn.Module):
-    """Upsamples `[B, C, T]` by the stride with a kernel of two strides; the overhang waits for the next piece."""
+    """Upsamples `[B, C, T]` by the stride with a kernel of two strides; the overhang is kept for the next piece."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -57,7 +57,7 @@ class CausalTransposedConv(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """ConvNeXt in one dimension over `[B, F, D]`: a depthwise causal convolution, then two linear layers."""
+    """A 1-d ConvNeXt block over `[B, F, D]`: a depthwise causal convolution, then two linear layers."""
 
     def __init__(self, width: int, expansion: int = 3, kernel: int = 7):
         super().__init__()
@@ -73,7 +73,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class SpectralEncoder(nn.Module):
-    """STFT (log magnitude and unit phase) -> ConvNeXt blocks -> latents. The window of two hops ends with its frame."""
+    """STFT (log magnitude and unit phase) -> ConvNeXt blocks -> latents. A frame's window of two hops ends with it."""
 
     def __init__(self, config: SpectralConfig, hop: int):
         super().__init__()
@@ -99,7 +99,7 @@ class SpectralEncoder(nn.Module):
 class SpectralDecoder(nn.Module):
     """Latents -> ConvNeXt blocks -> magnitude and phase -> overlapping frames of four hops, each centred on its hop.
 
-    Sample t is complete once the frame after next of t // hop is there: the look-ahead is 2 frames, the delay 1.5 hops.
+    Sample t is complete once frame t // hop + 2 has been added: the look-ahead is 2 frames, the delay 1.5 hops.
     """
 
     lookahead = 2  # frames
@@ -126,8 +126,8 @@ class SpectralDecoder(nn.Module):
         return self._overlap_add(frames, power, state)
 
     def _overlap_add(self, frames: Tensor, power: Tensor, state: State) -> Tensor:
-        """Adds frames `[B, F, size]` at each hop and divides by the window power that really lies there. Frames that
-        reach into the next piece are kept as they are, so that sums have one order wherever a piece ends."""
+        """Overlap-adds frames `[B, F, size]` at each hop and divides by the window power summed there. Frames that
+        reach into the next piece are kept unsummed, so the order of summation does not depend on the pieces."""
         overlap = self.size // self.hop - 1
         kept = state[self] if self in state else [v.new_zeros(len(v), overlap, self.size) for v in (frames, power)]
         values = [torch.cat([before, v], 1) for before, v in zip(kept, (frames, power), strict=True)]
@@ -151,7 +151,7 @@ class SpectralDecoder(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """SoundStream, figure 3: a dilated convolution of 7 and a pointwise one, added to the input; `[B, C, T]`."""
+    """SoundStream, figure 3: a dilated convolution of width 7 and a pointwise one, added to the input; `[B, C, T]`."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
@@ -185,7 +185,7 @@ class WaveformEncoder(nn.Module):
 
 
 class WaveformDecoder(nn.Module):
-    """SoundStream's decoder, the encoder mirrored; no look-ahead, no delay."""
+    """SoundStream's decoder, mirroring the encoder; no look-ahead, no delay."""
 
     lookahead, delay = 0, 0
 
@@ -213,7 +213,7 @@ class WaveformDecoder(nn.Module):
 
 
 def _preserve_variance(module: nn.Module) -> None:
-    """Torch's default start shrinks the signal layer by layer: keep its variance, and let residual branches grow."""
+    """Initialises for constant variance, as torch's default shrinks the signal layer by layer, with small residuals."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
             taps = layer.kernel_size[0] // layer.stride[0] if isinstance(layer, nn.ConvTranspose1d) else 1

@@ -1,8 +1,8 @@
 """SoundStream (Zeghidour et al., 2021, arXiv 2107.03312): audio <-> codes of a residual vector quantizer.
 
 Audio is `float32 [B, T]` in [-1, 1]; codes are `int64 [B, Q, F]`, one frame per hop (320 samples, 50 frames/s at
-16 kHz). Frame f sees samples before hop * (f + 1); output sample t uses codes up to t // hop + `lookahead`. The first
-q quantizers alone can be decoded, for every q.
+16 kHz). Frame f sees samples before hop * (f + 1); output sample t depends on codes up to t // hop + `lookahead`. The
+first q quantizers can be decoded alone, for every q.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from audiolm_cli.codec.autoencoders import SpectralDecoder, SpectralEncoder, Sta
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 from audiolm_cli.console import Tell
 
-PIECE_FRAMES = 200  # encoding works through pieces of this many frames (4 s), whatever the length
-DECODED_FRAMES = 50  # and decoding through pieces of 1 s
+PIECE_FRAMES = 200  # encoded at a time (4 s), for bounded memory
+DECODED_FRAMES = 50  # decoded at a time (1 s)
 
 
 class ResidualQuantizer(nn.Module):
-    """Each codebook quantizes what the ones before it left over."""
+    """Each codebook quantizes the residual of those before it."""
 
     def __init__(self, quantizers: int, codebook_size: int, latent: int):
         super().__init__()
@@ -61,16 +61,16 @@ class SoundStream(nn.Module):
 
     @property
     def lookahead(self) -> int:
-        """Frames beyond t // hop that output sample t depends on."""
+        """Output sample t depends on frames up to t // hop plus this."""
         return self.decoder.lookahead
 
     @torch.inference_mode()
     def encode(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
         """Audio `float32 [B, T]`, T a multiple of the hop -> codes `int64 [B, Q, T // hop]`, in bounded memory. `tell`
-        hears of the frames done.
+        gets the number of frames done.
 
-        Every piece has the same shape (the last is padded; the encoder is causal), so that a recording's beginning
-        gives the same codes whatever follows it.
+        Every piece has the same shape (the last is padded; the encoder is causal), so the beginning of a recording
+        gives the same codes whatever follows.
         """
         frames, piece, state = audio.shape[-1] // self.hop, PIECE_FRAMES * self.hop, State()
         codes = []
@@ -97,15 +97,15 @@ class SoundStream(nn.Module):
 
 
 class Decoding:
-    """Codes that become audio as they come, `int64 [B, q, F]` to `float32 [B, T]`. It lags by the decoder's delay. Last
-    bits depend on how the codes were cut."""
+    """Streaming decoder, `int64 [B, q, F]` to `float32 [B, T]`. It lags by the decoder's delay. The last bits depend on
+    how the codes were split."""
 
     def __init__(self, codec: SoundStream):
         self.codec, self.state, self.skip, self.items = codec, State(), codec.decoder.delay, 1
 
     @torch.inference_mode()
     def push(self, codes: Tensor, tell: Tell | None = None) -> Iterator[Tensor]:
-        """Audio, in pieces of a second at most."""
+        """Decodes codes; yields audio in pieces of at most a second."""
         self.items = len(codes)
         for part in codes.split(DECODED_FRAMES, -1):
             if part.shape[-1]:
@@ -117,13 +117,13 @@ class Decoding:
 
     @torch.inference_mode()
     def finish(self) -> Tensor:
-        """The rest."""
+        """The remaining audio."""
         if not self.codec.decoder.delay:
             return self.codec.quantizer.codebooks.new_zeros(self.items, 0)
         return self.codec.decoder.flush(self.state)[:, self.skip :]
 
     def copy(self) -> Decoding:
-        """Another one that goes on from here."""
+        """An independent decoder in the same state."""
         found = Decoding(self.codec)
         found.state, found.skip, found.items = State(self.state), self.skip, self.items
         return found

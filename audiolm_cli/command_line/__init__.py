@@ -1,4 +1,4 @@
-"""From arguments to exit code: `cli` has the commands, `arguments` the options that they share; `planning` says which
-outputs are made and names them, `places` what may be written; `batch` makes one batch, `runner` runs batch after batch
-here, `cluster` on Ray.
+"""From arguments to exit code: `cli` defines the commands, `arguments` their shared options; `planning` decides and
+names the outputs, `places` checks what may be written; `batch` makes one batch, `runner` runs the batches here,
+`cluster` on Ray.
 """

@@ -1,4 +1,4 @@
-"""Options of the command line: those that commands share, and how the fields of a class become options."""
+"""Options of the command line: those that commands share, and how a class's fields become options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DType(str, Enum):
 
 
 class Stage(str, Enum):
-    """A language model of a bundle."""
+    """A bundle's language model."""
 
     semantic = "semantic"
     coarse = "coarse"
@@ -40,7 +40,7 @@ class Stage(str, Enum):
 
 
 def _checked(check: Check, *flags: str, **how: Any) -> Any:
-    """An option with a check of its own; the first of its flags is its name in messages."""
+    """An option with its own check; its first flag is its name in messages."""
 
     def parser(text: Any) -> Any:
         return check(flags[0], text)
@@ -60,7 +60,7 @@ def _ray(option: str, value: str) -> str:
     return value
 
 
-# options that other commands have as well
+# options that other commands share
 Device = Annotated[
     str,
     _checked(
@@ -70,7 +70,7 @@ Device = Annotated[
         autocompletion=complete_device,
     ),
 ]
-# one by default: a step of the embedded models is too small to share, two threads take 24 s where one takes 10
+# one by default: a step of the embedded models is too small to share; two threads take 24 s where one takes 10
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
@@ -86,7 +86,7 @@ def model_option(help: str) -> Any:
 
 @dataclass(frozen=True)
 class Naming:
-    """Where outputs go, and what they are called."""
+    """Where outputs go, and how they are named."""
 
     output: Annotated[
         str | None, _checked(checks.path, "--output", "-o", metavar="FILE", help="Output, or - for stdout.")
@@ -122,7 +122,7 @@ def _format(option: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Streaming:
-    """How an output is heard while it is made."""
+    """Streaming: playing an output, or writing it to a pipe, while it is sampled."""
 
     format: Annotated[
         str | None,
@@ -136,7 +136,7 @@ WHOLE = Streaming()
 
 @dataclass(frozen=True)
 class Running:
-    """How outputs are made: the bundle, the machine, and what happens to files that are there."""
+    """How outputs are made: the bundle, the machine, and what happens to existing files."""
 
     model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
     device: Device = "auto"
@@ -166,7 +166,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Examining:
-    """How files are looked at of which nothing is made."""
+    """How files are examined, for commands without outputs."""
 
     device: Device = "auto"
     threads: Threads = 1
@@ -178,7 +178,7 @@ class Examining:
 
 @dataclass(frozen=True)
 class SampledRunning(Running):
-    """How outputs are sampled: the same, and more."""
+    """`Running`, plus the options for sampling."""
 
     dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
@@ -187,7 +187,7 @@ class SampledRunning(Running):
 
 
 class RayCommand(Command):
-    """A command whose option --ray may stand without a value."""
+    """A command whose option --ray may come without a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -199,7 +199,7 @@ class RayCommand(Command):
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command for Typer, in which a parameter of a class above, or of a request's, stands for its fields."""
+    """Prepares a command for Typer: replaces a parameter of a class above, or of a request class, by its fields."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[type, list[str]]] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -224,12 +224,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(kind: Any) -> list[inspect.Parameter]:
-    """The options that stand for the fields of a class; a request says itself how they are checked."""
+    """The options for a class's fields; a request class brings its own checks."""
     found = []
     if issubclass(kind, Request):
         for name, field in kind.options().items():
             how, default = field.metadata, None if field.default is dataclasses.MISSING else field.default
-            if not how["help"]:  # the input and the output, which have an argument and `Naming`
+            if not how["help"]:  # input and output, which are an argument and part of `Naming`
                 continue
             if how["check"] is checks.flag:
                 hint: Any = Annotated[bool, typer.Option(*how["flags"], help=how["help"])]

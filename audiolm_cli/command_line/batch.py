@@ -1,4 +1,4 @@
-"""One batch of planned outputs: read the inputs, run the pipeline, write marked files, and say what was made.
+"""One batch of planned outputs: reads the inputs, runs the pipeline, writes watermarked files, and reports them.
 
 A `Maker` holds a loaded bundle; there is one class for the commands that sample, one for `encode`, one for `decode`.
 """
@@ -43,7 +43,7 @@ Made = TypeVar("Made")
 
 
 def load_maker(kind: type[Request], running: Running, console: Console) -> Maker[Any, Any]:
-    """Loads the bundle for requests of a class; raises ModelError, and UsageError for what its kind cannot do."""
+    """Loads the bundle for requests of a class. Raises ModelError, and UsageError for what its kind cannot do."""
     from audiolm_cli import backends
 
     backends.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
@@ -60,8 +60,8 @@ def load_maker(kind: type[Request], running: Running, console: Console) -> Maker
 
 
 def read_recording(path: str, bundle: Backend, console: Console, end_only: bool = False) -> np.ndarray:
-    """Reads a recording, or its last hour, as `float32 [T]` at the bundle's rate, and says what was done to it. Raises
-    InputError for less than one token."""
+    """Reads a recording, or its last hour, as `float32 [T]` at the bundle's rate, and reports how it was changed.
+    Raises InputError if it is shorter than one token."""
     spec = bundle.config.tokens
     recording = files.read(path, spec.sample_rate, end_only)
     for note in recording.notes:
@@ -83,7 +83,7 @@ def read_tokens(path: str, bundle: Backend) -> Tokens:
 
 
 class Maker(ABC, Generic[Read, Made]):
-    """Makes batches of outputs, each of requests alike but for input, seed and names."""
+    """Makes batches of outputs whose requests differ only in input, seed and names."""
 
     batch_size = 1
     streaming = WHOLE
@@ -94,7 +94,7 @@ class Maker(ABC, Generic[Read, Made]):
         self.force, self.skip_existing = running.force, running.skip_existing
 
     def check(self, request: Request) -> None:
-        """Raises UsageError for what the bundle cannot do."""
+        """Raises UsageError for options that the bundle cannot serve."""
         try:
             request.check(self.bundle.config)
         except UsageError as error:
@@ -106,7 +106,7 @@ class Maker(ABC, Generic[Read, Made]):
 
     @abstractmethod
     def seconds(self, output: PlannedOutput, read: Read) -> float:
-        """Of audio that will be made; 0 where that does not tell how long it takes."""
+        """The length of the audio to make; 0 if that does not determine the time it takes."""
 
     @abstractmethod
     def make(self, batch: list[PlannedOutput], read: list[Read], progress: Progress | None) -> Iterator[Made]:
@@ -114,11 +114,11 @@ class Maker(ABC, Generic[Read, Made]):
 
     @abstractmethod
     def write(self, output: PlannedOutput, made: Made) -> dict[str, Any]:
-        """Writes the output and returns what to report about it; an AudioLMError fails this output only."""
+        """Writes the output and returns its record; an AudioLMError fails this output only."""
 
     def run(self, batch: list[PlannedOutput], fail_fast: bool = False) -> int:
-        """Makes one batch, reports each output, and returns how many failed. With `fail_fast` nothing is made after an
-        input that fails."""
+        """Makes one batch, reports each output, and returns the number that failed. With `fail_fast`, makes nothing if
+        an input fails."""
         ready = []
         for output in batch:
             try:
@@ -132,7 +132,7 @@ class Maker(ABC, Generic[Read, Made]):
             return failed
         with self.console.progress(sum(self.seconds(output, read) for output, read in ready)) as progress:
             results = list(self.make([output for output, _ in ready], [read for _, read in ready], progress))
-        for (output, _), made in zip(ready, results, strict=True):  # what follows prints: the bars are gone
+        for (output, _), made in zip(ready, results, strict=True):  # printed after the progress bars are gone
             try:
                 with self.console.status("writing"):
                     record = self.write(output, made)
@@ -153,7 +153,7 @@ class Maker(ABC, Generic[Read, Made]):
             self.console.note(f"{_named(output.target)}: {clipped} samples beyond full scale clipped")
 
     def record(self, output: PlannedOutput, **more: Any) -> dict[str, Any]:
-        """What to report about any output, and more."""
+        """The record of any output, with more fields."""
         of = {"model": self.bundle.config.name, "identity": self.bundle.identity}
         if self.bundle.revision:
             of["revision"] = self.bundle.revision
@@ -181,17 +181,17 @@ class SampledMaker(Maker["Prompt", "Output"]):
             and not os.environ.get("AUDIOLM_KERNEL")
         ):
             console.note("the native kernel is not compiled here: decoding by torch, which takes far longer")
-        # read once for all samples of a recording, and beside it the reference that many share
+        # cached: read once for all samples of a recording, like a reference that many share
         self._recording = functools.lru_cache(2)(self.recording)
         self._silent = functools.lru_cache(2)(lambda path: postfilter.silent(self._recording(path, False), self.rate))
-        self._together = 1  # outputs of the batch
+        self._together = 1  # outputs in the batch
         self.mark = watermark.bundle_id(bundle.config.name)
 
     def read(self, output: PlannedOutput) -> Prompt:
         from audiolm_cli.pipeline import Prompt
 
         request = cast(SampledRequest, output.request)
-        if request.speaker and self._silent(request.speaker):  # here it fails this output only
+        if request.speaker and self._silent(request.speaker):  # here, an error fails only this output
             raise InputError(f"{display(request.speaker)}: is silent: there is no voice in it")
         waveform = np.zeros(0, np.float32)
         if request.input is not None:
@@ -232,7 +232,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
             )
 
     def tags(self, output: PlannedOutput, request: SampledRequest, kept: int) -> dict[str, str]:
-        """The metadata of an output of which so many samples are the prompt's."""
+        """The metadata of an output whose first `kept` samples are the prompt's."""
         return provenance.tags(
             self.bundle,
             seed=request.seed,
@@ -297,7 +297,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
         )
 
     def _made_with(self, output: PlannedOutput, request: SampledRequest) -> dict[str, Any]:
-        """The options that the sound depends on, for the metadata."""
+        """The options that determine the audio, for the metadata."""
         asked: dict[str, Any] = {name: getattr(request, name) for name in request.options() if name not in NOT_SOUND}
         if isinstance(request, ContinueRequest):
             asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
@@ -369,8 +369,8 @@ class DecodedMaker(Maker["Tokens", np.ndarray]):
 
 
 def _check_kept(output: PlannedOutput, tags: dict[str, str], picture: bytes) -> None:
-    """Raises OutputError where an output that is there without its picture, or the other way round, was made with
-    another seed or other options."""
+    """Raises OutputError if an output exists without its picture, or the reverse, and was made with another seed or
+    other options."""
     if output.kept is None:
         return
     if output.kept == output.target:

@@ -1,8 +1,8 @@
-"""Runs batches on a Ray cluster: those that one machine would run, spread over workers by Ray Data.
+"""Runs batches on a Ray cluster: the same ones as on one machine, spread over workers by Ray Data.
 
-A worker is a process that loads the bundle once and works on a GPU of its own, or on as many cores as it has threads.
-Inputs and outputs are files that all machines see under the same path. When a worker dies Ray starts another and gives
-it the batch again; what the batch had finished by then is known to the `Ledger` and not made a second time.
+A worker is a process that loads the bundle once and has a GPU of its own, or one core per thread. Inputs and outputs
+are files that all machines see under the same path. If a worker dies, Ray starts another one and gives it the batch
+again; the `Ledger` knows which outputs were finished, so they are not made twice.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from audiolm_cli.backend import Backend
 
 CONNECT_SECONDS = 10
-Event = tuple[str, Any]  # a method of Console and what it was called with
+Event = tuple[str, Any]  # a method of Console and its argument
 
 
 class Ledger:
-    """What has been reported of each batch, kept in a process of its own while workers come and go."""
+    """The events reported for each batch, kept in a separate process that outlives workers."""
 
     def __init__(self) -> None:
         self.events: dict[int, list[Event]] = {}
 
     def begin(self, batch: int) -> list[Event] | None:
-        """None for a batch that nobody has begun, otherwise what was reported of it."""
+        """None for a new batch, else the events reported for it so far."""
         before = self.events.get(batch)
         self.events.setdefault(batch, [])
         return before
@@ -50,12 +50,12 @@ class Ledger:
 
 @dataclass
 class _Recorder(Console):
-    """Keeps what a worker has to say, for the machine that the command was given on; tells the ledger of results."""
+    """Records a worker's messages for the machine that runs the command; reports results to the ledger."""
 
     ledger: Any = None
     batch: int = 0
     events: list[Event] = field(default_factory=list)
-    told: int = 0  # of these events, the ledger
+    told: int = 0  # number of events that the ledger has
 
     def error(self, message: object) -> None:
         self.events.append(("error", str(message)))
@@ -71,7 +71,7 @@ class _Recorder(Console):
         self.told = len(self.events)
 
     def results(self) -> set[str]:
-        """Outputs of the batch that are there."""
+        """Paths of the batch's finished outputs."""
         return {event[1]["path"] for event in self.events if event[0] == "result"}
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class _Recorder(Console):
 
 
 class Worker:
-    """Makes the outputs of batches; what it could not even begin with is the error of each."""
+    """Makes the outputs of batches; if it failed to start, each batch gets that error."""
 
     def __init__(self, kind: type[Request], running: Running, identity: str, kernel: str, folder: str, ledger: Any):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in cli.main
@@ -103,7 +103,7 @@ class Worker:
             self.failure = f"{folder}: a worker cannot work there: {error.strerror}"
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        """Makes a batch. `item`: its number and planned outputs, pickled -> events and how many outputs failed."""
+        """Makes a batch. `item`: its number and planned outputs, pickled -> events and the number of failed outputs."""
         import ray
 
         number, batch = pickle.loads(row["item"])
@@ -112,7 +112,7 @@ class Worker:
         before = ray.get(self.console.ledger.begin.remote(number))
         self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
         done = self.console.results()
-        # what a lost worker had written but not reported is written again: the same bytes
+        # what a lost worker wrote but did not report is written again, with the same bytes
         self.maker.force = self.running.force or before is not None
         left = [output for output in batch if output.target not in done]
         try:
@@ -124,18 +124,18 @@ class Worker:
 
 
 def connect(address: str, quiet: bool = True) -> None:
-    """Connects to the cluster at the address; without one to that of RAY_ADDRESS, to one on this machine, or to a new
-    one of all its cores and GPUs. With `quiet` what Ray itself has to say is lost. Raises UsageError."""
+    """Connects to the cluster at the address; without one, to that of RAY_ADDRESS, to one on this machine, or to a new
+    one with all its cores and GPUs. `quiet` discards Ray's own output. Raises UsageError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     token = os.path.expanduser("~/.ray/auth_token")
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.exists(token):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so by itself only where no address is given
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself does so only without an address
     try:
         import ray
         import ray.data
     except ImportError:
         raise UsageError("--ray: needs Ray: pip install 'audiolm[ray]'") from None
-    if quiet and sys.stderr is not None:  # whatever it is told, Ray prints, and its native code writes to descriptor 2
+    if quiet and sys.stderr is not None:  # Ray ignores its settings; native code writes to descriptor 2
         sys.stderr, sys.stdout = os.fdopen(os.dup(2), "w"), open(os.devnull, "w")
         os.dup2(sys.stdout.fileno(), 2)
     try:
@@ -148,13 +148,13 @@ def connect(address: str, quiet: bool = True) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.execution_options.preserve_order = True  # reports come in the order of the list
+    context.execution_options.preserve_order = True  # reports keep the order of the list
 
 
 def run_batches(
     batches: list[list[PlannedOutput]], *, kind: type[Request], running: Running, bundle: Backend, console: Console
 ) -> Iterator[int]:
-    """Has the connected cluster make batches, says what its workers have to say, and yields how many outputs of each
+    """Makes batches on the connected cluster, passes on the workers' messages, and yields how many outputs of each
     failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU. Raises
     UsageError."""
     import ray

@@ -1,4 +1,4 @@
-"""Help and completion: options in groups, the defaults that bundles have, examples, and the values a shell completes.
+"""Help and completion: options in groups, the bundles' defaults, examples, and values for shell completion.
 
 None of it needs torch.
 """
@@ -15,14 +15,14 @@ from typer.core import TyperCommand
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import AudioLMError
 
-GROUPS = {  # options by name; what is missing here comes first, as "Options"
+GROUPS = {  # options by name; all others come first, under "Options"
     "Output": "output out_dir name num_samples format play continuation_only no_watermark plot force skip_existing "
     "json",
     "Sampling": "seed temperature top_k top_p guidance best_of",
     "Running": "device dtype threads batch_size ray offline fail_fast quiet debug help",
 }
 GROUP = {name: group for group, names in GROUPS.items() for name in names.split()}
-OF_BUNDLES = {"prompt_seconds", *vars(Sampling())}  # options whose default is the bundle's
+OF_BUNDLES = {"prompt_seconds", *vars(Sampling())}  # options with a default from the bundle
 COMMAND_LINES = {
     "continue": (
         "audiolm continue prompt.wav -o out.wav --duration 10 --seed 7",
@@ -92,13 +92,13 @@ class Command(TyperCommand):
 
 
 def bundle_defaults(name: str) -> str:
-    """What the embedded bundles have for an option, as "piano 4; speech 3"."""
+    """The embedded bundles' defaults for an option, as "piano 4; speech 3"."""
     from audiolm_cli.bundles import catalogue
     from audiolm_cli.bundles.folder import read_config
 
-    having: dict[str, list[str]] = defaultdict(list)  # a default: the bundles that have it
+    having: dict[str, list[str]] = defaultdict(list)  # default -> bundles
     for bundle in catalogue.embedded():
-        with contextlib.suppress(AudioLMError):  # a damaged one must not keep help away
+        with contextlib.suppress(AudioLMError):  # a damaged bundle must not break the help
             config = read_config(catalogue.find(bundle))
             value = vars(config.sampling).get(name, vars(config).get(name))
             numbers = value if isinstance(value, tuple) else (value,)
@@ -108,13 +108,13 @@ def bundle_defaults(name: str) -> str:
 
 
 def complete_bundle(incomplete: str) -> list[str]:
-    """The bundles that are here; where none fits, shells offer folders."""
+    """The locally available bundles; if none matches, shells offer folders."""
     from audiolm_cli.bundles import catalogue, hub
 
     return [name for name in [*catalogue.embedded(), *hub.listed()] if name.startswith(incomplete)]
 
 
 def complete_device(incomplete: str) -> list[str]:
-    """Devices by name, with the number of each of NVIDIA's that the system has."""
+    """The names of devices, with the numbers of the NVIDIA GPUs that the system has."""
     gpus = sorted(f"cuda:{device.name.removeprefix('nvidia')}" for device in Path("/dev").glob("nvidia[0-9]*"))
     return [name for name in ("auto", "cpu", "cuda", *gpus, "mps") if name.startswith(incomplete)]

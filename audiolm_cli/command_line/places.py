@@ -1,4 +1,4 @@
-"""What a run may write: nothing that it reads, that is there already or that belongs to a bundle is lost."""
+"""What a run may write: protects its inputs, existing files and bundles."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Identity = tuple[int, int]  # device and inode: the same for all names of a file
 
 
 class Places:
-    """The files that a run reads and, one after the other, those that it writes.
+    """The files that a run reads and those that it will write.
 
-    `reads` are pairs of a path, or "-" for standard input, and what that is to the run: "an input", "the job list".
-    Raises OutputError where standard output goes into one of them.
+    `reads` are pairs of a path, or "-" for standard input, and its role in the run: "an input", "the job list". Raises
+    OutputError if standard output is redirected into one of them.
     """
 
     def __init__(self, reads: Iterable[tuple[str, str]]):
@@ -37,10 +37,10 @@ class Places:
             raise OutputError(f"standard output: is {self._read[self._stdout]} itself and would be lost")
 
     def take(self, path: str, what: str) -> bool:
-        """Takes a path for what is to be written, given in words, and returns whether there is a file already.
+        """Reserves a path for an output, described by `what`, and returns whether a file exists there.
 
-        Raises UsageError for what names no file, and OutputError for a file that the run reads, that is taken, a
-        bundle's, or no regular one, and for a folder or a name that cannot be.
+        Raises UsageError for a path that names no file, and OutputError for one that the run reads, that is taken, in
+        a bundle, or no regular file, and for an unusable folder or name.
         """
         name, real = display(path), os.path.realpath(path)
         if os.path.basename(path) in ("", os.curdir, os.pardir):
@@ -67,7 +67,7 @@ class Places:
 
 
 def _identity(file: str | int) -> Identity | None:
-    """Of a regular file, by its path or descriptor; None for all else."""
+    """A regular file's identity, by its path or descriptor; None for anything else."""
     with contextlib.suppress(OSError):
         status = os.stat(file)
         if stat.S_ISREG(status.st_mode):
@@ -76,8 +76,8 @@ def _identity(file: str | int) -> Identity | None:
 
 
 def _status(path: str, name: str) -> os.stat_result | None:
-    """Of what is at a path, None where nothing is; raises OutputError where nothing can be: the system knows which
-    names are too long."""
+    """The status of what is at a path, None if nothing is; raises OutputError if nothing can be, as for names that the
+    system finds too long."""
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -87,21 +87,21 @@ def _status(path: str, name: str) -> os.stat_result | None:
 
 
 def _usable(folder: str, name: str, given: str) -> Identity:
-    """A folder's identity; raises OutputError where the file `name` cannot be in it. Users call the folder `given`."""
+    """A folder's identity; raises OutputError if the file `name` cannot be in it. Users call the folder `given`."""
     if not os.path.isdir(folder):
         raise OutputError(f"{name}: there is no folder {display(given or folder)}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{name}: the folder cannot be written to")
     at = Path(folder)
     bundle = (at / "config.json").is_file() and (at / "SHA256SUMS").is_file()
-    if bundle or (at.name == "blobs" and (at.parent / "snapshots").is_dir()):  # where a hub's cache has the files
+    if bundle or (at.name == "blobs" and (at.parent / "snapshots").is_dir()):  # where a hub's cache stores files
         raise OutputError(f"{name}: is in the folder of a bundle, where nothing else belongs")
     status = at.stat()
     return status.st_dev, status.st_ino
 
 
 def _one_file(folder: str, first: str, second: str) -> bool:
-    """Whether the folder's file system takes two names for one, as some do that differ in case or composition only."""
+    """Whether the file system treats two names as one, as some do with names that differ in case or normalisation."""
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(prefix=".audiolm-", dir=folder) as trial:
         Path(trial, first).touch()
         return os.path.lexists(os.path.join(trial, second))

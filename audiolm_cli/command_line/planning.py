@@ -1,7 +1,7 @@
-"""Planning: which outputs a command makes, and what each is called, before a model loads.
+"""Planning: decides which outputs a command makes, and their names, before a model loads.
 
-The command line or a job list becomes requests, each request a `PlannedOutput` for every sample. Names that clash,
-exist or cannot be written are refused here.
+The command line or a job list becomes requests, and each request a `PlannedOutput` per sample. Names that clash, exist
+or cannot be written are refused here.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from audiolm_cli.request import Request, SomeRequest
 
 @dataclass(frozen=True)
 class PlannedOutput:
-    """One output: `sample` number of the request at `position` in the list; both key the random numbers."""
+    """One output: number `sample` of the request at `position` in the list; both key the random numbers."""
 
     request: Request
     position: int
     sample: int
     target: str  # path, or "-" for standard output
     picture: str | None = None  # path
-    kept: str | None = None  # of output and picture the one that is there already, if only one is
+    kept: str | None = None  # the one of output and picture that exists already, if only one does
 
 
 def requests(request: SomeRequest, sources: Sequence[str | None], naming: Naming) -> list[SomeRequest]:
-    """The request for each source, or for each line of the job list. `sources` is [None] where nothing goes in.
+    """The request for each source, or for each line of the job list. `sources` is [None] for commands without input.
 
-    Raises UsageError where it is not said what goes in or where it goes.
+    Raises UsageError for missing inputs and for ambiguous inputs or outputs.
     """
     takes_input = sources != [None]
     if naming.jobs is not None:
@@ -58,8 +58,8 @@ def requests(request: SomeRequest, sources: Sequence[str | None], naming: Naming
 
 
 def read_jobs(lines: Iterable[bytes], where: str, request: SomeRequest) -> list[SomeRequest]:
-    """The requests of a job list: one JSON object a line, `request` for what it leaves out; blank lines do not count.
-    Raises UsageError with the line's number."""
+    """The requests of a job list: one JSON object a line, with defaults from `request`; blank lines are skipped. Raises
+    UsageError with the line's number."""
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -81,7 +81,7 @@ def read_jobs(lines: Iterable[bytes], where: str, request: SomeRequest) -> list[
 
 
 def check_streams(asked: Sequence[Request], jobs: str | None, running: Running, streaming: Streaming = WHOLE) -> None:
-    """Raises UsageError where standard input or output would serve two ends, or be on another machine."""
+    """Raises UsageError if standard input or output would have two uses, or be on another machine."""
     piped = any(request.output == "-" for request in asked)
     takes_stdin = any("-" in (request.input, request.speaker) for request in asked)
     if piped and running.json:
@@ -111,15 +111,15 @@ def plan(
     force: bool = False,
     skip_existing: bool = False,
 ) -> list[PlannedOutput]:
-    """The outputs that are asked for, in order.
+    """The requested outputs, in order.
 
-    An output a.wav with several samples means a.0.wav, a.1.wav, ...; in `out_dir`, which is made if need be, x.flac
-    becomes x.wav, or x.0.wav and so on, or what the template `name` says ({stem}, {index}, {position}). Pictures are
-    named by such templates, too. `reads` is what `Places` must know besides the inputs. `skip_existing` leaves out what
-    is there; where an output is there without its picture, or a picture without its output, that is its `kept`.
+    An output a.wav with several samples means a.0.wav, a.1.wav, ...; in `out_dir`, which is created if needed, x.flac
+    becomes x.wav, or x.0.wav and so on, or a name by the template `name` ({stem}, {index}, {position}). Pictures are
+    named by such templates, too. `reads` lists further files for `Places` besides the inputs. `skip_existing` omits
+    existing outputs; if only the output or only its picture exists, that one is its `kept`.
 
-    Raises UsageError for a combination that cannot be and for a format that cannot be written here, OutputError for a
-    name that exists (without `force`) or that `Places` refuses, and for a folder that cannot be made.
+    Raises UsageError for an impossible combination and for a format that cannot be written here, OutputError for a name
+    that exists (without `force`) or that `Places` refuses, and for a folder that cannot be created.
     """
     speakers = {request.speaker for request in asked}
     if [*speakers, *(request.input for request in asked)].count("-") > 1:
@@ -150,14 +150,14 @@ def plan(
 
 
 def check_formats(planned: Sequence[PlannedOutput], rate: int | None = None) -> None:
-    """Raises UsageError where libsndfile cannot write the format of an output, or not at `rate` Hz."""
+    """Raises UsageError if libsndfile cannot write the format of an output, or not at `rate` Hz."""
     suffixes = {Path(output.target).suffix.lower() for output in planned}
     for suffix in sorted(suffixes & files.FORMATS.keys()):
         files.check_format(suffix, rate)
 
 
 def _pictures(asked: Sequence[Request]) -> dict[str | None, Template]:
-    """The templates of pictures, by their text; raises UsageError where one would name several pictures alike."""
+    """The templates of pictures, by their text; raises UsageError if one would give several pictures the same name."""
     wanted = Counter[str]()
     for request in asked:
         if request.plot is not None:
@@ -189,7 +189,7 @@ def _target(request: Request, place: tuple[str | None, int, int], out_dir: str |
 
 
 def _left(planned: list[PlannedOutput], places: Places, force: bool, skip_existing: bool) -> list[PlannedOutput]:
-    """The outputs that are left to make."""
+    """The outputs that remain to be made."""
     left = []
     for output in planned:
         source = output.request.input

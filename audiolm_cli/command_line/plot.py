@@ -1,4 +1,4 @@
-"""A picture of an output: its spectrogram, where the prompt ends, and the three streams of tokens under it."""
+"""A picture of an output: its spectrogram, the end of the prompt, and the three token streams below."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from audiolm_cli.pipeline import Output
 
 WINDOW, HOP = 512, 128  # samples
-RANGE = 80  # dB from the loudest place down to the darkest colour
+RANGE = 80  # dB from the maximum down to the darkest colour
 
 
 def check() -> None:
-    """Raises UsageError where matplotlib is not installed."""
+    """Raises UsageError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot: needs matplotlib: pip install 'audiolm[plot]'")
 
 
 def png(output: Output, spec: TokenSpec, title: str) -> bytes:
     """The picture as a PNG file."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it looks for a folder to cache fonts in
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it searches for a font cache folder
     from matplotlib.figure import Figure
 
     rate, seconds = spec.sample_rate, len(output.waveform) / spec.sample_rate
@@ -37,9 +37,9 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
     extent = (0, seconds, 0, rate / 2000)
     sound.imshow(_spectrogram(output.waveform), origin="lower", aspect="auto", extent=extent, cmap="magma")
     sound.set(ylabel="kHz")
-    sound.set_title(title, parse_math=False)  # a name may hold dollars
+    sound.set_title(title, parse_math=False)  # a name may contain dollar signs
     start, codes = output.tokens_start / rate, np.asarray(output.codes)
-    streams = (  # tokens [rows, columns], their number of values, samples for each column
+    streams = (  # tokens [rows, columns], vocabulary size, samples per column
         (np.asarray(output.semantic)[None], spec.semantic_vocabulary, spec.samples_per_semantic, "semantic"),
         (codes[: spec.coarse], spec.codebook_size, spec.samples_per_frame, "coarse"),
         (codes[spec.coarse :], spec.codebook_size, spec.samples_per_frame, "fine"),
@@ -61,7 +61,7 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
 
 
 def _spectrogram(waveform: np.ndarray) -> np.ndarray:
-    """Decibels below the loudest place, `[WINDOW // 2 + 1, frames]`."""
+    """Level relative to the maximum in dB, `[WINDOW // 2 + 1, frames]`."""
     padded = np.pad(waveform, (WINDOW // 2, WINDOW))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW)
     power = np.square(np.abs(np.fft.rfft(frames))).T

@@ -1,4 +1,4 @@
-"""The loop from requests to the exit code: plan, load, and run batch after batch, here or on a Ray cluster."""
+"""The loop from requests to the exit code: plan, load, and run all batches, here or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def run(
     console: Console,
     streaming: Streaming = WHOLE,
 ) -> None:
-    """Makes the outputs of a command and exits with 1 if any failed; without a readable input no model is loaded.
-    `sources` is [None] where nothing goes in."""
+    """Makes the outputs of a command and exits with 1 if any failed; loads no model if no input is readable. `sources`
+    is [None] for commands without input."""
     planned = _planned(request, sources, naming, running, console, streaming)
     usable = readable(planned, console)
     failed = len(planned) - len(usable)
@@ -47,7 +47,7 @@ def run(
 
             with console.status("connecting to the cluster"):
                 cluster.connect(running.ray, quiet=not console.debug)
-            here = replace(running, device="cpu")  # for what is checked here: a GPU may be elsewhere only
+            here = replace(running, device="cpu")  # for the checks here: only other machines may have a GPU
         with console.status(f"loading {display(running.model)}"):
             from audiolm_cli.command_line.batch import load_maker
 
@@ -65,7 +65,7 @@ def run(
 def each(
     files: Sequence[str], work: Callable[..., dict[str, Any]], console: Console, fail_fast: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each file with what `work` finds in it; one that fails says so, and in the end the command exits with 1."""
+    """Yields each file with the result of `work`; reports files that fail, and then exits with 1 at the end."""
     console.kind, failed, start = "files", False, time.monotonic()
     for number, file in enumerate(files):
         console.overall = (number, len(files), start)
@@ -84,7 +84,7 @@ def each(
         raise typer.Exit(1)
 
 
-MakeBatches = Callable[[list[list["PlannedOutput"]]], Iterable[int]]  # batches -> how many outputs of each failed
+MakeBatches = Callable[[list[list["PlannedOutput"]]], Iterable[int]]  # batches -> the number of failed outputs of each
 
 
 def run_batches(
@@ -94,8 +94,8 @@ def run_batches(
     fail_fast: bool = False,
     make: MakeBatches | None = None,
 ) -> int:
-    """Makes the outputs in order and returns how many failed; each has said so itself. With `fail_fast` nothing is
-    begun after the first failure. `make` makes batches elsewhere; by default the maker does, here."""
+    """Makes the outputs in order and returns the number that failed, each already reported. `fail_fast` stops at the
+    first failure. `make` makes batches elsewhere; by default the maker does, here."""
     from audiolm_cli.command_line import planning
 
     for request in dict.fromkeys(output.request.shared() for output in planned):
@@ -115,14 +115,14 @@ def run_batches(
 
 
 def batches(planned: Iterable[PlannedOutput], size: int) -> Iterator[list[PlannedOutput]]:
-    """Up to `size` outputs that stand together and differ in nothing but input, seed and names."""
+    """Batches of up to `size` consecutive outputs that differ only in input, seed and names."""
     for _, alike in itertools.groupby(planned, lambda output: output.request.shared()):
         while batch := list(itertools.islice(alike, size)):
             yield batch
 
 
 def readable(planned: Sequence[PlannedOutput], console: Console) -> list[PlannedOutput]:
-    """The outputs whose inputs can be opened; reports each input that cannot, before a model is loaded for it."""
+    """The outputs whose inputs can be opened; reports each input that cannot, before a model loads."""
     from audiolm_cli.audio import inputs
 
     usable: dict[str | None, bool] = {None: True}
@@ -145,7 +145,7 @@ def _planned(
     console: Console,
     streaming: Streaming,
 ) -> list[PlannedOutput]:
-    """The outputs to make, with the checks that a command can fail before it starts."""
+    """The outputs to make, after all checks that a command can fail before it starts."""
     from audiolm_cli.command_line import planning
 
     if streaming.play:
@@ -178,7 +178,7 @@ def _planned(
 
 
 def _played(naming: Naming, streaming: Streaming, running: Running) -> Naming:
-    """Where outputs go that are played: nowhere else."""
+    """The naming of outputs that are played, which are not written anywhere else."""
     from audiolm_cli.command_line import streaming as player
 
     if (naming.output, naming.out_dir, naming.jobs, streaming.format) != (None,) * 4:
@@ -190,14 +190,14 @@ def _played(naming: Naming, streaming: Streaming, running: Running) -> Naming:
 
 
 def _piped() -> bool:
-    """Whether something is piped, or redirected from a file, into standard input."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, or no file
+    """Whether standard input is a pipe or a file."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, or not a file
         return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
     return False
 
 
 def _files(model: str) -> list[Path]:
-    """What a bundle's folder holds; empty for the name of a bundle."""
+    """The files of a bundle's folder; empty if `model` is a name."""
     if os.path.isfile(os.path.join(model, "config.json")):
         with contextlib.suppress(OSError):
             return list(Path(model).iterdir())

@@ -1,4 +1,4 @@
-"""What `audiolm score` says of a recording or a token file."""
+"""The record of `audiolm score` for a recording or a token file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from audiolm_cli.token_file import Tokens
 
 
 def score(bundle: Bundle, path: str, stages: list[str], console: Console, progress: Progress | None) -> dict[str, Any]:
-    """The log-probabilities (nats) of a file's tokens, for each of the stages in all and token by token. A file of
-    tokens is known by its suffix. Raises InputError."""
+    """The log-probabilities (nats) of a file's tokens, for each stage in total and by token. Token files are recognised
+    by their suffix. Raises InputError."""
     spec = bundle.config.tokens
     if path.lower().endswith(EncodeRequest.suffixes):
         tokens = _whole(path, bundle)
@@ -40,7 +40,7 @@ def score(bundle: Bundle, path: str, stages: list[str], console: Console, progre
 
 
 def _whole(path: str, bundle: Bundle) -> Tokens:
-    """A token file that has all that the stages read."""
+    """Reads a token file with all tokens that the stages need."""
     tokens, spec = read_tokens(path, bundle), bundle.config.tokens
     if tokens.metadata.get("tokenizer") != bundle.config.depends["tokenizer"]["self"]:
         raise InputError(f"{display(path)}: its semantic tokens are those of another tokenizer")

@@ -1,4 +1,4 @@
-"""One output that is heard while it is made: to standard output as it comes, or through the system's audio."""
+"""Streams one output while it is sampled: to standard output, or to the system's audio."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from audiolm_cli.pipeline import Chunk
 
 Sampled = ContinueRequest | GenerateRequest | ResynthRequest
-AHEAD = 16  # chunks, of a second at most, that are made before they are played
+AHEAD = 16  # chunks, of at most a second, sampled ahead of playback
 
 
 class Sink(Protocol):
-    """Where sound goes; `finish` when all of it is there, `close` whatever happens."""
+    """Where audio goes; call `finish` once complete, `close` in any case."""
 
     def push(self, samples: np.ndarray) -> None: ...
     def finish(self) -> None: ...
@@ -41,7 +41,7 @@ class Sink(Protocol):
 
 
 def run(maker: SampledMaker, output: PlannedOutput) -> int:
-    """Makes an output while it is heard; how many failed, which has been said."""
+    """Makes an output while streaming it; returns the number of failures, already reported."""
     try:
         _run(maker, output)
     except AudioLMError as error:
@@ -58,7 +58,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
     with console.status("reading"):
         prompt = maker.read(output)
         speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
-    prompt_samples = 0 if duration is None else len(prompt.waveform)  # a resynthesis puts out none of its source
+    prompt_samples = 0 if duration is None else len(prompt.waveform)  # a resynthesis does not contain its source
     kept = 0 if request.continuation_only else prompt_samples
     length = len(prompt.waveform) / maker.rate if duration is None else duration
     exact = (
@@ -97,8 +97,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
 
 
 class Pipe:
-    """Standard output, in the format that is asked for. Where it is a file after all, a WAV header gets its sizes in
-    the end."""
+    """Standard output in the requested format. If it is a regular file, a WAV header gets its sizes at the end."""
 
     def __init__(self, maker: SampledMaker, tags: dict[str, str], samples: float):
         format = maker.streaming.format or "wav"
@@ -135,10 +134,10 @@ class Pipe:
 
 
 def check_player() -> Any:
-    """The module that plays. Raises UsageError where there is none, or nothing to play through."""
+    """The module for playback. Raises UsageError if it is not installed, or there is no output device."""
     try:
         import sounddevice
-    except (ImportError, OSError) as error:  # without PortAudio it is an OSError
+    except (ImportError, OSError) as error:  # an OSError without PortAudio
         raise UsageError(f"--play: needs sounddevice and PortAudio: pip install 'audiolm[play]' ({error})") from None
     try:
         sounddevice.query_devices(kind="output")
@@ -148,7 +147,7 @@ def check_player() -> Any:
 
 
 class Player:
-    """The system's audio, fed by a thread, so that the next sound is made while this one is heard."""
+    """The system's audio, fed by a thread, so that sampling continues during playback."""
 
     def __init__(self, rate: int):
         module = check_player()
@@ -167,7 +166,7 @@ class Player:
             if self.error is None:
                 try:
                     self.device.write(np.ascontiguousarray(samples[:, None]))
-                except Exception as error:  # goes to who listens
+                except Exception as error:  # raised in the caller's thread
                     self.error = error
 
     def push(self, samples: np.ndarray) -> None:
@@ -180,7 +179,7 @@ class Player:
         self.thread.join()
         if self.error is not None:
             raise OutputError(f"--play: {self.error}")
-        self.device.stop()  # when all has been heard
+        self.device.stop()  # after everything has been played
 
     def close(self) -> None:
         self.device.close()
@@ -188,7 +187,7 @@ class Player:
 
 @contextlib.contextmanager
 def _until_interrupted(endless: bool) -> Iterator[None]:
-    """Where something goes on without end, Ctrl-C is how it ends."""
+    """For an endless output, makes Ctrl-C its regular end."""
     try:
         yield
     except KeyboardInterrupt:
@@ -198,7 +197,7 @@ def _until_interrupted(endless: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Has Ctrl-C wait until something is written, so that no sample is cut in two."""
+    """Delays Ctrl-C while writing, so that no sample is cut in two."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

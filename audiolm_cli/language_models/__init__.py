@@ -1,5 +1,5 @@
-"""Tokens in, more tokens out; nothing here knows of audio or files.
+"""Tokens in, more tokens out; independent of audio and files.
 
-`stages` says what each of the three stages feeds its model; `engine` decodes, `sampling` draws; `transformer`, `frames`
-and `parallel` are the kinds of models, `tokens` their layouts, `likelihood` how likely they find tokens.
+`stages` feeds each of the three stages, `engine` decodes, `sampling` samples from logits; `transformer`, `frames` and
+`parallel` are the models, `tokens` their sequences, `likelihood` their scores of given tokens.
 """

@@ -1,10 +1,11 @@
-"""Prefill and decode of one model, batched: token prefixes in, token continuations out. It knows nothing of audio.
+"""Batched prefill and decoding of one model: token prefixes in, token continuations out. It knows nothing of audio.
 
-A model with native weights (of a loaded bundle, on a CPU) is decoded by the native kernel, see `native/decode.py`. All
-below is torch's way, for GPUs, for other models, and where no kernel is compiled.
+The native kernel decodes models with native weights (those of a loaded bundle, on a CPU), see `native/decode.py`. The
+code below decodes with torch: on GPUs, for other models, and without a compiled kernel.
 
-Results do not depend on what else is in the batch: every item is prefilled alone, caches are right-padded, noise
-belongs to the item, and rows are padded to where the last bit of their products no longer depends on their number.
+Batch invariance: an item's tokens do not depend on the rest of the batch. Every item is prefilled alone, caches are
+padded on the right, random numbers belong to the item, and batches are padded to a number of rows from which on the
+last bit of a product no longer depends on that number.
 """
 
 from __future__ import annotations
@@ -24,41 +25,41 @@ from audiolm_cli.language_models.tokens import Item, until_stop
 from audiolm_cli.language_models.transformer import Autoregressive, KVCache, Linear
 from audiolm_cli.processor import row_block
 
-# Attention reads the cache in multiples of this: what others in the batch add behind an item's own end must not change
-# how sums are grouped. torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
+# Attention reads the cache in multiples of this, so that longer items in the batch do not change how sums are grouped.
+# torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
-STEPS = 16  # made between two reports
-GRAPH_STEP = 512  # the same where CUDA graphs read it: there is one for each such length
+STEPS = 16  # between two progress reports
+GRAPH_STEP = 512  # the same for CUDA graphs: there is one graph for each length
 
 
-class Making(Protocol):
-    """Items that are being made, step by step."""
+class Generation(Protocol):
+    """A batch of items that is sampled step by step."""
 
     def advance(self, steps: int) -> int:
-        """Makes up to `steps` more steps of every item; how many ids that were, 0 when all are done."""
+        """Samples up to `steps` more steps of every item; returns the number of ids, 0 when all are done."""
 
     def ids(self, number: int) -> Tensor:
-        """What there is of an item, `int64 [steps]` or `[steps, Q]`: up to its `stop` and with it."""
+        """An item's ids so far, `int64 [steps]` or `[steps, Q]`, up to and including its `stop`."""
 
-    def inform(self, number: int, item: Item) -> None:
-        """Tells what an item's `fields` say now of what is still to be made; its ids and their number stay."""
+    def update_fields(self, number: int, item: Item) -> None:
+        """Replaces the `fields` of an item's remaining steps; ids and number of steps stay."""
 
     def shorten(self, number: int, steps: int) -> None:
-        """Lets an item end after so many steps, no fewer than there are."""
+        """Ends an item after that many steps, at least those already sampled."""
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Frees its buffers."""
 
 
-def start(model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int) -> Making:
-    """Begins to make up to `batch_size` items; whoever does so closes it."""
+def start(model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int) -> Generation:
+    """Starts up to `batch_size` items; the caller closes the result."""
     if len(items) > batch_size:
         raise ValueError("there are more items than a batch has")
     if model.native is not None:
         from audiolm_cli.native import decode
 
         return decode.Sessions(model.native, items, sampling)
-    return Steps(model, items, sampling, batch_size)
+    return TorchGeneration(model, items, sampling, batch_size)
 
 
 def generate(
@@ -68,21 +69,21 @@ def generate(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The generated ids of each item, `int64 [unknown]` or `[unknown, Q]`, or up to its `stop`; `progress` is told how
-    many tokens have been made."""
+    """The sampled ids of each item, `int64 [unknown]` or `[unknown, Q]`, or up to its `stop`. `progress` gets the
+    number of new tokens."""
     results: list[Tensor] = []
     for first in range(0, len(items), batch_size):
         batch = items[first : first + batch_size]
-        with contextlib.closing(start(model, batch, sampling, batch_size)) as making:
-            while made := making.advance(STEPS):
+        with contextlib.closing(start(model, batch, sampling, batch_size)) as generation:
+            while made := generation.advance(STEPS):
                 if progress:
                     progress(made)
-            results += [making.ids(number) for number in range(len(batch))]
+            results += [generation.ids(number) for number in range(len(batch))]
     return results
 
 
-class Steps:
-    """Items made by torch."""
+class TorchGeneration:
+    """A `Generation` by torch."""
 
     @torch.inference_mode()
     def __init__(self, model: Autoregressive, items: list[Item], sampling: StageSampling, batch_size: int):
@@ -96,7 +97,7 @@ class Steps:
         if not any(item.guides for item in items):
             sampling = replace(sampling, guidance=0.0)
         self.sampling, self.done = sampling, 0
-        self.guides = len(sampling.shares) if sampling.guidance else 0
+        self.guides = len(sampling.guide_weights) if sampling.guidance else 0
         self.rows = batch_size if self.graphs else _rows(model, len(items), 1 + self.guides, self.size, batch_size)
         filled = {slot: item for number, item in enumerate(items) for slot, item in self._branches(number, item)}
         self.known = [item.sequence.known for item in filled.values()]
@@ -107,7 +108,7 @@ class Steps:
             self.batch.fill(slot, item, like=prefixes.setdefault(_prefix(item), slot))
 
     def _branches(self, number: int, item: Item) -> Iterator[tuple[int, Item]]:
-        """An item and its guides, each with its slot; where it has none, its own sequence leads nowhere."""
+        """An item and its guides with their slots. An item without guides is its own guide, which changes nothing."""
         yield number, item
         for branch in range(self.guides):
             less = [*item.guides, *[item.sequence] * self.guides][branch]
@@ -132,7 +133,7 @@ class Steps:
         return made
 
     def _all_stopped(self) -> bool:
-        """Whether every item has met its stop; looked at every 16 steps, since it waits for the device."""
+        """Whether every item has sampled its stop; checked every 16 steps, since the check waits for the device."""
         if self.done % 16 or not self.done or any(item.stop is None for item in self.items):
             return False
         stops = self.batch.made.new_tensor([item.stop for item in self.items])
@@ -143,9 +144,9 @@ class Steps:
         return until_stop(self.items[number], made)
 
     @torch.inference_mode()
-    def inform(self, number: int, item: Item) -> None:
+    def update_fields(self, number: int, item: Item) -> None:
         for slot, branch in self._branches(number, item):
-            self.batch.inform(slot, branch)
+            self.batch.update_fields(slot, branch)
 
     def shorten(self, number: int, steps: int) -> None:
         self.wanted[number] = steps
@@ -156,7 +157,7 @@ class Steps:
 
 
 class _Batch:
-    """What decoding reads and writes, in buffers that keep their places, so that CUDA graphs can hold the steps."""
+    """The buffers of decoding. They keep their addresses, so that CUDA graphs can replay the steps."""
 
     def __init__(self, model: Autoregressive, slots: int, length: int, codes: torch.Size):
         weight = model.ids.weight
@@ -176,7 +177,7 @@ class _Batch:
         self.key: object = None
 
     def fill(self, slot: int, item: Item, like: int) -> None:
-        """Prefills an item, or copies another slot `like` it; what an earlier one left behind its end is hidden."""
+        """Prefills an item, or copies the slot `like` with the same prefix. The mask hides what earlier items left."""
         prefix, device, model = item.sequence.known, self.device, self.model
         ids, fields = item.sequence.ids[None, :prefix].to(device), item.sequence.fields[None].to(device)
         features, rotation = model.features(fields), model.rotation(fields[..., 1])
@@ -196,20 +197,20 @@ class _Batch:
         self.bias[slot, :prefix] = 0
         self.lengths[slot], self.steps[slot] = prefix, 0
 
-    def inform(self, slot: int, item: Item) -> None:
-        """Features of what is still unknown of an item anew; of all at once, as before, so that their bits stay."""
+    def update_fields(self, slot: int, item: Item) -> None:
+        """Recomputes the features of an item's unknown steps, all in one product as in `fill`, so that bits agree."""
         features = self.model.features(item.sequence.fields[None].to(self.device))[0, item.sequence.known :]
         self.features[slot, : len(features)] = features
 
     def draw(self, now: Any, low: int, size: int, sampling: StageSampling) -> Tensor:
-        """The ids of a step; `now` is its index in buffers `[slots, steps]`."""
+        """Samples the ids of a step; `now` is its index in buffers `[slots, steps]`."""
         ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling)
         self.made[now] = ids
         return ids
 
     def step(self, ids: Tensor, now: Any, longest: int, alike: bool = False) -> None:
-        """From a step's ids to the next hidden states. No item is longer than `longest` before it, or all are exactly
-        that long: a plain index costs less than a tensor of them."""
+        """Turns a step's ids into the next hidden states. `longest`: the most positions of any item before the step;
+        with `alike` all have exactly as many, and a plain index is cheaper than a tensor of them."""
         row, place = (slice(None), longest) if alike else (self.rows, self.lengths)
         self.bias[row, place] = self.zero
         read = _round_up(longest + 1, CACHE_STEP[self.hidden.dtype])
@@ -219,8 +220,8 @@ class _Batch:
         self.lengths += 1
 
     def replay(self, longest: int, low: list[int], size: int, sampling: StageSampling) -> None:
-        """As many steps as `low` has, as one CUDA graph, captured when the same are wanted for the second time: kernels
-        must have been loaded by then."""
+        """Runs as many steps as `low` has as one CUDA graph. The first time they run without a graph, since kernels
+        must be loaded before the capture."""
 
         def steps() -> None:
             now = self.rows, self.steps
@@ -246,9 +247,9 @@ def _prefix(item: Item) -> bytes:
 
 
 def _rows(model: Autoregressive, items: int, branches: int, size: int, batch_size: int) -> int:
-    """Rows that each branch of a batch has: as few as keep its products free of what else is there."""
+    """Rows of each branch of a batch: as few as keep products independent of the other rows."""
     if branches * batch_size == 1:
-        return 1  # there never is another
+        return 1  # there never is another row
     weight = model.ids.weight
     layers = (layer for part in model.stepped() for layer in part.modules() if isinstance(layer, Linear))
     shapes = {(model.config.width, size), *((layer.in_features, layer.out_features) for layer in layers)}
@@ -270,8 +271,7 @@ def _captured(steps: Callable[[], None], device: torch.device) -> Callable[[], N
 
 
 def _workspace(model: Autoregressive, slots: int, length: int, uniform: Tensor, kept: bool) -> _Batch:
-    """Buffers for sequences of up to that length; a model's last ones are `kept`, with their graphs, while nobody has
-    them."""
+    """Buffers for sequences of up to `length`. With `kept` a model's last buffers and graphs are used again if free."""
     codes, weight = uniform.shape[1:], model.ids.weight
     if not kept:
         return _Batch(model, slots, _round_up(length, CACHE_STEP[weight.dtype]), codes)

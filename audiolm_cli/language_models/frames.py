@@ -1,9 +1,9 @@
-"""Stage 2 with a step for every frame instead of every token: a small head makes the frame's codes one after another.
+"""Stage 2 with one Transformer step per frame instead of per token: a small head samples the frame's codes in turn.
 
-Where AudioLM flattens the quantizers into 200 steps a second, the Transformer takes 50: its input is the sum of a
-frame's code embeddings and of what the semantic tokens around the next frame say, and its hidden state is turned into
-that frame's first code, then into the second given the first, and so on, as in the RQ-Transformer (Lee et al., 2022)
-and Moshi (Défossez et al., 2024). The semantic tokens come with the frames, so there is no prefix of them.
+AudioLM flattens the quantizers into 200 steps a second; here the Transformer takes 50. Its input is the sum of a
+frame's code embeddings plus an embedding of the semantic tokens around the next frame. From its hidden state the head
+predicts that frame's first code, then the second given the first, and so on, as in the RQ-Transformer (Lee et al.,
+2022) and Moshi (Défossez et al., 2024). Each frame brings its semantic tokens, so they need no prefix.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from audiolm_cli.language_models.sampling import StageSampling, draw
 from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
 from audiolm_cli.language_models.transformer import REPLACED, Decoder, Linear, Measure, NativeParts, cross_entropy
 
-SEMANTIC_SHARE = 8  # the width of a semantic token's embedding is that of the model divided by this
-OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # frames around one whose semantic tokens it is told
-SPECIALS = 2  # ids behind the codes of every quantizer: begin, gap
-GAP_SECONDS = 0.5  # distance on the clock between a reference and what follows it
-UNCONDITIONED = 0.1  # share of training crops without semantic tokens, for guidance to lead away from
+SEMANTIC_SHARE = 8  # a semantic token's embedding has the model's width divided by this
+OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # frames, relative to one, whose semantic tokens condition it
+SPECIALS = 2  # ids after the codes of every quantizer: begin, gap
+GAP_SECONDS = 0.5  # gap in positions between a reference and what follows it
+UNCONDITIONED = 0.1  # share of training crops without semantic tokens, for classifier-free guidance
 
 
 class Level(nn.Module):
-    """A quantizer's part of the head: the frame's hidden state and codes so far -> hidden state for the next code."""
+    """One quantizer's part of the head: the frame's hidden state and codes so far -> hidden state for the next code."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -44,18 +44,18 @@ class Level(nn.Module):
 
 
 class FrameTransformer(Decoder):
-    """Makes frame after frame. A position's ids are its frame's codes, or for each quantizer the same special."""
+    """Predicts frame after frame. A position's ids are its frame's codes, or one special id for every quantizer."""
 
     stage = "coarse"
-    unconditional = True  # trained without semantic tokens as well
-    lookahead = OFFSETS[-1]  # frames that semantic tokens must be ahead
+    unconditional = True  # also trained without semantic tokens
+    lookahead = OFFSETS[-1]  # frames by which the semantic tokens must be ahead
 
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
         super().__init__(config, spec, dropout)
         self.rows = spec.codebook_size + SPECIALS
         self.ids = nn.Embedding(spec.coarse * self.rows, config.width)
         size = max(1, config.width // SEMANTIC_SHARE)
-        self.semantic = nn.Embedding(spec.semantic_vocabulary + 1, size)  # the last one: there is none
+        self.semantic = nn.Embedding(spec.semantic_vocabulary + 1, size)  # the last one: no token
         self.context = Linear(len(OFFSETS) * size, config.width)
         self.levels = nn.ModuleList(Level(config.width) for _ in range(spec.coarse - 1))
         self.start()
@@ -64,10 +64,10 @@ class FrameTransformer(Decoder):
         return NativeParts(self.spec.coarse, list(self.levels), self.semantic, self.context)
 
     def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
-        """`<begin> [reference codes <gap>] codes`, each with the semantic tokens around the next frame.
+        """`<begin> [reference codes <gap>] codes`, each position with the semantic tokens around the next frame.
 
         semantic `int64 [S]`; codes `int64 [coarse or more, F]`, -1 where unknown, F at most S * frames_per_semantic;
-        the reference is a pair of the same kinds, fully known.
+        the reference is such a pair, fully known.
         """
         parts, start = [self._special(0, 0)], 0
         if reference is not None:
@@ -75,7 +75,7 @@ class FrameTransformer(Decoder):
             parts += [self._frames(*reference, 0), self._special(1, start)]
         parts.append(self._frames(semantic, codes, start))
         ids, times, context = (torch.cat(column) for column in zip(*parts, strict=True))
-        context = torch.cat([context[1:], context[-1:]])  # position n carries the context of what it predicts
+        context = torch.cat([context[1:], context[-1:]])  # position n carries the context of the frame it predicts
         return TokenSequence(ids, torch.cat([torch.zeros_like(times)[:, None], times[:, None], context], 1))
 
     def _special(self, number: int, time: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ class FrameTransformer(Decoder):
         return Item(sequence, [0] * len(numbers), self.spec.codebook_size, numbers, guides=guides)
 
     def codes(self, ids: Tensor) -> Tensor:
-        """What the stage has made, `[F, Q]` -> `[Q, F]`."""
+        """Sampled ids `[F, Q]` -> codes `[Q, F]`."""
         return ids.T
 
     def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
@@ -111,7 +111,7 @@ class FrameTransformer(Decoder):
         fields[unconditioned, :, 2:] = self.spec.semantic_vocabulary
         wrong = (torch.rand(ids.shape, device=ids.device) < REPLACED) & (ids < size)
         inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
-        whole = Batch(ids, fields, targets=ids.shape[1] - 1)  # the reference's codes are as good as others
+        whole = Batch(ids, fields, targets=ids.shape[1] - 1)  # the loss covers the reference's codes, too
         return self._losses(whole, inputs).sum() / (ids < size).sum()
 
     def _losses(self, batch: Batch, inputs: Tensor, measure: Measure = cross_entropy) -> Tensor:
@@ -132,8 +132,8 @@ class FrameTransformer(Decoder):
         return self._embedded(ids).sum(-2) + features
 
     def code_logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
-        """Hidden states `[..., width]` and the codes to come `int64 [..., Q]` -> logits `[..., codebook_size]` of every
-        quantizer, given the codes of those before it."""
+        """Hidden states `[..., width]` and the frames' codes `int64 [..., Q]` -> each quantizer's logits
+        `[..., codebook_size]`, given the codes of the quantizers before it."""
         before = self._embedded(codes).cumsum(-2)
         states = [hidden, *(level(hidden, before[..., q, :]) for q, level in enumerate(self.levels))]
         return [self.logits(state, q * self.rows, self.spec.codebook_size) for q, state in enumerate(states)]

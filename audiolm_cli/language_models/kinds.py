@@ -1,8 +1,8 @@
 """The kinds of stages: which model a stage's config asks for.
 
-A kind is a `Stack`: it brings its sequences (`sequence`, `batch`), its losses (`token_losses`, `training_loss`), what
-the native kernel needs of it, and how it is sampled: stages 1 and 2 say what the engine makes of a window (`item`; in
-stage 2 `codes` turns it back), stage 3 completes codes by itself.
+A kind is a `Stack`. It defines its sequences (`sequence`, `batch`), its losses (`token_losses`, `training_loss`), the
+parts that the native kernel needs, and its sampling: stages 1 and 2 turn a window into an `item` for the engine (stage
+2 turns the result back with `codes`), stage 3 completes codes by itself.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ KINDS: dict[tuple[StageName, Layout], type[Stack]] = {
 
 
 def stage_model(config: StageConfig, tokens: TokenSpec, name: StageName, dropout: float = 0.0) -> Stack:
-    """A stage's model as its config wants it, with random weights."""
+    """The model that a stage's config asks for, with random weights."""
     return KINDS[name, config.layout](config, tokens, dropout)

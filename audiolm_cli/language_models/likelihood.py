@@ -1,5 +1,5 @@
 """Likelihoods of tokens under the three language models: log-probabilities, the out-of-distribution score of a
-recording, the score of a candidate continuation, and the features that the detector reads."""
+recording, the score of a candidate continuation, and the input features of the detector."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Decoder, Stack
 
-# With 1/3 the piano bundle flags 0.93 of speech and the speech bundle 0.91 of piano music; with 1/4 0.89 and 0.925,
+# With 1/3 the piano bundle flags 0.93 of speech, and the speech bundle 0.91 of piano music; with 1/4 0.89 and 0.925,
 # with 1/2 0.94 and 0.88.
 SEMANTIC_SHARE = 1 / 3
-COLD = 0.6  # a temperature near the one that bundles sample with
-FEATURES = 4  # for each token
+COLD = 0.6  # close to the temperatures that bundles sample at
+FEATURES = 4  # per token
 
 
 def token_features(logits: Tensor, wanted: Tensor) -> Tensor:
     """Features that tell sampled tokens from recorded ones, `float32 [B, N, FEATURES]`; a `Measure`.
 
     Loss minus entropy (nats), entropy, probability of all likelier tokens, and loss minus entropy at temperature COLD.
-    Loss minus entropy is 0 on average for recordings that the model knows well, more for others, and less for tokens
-    that were sampled at a low temperature (compare Fast-DetectGPT, Bao et al., 2024).
+    Loss minus entropy averages 0 on recordings that the model fits well, more on others, and less on tokens sampled at
+    a low temperature (compare Fast-DetectGPT, Bao et al., 2024).
     """
     drawn = wanted.clamp(min=0)[..., None]
 
@@ -43,23 +43,23 @@ def token_features(logits: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack([excess, entropy, likelier, cold_excess], -1)
 
 
-class Strangeness(NamedTuple):
-    """Out-of-distribution scores of a recording, in bits: `surprise` per coarse code plus SEMANTIC_SHARE of the bits
-    per semantic token, and `semantic` per semantic token."""
+class OodScores(NamedTuple):
+    """Out-of-distribution scores of a recording, in bits: `surprise` is the bits per coarse code plus SEMANTIC_SHARE
+    times the bits per semantic token, `semantic` the bits per semantic token."""
 
     surprise: float
     semantic: float
 
 
 @torch.inference_mode()
-def strangeness(
+def ood_scores(
     semantic_model: SemanticTransformer, coarse_model: Decoder, semantic: Tensor, codes: Tensor
-) -> Strangeness:
+) -> OodScores:
     """Scores a recording by its tokens: semantic `int64 [S]`, S at least 1, codes `int64 [Q, F]`.
 
-    Stage 2 sees the codes of one semantic token at a time: with context it would predict any steady sound well. Codes
-    alone tell piano from speech better than speech from piano, semantic tokens the reverse. Very few semantic bits mean
-    no speech either: silence, tones and noise are easy to predict.
+    Stage 2 sees the codes of one semantic token at a time: with more context it predicts any steady sound well. Codes
+    alone tell piano from speech better than speech from piano; semantic tokens, the reverse. Very few semantic bits
+    also mean no speech: silence, tones and noise are easy to predict.
     """
     spec, per, device = coarse_model.spec, coarse_model.spec.frames_per_semantic, coarse_model.ids.weight.device
     frames = codes[: spec.coarse, : len(semantic) * per].unfold(1, per, per).transpose(0, 1)  # [S, coarse, per]
@@ -67,7 +67,7 @@ def strangeness(
     code_losses = coarse_model.token_losses(coarse_model.batch(pieces).to(device))
     losses = semantic_model.token_losses(semantic_model.batch([(semantic, codes)]).to(device))
     surprise = float(code_losses.mean() + SEMANTIC_SHARE * losses.mean()) / math.log(2)
-    return Strangeness(surprise, float(losses.mean()) / math.log(2))
+    return OodScores(surprise, float(losses.mean()) / math.log(2))
 
 
 @torch.inference_mode()
@@ -75,8 +75,8 @@ def prompt_gain(model: SemanticTransformer, prompt: Tensor, continuation: Tensor
     """Scores a continuation by how many bits per token the prompt saves stage 1: semantic `int64 [P]` and `int64 [N]`,
     N at least 1, together no longer than the model's window.
 
-    What is likely after any prompt, such as silence or a loop, gains nothing. Each call is a batch of its own, so the
-    last bit does not depend on other calls.
+    A continuation that is likely after any prompt, such as silence or a loop, gains nothing. Each call is its own
+    batch, so the last bit does not depend on other calls.
     """
     nats = []
     for tokens in (continuation, torch.cat([prompt, continuation])):
@@ -87,12 +87,12 @@ def prompt_gain(model: SemanticTransformer, prompt: Tensor, continuation: Tensor
 
 @torch.inference_mode()
 def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell | None = None) -> Tensor:
-    """Log-probability (nats) of every token of a recording, `float32 [steps, quantizers]`: one row for each semantic
-    token in stage 1, for each frame in stages 2 and 3.
+    """Log-probability (nats) of every token of a recording, `float32 [steps, quantizers]`: one row per semantic token
+    in stage 1, per frame in stages 2 and 3.
 
     semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. A token sees those before it in the stage's
-    window, which slides by half its length; a `parallel` stage 3 sees all coarser codes of the window. `tell` counts
-    semantic tokens.
+    window, which slides by half its length; a `parallel` stage 3 sees all coarser codes of the window. `tell` gets the
+    number of semantic tokens done.
     """
     per, rows = model.spec.frames_per_semantic, []
     for first, made, end in model.windows(len(semantic)):
@@ -108,8 +108,8 @@ def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell 
 def likelihood_features(
     models: dict[StageName, Stack], semantic: Tensor, codes: Tensor, size: int, progress: Progress | None = None
 ) -> Tensor:
-    """`token_features` of all stages, one row for each frame, `float32 [F, K]`; K is FEATURES for stage 1, whose tokens
-    span several frames, and FEATURES for each of the Q quantizers.
+    """`token_features` of all stages, one row per frame, `float32 [F, K]`. K is FEATURES for stage 1, whose tokens span
+    several frames, plus FEATURES for each of the Q quantizers.
 
     semantic `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic. The stages read independent pieces of
     `size` semantic tokens.

@@ -1,27 +1,27 @@
-"""Stage 3 without a step for every token: each fine quantizer of all frames in one pass, eight passes a window.
+"""Stage 3 without a step per token: each fine quantizer of all frames in one pass, eight passes a window.
 
-The finer codes of a frame hang on its coarser ones far more than on the fine ones of its neighbours, so AudioLM's 400
-steps a second can be saved: SoundStorm (Borsos et al., 2023) and the second model of VALL-E (Wang et al., 2023) fill in
-level by level. A frame goes in as the sum of the embeddings of its codes as far as they are known, and of the quantizer
-that is asked for; attention sees all frames, those behind as well.
+A frame's finer codes depend on its coarser ones far more than on its neighbours' fine ones, so AudioLM's 400 steps a
+second are not needed: like SoundStorm (Borsos et al., 2023) and the second model of VALL-E (Wang et al., 2023), this
+fills in level by level. A frame's input is the sum of the embeddings of its known codes and of the quantizer to
+predict; attention is not causal.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
-from audiolm_cli.language_models.sampling import Progress, sample
+from audiolm_cli.language_models.sampling import sample
 from audiolm_cli.language_models.tokens import Batch, Filling, Piece, Window, fine_window, frames
 from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
 
-FIRST_SECONDS = 0.5  # of the first window that `fill` is given; each following one is twice as long
-HELD_SECONDS = 0.1  # at the end of a window, which the next one fills again
+FIRST_SECONDS = 0.5  # length of the first window for `fill`; each later one is twice as long as the last
+HELD_SECONDS = 0.1  # at the end of a window, which the next window samples again
 
 
 class ParallelTransformer(Stack):
@@ -31,8 +31,8 @@ class ParallelTransformer(Stack):
 
     def __init__(self, config: StageConfig, spec: TokenSpec, dropout: float = 0.0):
         super().__init__(config, spec, dropout)
-        self.ids = nn.Embedding(spec.quantizers * spec.codebook_size + 1, config.width)  # the last one: not known
-        self.asked = nn.Embedding(spec.quantizers + 1, config.width)  # the last one: nothing, all is known
+        self.ids = nn.Embedding(spec.quantizers * spec.codebook_size + 1, config.width)  # the last one: unknown
+        self.asked = nn.Embedding(spec.quantizers + 1, config.width)  # the last one: none, the code is known
         self.start()
 
     def forward(self, codes: Tensor, quantizer: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class ParallelTransformer(Stack):
         return torch.stack(losses, -1)
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """Of a quantizer drawn for each item, in the frames behind a beginning of random length that is known whole."""
+        """The loss of one random quantizer per item, in the frames after a fully known beginning of random length."""
         codes, spec, (count, _, frames) = batch.ids, self.spec, batch.ids.shape
         draw = functools.partial(torch.randint, size=(count,), device=codes.device)
         quantizer, whole = draw(spec.coarse, spec.quantizers), draw(0, frames // 2) * draw(0, 2)
@@ -86,8 +86,8 @@ class ParallelTransformer(Stack):
         return torch.stack(losses).sum() / (frames - whole).sum()
 
     def fillings(self, known: int) -> Iterator[Window]:
-        """They grow, so that the first comes soon, and overlap: the last frames of each are made anew in the next one,
-        which sees what follows them. Each begins with up to 1 s of what is there already."""
+        """The windows, which grow, so that the first is ready early, and overlap: the next window samples the last
+        frames of each again, with what follows them in sight. Each begins with up to 1 s of complete frames."""
         size, context = fine_window(self.spec, self.config.window_seconds)
         held = min(frames(self.spec, HELD_SECONDS), (size - context) // 2)
         new, made = max(frames(self.spec, FIRST_SECONDS), 2 * held), known
@@ -98,9 +98,13 @@ class ParallelTransformer(Stack):
 
     @torch.inference_mode()
     def fill(
-        self, fillings: list[Filling], sampling: StageSampling, batch_size: int, progress: Progress | None = None
+        self,
+        fillings: list[Filling],
+        sampling: StageSampling,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
-        """The fine codes of windows, `int64 [fine, made]` each, one quantizer after the other."""
+        """Samples the fine codes of windows, `int64 [fine, made]` each, one quantizer after the other."""
         if self.native is not None:
             from audiolm_cli.native import fill
 

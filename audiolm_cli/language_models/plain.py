@@ -1,17 +1,16 @@
-"""The three stages as in the paper (Borsos et al., 2022, section III-B): token after token, conditions as a prefix,
-positions that count tokens. A reference for the kinds that ship; the preset `paper` has them.
+"""The three stages as in the paper (Borsos et al., 2022, section III-B): one token per step, conditioning as a prefix,
+positions that count tokens. The reference for the kinds that ship; preset `paper` uses them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from audiolm_cli.config import StageSampling
 from audiolm_cli.language_models import engine
-from audiolm_cli.language_models.sampling import Progress
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import (
     Batch,
@@ -36,7 +35,7 @@ class PlainSemantic(SemanticTransformer):
 
 
 class _Codes(Transformer):
-    """Makes the codes of some quantizers."""
+    """Predicts the codes of some quantizers."""
 
     def flat(self, codes: Tensor, first: int = 0) -> Tensor:
         """Codes `[Q, F]` of the quantizers from `first` on, -1 where unknown -> ids `[F * Q]`."""
@@ -44,7 +43,7 @@ class _Codes(Transformer):
         return flatten(torch.where(codes < 0, codes, codes + lows))
 
     def codes(self, ids: Tensor) -> Tensor:
-        """What the stage has made, `[F * Q]` -> `[Q, F]`."""
+        """Sampled ids `[F * Q]` -> codes `[Q, F]`."""
         lows = torch.tensor(self.vocabulary.lows)
         return unflatten(ids, len(lows)) - lows[:, None]
 
@@ -57,8 +56,8 @@ class PlainCoarse(_Codes):
     lookahead = None  # a whole window of semantic tokens comes first
 
     def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
-        """semantic: `int64 [S]`; codes: `int64 [coarse or more, F]`, -1 where unknown; the reference is a pair of the
-        same kinds, fully known."""
+        """semantic: `int64 [S]`; codes: `int64 [coarse or more, F]`, -1 where unknown; the reference is such a pair,
+        fully known."""
         begin, gap, acoustic = (torch.tensor([getattr(self.vocabulary, name)]) for name in ("begin", "gap", "acoustic"))
         pieces = [*([reference] if reference else []), (semantic, codes)]
         said, sound = ([p[0] for p in pieces], [self.flat(p[1][: self.spec.coarse]) for p in pieces])
@@ -86,7 +85,7 @@ class PlainFine(_Codes):
         return Batch.of([self.sequence(codes) for _, codes in pieces], pieces[0][1].shape[1] * self.spec.fine)
 
     def fillings(self, known: int) -> Iterator[Window]:
-        """The first holds what is known right before it, the others do not see each other."""
+        """The windows: the first begins with the known frames right before it, the others are independent."""
         size, context = fine_window(self.spec, self.config.window_seconds)
         first, made = max(0, known - context), known
         while True:
@@ -94,9 +93,13 @@ class PlainFine(_Codes):
             first = made = first + size
 
     def fill(
-        self, fillings: list[Filling], sampling: StageSampling, batch_size: int, progress: Progress | None = None
+        self,
+        fillings: list[Filling],
+        sampling: StageSampling,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
-        """The fine codes of windows, `int64 [fine, made]` each."""
+        """Samples the fine codes of windows, `int64 [fine, made]` each."""
         items = [self.item(self.sequence(filling.codes), filling.uniform) for filling in fillings]
         return [self.codes(ids) for ids in engine.generate(self, items, sampling, batch_size, progress)]
 

@@ -1,12 +1,11 @@
-"""From logits and one uniform number to a token, and where the uniform numbers come from.
+"""Sampling a token from logits and one uniform number, and the counter-based noise that provides the numbers.
 
-The noise is counter-based: a token's uniform number is a hash of (seed, position in the job list, sample, stage, frame,
-quantizer), so it depends neither on the batch nor on the order in which tokens are drawn.
+A token's uniform number is a hash of (seed, position in the job list, sample, stage, frame, quantizer), so it depends
+neither on the batch nor on the order of sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +17,15 @@ from audiolm_cli.config import StageSampling
 COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
-Progress = Callable[[int], None]  # told how many tokens have been made since it was last called
-
 
 @dataclass(frozen=True)
 class Noise:
-    """Where an item's random numbers come from."""
+    """The source of an item's random numbers."""
 
     seed: int
     position: int  # in the job list
     sample: int
-    candidate: int = 0  # of several for this sample, in stage 1
+    candidate: int = 0  # its number, where stage 1 samples several
 
     def numbers(self, stage: int, first_frame: int, frames: int, first_quantizer: int, quantizers: int) -> Tensor:
         """`float32 [frames * quantizers]`, in flattened order; frames count from the start of the output."""
@@ -58,13 +55,14 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
     """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
 
-    With guidance, as many rows as there are first come again for each guide, knowing less; they get the same tokens.
+    With classifier-free guidance the rows are the items, then the items as each guide sees them; guides get the same
+    tokens as their items.
     """
     if not s.guidance:
         return sample(logits, uniform, s.temperature, s.top_k, s.top_p)
-    branches = 1 + len(s.shares)
+    branches = 1 + len(s.guide_weights)
     own, *less = logits.float().chunk(branches)
-    without = torch.stack([share * part for share, part in zip(s.shares, less, strict=True)]).sum(0)
+    without = torch.stack([share * part for share, part in zip(s.guide_weights, less, strict=True)]).sum(0)
     guided = torch.lerp(without, own, 1 + s.guidance)
     return sample(guided, uniform.chunk(branches)[0], s.temperature, s.top_k, s.top_p).repeat(branches)
 
@@ -72,8 +70,8 @@ def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
 
-    Temperature 0 takes the likeliest; top_k 0 keeps all; of these, top_p keeps the likeliest tokens up to and with the
-    one that reaches that share. Tokens that are as likely as the last one kept are kept as well.
+    Temperature 0 takes the most likely token. top_k keeps the k most likely, 0 all; of these top_p keeps the most
+    likely ones up to and including the one that reaches that probability. Ties with the last one kept are kept as well.
     """
     if temperature < COLDEST:
         return logits.argmax(-1)
@@ -91,5 +89,5 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_
 
 
 def _sorted(values: Tensor) -> Tensor:
-    """In ascending order; on a CPU by numpy, whose vectorized sort takes a twentieth of torch's time."""
+    """Sorts ascending; on a CPU with numpy, whose vectorized sort takes a twentieth of torch's time."""
     return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values

@@ -1,7 +1,4 @@
-"""Stage 1: what is said, token after token, `<begin> s s s ... <end>`.
-
-Positions are times, in frames of the codec.
-"""
+"""Stage 1: semantic tokens one by one, `<begin> s s s ... <end>`. Positions are times, in codec frames."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from audiolm_cli.language_models.transformer import Measure, Transformer, cross_
 
 
 class SemanticTransformer(Transformer):
-    """Makes semantic tokens."""
+    """The model of stage 1."""
 
     stage = "semantic"
-    streams_known = 3  # of specials, of tokens, and one that nothing uses
+    streams_known = 3  # special tokens, semantic tokens, and one that is unused
 
     def sequence(self, tokens: Tensor) -> TokenSequence:
         """tokens: `int64 [S]`, -1 where unknown."""
@@ -34,12 +31,12 @@ class SemanticTransformer(Transformer):
         return Batch(torch.cat([whole.ids, last], 1), fields, whole.ids.shape[1])
 
     def ending_item(self, sequence: TokenSequence, uniform: Tensor) -> Item:
-        """As `item`, but `<end>` can come as well."""
+        """Like `item`, but `<end>` may be sampled."""
         end = self.vocabulary.end
         return Item(sequence, [0] * len(uniform), end + 1, uniform, stop=end)
 
-    def said(self, ids: Tensor) -> Tensor:
-        """What the engine has made, up to where the recording ends."""
+    def before_end(self, ids: Tensor) -> Tensor:
+        """Sampled ids up to `<end>`."""
         ends = (ids >= self.vocabulary.choices).nonzero()
         return ids[: int(ends[0])] if len(ends) else ids
 

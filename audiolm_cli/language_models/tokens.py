@@ -1,8 +1,8 @@
-"""Tokens as people think of them, and as models read them: ids, flat sequences, and the windows of long outputs.
+"""Token ids, the sequences that models read, the windows of long outputs, and buffers of tokens.
 
-A flat sequence is `ids int64 [N]` and `fields int64 [N, 2 + C]`: stream, position, and the ids of C context tokens;
-each kind of stage builds its own. Flattening goes frame by frame, quantizer by quantizer. Special ids lie behind all
-code ids, so that no two meanings share an id.
+A sequence is `ids int64 [N]` and `fields int64 [N, 2 + C]`: stream, position, and the ids of C context tokens; each
+kind of stage builds its own. Codes are flattened frame by frame, quantizer by quantizer. Special ids come after all
+code ids, so no two meanings share an id.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from audiolm_cli.config import TokenSpec
 
 StageName = Literal["semantic", "coarse", "fine"]
 Piece = tuple[Tensor, Tensor]  # semantic tokens `int64 [S]` and codes `int64 [Q, F]`, F = S * frames_per_semantic
-FINE_CONTEXT_SECONDS = 1.0  # of what is there already in front of what stage 3 makes
+FINE_CONTEXT_SECONDS = 1.0  # of complete frames in front of those that stage 3 completes
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Vocabulary:
 
     @property
     def acoustic(self) -> int:
-        """Stands between the conditioning tokens and the codes of stages 2 and 3."""
+        """Separates the conditioning tokens from the codes in stages 2 and 3."""
         return self.begin + 3
 
     @property
@@ -66,37 +66,37 @@ class Vocabulary:
 
     @property
     def lows(self) -> list[int]:
-        """First ids of what the tokens that the stage makes are drawn from, in turn."""
+        """First ids of the ranges that the stage samples its tokens from, in turn."""
         made = {"semantic": (0, 0), "coarse": (0, self.spec.coarse), "fine": (self.spec.coarse, self.spec.quantizers)}
         return [self.code(q) for q in range(*made[self.stage])] or [0]
 
     @property
     def choices(self) -> int:
-        """Ids that each of these is drawn from."""
+        """Size of each of these ranges."""
         return self.spec.semantic_vocabulary if self.stage == "semantic" else self.spec.codebook_size
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """`ids int64 [N]` or `[N, Q]`, `fields int64 [N, 2 + C]`. Behind the known ones, ids are -1: to be generated."""
+    """`ids int64 [N]` or `[N, Q]`, `fields int64 [N, 2 + C]`. Ids to be sampled are -1; they come last."""
 
     ids: Tensor
     fields: Tensor
 
     @functools.cached_property
     def known(self) -> int:
-        """Positions before the first one to be generated."""
+        """Positions before the first one to be sampled."""
         unknown = (self.ids.view(len(self.ids), -1)[:, 0] < 0).nonzero()
         return int(unknown[0]) if len(unknown) else len(self.ids)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence for the engine to finish: its unknown ids are a tail, step n of which comes from ids `low[n]` to
-    `low[n] + size`, drawn with `uniform[n]`; items that are made together share these ranges as far as they both go.
-    `stop`, if any, is an id (within the range) behind which nothing needs to be made; only where a step is one token.
-    `guides` are what guidance leads away from: sequences with the same unknown tail behind less, no more of them than
-    the sampling has shares."""
+    """One sequence for the engine to complete. Step n of its unknown tail is an id from `low[n]` to `low[n] + size`,
+    sampled with `uniform[n]`; the items of a batch share these ranges as far as they go. `stop`, if any, is an id in
+    the range behind which nothing is sampled; only where a step is one token. `guides`: the sequences with the same
+    tail behind less conditioning, for classifier-free guidance; as many as the sampling has `guide_weights`, or
+    none."""
 
     sequence: TokenSequence
     low: list[int]
@@ -107,7 +107,7 @@ class Item:
 
 
 def until_stop(item: Item, ids: Tensor) -> Tensor:
-    """Ids up to the item's `stop` and with it."""
+    """Ids up to and including the item's `stop`."""
     if item.stop is None:
         return ids
     stops = (ids == item.stop).nonzero()
@@ -116,8 +116,8 @@ def until_stop(item: Item, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of one length: ids `int64 [B, N]` or `[B, N, Q]`, fields `int64 [B, N, 2 + C]`; the last `targets`
-    positions count. Of the kind `parallel` ids are codes `[B, Q, F]`, without fields."""
+    """Sequences of one length: ids `int64 [B, N]` or `[B, N, Q]`, fields `int64 [B, N, 2 + C]`; losses are of the last
+    `targets` positions. For the kind `parallel` ids are codes `[B, Q, F]`, without fields."""
 
     ids: Tensor
     fields: Tensor
@@ -133,8 +133,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Filling:
-    """A window of stage 3: codes `int64 [Q, F]`, the fine ones of its last frames -1, a number for each of these,
-    `float32 [frames * fine]` in flattened order, and how many of these frames will stay as they are made."""
+    """A window of stage 3: codes `int64 [Q, F]`, where the fine codes of the last frames are -1, a uniform number for
+    each of these, `float32 [frames * fine]` in flattened order, and how many of these frames are `kept`."""
 
     codes: Tensor
     uniform: Tensor
@@ -142,7 +142,7 @@ class Filling:
 
     @property
     def known(self) -> int:
-        """Frames that are known whole."""
+        """Complete frames."""
         unknown = (self.codes[-1] < 0).nonzero()
         return int(unknown[0]) if len(unknown) else self.codes.shape[1]
 
@@ -157,15 +157,15 @@ def unflatten(flat: Tensor, quantizers: int) -> Tensor:
     return flat.view(-1, quantizers).T
 
 
-Window = tuple[int, int, int]  # first, known until, end, in steps of whoever asks
+Window = tuple[int, int, int]  # first, end of the known part, end, in the caller's steps
 
 
 def windows(total: float, start: int, window: int, kept: int, whole: int) -> Iterator[Window]:
-    """How an output longer than the window is made: `(first, known_until, end)` in steps of the caller's unit; without
-    end where `total` is infinite.
+    """The windows of an output longer than one: `(first, known_until, end)` in the caller's steps; endless if `total`
+    is infinite.
 
-    [0, start) is known. A window that begins at 0 is `whole` long; a later one begins `kept` steps before what is known
-    by then ends, and is `window` long. Windows do not depend on the total, but for the end of the last.
+    [0, start) is known. A window that begins at 0 is `whole` long; a later one is `window` long and begins `kept` steps
+    before the end of the known part. Only the end of the last window depends on the total.
     """
     known, first = start, 0 if start <= whole // 2 else start - kept
     while known < total:
@@ -175,42 +175,42 @@ def windows(total: float, start: int, window: int, kept: int, whole: int) -> Ite
 
 
 def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:
-    """Frames that a stage 3 with windows of `seconds` works on at once, and how many of them are there already."""
+    """Frames in a window of stage 3 of `seconds`, and how many of them are complete already."""
     size = frames(spec, seconds)
     return size, min(frames(spec, FINE_CONTEXT_SECONDS), size // 2)
 
 
-class Line:
-    """Tokens `[..., n]` that grow at their end, of which those are dropped that nobody needs any more."""
+class TokenBuffer:
+    """Tokens `[..., n]` that grow at the end. Those that no reader needs any more are dropped."""
 
     def __init__(self, known: Tensor):
         self.tail, self.begin, self.head = known, 0, known[..., :0]
-        self.room, self.holds = 0, dict[str, int]()
+        self.pinned, self.needed = 0, dict[str, int]()
 
     def __len__(self) -> int:
         return self.begin + self.tail.shape[-1]
 
     def append(self, more: Tensor) -> None:
-        if len(self) < self.room:
-            self.head = torch.cat([self.head, more[..., : self.room - len(self)]], -1)
+        if len(self) < self.pinned:
+            self.head = torch.cat([self.head, more[..., : self.pinned - len(self)]], -1)
         self.tail = torch.cat([self.tail, more], -1)
 
-    def cut(self, first: int, end: int) -> Tensor:
-        """Those from one place to before another."""
+    def slice(self, first: int, end: int) -> Tensor:
+        """Tokens [first, end). Raises IndexError for dropped ones."""
         if first >= self.begin:
             return self.tail[..., first - self.begin : max(0, end - self.begin)]
         if end > self.head.shape[-1]:
-            raise IndexError("these tokens are gone")
+            raise IndexError("these tokens were dropped")
         return self.head[..., first:end]
 
-    def keep(self, count: int) -> None:
-        """Never drops the first so many; before any is dropped."""
-        self.head, self.room = self.tail[..., :count], count
+    def pin(self, count: int) -> None:
+        """Keeps the first `count` tokens for good; to be called before any is dropped."""
+        self.head, self.pinned = self.tail[..., :count], count
 
-    def hold(self, who: str, place: int) -> None:
-        """Says that somebody needs nothing before a place any more; who will need anything has said so of place 0."""
-        self.holds[who] = place
-        least = min(self.holds.values())
+    def release(self, reader: str, place: int) -> None:
+        """Tells that a reader needs no token before `place` any more. Every reader begins with place 0."""
+        self.needed[reader] = place
+        least = min(self.needed.values())
         if least > self.begin:
             self.tail, self.begin = self.tail[..., least - self.begin :].clone(), least
 

@@ -1,7 +1,7 @@
-"""The Transformer that all kinds of stages share, its key-value cache, and what a kind must bring.
+"""The Transformer that all kinds of stages share, its KV cache, and the interface of a kind.
 
-Queries and keys are rotated by their position (RoFormer, Su et al., 2021). Logits are products with the rows of the id
-embedding, for the slice of ids that can come next: a quantizer's own vocabulary.
+Queries and keys have rotary position embeddings (RoFormer, Su et al., 2021). Logits are products with rows of the id
+embedding, only for the ids that can come next: a quantizer's own vocabulary.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from audiolm_cli.processor import packed, packs_bfloat16, product, product_plus
 if TYPE_CHECKING:
     from audiolm_cli.native.model import Weights
 
-REPLACED = 0.07  # share of the tokens read in training that are replaced at random: one may be wrong in generation, too
+REPLACED = 0.07  # share of training inputs replaced by random tokens, since sampled ones can be wrong as well
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
 
 
 class Sizes(Protocol):
-    """What a config says of a Transformer's sizes."""
+    """The sizes of a Transformer in a config."""
 
     @property
     def layers(self) -> int: ...
@@ -53,12 +53,12 @@ class Sizes(Protocol):
     def width(self) -> int: ...
 
 
-# logits `[B, N, V]`, ids `[B, N]`, -1 where nothing is wanted -> `[B, N]` or `[B, N, K]`
+# logits `[B, N, V]`, ids `[B, N]`, -1 where there is no target -> `[B, N]` or `[B, N, K]`
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """A `Measure`: nats `float32 [B, N]`, 0 where nothing is wanted."""
+    """A `Measure`: nats `float32 [B, N]`, 0 where there is no target."""
     return F.cross_entropy(logits.float().transpose(1, 2), wanted, ignore_index=-1, reduction="none")
 
 
@@ -78,9 +78,9 @@ class KVCache:
 
 
 class Linear(nn.Linear):
-    """A bias-free linear layer, alone or with what stands behind it in a block.
+    """A bias-free linear layer, alone or fused with the operation after it in a block.
 
-    Once `pack` has rearranged its weights a product and what follows it are one operation.
+    Once `pack` has rearranged its weights, the product and that operation are one call.
     """
 
     packed: Tensor | None = None
@@ -102,15 +102,15 @@ class Linear(nn.Linear):
         return product(x, self.packed, "gelu", "none")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The product and `other`."""
+        """The product plus `other`."""
         if self.packed is None:
             return other + super().forward(x)
         return product_plus(x, self.packed, other)
 
 
 class Attention(nn.Module, ABC):
-    """A block's attention, where `kv_heads` keys and values serve all query heads. What stands around it, a kind of
-    block adds."""
+    """Grouped-query attention: `kv_heads` keys and values serve all query heads. A kind of block adds the layers around
+    it."""
 
     def __init__(self, config: Sizes):
         super().__init__()
@@ -125,12 +125,12 @@ class Attention(nn.Module, ABC):
         """Adds the attention's result `[B, heads, L, head width]` and the feed-forward part to `[B, L, D]`."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
-        """Attention over a whole sequence."""
+        """Attention over a full sequence."""
         return F.scaled_dot_product_attention(q, self._shared(k), self._shared(v), is_causal=causal)
 
     def attend_cached(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of one new position `[B, heads, 1, W]` over a cache `[B, kv heads, L, W]`: the query heads that
-        share a key head stand as rows of one small matrix, so that the cache is read once."""
+        share a key head are rows of one small matrix, so the cache is read once."""
         grouped = q.view(q.shape[0], self.kv_heads, -1, self.head_width)
         return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias).reshape(q.shape)
 
@@ -167,9 +167,9 @@ class Block(Attention):
 
 @dataclass(frozen=True)
 class NativeParts:
-    """What the native kernel reads of a kind, beside blocks, norm and ids: how many quantizers' ids stand one behind
-    the other, the levels of their head, the embeddings that features are made of, as they are or by the product with
-    `context`, and those of the quantizer asked for."""
+    """What the native kernel needs of a kind besides blocks, norm and ids: the number of quantizers whose ids follow
+    each other, the levels of the head, the embeddings that features come from, directly or through `context`, and the
+    embeddings of the quantizer to predict."""
 
     quantizers: int = 1
     levels: Sequence[Any] = ()
@@ -179,22 +179,22 @@ class NativeParts:
 
 
 class Trunk(nn.Module, ABC):
-    """Blocks, the norm behind them, and logits as products with rows of the output matrix."""
+    """Blocks, the final norm, and logits as products with rows of the output matrix."""
 
     config: Sizes
     blocks: nn.ModuleList
     norm: nn.Module
     ids: nn.Embedding
-    native: Weights | None = None  # what the native kernel decodes with, in place of this module
+    native: Weights | None = None  # if set, the native kernel decodes with these in place of this module
     packed = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads: dict[tuple[int, int], Tensor] = {}  # packed rows of `unembedding`, by first id and number
+        self.heads: dict[tuple[int, int], Tensor] = {}  # packed rows of `unembedding`, by first id and count
 
     @property
     def unembedding(self) -> Tensor:
-        """The output matrix `[ids, width]`: that of the inputs, where a kind has no other."""
+        """The output matrix `[ids, width]`: the input embedding, unless a kind has its own."""
         return self.ids.weight
 
     @abstractmethod
@@ -210,7 +210,7 @@ class Trunk(nn.Module, ABC):
         return torch.cat([cosine, cosine], -1).to(dtype), torch.cat([-sine, sine], -1).to(dtype)
 
     def stepped(self) -> Iterator[nn.Module]:
-        """The modules whose linear layers see a row for each slot in every step."""
+        """The modules whose linear layers process one row per slot in every decoding step."""
         return iter(self.blocks)
 
     def logits(self, hidden: Tensor, low: int, size: int) -> Tensor:
@@ -222,7 +222,7 @@ class Trunk(nn.Module, ABC):
         return product(hidden, self.heads[low, size])
 
     def pack(self) -> None:
-        """Rearranges the weights of a model that decodes in bfloat16 on a CPU; does nothing where that cannot be."""
+        """Packs the weights of a model that decodes in bfloat16 on a CPU; does nothing where that is impossible."""
         weight = self.ids.weight
         if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs_bfloat16():
             self.packed = True
@@ -232,7 +232,7 @@ class Trunk(nn.Module, ABC):
 
 
 class Stack(Trunk):
-    """A stage's model. A kind adds embeddings, sequences, losses and how it is sampled."""
+    """A stage's model. A kind adds embeddings, sequences, losses and sampling."""
 
     stage: ClassVar[StageName]
     config: StageConfig
@@ -246,37 +246,37 @@ class Stack(Trunk):
 
     @abstractmethod
     def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
-        """Pieces of one length as the model reads them, in stage 2 behind `references` of one length, if any. Stage 1
-        has one more target, which is `<end>` where `ends` says so."""
+        """Pieces of one length as the model reads them, in stage 2 after `references` of one length, if any. Stage 1
+        has one more target: `<end>` where `ends` is true."""
 
     @abstractmethod
     def token_losses(self, batch: Batch, measure: Measure = cross_entropy) -> Tensor:
-        """Cross entropy in nats of every target but `<end>`: `float32 [B, steps, quantizers]`, of which stage 1 has
-        one, 0 for specials; with another measure its K numbers of each, `[B, steps, K, quantizers]`."""
+        """Cross entropy in nats of every target but `<end>`: `float32 [B, steps, quantizers]` (stage 1: one quantizer),
+        0 for specials. Another measure may give K numbers for each: `[B, steps, K, quantizers]`."""
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy in nats of all targets, behind inputs of which some are replaced."""
+        """Mean cross entropy in nats over all targets, with a share of the inputs replaced."""
 
     def native_parts(self) -> NativeParts | None:
-        """None for a kind that the native kernel does not know."""
+        """None for a kind that the native kernel does not support."""
         return None
 
     @property
     def window(self) -> int:
-        """Semantic tokens that the model hears at once."""
+        """The model's window in semantic tokens."""
         return round(self.config.window_seconds * self.spec.semantic_rate)
 
     def windows(self, total: float, known: int = 0) -> Iterator[Window]:
-        """The windows, in semantic tokens, of `total` tokens of which the first `known` are there; each begins with
-        half a window of what comes before. `total` may be infinite."""
+        """Windows, in semantic tokens, over `total` tokens of which the first `known` are known; each begins with half
+        a window of context. `total` may be infinite."""
         return windows(total, known, self.window, self.window // 2, self.window)
 
     def layers(self) -> Iterator[Block]:
         return cast("Iterator[Block]", iter(self.blocks))
 
     def start(self) -> None:
-        """Random weights; those that write to the residual stream are smaller the more of them there are."""
+        """Random weights; the more layers write to the residual stream, the smaller their weights."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -289,12 +289,12 @@ class Stack(Trunk):
 
 
 class Autoregressive(Trunk):
-    """A model that goes on from what it has made: what the engine needs of one. What it makes in a step is one token,
-    or one frame of Q of them: ids are `[B, L]` or `[B, L, Q]` then."""
+    """A model that the engine can decode. A step yields one token, with ids `[B, L]`, or a frame of Q tokens, with ids
+    `[B, L, Q]`."""
 
     @property
     def feature_width(self) -> int:
-        """Numbers that `features` says of a position."""
+        """Width of `features` at each position."""
         return self.config.width
 
     def layers(self) -> Iterator[Attention]:
@@ -302,8 +302,7 @@ class Autoregressive(Trunk):
 
     @abstractmethod
     def features(self, fields: Tensor) -> Tensor:
-        """What is known of positions before their tokens are: fields `int64 [B, L, 2 + C]` -> `[B, L, feature
-        width]`."""
+        """A position's input besides its tokens: fields `int64 [B, L, 2 + C]` -> `[B, L, feature width]`."""
 
     @abstractmethod
     def embed(self, ids: Tensor, features: Tensor) -> Tensor:
@@ -311,11 +310,11 @@ class Autoregressive(Trunk):
 
     @abstractmethod
     def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
-        """What comes next: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
+        """Samples the next ids: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
         [low, low + size)."""
 
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
-        """A whole sequence without cache: hidden states `[B, L, width]` behind the last norm."""
+        """A full sequence without cache: hidden states `[B, L, width]` after the final norm."""
         x, rotation = self.embed(ids, self.features(fields)), self.rotation(fields[..., 1])
         for block in self.layers():
             q, k, v = block.project(x, rotation)
@@ -323,7 +322,8 @@ class Autoregressive(Trunk):
         return self.norm(x)
 
     def prefill(self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, slot: int) -> Tensor:
-        """One item's prefix `[1, L]` into its slot of the cache; hidden state of the last position, `[1, width]`."""
+        """Prefills one slot of the cache with an item's prefix `[1, L]`; hidden state of the last position, `[1,
+        width]`."""
         x, length = self.embed(ids, features), ids.shape[1]
         for layer, block in enumerate(self.layers()):
             q, k, v = block.project(x, rotation)
@@ -337,10 +337,10 @@ class Autoregressive(Trunk):
         bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """One more position for every slot: ids `[B]` or `[B, Q]`, features `[B, width]`, rotation `[B, 1, 1, head
-        width]`; `where` is the index of `[B, kv heads]` places in a layer's cache that its keys and values go to.
+        width]`; `where` indexes the `[B, kv heads]` places in a layer's cache for the new keys and values.
 
-        `longest` bounds what attention reads; `bias` `[B, 1, 1, longest]` hides what lies behind an item's own end and
-        may be None when nothing does. Hidden states `[B, width]`.
+        Attention reads the first `longest` positions; `bias` `[B, 1, 1, longest]` masks those after an item's own end
+        and may be None if there are none. Returns hidden states `[B, width]`.
         """
         x = self.embed(ids[:, None], features[:, None])
         for block, keys, values in zip(self.layers(), cache.keys, cache.values, strict=True):
@@ -355,12 +355,12 @@ class Decoder(Stack, Autoregressive):
 
     @abstractmethod
     def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
-        """What the engine is to make: the unknown tokens of a sequence, with `uniform float32 [tokens]` in flattened
-        order."""
+        """The item for the engine: a sequence with unknown tokens, and `uniform float32 [tokens]` to sample them with,
+        in flattened order."""
 
 
 class Transformer(Decoder):
-    """Makes token after token. A token's input is the sum of the embeddings of its id and its stream."""
+    """Predicts token after token. A token's input is the sum of the embeddings of its id and its stream."""
 
     streams_known: ClassVar[int] = 1
 
@@ -397,7 +397,7 @@ class Transformer(Decoder):
         return losses.sum() / (batch.ids[:, -batch.targets :] >= 0).sum()
 
     def _losses(self, batch: Batch, inputs: Tensor, measure: Measure = cross_entropy) -> Tensor:
-        """Of all targets behind `inputs`: `[B, steps, quantizers]` or `[B, steps, K, quantizers]`."""
+        """Losses of all targets given `inputs`: `[B, steps, quantizers]` or `[B, steps, K, quantizers]`."""
         size = self.vocabulary.end + 1 if self.stage == "semantic" else self.vocabulary.choices
         lows, targets = self.vocabulary.lows, batch.ids[:, -batch.targets :]
         hidden = self(inputs[:, :-1], batch.fields[:, :-1])[:, -batch.targets :]
@@ -407,7 +407,7 @@ class Transformer(Decoder):
         )
 
     def _replaced(self, batch: Batch) -> Tensor:
-        """The ids of a batch, some tokens among its targets replaced by others of the same kind."""
+        """The batch's ids with some targets replaced by random tokens of the same kind."""
         size, targets = self.vocabulary.choices, batch.ids[:, -batch.targets :]
         other = targets - (targets - self.vocabulary.lows[0]) % size + torch.randint_like(targets, size)
         chosen = (torch.rand(targets.shape, device=targets.device) < REPLACED) & (targets < self.vocabulary.begin)
@@ -415,7 +415,7 @@ class Transformer(Decoder):
 
 
 @functools.cache
-@torch.inference_mode(False)  # whoever asks first, training may be next
+@torch.inference_mode(False)  # cached: a tensor made in inference mode could not be used in training
 def frequencies(half: int, base: float, device: torch.device) -> Tensor:
     """Radians per position of each rotated pair, `float32 [half]`."""
     return base ** (-torch.arange(half, device=device) / half)

@@ -1,1 +1,1 @@
-"""One language model over Mimi's codes: public checkpoints of SODA's and Llama-Mimi's kind, behind our own engine."""
+"""One language model over Mimi's codes: public checkpoints such as SODA's and Llama-Mimi's, on our own engine."""

@@ -1,4 +1,4 @@
-"""Mimi, the codec: `transformers`' own model behind a border of one class."""
+"""The codec Mimi: `transformers`' model, wrapped in one class."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.language_models.tokens import Window
 from audiolm_cli.public.codec import MimiConfig
 
-PIECE_SECONDS = 30  # of new sound that are decoded at a time, behind all that it depends on: memory stays bounded
-CONVOLUTIONS = 8  # frames that the convolutions of the decoder look back, and more
+PIECE_SECONDS = 30  # of new audio decoded at a time, with all the past it depends on: memory stays bounded
+CONVOLUTIONS = 8  # frames, at least as many as the decoder's convolutions look back
 
 
 def transformers() -> Any:
-    """The library; raises UsageError where it is not installed.
+    """The library; raises UsageError if it is not installed.
 
-    It imports torchaudio where that is installed, only to read files, and fails where that was built for another torch.
+    It imports torchaudio if that is installed, only to read files, and fails if that was built for another torch.
     """
     try:
         import transformers.utils as utils
@@ -37,8 +37,8 @@ def transformers() -> Any:
 
 
 class Mimi:
-    """Sound to codes and back, `quantizers` of them a frame. Always float32; one recording at a time, since what stands
-    beside it in a padded batch would change its codes."""
+    """Audio to codes and back, `quantizers` codes a frame. Always float32, and one recording at a time, since the codes
+    would depend on the others in a padded batch."""
 
     def __init__(self, folder: Path, config: MimiConfig, quantizers: int, device: torch.device):
         self.config, self.quantizers = config, quantizers
@@ -54,7 +54,7 @@ class Mimi:
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        except Exception as error:  # whatever the library makes of a file that does not fit
+        except Exception as error:  # whatever the library raises for a file that does not fit
             raise ModelError(f"{folder}: not readable as Mimi ({' '.join(str(error).split())[:300]})") from error
         if wrong := sorted(map(str, found["missing_keys"] or found["unexpected_keys"])):
             raise ModelError(f"{folder}: tensor {wrong[0]} is missing, or does not belong there")
@@ -70,8 +70,8 @@ class Mimi:
         return codes.cpu()
 
     def pieces(self, frames: float) -> Iterator[Window]:
-        """How a sound of so many frames is decoded: `(first, start, end)`, frames from start on behind those from
-        first on, which they depend on. Without end where `frames` is infinite."""
+        """The pieces in which that many frames are decoded: `(first, start, end)` yields the frames from start on, with
+        those from first on as context. Endless if `frames` is infinite."""
         back, step = self.config.lookback + CONVOLUTIONS, round(PIECE_SECONDS * self.config.frame_rate)
         start, step = 0, step if frames > back else max(step, back)
         while start < frames:
@@ -81,6 +81,6 @@ class Mimi:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, skipped: int = 0) -> Tensor:
-        """Codes `int64 [quantizers or fewer, F]` -> audio `float32 [T]` of all but the first `skipped` frames."""
+        """Codes `int64 [quantizers or fewer, F]` -> audio `float32 [T]`, without the first `skipped` frames."""
         audio: Tensor = self.model.decode(codes[None].to(self.device)).audio_values[0, 0]
         return audio[skipped * self.config.samples_per_frame :].cpu()

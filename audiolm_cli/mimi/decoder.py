@@ -1,7 +1,7 @@
 """Llama's and Qwen3's decoder, as `transformers` defines them, for our engine.
 
-Of the vocabulary only what concerns audio is kept: ids count the codes of each quantizer in turn, then the tokens in
-front of them. So the frame order is forced, and a step's output matrix has the 2,048 rows of the quantizer that is due.
+Only the audio part of the vocabulary is kept: ids count the codes of each quantizer in turn, then the header tokens.
+The frame order is forced, so a step's output matrix has only the 2,048 rows of the quantizer whose turn it is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Norm(nn.Module):
 
 
 class DecoderBlock(Attention):
-    """Pre-norm attention, in Qwen3 of normalised queries and keys, and SwiGLU."""
+    """Pre-norm attention (in Qwen3 with normalised queries and keys) and SwiGLU."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -61,8 +61,8 @@ class DecoderBlock(Attention):
 
 
 class CodeDecoder(Autoregressive):
-    """Makes the codes of `quantizers`, one a step, behind `specials` tokens: ids `quantizer * 2048 + code`, and from
-    `quantizers * 2048` on the specials."""
+    """Predicts the codes of `quantizers`, one a step, after `specials` header tokens: ids `quantizer * 2048 + code`,
+    then the specials from `quantizers * 2048` on."""
 
     config: DecoderConfig
 
@@ -83,7 +83,7 @@ class CodeDecoder(Autoregressive):
 
     @property
     def feature_width(self) -> int:
-        return 0  # nothing but its position is known of a token before it is there
+        return 0  # a token has no input besides its id and position
 
     def features(self, fields: Tensor) -> Tensor:
         return self.ids.weight.new_zeros(*fields.shape[:2], 0)
@@ -97,11 +97,11 @@ class CodeDecoder(Autoregressive):
 
 
 @functools.cache
-@torch.inference_mode(False)  # whoever asks first, it is kept
+@torch.inference_mode(False)  # cached: it must not be an inference tensor
 def rope_frequencies(head_width: int, base: float, scaling: RopeScaling | None, device: torch.device) -> Tensor:
-    """Radians per position of each rotated pair, `float32 [head width / 2]`, stretched as Llama 3's are: by `factor`
-    where a turn takes longer than the original context's `low_freq_factor`th part, not at all where it takes less than
-    its `high_freq_factor`th, and in between by something in between."""
+    """Radians per position of each rotated pair, `float32 [head width / 2]`, scaled as in Llama 3: divided by `factor`
+    below `low_freq_factor` turns in the original context, unchanged above `high_freq_factor` turns, interpolated in
+    between."""
     turns = 1.0 / base ** (torch.arange(0, head_width, 2, dtype=torch.int64, device=device).float() / head_width)
     if scaling is None:
         return turns

@@ -1,5 +1,5 @@
-"""One language model over Mimi's codes as a backend: its settings, found in its files, and its parts, read when they
-are first used."""
+"""One language model over Mimi's codes as a backend: its settings come from its files, its parts are read on first
+use."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from audiolm_cli.public.config import DecoderConfig, read_config
 from audiolm_cli.public.files import digest, needed
 from audiolm_cli.public.layout import CODEBOOK_SIZE, Layout, read_layout
 
-PROMPT_SECONDS = 10.0  # of a prompt's end, where that is within the limit
+PROMPT_SECONDS = 10.0  # from the end of a prompt, if within the limit
 
 
 @dataclass(frozen=True)
 class MimiSettings:
-    """Limits and defaults. `window`: frames that the model hears at once."""
+    """Limits and defaults. `window`: the model's context in frames."""
 
     name: str
     tokens: TokenSpec
@@ -39,7 +39,7 @@ class MimiSettings:
     window: int
     depends: dict[str, dict[str, str]]
 
-    output: ClassVar[OutputConfig] = OutputConfig(high_pass=0.0, level_range=0.0)  # all that is made
+    output: ClassVar[OutputConfig] = OutputConfig(high_pass=0.0, level_range=0.0)  # neither high-pass nor level control
     lookahead: ClassVar[int] = 0  # Mimi is causal
     resampled_tokens: ClassVar[int] = 0
     familiar_bits: ClassVar[float] = 0.0
@@ -47,7 +47,7 @@ class MimiSettings:
 
     @property
     def longest_prompt(self) -> float:
-        """Seconds of a prompt that leave half a window to what is made."""
+        """Seconds of a prompt that leave half a window for the continuation."""
         return self.window // 2 / self.tokens.semantic_rate
 
     @property
@@ -55,7 +55,7 @@ class MimiSettings:
         return min(PROMPT_SECONDS, self.longest_prompt)
 
     def allow(self, request: Any) -> None:
-        """Raises UsageError for what needs three stages, and for more of a prompt than the model hears."""
+        """Raises UsageError for options that need three stages, and for a prompt longer than the model's limit."""
         if getattr(request, "best_of", 1) > 1:
             raise UsageError(f"best-of: {self.name} is one language model; only stage 1 of three makes candidates")
         if getattr(request, "until_end", False):
@@ -77,8 +77,8 @@ class MimiBackend:
     def __init__(
         self, folder: Path, tokenizer: Path, codec_folder: Path, *, name: str, device: str = "auto", dtype: str = "auto"
     ):
-        """folder: of config.json and the weights; tokenizer: of tokenizer.json. Raises ModelError for what does not
-        fit, before any weights are read, and UsageError."""
+        """folder: config.json and the weights; tokenizer: the folder of tokenizer.json. Raises ModelError for files
+        that do not fit, before reading any weights, and UsageError."""
         codec.transformers()
         self.folder, self.tokenizer, self.codec_folder = folder, tokenizer, codec_folder
         self.device = pick_device(device)
@@ -109,7 +109,7 @@ class MimiBackend:
 
     @cached_property
     def identity(self) -> str:
-        """The SHA-256 of the names and digests of all files: of the model, of its vocabulary and of Mimi."""
+        """The SHA-256 of the names and digests of all files: the model's, its vocabulary and Mimi's."""
         parts = [_identity(self.folder), digest(self.tokenizer / "tokenizer.json")]
         return hashlib.sha256("\n".join([*parts, self.config.depends["codec"]["self"]]).encode()).hexdigest()
 
@@ -124,15 +124,15 @@ class MimiBackend:
         return Mimi(self.codec_folder, self.codec_config, self.layout.quantizers, self.device)
 
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
-        """Audio `float32 [T]` -> the first quantizer's codes `int64 [F]`, all codes `int64 [Q, F]`; what is left of the
-        last frame is padded with silence."""
+        """Audio `float32 [T]` -> the first quantizer's codes `int64 [F]`, all codes `int64 [Q, F]`; the last frame is
+        padded with silence."""
         padded = np.pad(samples, (0, -len(samples) % self.config.tokens.samples_per_frame))
         codes = self.codec.encode(torch.from_numpy(padded), tell)
         return codes[0], codes
 
 
 def check(folder: Path, tokenizer: Path, codec_folder: Path) -> None:
-    """Raises ModelError where the files of a model do not fit each other."""
+    """Raises ModelError if the files of a model do not fit each other."""
     config, _, _ = _read(folder, tokenizer, codec_folder)
     check_weights(folder, config)
 

@@ -1,4 +1,4 @@
-"""A batch on its way through one language model over Mimi's codes."""
+"""A batch's run through one language model over Mimi's codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from audiolm_cli.console import Tell
-from audiolm_cli.language_models.stages import REFERENCE_SECONDS, How
+from audiolm_cli.language_models.stages import REFERENCE_SECONDS, StageContext
 from audiolm_cli.mimi.continuing import ANCHOR_SHARE, CodeStage
 from audiolm_cli.mimi.model import MimiBackend
 from audiolm_cli.pipeline import spoken_stretch
@@ -23,7 +23,7 @@ def _(bundle: MimiBackend) -> type[Run]:
 
 @dataclass
 class MimiRun(Run):
-    """Codes are continued as far as the next piece of sound needs them."""
+    """Codes are continued as far as the next piece of audio needs them."""
 
     def extended(
         self, known: Sequence[Tokens], new_tokens: float, resampled: int = 0
@@ -33,25 +33,25 @@ class MimiRun(Run):
         anchors = self.once(lambda n: self._anchor(n, codes[n].shape[1]))
         count = len(codes) * new_tokens * self.bundle.config.tokens.quantizers
         told, timed = self.clock.counted("codes", count), functools.partial(self.clock.timed, "codes")
-        how = How(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
+        context = StageContext(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
         tell = self.clock.counted("decode", sum(totals))
-        for first in range(0, len(codes), how.batch_size):
-            part = slice(first, first + how.batch_size)
+        for first in range(0, len(codes), context.batch_size):
+            part = slice(first, first + context.batch_size)
             parts = codes[part], totals[part], anchors[part]
-            own = replace(how, noise=self.noise[part])
+            own = replace(context, noise=self.noise[part])
             stage = CodeStage(self.bundle.model, *parts, self.bundle.config.window, own)
             for n, chunk, last in self._decoded(stage, tell):
                 yield first + n, chunk, last
 
     def _decoded(self, stage: CodeStage, tell: Tell) -> Iterator[tuple[int, Chunk, bool]]:
         codec = self.bundle.codec
-        for line in stage.lines:
-            line.hold("decode", 0)
-        for pieces in itertools.zip_longest(*(codec.pieces(stage.limit(n)) for n in range(len(stage.lines)))):
-            stage.until([piece[2] if piece else 0 for piece in pieces])
+        for buffer in stage.buffers:
+            buffer.release("decode", 0)
+        for pieces in itertools.zip_longest(*(codec.pieces(stage.limit(n)) for n in range(len(stage.buffers)))):
+            stage.extend_to([piece[2] if piece else 0 for piece in pieces])
             for n, (first, start, end) in ((n, piece) for n, piece in enumerate(pieces) if piece):
-                codes = stage.lines[n].cut(first, end)
-                stage.lines[n].hold("decode", first)
+                codes = stage.buffers[n].slice(first, end)
+                stage.buffers[n].release("decode", first)
                 with self.clock.timed("decode"):
                     audio = codec.decode(codes, start - first).numpy()
                 tell(end - start)
@@ -59,14 +59,14 @@ class MimiRun(Run):
                 yield n, Chunk(audio, codes[0], codes), end == stage.limit(n)
 
     def _together(self) -> int:
-        """How many outputs are decoded at a time: in float32 on a CPU one, since a single row takes a third of the time
-        of the four that rows would be padded to, so that they do not depend on each other."""
+        """The engine's batch size. On a CPU in float32 it is 1: a single row takes a third of the time of the four to
+        which batches would be padded for batch invariance."""
         model = self.bundle.model
         return 1 if self.bundle.device.type == "cpu" and not model.packed else self.batch_size
 
     def _anchor(self, n: int, frames: int) -> tuple[int, int]:
-        """First frame and end of what stays in front of later windows: of a prompt's so many frames those that are
-        fullest of speech, or, without a prompt, what is made first."""
+        """First frame and end of the anchor that stays in front of later windows: the part with the most speech of a
+        prompt of `frames` frames, or, without a prompt, the first frames sampled."""
         spec = self.bundle.config.tokens
         seconds = min(REFERENCE_SECONDS, self.bundle.config.window // ANCHOR_SHARE / spec.semantic_rate)
         if not frames:

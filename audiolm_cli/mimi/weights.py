@@ -1,5 +1,5 @@
-"""The weights of a decoder out of its checkpoint's safetensors files: names and shapes are compared with what
-config.json implies before memory is taken, files are mapped, and nothing is in memory twice."""
+"""Loads a decoder's weights from its checkpoint's safetensors files. Names and shapes are checked against config.json
+before allocating memory, files are memory-mapped, and nothing is in memory twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from audiolm_cli.public.layout import Layout
 
 FLOATS = ("F32", "F16", "BF16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")  # ends of names: a copy where matrices are tied; computed here
+IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")  # suffixes of names: a copy if matrices are tied; computed here
 Shape = tuple[int, ...]
 
 
@@ -43,15 +43,14 @@ def load_decoder(folder: Path, config: DecoderConfig, layout: Layout, device: to
 
 
 def check_weights(folder: Path, config: DecoderConfig) -> None:
-    """Raises ModelError for files whose tensors are not those that the config implies; reads only what they say of
-    themselves."""
+    """Raises ModelError for files whose tensors are not those that the config implies; reads only the headers."""
     with _opened(folder) as files:
         _check(files, folder, config)
 
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[dict[str, Any]]:
-    """Of each tensor the file that has it."""
+    """The file of each tensor, by name."""
     found: dict[str, Any] = {}
     try:
         with contextlib.ExitStack() as stack:
@@ -69,7 +68,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _check(files: dict[str, Any], folder: Path, config: DecoderConfig) -> bool:
-    """Compares names, shapes and dtypes; returns whether the output matrix is that of the inputs."""
+    """Checks names, shapes and dtypes; returns whether input and output matrix are tied."""
     tied = HEAD not in files if config.tie_word_embeddings is None else config.tie_word_embeddings
     implied = _implied(config, tied)
     for name, shape in implied.items():
@@ -87,7 +86,7 @@ def _check(files: dict[str, Any], folder: Path, config: DecoderConfig) -> bool:
 
 
 def _rows(files: dict[str, Any], name: str, layout: Layout, config: DecoderConfig) -> Iterator[Tensor]:
-    """The rows of one of the model's tensors, from one or several of the checkpoint's."""
+    """The rows of one of the model's tensors, from one or more of the checkpoint's."""
     if name in ("ids.weight", "head"):
         source = EMBEDDING if name == "ids.weight" else HEAD
         part = files[source].get_slice(source)
@@ -100,13 +99,13 @@ def _rows(files: dict[str, Any], name: str, layout: Layout, config: DecoderConfi
 
 
 def _runs(ids: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ids as ranges of consecutive ones: first and count."""
+    """Splits ids into ranges of consecutive ones: first and count."""
     for run in np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1):
         yield int(run[0]), len(run)
 
 
 def _sources(name: str, config: DecoderConfig) -> list[str]:
-    """What the checkpoint calls the parts of one of the model's tensors."""
+    """The checkpoint's names of the parts of one of the model's tensors."""
     if name == "norm.weight":
         return ["model.norm.weight"]
     _, layer, part, *rest = name.split(".")

@@ -1,8 +1,8 @@
-"""The native kernel: decoding on a CPU with int8 weights, in C. This module finds the compiled library that suits the
-processor; `model` gives it a stage's weights, `decode` items, `fill` the windows of the layout `parallel`.
+"""The native kernel: decoding on a CPU with int8 weights, in C. This module finds the compiled library for the
+processor; `model` converts a stage's weights, `decode` runs items, `fill` the windows of the layout `parallel`.
 
 All libraries give the same bits, whatever the processor and the number of threads. AUDIOLM_KERNEL chooses: `native`
-(the default, where it is compiled), `torch`, or one library: `avx512`, `avx2`, `plain`.
+(the default, if compiled), `torch`, or one library: `avx512`, `avx2`, `plain`.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ LAYOUT = sum(map(ctypes.sizeof, (Matrix, Norm, Block, Level, Model, Branch, Item
 
 
 def kernel() -> str | None:
-    """The library that decodes on this machine's CPU, None for torch. Raises UsageError where AUDIOLM_KERNEL asks for
-    what is not here."""
+    """The name of the library that decodes on this CPU, None for torch. Raises UsageError if AUDIOLM_KERNEL asks for
+    one that is unavailable."""
     wanted = os.environ.get("AUDIOLM_KERNEL") or "native"
     if wanted not in CHOICES:
         raise UsageError(f"AUDIOLM_KERNEL: must be one of {', '.join(CHOICES)}, not {wanted!r}")
@@ -128,19 +128,19 @@ def kernel() -> str | None:
 
 
 def kind() -> str:
-    """What decodes on this machine's CPU, `native` or `torch`: results depend on it."""
+    """What decodes on this CPU, `native` or `torch`: results depend on it."""
     return "native" if kernel() else "torch"
 
 
 def described() -> str:
-    """What decodes on this machine's CPU, for people. Raises UsageError."""
+    """What decodes on this CPU, in words. Raises UsageError."""
     name = kernel()
     return f"the native kernel ({name}, int8)" if name else "torch"
 
 
 @functools.cache
 def load(name: str) -> ctypes.CDLL | None:
-    """A kernel's library; None where it is not compiled of this source, or the processor cannot run it."""
+    """A kernel's library; None if it is not compiled from this source, or the processor cannot run it."""
     try:
         plain = ctypes.CDLL(str(build.library("plain")))
         library = ctypes.CDLL(str(build.library(name))) if plain.audiolm_supports(name.encode()) else None
@@ -150,7 +150,7 @@ def load(name: str) -> ctypes.CDLL | None:
 
 
 def declared(library: ctypes.CDLL) -> ctypes.CDLL | None:
-    """The library with the types of its functions; None if it was compiled of another source."""
+    """The library with its functions' types set; None if it was compiled from another source."""
     library.audiolm_source.restype = library.audiolm_kernel.restype = c_char_p
     library.audiolm_layout.restype = c_size_t
     if library.audiolm_source().decode() != build.source() or library.audiolm_layout() != LAYOUT:

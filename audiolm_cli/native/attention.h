@@ -1,7 +1,7 @@
-/* Attention of queries over a cache. Keys stand as [length / 8][head width][8], so that eight positions' scores
- * come out of one pass without sums across lanes; values as [head width / 8][length][8], so that a pass reads memory in
- * its order. Queries that share them, heads of one position or positions of one head, take turns with what is near the
- * core. */
+/* Attention of queries over a KV cache. Keys are stored as [length / 8][head width][8], so that one pass computes eight
+ * positions' scores without sums across lanes; values as [head width / 8][length][8], so that a pass reads memory in
+ * order. Queries that share them (heads of one position, or positions of one head) are processed in turn while they are
+ * in a near cache of the core. */
 #ifndef AUDIOLM_ATTENTION_H
 #define AUDIOLM_ATTENTION_H
 
@@ -10,9 +10,9 @@
 #ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
 #endif
-#define OUTSIDE static __attribute__((noinline, unused)) /* inside of what calls it, registers would not do */
+#define OUTSIDE static __attribute__((noinline, unused)) /* inlined, it would run out of registers */
 
-/* Positions one behind the other in a cache with `room` for so many. */
+/* Consecutive positions in a cache with `room` for that many. */
 typedef struct {
     const float *keys, *values;
     size_t room;
@@ -22,10 +22,10 @@ typedef struct {
 enum {
     TOGETHER = 4,         /* queries whose sums are in registers */
     SHARED = 16,          /* queries that share a read of keys and values */
-    FURTHER = 64 * LANES, /* floats: so far ahead values are asked for */
+    FURTHER = 64 * LANES, /* floats: how far ahead values are prefetched */
 };
 
-/* Turns pairs (i, i + half) of a head by an angle each, and scales the result. */
+/* Rotates pairs (i, i + half) of a head by an angle each, and scales the result. */
 static inline void rotate(float *x, const float *sine, const float *cosine, int32_t half, float scale) {
     for (int32_t n = 0; n < half; n++) {
         float a = x[n], b = x[half + n];
@@ -44,13 +44,13 @@ static inline void keep_value(float *values, const float *value, int32_t place, 
         store(values + (size_t)n * room + (size_t)place * LANES, load(value + n));
 }
 
-/* Asks for what lies so many floats further, where a cache is larger than what is near the core. The address is
- * calculated as a number: behind the last one is nothing. */
+/* Prefetches what lies `floats` ahead, for a KV cache larger than the core's caches. The address is computed as an
+ * integer, since nothing lies behind the last one. */
 INLINE void ask_further(const float *from, size_t floats) {
     __builtin_prefetch((const void *)((uintptr_t)from + (uintptr_t)floats * sizeof *from));
 }
 
-/* Scores of `blocks` times eight positions for some queries, which stand `q_stride` apart. */
+/* Scores of `blocks` times eight positions for some queries, `q_stride` apart. */
 INLINE void score(const int queries, const int blocks, const float *q, size_t q_stride, const float *keys,
                   int32_t width, float *scores, size_t stride) {
     f8 total[TOGETHER][2];
@@ -70,7 +70,7 @@ INLINE void score(const int queries, const int blocks, const float *q, size_t q_
         for (int b = 0; b < blocks; b++) store(scores + h * stride + b * LANES, total[h][b]);
 }
 
-/* Scores -> unscaled shares, 0 behind the length; returns what to scale by. */
+/* Scores -> unnormalised probabilities, 0 past the length; returns the factor that normalises them. */
 static inline float shares(float *scores, int32_t length) {
     int32_t padded = (length + LANES - 1) / LANES * LANES;
     for (int32_t n = length; n < padded; n++) scores[n] = -__builtin_inff();
@@ -85,7 +85,7 @@ static inline float shares(float *scores, int32_t length) {
     return 1.0f / sum(total);
 }
 
-/* `vectors` times eight dimensions, from number `first` on, of the weighted sum of values, for some queries. */
+/* The weighted sum of values in `vectors` times eight dimensions, from number `first` on, for some queries. */
 INLINE void weigh(const int queries, const int vectors, int32_t first, const stretch *parts, int count,
                   const float *scores, size_t stride, const float *scale, float *out, size_t out_stride) {
     f8 total[TOGETHER][2];
@@ -127,9 +127,9 @@ INLINE void weigh_all(int32_t queries, const int vectors, int32_t first, const s
               out + (size_t)n * out_stride, out_stride);
 }
 
-/* Attention of queries that share keys and values: those of `count` stretches of a cache, of which all but the last
- * are of whole lanes. Queries and what comes out stand `q_stride` and `out_stride` apart. `scores` has room for SHARED
- * times `stride`, which is at least the length of all, rounded up to lanes. */
+/* Attention of queries that share keys and values, over `count` stretches of a cache, all but the last of whole lanes.
+ * Queries and outputs are `q_stride` and `out_stride` apart. `scores` has room for SHARED times `stride`, which is at
+ * least the total length, rounded up to lanes. */
 OUTSIDE void attend(int32_t queries, const float *q, size_t q_stride, const stretch *parts, int count, int32_t width,
                     float *scores, size_t stride, float *out, size_t out_stride) {
     for (; queries > 0; queries -= SHARED, q += SHARED * q_stride, out += SHARED * out_stride) {

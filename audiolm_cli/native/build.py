@@ -1,7 +1,7 @@
 """Compiles the C files here for each kind of processor: `python audiolm_cli/native/build.py`.
 
 Building a wheel and installing from source do the same (hatch_build.py). Without a C compiler nothing is built, and
-decoding goes through torch. This file needs nothing but the standard library.
+torch decodes. This file needs only the standard library.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# exactly what is written: no contraction of products and sums, no other order of sums
+# float arithmetic exactly as written: no fused multiply-add, no reordered sums
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-Wno-psabi"]
-SPEED = ["-fno-tree-pre"]  # else gcc 12 keeps sums of the innermost loop in memory: half the speed
+SPEED = ["-fno-tree-pre"]  # otherwise gcc 12 keeps the innermost loop's sums in memory, at half the speed
 AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512vnni"]
 KERNELS = {"avx512": [*AVX512, "-DKERNEL_AVX512"], "avx2": ["-mavx2", "-DKERNEL_AVX2"], "plain": []}  # best first
 
 
 def library(kernel: str) -> Path:
-    """Where a compiled kernel lies."""
+    """The path of a compiled kernel."""
     return FOLDER / f"{kernel}.so"
 
 
 def source() -> str:
-    """Names the source: what is compiled of another one is not used."""
+    """Identifies the source: libraries compiled from another one are not used."""
     digest = hashlib.sha256()
     for file in [*sorted(FOLDER.glob("*.[ch]")), FOLDER / "build.py"]:
         digest.update(file.read_bytes())
@@ -38,7 +38,7 @@ def source() -> str:
 
 
 def compiler() -> list[str] | None:
-    """The C compiler's command: $CC, or cc, gcc or clang, whichever is there."""
+    """The C compiler's command: $CC, or the first of cc, gcc and clang that is installed."""
     if "CC" in os.environ:
         return shlex.split(os.environ["CC"]) or None
     found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -46,12 +46,12 @@ def compiler() -> list[str] | None:
 
 
 def compile_kernel(options: list[str], target: Path) -> str:
-    """Compiles a kernel; what the compiler says where it cannot, nothing where it can."""
+    """Compiles a kernel; returns the compiler's message on failure, else an empty string."""
     command = compiler()
     if command is None:
         return "no C compiler"
     flags = [*FLAGS, *SPEED, *options, f'-DKERNEL_SOURCE="{source()}"']
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # beside: nobody loads it half written
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # in the target's folder, to move it atomically
         made = Path(folder) / target.name
         try:
             done = subprocess.run(
@@ -68,13 +68,13 @@ def compile_kernel(options: list[str], target: Path) -> str:
 
 
 def ready(kernel: str) -> bool:
-    """Whether a kernel is compiled of this source."""
+    """Whether a kernel is compiled from this source."""
     file = library(kernel)
     return file.is_file() and source().encode() in file.read_bytes()
 
 
 def build() -> str:
-    """Compiles what is not yet, and removes what was compiled of another source where it cannot; says what is there."""
+    """Compiles missing kernels and removes outdated ones that fail to compile; returns a summary."""
     if sys.maxsize < 2**32 or os.name != "posix":
         return "no native kernel for this system: decoding goes through torch, which takes far longer"
     wanted = KERNELS if platform.machine() in ("x86_64", "AMD64") else {"plain": KERNELS["plain"]}

@@ -1,4 +1,4 @@
-/* Whether sizes, indices and pointers are such that nothing is read or written beside what belongs to whoever calls. */
+/* Checks sizes, indices and pointers, so that nothing outside the caller's memory is read or written. */
 #ifndef AUDIOLM_CHECKS_H
 #define AUDIOLM_CHECKS_H
 
@@ -21,7 +21,7 @@ static inline int good_matrix(const audiolm_matrix *m, int32_t outputs, int32_t 
 
 static inline int good_norm(const audiolm_norm *n) { return n->weight && n->bias; }
 
-/* All that every kind of model has. */
+/* What all kinds of models need. */
 static inline int good_stack(const audiolm_model *m) {
     if (m->width < OUTPUTS || m->width > MOST_WIDTH || m->width % OUTPUTS || m->feedforward < OUTPUTS ||
         m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->width % m->heads ||
@@ -44,7 +44,7 @@ static inline int good_stack(const audiolm_model *m) {
     return 1;
 }
 
-/* A model that makes step after step. */
+/* A model that decodes step by step. */
 static inline int good_model(const audiolm_model *m) {
     if (!good_stack(m) || m->asked) return 0;
     for (int32_t n = 0; n + 1 < m->quantizers; n++) {
@@ -70,7 +70,7 @@ static inline int good_branch(const audiolm_model *m, const audiolm_branch *b, i
     return 1;
 }
 
-/* A quantizer's codes of a window of a model that fills windows, and how they are drawn. */
+/* One quantizer of a window, for a model that fills windows, and its sampling. */
 static inline int good_window(const audiolm_model *m, const audiolm_window *w, const audiolm_sampling *s,
                               int32_t quantizer) {
     if (!good_stack(m) || m->levels || !m->asked || w->frames < 1 || w->frames > MOST_LENGTH || w->known < 0 ||
@@ -82,7 +82,7 @@ static inline int good_window(const audiolm_model *m, const audiolm_window *w, c
     return 1;
 }
 
-/* The number of the items' branches, or an error. */
+/* The total number of the items' branches, or an error. */
 static inline int32_t checked_items(const audiolm_model *m, int32_t count, const audiolm_item *items,
                              const audiolm_branch *branches, const audiolm_sampling *s) {
     int32_t number = 0;

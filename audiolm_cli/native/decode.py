@@ -1,6 +1,7 @@
-"""What the engine asks for, by the native kernel: items go in as arrays, rows never depend on each other.
+"""The engine's decoding by the native kernel: items go in as arrays, and rows never depend on each other.
 
-Threads take different items. Where the kernel is inside a step it cannot be interrupted, so it is given some at a time.
+Threads take different items. The kernel cannot be interrupted inside a call, so each call does a limited number of
+steps.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ ERRORS = {-1: "not enough memory", -3: "the model's weights lead to values that 
 
 
 class Sessions:
-    """As `engine.Making`: items made by the kernel, shared out to threads. Raises ModelError where the weights are no
-    good. Closed with no thread inside the kernel, whatever happens."""
+    """An `engine.Generation` on the native kernel, with the items spread over threads. Raises ModelError for weights
+    that the kernel cannot use. Once closed, even after an error, no thread is inside the kernel."""
 
     def __init__(self, weights: Weights, items: list[Item], sampling: StageSampling):
         unfinished = [number for number, item in enumerate(items) if len(item.uniform)]
@@ -64,9 +65,9 @@ class Sessions:
         session, place = self.places[number]
         return until_stop(item, session.ids(place))
 
-    def inform(self, number: int, item: Item) -> None:
+    def update_fields(self, number: int, item: Item) -> None:
         session, place = self.places[number]
-        session.inform(place, item)
+        session.update_fields(place, item)
 
     def shorten(self, number: int, steps: int) -> None:
         session, place = self.places[number]
@@ -81,7 +82,7 @@ class Sessions:
 
 @dataclass
 class Session:
-    """Items on their way through the kernel. Keeps all arrays that it points to."""
+    """Items being decoded by the kernel. Keeps alive all arrays that it points to."""
 
     weights: Weights
     items: list[Item]
@@ -90,15 +91,15 @@ class Session:
 
     def __post_init__(self) -> None:
         self.branches: list[native.Branch] = []
-        self.features: list[np.ndarray] = []  # of each branch
-        self.first: list[int] = []  # branch of each item
-        self.done = 0  # steps of each item
+        self.features: list[np.ndarray] = []  # by branch
+        self.first: list[int] = []  # each item's first branch
+        self.done = 0  # steps done for each item
         self.beginnings: dict[
             bytes, tuple[int, np.ndarray]
-        ] = {}  # of branches that share nothing: which, what it knows
+        ] = {}  # first tokens -> a branch that shares no cache, and its known positions
         self.made: list[np.ndarray] = []
         s, model = self.sampling, self.weights.model
-        guides = len(s.shares) if s.guidance else 0
+        guides = len(s.guide_weights) if s.guidance else 0
         entries = [self._item(item, guides) for item in self.items]
         how = native.Sampling(
             s.temperature,
@@ -107,7 +108,7 @@ class Session:
             self.items[0].size,
             guides,
             s.guidance,
-            self._keep(np.asarray(s.shares, np.float32)),
+            self._keep(np.asarray(s.guide_weights, np.float32)),
         )
         error = ctypes.c_int()
         self.entries, branches = (
@@ -127,17 +128,17 @@ class Session:
             check(self.weights.library.audiolm_prefill(self.handle, number))
 
     def advance(self, steps: int) -> int:
-        """Makes some more steps; how many ids that were."""
+        """Decodes up to `steps` more steps of each item; returns the number of new ids."""
         self.done += steps
         return check(self.weights.library.audiolm_advance(self.handle, steps))
 
     def ids(self, number: int) -> Tensor:
-        """What there is of an item."""
+        """An item's ids so far."""
         made = self.made[number][: min(self.done, self.entries[number].steps)].astype(np.int64)
         return torch.from_numpy(made).view(-1, *self.items[number].uniform.shape[1:])
 
-    def inform(self, number: int, item: Item) -> None:
-        """Features of an item's steps anew; those that were read stay as they are."""
+    def update_fields(self, number: int, item: Item) -> None:
+        """Recomputes the features of an item's steps to come; those already read stay."""
         for branch, sequence in enumerate([item.sequence, *item.guides], self.first[number]):
             place = sequence.known + max(0, self.done - 1)
             fields = sequence.fields[place:].numpy()
@@ -175,7 +176,7 @@ class Session:
         like, others = self.beginnings.setdefault(facts[:LANES].tobytes(), (number, facts))
         same = (others[:known] == facts[: len(others)]).all(1)
         alike = len(same) if same.all() else int(same.argmin())
-        shared = 0 if like == number else min(alike, known - 1) // LANES * LANES  # the last one's state is wanted
+        shared = 0 if like == number else min(alike, known - 1) // LANES * LANES  # its last state is needed
         self.features.append(np.array(features(self.weights, fields[:, 2:], fields[:, 0])))
         self.branches.append(
             native.Branch(
@@ -190,7 +191,7 @@ class Session:
 
 
 def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.ndarray:
-    """What is added to the inputs of positions: context `int64 [N, C]`, streams `int64 [N]` -> `float32 [N, width]`."""
+    """The features added to the inputs: context `int64 [N, C]`, streams `int64 [N]` -> `float32 [N, width]`."""
     assert weights.features is not None
     if weights.context is None:
         return weights.features[streams]
@@ -202,7 +203,7 @@ def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.n
 
 
 def check(code: int) -> int:
-    """A result of the kernel that is no error. Raises ModelError."""
+    """Passes a result of the kernel on, and raises ModelError if it is an error."""
     if code < 0:
         raise ModelError(ERRORS.get(code, f"the native kernel refuses these sizes ({code})"))
     return code

@@ -1,6 +1,6 @@
-"""What stage 3 asks for in the layout `parallel`, by the native kernel: the codes of windows, quantizer by quantizer.
+"""Stage 3 in the layout `parallel` by the native kernel: the codes of windows, quantizer by quantizer.
 
-Threads take different items, one quantizer of a window each time, so that all of them can be interrupted.
+Threads take different windows; each call does one quantizer of a window, so that sampling can be interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from audiolm_cli.native.model import Weights, pointer
 
 
 class Window:
-    """A window on its way through the kernel, whose first `coarse` quantizers are complete."""
+    """A window being filled by the kernel; its first `coarse` quantizers are complete."""
 
     def __init__(self, weights: Weights, coarse: int, filling: Filling, sampling: StageSampling):
         self.weights, self.sampling, self.kept, self.next = weights, sampling, filling.kept, coarse
@@ -32,7 +32,7 @@ class Window:
         self.uniform = np.ascontiguousarray(filling.uniform.view(made, -1).T.numpy(), np.float32)
 
     def advance(self) -> int:
-        """Makes the codes of one more quantizer; how many of them stay, 0 when all is done. Raises ModelError."""
+        """Samples the codes of one more quantizer; returns how many are kept, 0 if done. Raises ModelError."""
         model, s, number = self.weights.model, self.sampling, self.next - len(self.codes) + len(self.uniform)
         if self.next == len(self.codes):
             return 0
@@ -50,8 +50,8 @@ def fill(
     sampling: StageSampling,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The fine codes of windows, `int64 [fine, made]` each; `progress` is told how many have been made that stay. Ends
-    with no thread inside the kernel, whatever happens."""
+    """Samples the fine codes of windows, `int64 [fine, made]` each; `progress` gets the numbers of kept codes. On
+    return, even after an error, no thread is inside the kernel."""
     windows = [Window(weights, coarse, filling, sampling) for filling in fillings]
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(windows)))) as pool:
         while made := sum(pool.map(Window.advance, windows)):

@@ -67,7 +67,7 @@ int audiolm_product(const audiolm_matrix *weights, int32_t rows, const float *x,
 
 /* ------------------------------------------------------------------------------------------------------ rows */
 
-/* Where a layer's part of a cache begins. */
+/* The offset of a layer in a cache. */
 static size_t cache_place(const audiolm_model *m, const slot *to, int32_t layer) {
     return (size_t)layer * (size_t)m->kv_heads * to->length * (size_t)(m->width / m->heads);
 }
@@ -96,8 +96,8 @@ static void attend_row(audiolm_session *s, int32_t layer, int32_t row) {
     }
 }
 
-/* Takes the tile's rows `x` through all blocks. What the last `keep` rows became is in `x` and behind the last norm in
- * their slots' `hidden`; of the others only the cache is of use. */
+/* Runs the tile's rows `x` through all blocks. The last `keep` rows end up in `x` and, after the final norm, in their
+ * slots' `hidden`; of the others only the cache entries are needed. */
 static void forward(audiolm_session *s, int32_t rows, int32_t keep) {
     workspace *w = &s->work;
     const audiolm_model *m = &w->model;
@@ -118,7 +118,7 @@ static void forward(audiolm_session *s, int32_t rows, int32_t keep) {
         normalize(w->x + (size_t)r * (size_t)m->width, m->norm.weight, m->norm.bias, s->row_slot[r]->hidden, m->width);
 }
 
-/* The tile's next row: a position of a slot, whose ids are given. */
+/* Makes a position of a slot, with its ids, the tile's row number `row`. */
 static void enter(audiolm_session *s, int32_t row, slot *to, int32_t place, const int32_t *ids) {
     const audiolm_model *m = &s->work.model;
     size_t width = (size_t)m->width;
@@ -133,8 +133,8 @@ static void enter(audiolm_session *s, int32_t row, slot *to, int32_t place, cons
 
 /* ---------------------------------------------------------------------------------------------------- a step */
 
-/* States behind a level's norm, of which the next codes come: from `hidden` of the rows' slots and what their codes so
- * far add up to. They stand in `attended`. */
+/* Hidden states after a level's norm, for the next codes: from the rows' slots' `hidden` and the sums of their codes'
+ * embeddings so far. The result is in `attended`. */
 static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) {
     workspace *w = &s->work;
     int32_t wide = w->model.width;
@@ -153,7 +153,7 @@ static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) 
     normalize_rows(&level->norm, rows, w->x, w->attended, wide);
 }
 
-/* Leads an item's logits away from those of its guides, which stand in the rows behind it. */
+/* Classifier-free guidance of an item's logits by those of its guides, in the rows after it. */
 static void guide(const audiolm_session *s, float *logits) {
     const audiolm_sampling *how = &s->work.sampling;
     for (int32_t n = 0; n < how->size; n += LANES) {
@@ -164,7 +164,7 @@ static void guide(const audiolm_session *s, float *logits) {
     }
 }
 
-/* Draws an item's next code from its branches' logits. */
+/* Samples an item's next code from its branches' logits. */
 static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logits) {
     const audiolm_item *item = s->items + number;
     int32_t step = s->made[number];
@@ -174,8 +174,8 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
         item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.words, &s->work.finite);
 }
 
-/* Draws one code of items from the states in `attended`, whose rows are those of the items' branches. Items that draw
- * from the same ids share the read of these ids' weights. */
+/* Samples one code of each item from the states in `attended`, one row per branch. Items that sample from the same ids
+ * share the read of their weights. */
 static void draw_codes(audiolm_session *s, const int32_t *numbers, int32_t count, int32_t rows, int32_t q) {
     workspace *w = &s->work;
     const audiolm_model *m = &w->model;
@@ -239,8 +239,8 @@ static size_t cache_bytes(const audiolm_session *s, int32_t item) {
     return positions * (size_t)m->layers * (size_t)m->kv_heads * (size_t)s->work.head_width * 2 * sizeof(float);
 }
 
-/* The end of the items, from one on, that make their steps together: a tile's at most, and no more than have room near
- * the core for their caches beside the weights. Where the weights alone have none, all share each read of them. */
+/* The end of the items, from one on, that are decoded together: at most a tile, and no more than fit with their KV
+ * caches and the weights into a near cache. If the weights alone do not fit, all share each read of them. */
 static int32_t group_end(const audiolm_session *s, int32_t item) {
     int32_t rows = 0;
     for (size_t bytes = s->weights; item < s->count; item++) {
@@ -252,7 +252,7 @@ static int32_t group_end(const audiolm_session *s, int32_t item) {
     return item;
 }
 
-/* One step of items from one to before another; how many ids that were. */
+/* One step of the items [first, last); returns the number of new ids. */
 static int64_t advance_items(audiolm_session *s, int32_t first, int32_t last) {
     int32_t numbers[TILE], count = 0;
     for (; first < last; first++)

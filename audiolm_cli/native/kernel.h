@@ -1,11 +1,11 @@
 /* Decoding of one stage on a CPU: int8 weights, everything else in float, the same bits on every processor.
  *
- * A matrix product takes int8 weights with a scale for each output and rows of int8 activations with a scale for each
- * row; its sums are int32 and so exact in any order. All float arithmetic has one fixed order (see vectors.h). Rows do
- * not depend on each other: what is decoded together, and in which thread, makes no difference.
+ * A matrix product takes int8 weights with a scale per output and rows of int8 activations with a scale per row; its
+ * sums are int32 and so exact in any order. All float arithmetic has one fixed order (see vectors.h). Rows are
+ * independent: results do not depend on which are decoded together, nor in which thread (batch invariance).
  *
- * Whoever calls owns all memory that structures point to, and keeps it while a session is open. Sessions share nothing
- * but a model, which they only read: threads may run as many as they like.
+ * The caller owns all memory that structures point to, and keeps it while a session is open. Sessions share only a
+ * model, which they only read, so any number of threads may run them.
  */
 #ifndef AUDIOLM_KERNEL_H
 #define AUDIOLM_KERNEL_H
@@ -15,11 +15,11 @@
 
 enum {
     AUDIOLM_NO_MEMORY = -1,
-    AUDIOLM_BAD_SIZE = -2,   /* a size or an index that cannot be */
-    AUDIOLM_NOT_FINITE = -3, /* activations or logits that are no numbers: the weights are broken */
+    AUDIOLM_BAD_SIZE = -2,   /* an impossible size or index */
+    AUDIOLM_NOT_FINITE = -3, /* activations or logits are not finite: the weights are broken */
 };
 
-/* Weights w[outputs][inputs] as int8 in [-127, 127] times a scale for each output. In memory they stand as
+/* Weights w[outputs][inputs] as int8 in [-127, 127] times a scale per output. In memory they are stored as
  * [outputs / 16][inputs / 4][16][4], padded with zeros to 16 outputs and 8 inputs. */
 typedef struct {
     int32_t outputs, inputs; /* both padded */
@@ -37,7 +37,7 @@ typedef struct {
     audiolm_matrix qkv, output, up, down;
 } audiolm_block;
 
-/* What makes a frame's next code from its hidden state and the codes so far. */
+/* Maps a frame's hidden state and its codes so far to the hidden state for its next code. */
 typedef struct {
     audiolm_norm codes_norm, norm;
     audiolm_matrix up, down;
@@ -45,79 +45,79 @@ typedef struct {
 
 typedef struct {
     int32_t width, heads, kv_heads, feedforward, layers;
-    int32_t quantizers;  /* codes of a step; 1 where a step is a token */
+    int32_t quantizers;  /* codes per step; 1 if a step is a token */
     int32_t vocabulary;  /* ids that each of them can have */
-    const double *turns; /* [width / heads / 2], radians a position */
-    const float *ids;    /* [quantizers * vocabulary][width]: what ids mean as inputs */
-    audiolm_matrix head; /* the same as outputs: logits of all ids */
+    const double *turns; /* [width / heads / 2], radians per position */
+    const float *ids;    /* [quantizers * vocabulary][width]: input embeddings */
+    audiolm_matrix head; /* the output matrix: logits of all ids */
     const audiolm_block *blocks;
     audiolm_norm norm;
-    const audiolm_level *levels; /* [quantizers - 1], NULL where a step is a token and in a model that fills windows */
-    const float *asked;          /* [quantizers + 1][width] of a model that fills windows: which quantizer is asked for,
-                                  * the last one none; its `ids` have one row more, for what is not known. Else NULL. */
+    const audiolm_level *levels; /* [quantizers - 1], NULL if a step is a token and in a model that fills windows */
+    const float *asked;          /* [quantizers + 1][width] of a model that fills windows: which quantizer to predict,
+                                  * the last one none; its `ids` have one more row, for unknown codes. Else NULL. */
 } audiolm_model;
 
-/* One sequence that a token is made for: the item's own, or one of its guides. */
+/* One sequence that the model decodes for an item: its own, or one of its guides. */
 typedef struct {
-    int32_t known;            /* positions before the first that is made, at least 1 */
-    int32_t shared;           /* of these, how many at the beginning are those of `like`; a multiple of 8 */
-    int32_t like;             /* number of an earlier branch, counted over all items, that shares nothing itself */
+    int32_t known;            /* positions before the first one to sample, at least 1 */
+    int32_t shared;           /* of these, how many at the beginning equal those of `like`; a multiple of 8 */
+    int32_t like;             /* number of an earlier branch, counted over all items, that itself shares none */
     const int32_t *ids;       /* [known][quantizers] */
-    const float *features;    /* [known + steps][width]: what is added to the inputs */
+    const float *features;    /* [known + steps][width]: added to the inputs */
     const int32_t *positions; /* [known + steps], not negative */
 } audiolm_branch;
 
 typedef struct {
-    int32_t steps;        /* to be made */
-    int32_t branches;     /* 1 and the number of guides */
-    int32_t stop;         /* an id behind which nothing is made, or -1 */
-    const int32_t *lows;  /* [steps]: ids are drawn from low to low + size */
+    int32_t steps;        /* to sample */
+    int32_t branches;     /* 1, or 1 plus the number of guides */
+    int32_t stop;         /* an id after which nothing is sampled, or -1 */
+    const int32_t *lows;  /* [steps]: ids are sampled from low to low + size */
     const float *uniform; /* [steps][quantizers], in (0, 1) */
     int32_t *made;        /* [steps][quantizers]: the result */
 } audiolm_item;
 
-/* logits + guidance * (logits - those of the guides, weighted by their shares), then temperature, top-k, top-p. */
+/* Classifier-free guidance, logits + guidance * (logits - weighted sum of the guides'); temperature, top-k, top-p. */
 typedef struct {
     double temperature, top_p;
     int32_t top_k;       /* 0: all */
-    int32_t size;        /* ids to draw from */
-    int32_t guides;      /* that an item has if it has any */
+    int32_t size;        /* ids to sample from */
+    int32_t guides;      /* per item that has any */
     float guidance;
-    const float *shares; /* [guides] */
+    const float *shares; /* [guides]: their weights */
 } audiolm_sampling;
 
-/* Frames of which a model makes one quantizer's codes after another, of all frames at once. */
+/* Frames for which a model predicts one quantizer after another, all frames at once. */
 typedef struct {
-    int32_t frames, known; /* those at the beginning that are known of every quantizer */
+    int32_t frames, known; /* frames at the beginning that are known in every quantizer */
     int32_t *codes;        /* [quantizers][frames], -1 where unknown: the result */
-    const float *uniform;  /* [frames - known] in (0, 1), for the quantizer that is made */
+    const float *uniform;  /* [frames - known] in (0, 1), for the quantizer to sample */
 } audiolm_window;
 
 typedef struct audiolm_session audiolm_session;
 
-/* What this file was compiled for, and of which source: to be compared with what the caller knows. */
+/* The kernel and the source that this file was compiled for, to compare with what the caller expects. */
 const char *audiolm_kernel(void);
 const char *audiolm_source(void);
-/* Size of all structures above together. */
+/* Total size of all structures above. */
 size_t audiolm_layout(void);
-/* Whether the processor has what a kernel ("plain", "avx2", "avx512") needs; 0 for an unknown name. */
+/* Whether the processor supports a kernel ("plain", "avx2", "avx512"); 0 for an unknown name. */
 int audiolm_supports(const char *kernel);
 
-/* y[rows][outputs] = x[rows][inputs] times the weights; `x` is padded with zeros as the weights are. 0 or an error. */
+/* y[rows][outputs] = x[rows][inputs] times the weights; `x` is padded with zeros like the weights. 0 or an error. */
 int audiolm_product(const audiolm_matrix *weights, int32_t rows, const float *x, float *y);
 
-/* A session for `count` items, whose branches stand one behind the other. Sets `error` where it returns NULL. */
+/* A session for `count` items, whose branches follow each other in one array. Sets `error` if it returns NULL. */
 audiolm_session *audiolm_open(const audiolm_model *model, int32_t count, const audiolm_item *items,
                               const audiolm_branch *branches, const audiolm_sampling *sampling, int *error);
-/* Reads the known part of a branch; branches in order. 0 or an error. */
+/* Prefills the known part of a branch; branches go in order. 0 or an error. */
 int audiolm_prefill(audiolm_session *session, int32_t branch);
-/* Makes up to `steps` more steps of every item; how many ids that were, 0 when all are done, or an error. */
+/* Decodes up to `steps` more steps of every item; the number of new ids, 0 when all are done, or an error. */
 int64_t audiolm_advance(audiolm_session *session, int32_t steps);
-/* The hidden state `[width]` of a prefilled branch, of which its next ids come. */
+/* The hidden state `[width]` of a prefilled branch, from which its next ids are predicted. */
 const float *audiolm_state(const audiolm_session *session, int32_t branch);
 void audiolm_close(audiolm_session *session);
 
-/* Makes a quantizer's codes of a window, from all that is known of it. 0 or an error. */
+/* Samples one quantizer's codes of a window, given all that are known. 0 or an error. */
 int audiolm_fill(const audiolm_model *model, const audiolm_window *window, const audiolm_sampling *sampling,
                  int32_t quantizer);
 

@@ -1,6 +1,6 @@
-"""A stage's weights as the native kernel reads them: int8 with a scale for each output, norms and embeddings float32.
+"""A stage's weights for the native kernel: matrices in int8 with a scale per output, norms and embeddings in float32.
 
-Values are rounded to the nearest multiple of the scale, the largest magnitude of an output's weights / 127.
+Values are rounded to the nearest multiple of the scale, which is an output's largest weight in magnitude / 127.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ KINDS: dict[Any, Any] = {
 
 
 def pointer(array: np.ndarray) -> Any:
-    """To the first element; whoever takes it keeps the array."""
+    """A pointer to the first element; the caller must keep the array alive."""
     assert array.flags.c_contiguous
     return ctypes.cast(array.ctypes.data, POINTER(KINDS[array.dtype]))
 
 
 def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `float32 [outputs, inputs]` -> `int8 [outputs, inputs]` and a scale for each output, `float32
-    [outputs]`."""
+    """Weights `float32 [outputs, inputs]` -> `int8 [outputs, inputs]` and scales `float32 [outputs]`."""
     scales = np.abs(weight).max(1) / np.float32(127)
     divisors = np.maximum(scales, np.finfo(np.float32).tiny)[:, None]
     return np.rint(weight / divisors).astype(np.int8), scales
@@ -51,7 +50,7 @@ def packed(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Weights:
-    """A stage's weights; `model` points into what `kept` holds. `features` and `context` are those of the kind's
+    """A stage's weights; `model` points into the arrays of `kept`. `features` and `context` are those of the kind's
     `NativeParts`."""
 
     model: native.Model
@@ -62,7 +61,7 @@ class Weights:
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether the native kernel decodes a model of this kind and size."""
+    """Whether the native kernel supports a model's kind and sizes."""
     if not isinstance(model, Stack) or model.native_parts() is None:
         return False
     config = model.config
@@ -71,7 +70,7 @@ def fits(model: nn.Module) -> bool:
 
 
 class _Packer:
-    """Turns modules into the kernel's structures and keeps the arrays that these point to."""
+    """Converts modules to the kernel's structures, and keeps the arrays that these point to."""
 
     def __init__(self, stage: str):
         self.stage = stage
@@ -107,8 +106,8 @@ class _Packer:
 
 
 def give(model: nn.Module) -> None:
-    """Lets the native kernel that is here decode a model, if it decodes models of this kind and size. The weights lie
-    on a CPU and are not packed yet. Raises ModelError where they are not finite."""
+    """Lets the native kernel decode a model if it supports its kind and sizes. The weights must be on a CPU and not
+    packed. Raises ModelError if they are not finite."""
     name = native.kernel()
     library = native.load(name) if name else None
     if library is not None and fits(model):
@@ -117,7 +116,7 @@ def give(model: nn.Module) -> None:
 
 
 def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
-    """The weights of a model that `fits`, on a CPU and not packed. Raises ModelError where they are not finite."""
+    """The weights of a model that `fits`, on a CPU and not packed. Raises ModelError if they are not finite."""
     packer, config, parts = _Packer(model.stage), model.config, model.native_parts()
     assert parts is not None
     blocks = []
@@ -131,7 +130,7 @@ def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
         norms = packer.norm(level.codes_norm), packer.norm(level.norm)
         levels.append(native.Level(*norms, packer.matrix(level.up.weight), packer.matrix(level.down.weight)))
     rows = len(model.ids.weight) // parts.quantizers
-    codes = rows * parts.quantizers  # without what is not known
+    codes = rows * parts.quantizers  # without the row for an unknown code
     ready = native.Model(
         config.width,
         config.heads,
@@ -154,7 +153,7 @@ def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
 
 
 def turns(half: int, base: float) -> np.ndarray:
-    """Radians per position of each rotated pair, `float64 [half]`; by decimal, which is the same everywhere."""
+    """Radians per position of each rotated pair, `float64 [half]`; by decimal, for the same bits everywhere."""
     with decimal.localcontext(decimal.Context(prec=25)):
         powers = (decimal.Decimal(base) ** (-decimal.Decimal(n) / half) for n in range(half))
         return np.array([float(power) for power in powers])

@@ -1,4 +1,4 @@
-/* Products of int8 rows with int8 weights. What differs between processors is one function, `multiply`; its sums are
+/* Products of int8 rows with int8 weights. Only one function, `multiply`, depends on the processor; its sums are
  * integers, the same in any order. */
 #ifndef AUDIOLM_PRODUCTS_H
 #define AUDIOLM_PRODUCTS_H
@@ -7,10 +7,10 @@
 #include "vectors.h"
 
 enum {
-    OUTPUTS = 16,   /* outputs that are computed together */
-    INPUTS = 4,     /* inputs whose weights stand together for each of them */
+    OUTPUTS = 16,   /* outputs computed together */
+    INPUTS = 4,     /* inputs whose weights are adjacent for each of them */
     UNROLLED = 8,   /* inputs are padded to a multiple of it */
-    MOST_INPUTS = 1 << 17, /* 127 * 127 times so many still fit into int32 */
+    MOST_INPUTS = 1 << 17, /* 127 * 127 times this many still fit into int32 */
 };
 
 #if defined(KERNEL_AVX512) && !defined(KERNEL_EMULATED)
@@ -21,8 +21,8 @@ enum {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Asks for the weights of the next block of outputs, which lie as far ahead as this block is long: while several rows
- * use this one, nothing else would. The address is calculated as a number, since behind the last block is nothing. */
+/* Prefetches the weights of the next block of outputs, as far ahead as this block is long: while several rows use this
+ * block, nothing else would. The address is computed as an integer, since nothing lies behind the last block. */
 INLINE void ask_ahead(const int8_t *w, int32_t inputs) {
     __builtin_prefetch((const void *)((uintptr_t)w + (uintptr_t)OUTPUTS * (uintptr_t)inputs));
 }
@@ -31,11 +31,11 @@ INLINE void ask_ahead(const int8_t *w, int32_t inputs) {
 
 typedef uint8_t activation;
 enum {
-    OFFSET = 128, /* VNNI multiplies unsigned with signed: activations are stored so much larger */
-    FEW = 8,      /* rows that take little longer than fewer */
+    OFFSET = 128, /* VNNI multiplies unsigned by signed: activations are stored with this offset */
+    FEW = 8,      /* this many rows take little longer than fewer */
 };
 
-#ifdef KERNEL_EMULATED /* runs this path where the processor cannot, to test all of it but the instruction */
+#ifdef KERNEL_EMULATED /* tests all of this path but the instruction on processors without it */
 typedef struct { int32_t lane[OUTPUTS]; } sums16;
 
 INLINE sums16 nothing(void) { return (sums16){{0}}; }
@@ -62,7 +62,7 @@ INLINE sums16 multiply_add(sums16 total, const activation *x, const int8_t *w) {
 INLINE void put(int32_t *to, sums16 a, sums16 b) { _mm512_storeu_si512(to, _mm512_add_epi32(a, b)); }
 #endif
 
-/* Sums of 16 outputs for `rows` rows, one or two: to[row][output]. Two sums for each hide the instruction's latency. */
+/* Sums of 16 outputs for `rows` rows, one or two: to[row][output]. Two sums each hide the instruction's latency. */
 INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, const activation *restrict x,
                      size_t stride, int32_t (*restrict to)[OUTPUTS]) {
     sums16 even[2] = {nothing(), nothing()}, odd[2] = {nothing(), nothing()};
@@ -79,11 +79,11 @@ INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, c
 
 #elif defined(KERNEL_AVX2)
 
-/* Activations are kept as int16, so that only weights are widened; the instruction for bytes would saturate. */
+/* Activations are int16, so that only weights must be widened; the instruction for bytes would saturate. */
 typedef int16_t activation;
 enum { OFFSET = 0, FEW = 2 };
 
-/* Sums of 16 outputs for `rows` rows, one or two: to[row][output]. A register holds two sums of each of four outputs. */
+/* Sums of 16 outputs for one or two rows: to[row][output]. A register holds two sums of each of four outputs. */
 INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, const activation *restrict x,
                      size_t stride, int32_t (*restrict to)[OUTPUTS]) {
     __m256i total[2][4];
@@ -119,7 +119,7 @@ typedef int8_t bytes __attribute__((vector_size(16)));
 typedef int16_t halves __attribute__((vector_size(32)));
 
 /* Sums of 16 outputs for `rows` rows: to[row][output]. A vector holds two sums of each of four outputs. Products of two
- * bytes fit into 16 bits; shifted up and down, the two halves of a word are added to the sums. */
+ * bytes fit into 16 bits; shifts extract the two halves of a word, which are added to the sums. */
 INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, const activation *restrict x,
                      size_t stride, int32_t (*restrict to)[OUTPUTS]) {
     i8 total[2][4] = {{{0}}};
@@ -144,13 +144,13 @@ INLINE void multiply(const int rows, const int8_t *restrict w, int32_t inputs, c
 
 #endif
 
-/* A row as int8 with a scale, the largest magnitude / 127; rows as good as zero are zero. Returns whether all values
- * are finite. */
+/* Quantizes a row to int8 with a scale, the largest magnitude / 127; rows of nearly zero become zero. Returns whether
+ * all values are finite. */
 static inline int quantize(const float *restrict x, int32_t width, activation *restrict q, float *restrict scale) {
     typedef activation a8 __attribute__((vector_size(LANES * sizeof(activation))));
     i8 most = {0};
     for (int32_t n = 0; n < width; n += LANES) {
-        i8 size = bits(magnitude(load(x + n))); /* of positive floats the larger has the larger bits; infinity, NaN */
+        i8 size = bits(magnitude(load(x + n))); /* positive floats have the order of their bits, NaN on top */
         i8 more = size > most;
         most = (more & size) | (~more & most);
     }
@@ -169,7 +169,7 @@ static inline int quantize(const float *restrict x, int32_t width, activation *r
     return finite;
 }
 
-/* What a product does with what is there already. */
+/* Whether a product replaces the output or is added to it. */
 enum result { REPLACE, ADD };
 
 INLINE void scaled(const int rows, const audiolm_matrix *m, int32_t block, const activation *x, size_t stride,

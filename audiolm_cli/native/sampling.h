@@ -1,4 +1,4 @@
-/* Drawing an id from logits with a given number: temperature, top-k, top-p. Weights are added up as integers, so that
+/* Sampling an id from logits with a given random number: temperature, top-k, top-p. Weights are summed as integers, so
  * sums are exact in any order. */
 #ifndef AUDIOLM_SAMPLING_H
 #define AUDIOLM_SAMPLING_H
@@ -6,10 +6,10 @@
 #include "kernel.h"
 #include "vectors.h"
 
-static const double COLDEST = 1e-6;        /* a lower temperature counts as 0 */
-static const uint32_t LIKELIEST = 1u << 30; /* the likeliest id's weight as an integer */
+static const double COLDEST = 1e-6;        /* lower temperatures count as 0 */
+static const uint32_t LIKELIEST = 1u << 30; /* the likeliest id's integer weight */
 
-enum { STRIDE = 64 }; /* ids that are passed over together */
+enum { STRIDE = 64 }; /* ids skipped at a time */
 
 static inline int all_finite(const float *x, int32_t size) {
     int finite = 1;
@@ -33,7 +33,7 @@ static inline float largest(const float *logits, int32_t size) {
     return most;
 }
 
-/* The sum of those of some words below 2^31, a multiple of eight, that are not below `least`. */
+/* The sum of the words not below `least`; words are below 2^31, their number a multiple of eight. */
 static inline int64_t sum_from(const uint32_t *words, int32_t size, uint32_t least) {
     typedef uint64_t d4 __attribute__((vector_size(32)));
     i8 below = (i8){0} + ((int32_t)least - 1);
@@ -53,8 +53,8 @@ static inline int32_t count_below(const uint32_t *words, int32_t size, uint32_t 
     return count;
 }
 
-/* The least weight that is kept: of the `top_k` largest, or of all, the least that reach a share of `top_p`. `spare` is
- * as large as the words, whose number is rounded up to lanes by zeros. Found bit by bit, from what is below it. */
+/* The least weight kept: among the `top_k` largest (or all), the fewest that reach the share `top_p`. `spare` is as
+ * large as the words, which are padded with zeros to whole lanes. Found bit by bit, from the sum of those below. */
 static inline uint32_t least_kept(const uint32_t *words, int32_t size, int32_t top_k, double top_p, uint32_t *spare) {
     int32_t padded = (size + LANES - 1) / LANES * LANES, inside = 0;
     uint32_t first = 0, least = 0;
@@ -63,12 +63,12 @@ static inline uint32_t least_kept(const uint32_t *words, int32_t size, int32_t t
         int32_t outside = size - top_k;
         for (uint32_t bit = LIKELIEST; bit; bit >>= 1)
             if (count_below(words, size, first | bit) <= outside) first |= bit;
-        int32_t equal = outside - count_below(words, size, first); /* to the least of the largest, but not kept */
+        int32_t equal = outside - count_below(words, size, first); /* tied with the least one kept, but not kept */
         total = sum_from(words, padded, first) - (int64_t)equal * first;
     }
     double limit = (double)total * (1.0 - top_p);
     limit = limit > 0 ? limit < (double)total ? limit : (double)total : 0;
-    /* weights so small that all of them together do not reach it need not be looked at again and again */
+    /* skip weights so small that together they cannot reach the limit */
     uint32_t small = (uint32_t)(limit / (2.0 * size));
     if (small < first) small = first - 1;
     for (int32_t n = 0; n < size; n++) {
@@ -82,9 +82,9 @@ static inline uint32_t least_kept(const uint32_t *words, int32_t size, int32_t t
     return least > first ? least : first;
 }
 
-/* Draws from logits, behind which up to eight are overwritten; `words` has room for twice as many, rounded up to lanes.
- * Ids that are as likely as the last one kept are kept as well. Of logits that are not finite it is 0, and so is
- * `finite`. */
+/* Samples from logits; up to eight floats behind them are overwritten. `words` has room for twice as many, rounded up
+ * to lanes. Ids as likely as the last one kept are kept as well. If logits are not finite, it returns 0 and sets
+ * `finite` to 0. */
 static inline int32_t draw(float *logits, float uniform, const audiolm_sampling *s, uint32_t *words, int *finite) {
     int32_t size = s->size, padded = (size + LANES - 1) / LANES * LANES, n = 0;
     if (!all_finite(logits, size)) return *finite = 0;
@@ -112,7 +112,7 @@ static inline int32_t draw(float *logits, float uniform, const audiolm_sampling 
         reached += words[n] >= least ? words[n] : 0;
         if ((double)reached >= wanted) return n;
     }
-    return size - 1; /* not for a number below 1 */
+    return size - 1; /* not reached for numbers below 1 */
 }
 
 #endif

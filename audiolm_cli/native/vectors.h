@@ -1,6 +1,6 @@
-/* Float arithmetic in one fixed order, eight lanes at a time, without anything of the mathematical library: what that
- * computes depends on the processor. Compiled without contraction of products and sums, every operation here is one
- * that IEEE 754 defines exactly, so all compilers and processors give the same bits. */
+/* Float arithmetic in one fixed order, eight lanes at a time, without the C library's math functions, whose results
+ * depend on the processor. Compiled without fused multiply-add, every operation here is one that IEEE 754 defines
+ * exactly, so all compilers and processors give the same bits. */
 #ifndef AUDIOLM_VECTORS_H
 #define AUDIOLM_VECTORS_H
 
@@ -19,7 +19,7 @@ enum { LANES = 8 };
 
 typedef float f8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
-typedef uint32_t w8 __attribute__((vector_size(32))); /* bits to calculate with: they wrap */
+typedef uint32_t w8 __attribute__((vector_size(32))); /* unsigned, so that overflow wraps */
 
 static inline f8 load(const float *p) {
     f8 v;
@@ -50,11 +50,11 @@ static inline float maximum(f8 v) {
     return most;
 }
 
-static inline float root(float x) { return __builtin_sqrtf(x); } /* exact, an instruction everywhere */
+static inline float root(float x) { return __builtin_sqrtf(x); } /* exact, one instruction everywhere */
 
-static const float SHIFT = 12582912.0f; /* 1.5 * 2^23: adding it leaves no bits behind the point */
+static const float SHIFT = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
 
-/* The nearest integers, ties to even, of values below 2^22; anything for others. */
+/* The nearest integers, ties to even, of values below 2^22; undefined for others. */
 static inline i8 nearest(f8 x) { return (i8)((w8)(x + SHIFT) - (w8)every(SHIFT)); }
 
 /* e^x for x <= 0, with a relative error of 1e-7; 0 below -87. Polynomial: Cephes' expf. */
@@ -73,7 +73,7 @@ static inline f8 exponential(f8 x) {
     return (f8)(bits(scaled) & (x > -87.0f));
 }
 
-/* GELU, x times the normal distribution's share below x, to 1.5e-7 of x: Abramowitz and Stegun, 7.1.26. */
+/* GELU: x times the normal distribution's probability below x, to 1.5e-7 of x (Abramowitz and Stegun, 7.1.26). */
 static inline f8 gelu(f8 x) {
     f8 z = magnitude(x) * 0.70710678f;
     f8 t = 1.0f / (z * 0.3275911f + 1.0f);
@@ -87,7 +87,7 @@ static inline f8 gelu(f8 x) {
     return choose(x < 0.0f, below, above);
 }
 
-/* Sine and cosine of an angle in [0, 2^24): reduced by multiples of pi/2 in two parts, polynomials of fdlibm. */
+/* Sine and cosine of an angle in [0, 2^24): reduced by multiples of pi/2 in two parts, then fdlibm's polynomials. */
 static inline void sine_cosine(double angle, float *sine, float *cosine) {
     const double shift = 6755399441055744.0; /* 1.5 * 2^52 */
     double quarter = (angle * 0.63661977236758134308 + shift) - shift;

@@ -1,4 +1,4 @@
-/* One quantizer's codes of all frames of a window in one pass, in which every frame attends to all of them. */
+/* One quantizer's codes for all frames of a window in one pass, without causal masking. */
 #include <fenv.h>
 #include <stdlib.h>
 
@@ -6,7 +6,7 @@
 #include "sampling.h"
 #include "workspace.h"
 
-/* A frame's input: what its codes mean as far as they are known, and which quantizer is asked for. */
+/* A frame's input: the embeddings of its known codes, and of the quantizer to predict. */
 static void enter_frame(workspace *w, const audiolm_window *window, int32_t frame, int32_t quantizer) {
     const audiolm_model *m = &w->model;
     size_t width = (size_t)m->width;
@@ -21,7 +21,7 @@ static void enter_frame(workspace *w, const audiolm_window *window, int32_t fram
     add_row(x, m->asked + (size_t)(wanted ? quantizer : m->quantizers) * width, m->width);
 }
 
-/* Attention of a tile of frames to all of them. Frames of one head read its keys and values together. */
+/* Attention of a tile of frames to all frames. Frames read a head's keys and values together. */
 static void attend_frames(workspace *w, int32_t first, int32_t rows, int32_t frames, const float *keys,
                           const float *values, size_t room) {
     const audiolm_model *m = &w->model;
@@ -34,8 +34,8 @@ static void attend_frames(workspace *w, int32_t first, int32_t rows, int32_t fra
     }
 }
 
-/* Takes all frames through all blocks; behind the last one only those that are `wanted` and stand at the end count.
- * Every layer's keys and values take the same place. */
+/* Runs all frames through all blocks; in the last one only the `wanted` frames at the end. All layers use the same
+ * memory for keys and values. */
 static void forward(workspace *w, int32_t frames, int32_t wanted, float *keys, float *values, size_t room) {
     const audiolm_model *m = &w->model;
     for (int32_t r = 0; r < frames; r++) find_turns(w, r, r);
@@ -51,7 +51,7 @@ static void forward(workspace *w, int32_t frames, int32_t wanted, float *keys, f
     }
 }
 
-/* Draws a quantizer's codes from what the frames behind the known ones became. */
+/* Samples a quantizer's codes from the hidden states of the frames after the known ones. */
 static void draw_frames(workspace *w, const audiolm_window *window, int32_t quantizer) {
     const audiolm_model *m = &w->model;
     size_t width = (size_t)m->width;

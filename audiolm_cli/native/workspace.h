@@ -1,4 +1,4 @@
-/* Room for rows on their way through a model, and what happens to rows whatever they belong to. workspace.c makes it. */
+/* Memory for rows that pass through a model, and the operations that all rows share. workspace.c allocates it. */
 #ifndef AUDIOLM_WORKSPACE_H
 #define AUDIOLM_WORKSPACE_H
 
@@ -14,21 +14,21 @@ typedef struct {
     int32_t head_width;
     int finite;
     size_t inner, qkv_stride, logits_stride, scores_stride;
-    /* of a tile */
+    /* for a tile */
     float scale[TILE];
     activation *q; /* [TILE][inner] */
     float *up, *logits, *scores;
     uint32_t *words;
-    /* of all rows */
+    /* for all rows */
     float *x, *qkv, *attended, *sine, *cosine;
 } workspace;
 
-/* Room for so many rows, at least a tile, whose attention reads up to `longest` positions. Whether there is memory. */
+/* Allocates for `rows` rows, at least a tile, whose attention reads up to `longest` positions; 0 without memory. */
 int make_workspace(workspace *w, const audiolm_model *model, const audiolm_sampling *sampling, size_t rows,
                    size_t longest);
 void free_workspace(workspace *w);
 
-/* Rows `[rows][width]` `stride` apart, a tile at most, -> the workspace's int8 rows. */
+/* Quantizes up to a tile of rows `[rows][width]`, `stride` apart, into the workspace. */
 static inline void quantize_rows(workspace *w, int32_t rows, const float *x, size_t stride, int32_t width) {
     for (int32_t r = 0; r < rows; r++)
         w->finite &= quantize(x + (size_t)r * stride, width, w->q + (size_t)r * w->inner, w->scale + r);
@@ -44,7 +44,7 @@ static inline void multiply_rows(workspace *w, const audiolm_matrix *m, int32_t 
     product(m, 0, m->outputs / OUTPUTS, rows, w->q, w->inner, w->scale, y, stride, result);
 }
 
-/* Sine and cosine of the angles of a row at a position. */
+/* Sine and cosine of a row's rotation angles at a position. */
 static inline void find_turns(workspace *w, int32_t row, int32_t position) {
     int32_t half = w->head_width / 2;
     float *sine = w->sine + (size_t)row * (size_t)half, *cosine = w->cosine + (size_t)row * (size_t)half;
@@ -60,7 +60,7 @@ static inline void project(workspace *w, const audiolm_block *b, int32_t first, 
     multiply_rows(w, &b->qkv, rows, w->qkv + (size_t)first * w->qkv_stride, w->qkv_stride, REPLACE);
 }
 
-/* Turns a row's queries and keys; keeps keys and values as those of a place in a layer's cache with `room` for so many
+/* Rotates a row's queries and keys; stores keys and values at a position of a layer's KV cache with `room`
  * positions. */
 static inline void place_row(workspace *w, int32_t row, float *keys, float *values, int32_t place, size_t room) {
     const audiolm_model *m = &w->model;
@@ -77,7 +77,7 @@ static inline void place_row(workspace *w, int32_t row, float *keys, float *valu
     }
 }
 
-/* Adds what a tile of rows attended to, and the feed-forward part. */
+/* Adds a tile's attention output, and the feed-forward part. */
 static inline void finish(workspace *w, const audiolm_block *b, int32_t first, int32_t rows) {
     const audiolm_model *m = &w->model;
     size_t width = (size_t)m->width, inner = (size_t)m->feedforward;
@@ -92,7 +92,7 @@ static inline void finish(workspace *w, const audiolm_block *b, int32_t first, i
     multiply_rows(w, &b->down, rows, x, width, ADD);
 }
 
-/* Logits of the ids from `id` on of a tile's int8 rows; where the first of them stands. Rows are logits_stride apart. */
+/* Logits of the ids from `id` on for a tile's int8 rows, logits_stride apart; returns where they begin. */
 static inline float *find_logits(workspace *w, int32_t id, int32_t first, int32_t rows) {
     int32_t blocks = (id % OUTPUTS + w->sampling.size + OUTPUTS - 1) / OUTPUTS;
     product(&w->model.head, id / OUTPUTS, blocks, rows, w->q + (size_t)first * w->inner, w->inner, w->scale + first,

@@ -1,1 +1,1 @@
-"""Where sound is from: `watermark` marks it, `provenance` writes and reads the metadata and examines files by both."""
+"""The origin of audio: `watermark` marks it, `provenance` writes and reads the metadata and examines files by both."""

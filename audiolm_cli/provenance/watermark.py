@@ -1,12 +1,12 @@
-"""An inaudible watermark on generated sound: spread-spectrum modulation, found again without the original.
+"""An inaudible spread-spectrum watermark on generated audio, detectable without the original.
 
 Tiles of 16 ms by 125 Hz become a little louder or quieter, by a pseudo-random pattern of signs that repeats every
-1.5 s. So the mark rises and falls with the sound and stays 20 dB below it in every band. Tiles that are quiet for their
+1.5 s. So the mark rises and falls with the audio and stays 20 dB below it in every band. Tiles that are quiet for their
 band change by more: there the mark's small energy is easiest to find. Each bundle has one of 64 patterns; any of them
-says that this program made the sound.
+identifies this program.
 
 Detection compares every tile with its neighbours (`_relief`) and correlates the result with all patterns at all
-offsets. Without a mark the correlation is about standard normal for any sound, since the signs are random; chance does
+offsets. Without a mark, the correlation is about standard normal for any audio, since the signs are random; chance does
 not reach THRESHOLD. After Cox et al., "Secure Spread Spectrum Watermarking for Multimedia" (1997), and later patchwork
 methods.
 """
@@ -21,25 +21,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-RATE = 16000  # Hz, at which marks are searched for
+RATE = 16000  # Hz, of audio to be searched
 HOP_SECONDS = 0.004  # between spectra, whose windows are four times as long
 FRAMES, BINS = 4, 2  # of a tile: 16 ms, 125 Hz
 BIN = 62.5  # Hz
 FIRST, BANDS = 7, 58  # tiles cover the bins from FIRST on: 410 to 7,660 Hz
 PERIOD = 96  # tiles
 PROGRAM, PROGRAM_BITS, BUNDLE_BITS = 1, 2, 6
-STRENGTH = 0.096  # the mark's amplitude relative to its band's: 21 dB below, in every third of an octave at least 20
+STRENGTH = 0.096  # the mark's amplitude relative to its band's: 21 dB below, at least 20 in every third-octave
 QUIET_EXPONENT = 0.7  # a tile's change grows with (energy of the band / of the tile) ** (QUIET_EXPONENT / 2)
 MAX_CHANGE = 0.6  # of a tile's amplitude
-THIRDS = 100 * 2 ** (np.arange(20) / 3)  # Hz: edges of thirds of an octave, up to 8 kHz
-MAX_IN_THIRD = 0.09  # the mark's amplitude in a third of an octave, relative to the sound's
+THIRDS = 100 * 2 ** (np.arange(20) / 3)  # Hz: edges of third-octave bands, up to 8 kHz
+MAX_IN_THIRD = 0.09  # the mark's amplitude in a third-octave, relative to the audio's
 SPREAD = 2 * BIN  # Hz by which a mark leaks out of its band
 ROUNDS = 4  # of lowering gains where the mark is too loud
-NEIGHBOUR_RATIO = 2.0  # a band's mark is limited by so many times the energy of the weaker neighbour
-WINDOW_TILES, STEP_TILES = 125, 25  # the search looks at 2 s at a time, every 0.4 s
+NEIGHBOUR_RATIO = 2.0  # a band's mark is limited by this many times the energy of the weaker neighbour
+WINDOW_TILES, STEP_TILES = 125, 25  # the search uses windows of 2 s, every 0.4 s
 THRESHOLD = 7.0  # standard deviations
 MAX_EXTENSIONS = 8  # iterations of the search for a mark's ends
-BLOCK_TILES = 8  # that are marked together
+BLOCK_TILES = 8  # marked together
 LOOKAHEAD = (BLOCK_TILES + 0.5) * FRAMES * HOP_SECONDS  # s: 136 ms
 MEMORY = 4.0  # s: time constant of the energies that limit the mark
 DECAY = math.exp(-BLOCK_TILES * FRAMES * HOP_SECONDS / MEMORY)
@@ -62,7 +62,7 @@ def bundle_id(name: str) -> int:
 
 
 def bits(bundle: int) -> str:
-    """A mark's message as `0` and `1`: the program's id and the bundle's."""
+    """A mark's message in binary: the program's id, then the bundle's."""
     return f"{PROGRAM:0{PROGRAM_BITS}b}{bundle:0{BUNDLE_BITS}b}"
 
 
@@ -78,19 +78,19 @@ def patterns() -> np.ndarray:
 
 
 def embed(samples: np.ndarray, rate: int, bundle: int, begin: int = 0) -> np.ndarray:
-    """Marks sound `float32 [T]` at `rate` Hz with a bundle's id from sample `begin` on. Silence stays silent, and what
+    """Marks audio `float32 [T]` at `rate` Hz with a bundle's id from sample `begin` on. Silence stays silent, and what
     was within full scale stays there."""
     marking = Marking(rate, bundle, begin)
     return np.concatenate([marking.push(samples), marking.finish()], dtype=np.float32)
 
 
 class Marking:
-    """Marks a streamed output from sample `begin` on and drops its first `skip` samples; without a bundle's id it marks
-    nothing."""
+    """Marks a streamed output from sample `begin` on and drops its first `skip` samples; without a bundle's id, it only
+    drops them."""
 
     def __init__(self, rate: int, bundle: int | None, begin: int, skip: int = 0):
         self.rate, self.bundle, self.begin, self.skip = rate, bundle, begin, skip
-        self.before = np.zeros(0, np.float32)  # the first `begin` samples, as far as they are there
+        self.before = np.zeros(0, np.float32)  # the first `begin` samples, as far as received
         self.embedder = Embedder(rate, bundle) if bundle is not None and begin == 0 else None
 
     def push(self, samples: np.ndarray) -> np.ndarray:
@@ -119,9 +119,9 @@ class Embedder:
     depend on how the stream was cut."""
 
     def __init__(self, rate: int, bundle: int, before: np.ndarray | None = None):
-        """`before`: sound `[T]` that precedes the stream; its last seconds set how loud the mark may begin."""
+        """`before`: audio `[T]` before the stream; its last seconds set how loud the mark may begin."""
         self.rate, self.bundle, self.hop = rate, bundle, 2 * round(rate * HOP_SECONDS)
-        self.window = np.sqrt(_window(2 * self.hop))  # of analysis and synthesis: their squares add up to 1
+        self.window = np.sqrt(_window(2 * self.hop))  # for analysis and synthesis: the squares add up to 1
         self.bands = min(BANDS, (self.hop + 1 - FIRST) // BINS)
         self.size = BLOCK_TILES * FRAMES // 2 * self.hop
         self.tiles, self.energy, self.spent = 0.0, np.zeros(self.bands), np.zeros(self.bands)
@@ -151,7 +151,7 @@ class Embedder:
         return out
 
     def _block(self, sound: np.ndarray) -> np.ndarray:
-        """Marks the next `size` samples; the frames that begin in them reach a hop farther."""
+        """Marks the next `size` samples; the frames that begin in them extend one hop further."""
         frames_per_tile, inner = FRAMES // 2, slice(FIRST, FIRST + self.bands * BINS)
         frames = sliding_window_view(sound, 2 * self.hop)[:: self.hop]
         spectra = np.fft.rfft(frames * self.window)[:, inner]
@@ -177,7 +177,7 @@ class Embedder:
         return np.clip(sound + mark.reshape(-1), -most, most).astype(np.float32)
 
     def _amounts(self, energy: np.ndarray) -> np.ndarray:
-        """The relative change in amplitude of each tile, `[tiles, bands]`, from their energies."""
+        """Each tile's relative change in amplitude, `[tiles, bands]`, from the energies."""
         energy = energy + 1e-12
         self.tiles, self.energy = DECAY * self.tiles + len(energy), DECAY * self.energy + energy.sum(0)
         amounts = np.minimum((self.energy / self.tiles / energy) ** (QUIET_EXPONENT / 2), MAX_CHANGE / STRENGTH)
@@ -188,8 +188,8 @@ class Embedder:
 
 
 def _excess(sound: np.ndarray, mark: np.ndarray) -> np.ndarray:
-    """By how much the mark exceeds its limit, per band: the highest ratio among the thirds of an octave that the band
-    leaks into, `[BANDS]`. A silent third beside a loud one would otherwise be changed by leakage."""
+    """The factor by which the mark exceeds its limit, per band: the highest ratio among the third-octaves that the band
+    leaks into, `[BANDS]`. Otherwise leakage would change a silent third-octave beside a loud one."""
     below, above = THIRDS[:-1] - SPREAD, THIRDS[1:] + SPREAD
     shares = np.sqrt(mark / (sound + 1e-12)) / MAX_IN_THIRD
     middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN
@@ -197,7 +197,7 @@ def _excess(sound: np.ndarray, mark: np.ndarray) -> np.ndarray:
 
 
 def thirds(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Energy of sound `[T]` in each third of an octave, `[len(THIRDS) - 1]`."""
+    """Energy of audio `[T]` in each third-octave, `[len(THIRDS) - 1]`."""
     energy = np.zeros(len(THIRDS) + 1)
     for first in range(0, len(samples), CHUNK):
         part = samples[first : first + CHUNK]
@@ -212,17 +212,17 @@ def _window(size: int) -> np.ndarray:
 
 
 def _frames(samples: np.ndarray, size: int, hop: int, first: int, count: int) -> np.ndarray:
-    """Frames `[count, size]` from number `first` on."""
+    """`count` frames of `size` samples, `[count, size]`, from number `first` on."""
     return sliding_window_view(samples[first * hop : (first + count - 1) * hop + size], size)[::hop]
 
 
 def find(samples: np.ndarray) -> list[Mark]:
-    """Finds the marked stretches of sound `float32 [T]` at 16 kHz, in order. Less than 2 s are searched as a whole."""
+    """Finds the marked stretches of audio `float32 [T]` at 16 kHz, in order. Less than 2 s are searched as a whole."""
     return search(samples)[0]
 
 
 def score(samples: np.ndarray) -> float:
-    """The highest correlation of sound `float32 [T]` with any pattern at any offset, in standard deviations."""
+    """The highest correlation of audio `float32 [T]` with any pattern at any offset, in standard deviations."""
     return search(samples)[1]
 
 
@@ -257,7 +257,7 @@ def _merged(marks: list[Mark]) -> list[Mark]:
 
 
 def _levels(samples: np.ndarray) -> np.ndarray:
-    """Log energy of tiles, one for every frame they may begin with, `[n * FRAMES, BANDS]`."""
+    """Log energies of tiles, one for every frame that a tile may begin with, `[n * FRAMES, BANDS]`."""
     hop = round(RATE * HOP_SECONDS)
     count = max(0, len(samples) // hop - 3)
     bands, window = np.zeros((count, BANDS), np.float32), _window(4 * hop)
@@ -281,7 +281,7 @@ def _relief(levels: np.ndarray) -> np.ndarray:
 
 
 def _means(levels: np.ndarray) -> np.ndarray:
-    """The mean of the 15 tiles around each, `[..., tiles, BANDS]` of `[..., tiles + 2, BANDS]`."""
+    """The mean of the 15 tiles around each, `[..., tiles + 2, BANDS]` -> `[..., tiles, BANDS]`."""
     padded = np.pad(levels, [(0, 0)] * (levels.ndim - 1) + [(2, 2)], mode="edge")
     return sliding_window_view(padded, (3, 5), (-2, -1)).mean((-2, -1))
 
@@ -300,7 +300,7 @@ def _spectra_of_patterns() -> np.ndarray:
 
 
 def _windows(relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The highest correlation of each window of a relief `[tiles, BANDS]`, and its pattern and phase as
+    """The highest correlation in each window of a relief `[tiles, BANDS]`, and its pattern and phase, encoded as
     bundle * PERIOD + phase."""
     starts = range(0, max(len(relief) - WINDOW_TILES, 0) + 1, STEP_TILES) if len(relief) else ()
     scores, places = np.zeros(len(starts), np.float32), np.zeros(len(starts), np.int64)
@@ -318,8 +318,8 @@ def _windows(relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _extent(relief: np.ndarray, bundle: int, phase: int, start: int) -> tuple[int, int]:
     """First and last tile of the marked stretch around the window that starts at tile `start`: the ends that maximise
-    the correlation above half its mean. The mean is taken again over each stretch found, since the window may be mostly
-    unmarked."""
+    the sum of correlation minus half its mean. The mean is recomputed over each stretch found, since the window may be
+    mostly unmarked."""
     tiles = np.arange(len(relief))
     signal = (relief * _reliefs_of_patterns()[bundle, (tiles + phase) % PERIOD]).sum(1)
     first, last = start, min(start + WINDOW_TILES, len(relief)) - 1

@@ -1,4 +1,4 @@
-"""Checkpoints that others published, as the files that they are: what is known of one before any of it is loaded.
+"""Public checkpoints as files: what can be known of one before loading any of it.
 
-Needs no torch. Nothing in a file is trusted: what does not fit is a ModelError of one line.
+Needs no torch. No file is trusted: any mismatch is a ModelError of one line.
 """

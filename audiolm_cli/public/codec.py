@@ -1,4 +1,4 @@
-"""What the config.json of Mimi says, as far as what is made of it here depends on that."""
+"""The config.json of Mimi, as far as the program depends on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audiolm_cli.public.layout import CODEBOOK_SIZE, MOST_QUANTIZERS
 
 @dataclass(frozen=True)
 class MimiConfig:
-    """Sizes of Mimi, under the names that they have there; all that takes memory is bounded."""
+    """Sizes of Mimi under config.json's names; all that take memory are bounded."""
 
     sampling_rate: int = bounded(8000, 48000)
     hidden_size: int = bounded(8, 4096)
@@ -29,7 +29,7 @@ class MimiConfig:
     num_attention_heads: int = bounded(1, 128)
     sliding_window: int = bounded(1, 10000)
     audio_channels: int = bounded(1, 1, default=1)
-    num_quantizers: int = bounded(1, MOST_QUANTIZERS, default=MOST_QUANTIZERS)  # as the library has it
+    num_quantizers: int = bounded(1, MOST_QUANTIZERS, default=MOST_QUANTIZERS)  # the default of `transformers`
     use_causal_conv: bool = True
 
     def check(self) -> None:
@@ -38,7 +38,7 @@ class MimiConfig:
 
     @property
     def samples_per_frame(self) -> int:
-        return 2 * math.prod(self.upsampling_ratios)  # two steps of its Transformer are one frame
+        return 2 * math.prod(self.upsampling_ratios)  # two steps of its Transformer make a frame
 
     @property
     def frame_rate(self) -> float:
@@ -46,7 +46,7 @@ class MimiConfig:
 
     @property
     def lookback(self) -> int:
-        """Frames that the Transformer of the decoder hears before one, through all its layers."""
+        """Frames before one that the decoder's Transformer depends on, through all its layers."""
         return -(-self.num_hidden_layers * self.sliding_window // 2)
 
 

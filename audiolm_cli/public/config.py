@@ -1,4 +1,4 @@
-"""What the config.json of a Llama or Qwen3 decoder says, bounded and checked, under the names that sizes have there."""
+"""The config.json of a Llama or Qwen3 decoder, bounded and checked; sizes keep the names that they have there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ REQUIRED = [
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3 stretches rotary positions: frequencies below `low_freq_factor` turns in the original context are
-    divided by `factor`, those above `high_freq_factor` stay."""
+    """Llama 3's scaling of rotary frequencies: those below `low_freq_factor` turns in the original context are divided
+    by `factor`, those above `high_freq_factor` turns stay."""
 
     factor: float = bounded(1, 1024)
     low_freq_factor: float = bounded(0.01, 1024)
@@ -34,8 +34,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The sizes of a decoder. `num_quantizers` is said by checkpoints that were trained on Mimi's codes, by some.
-    Without `tie_word_embeddings` it shows in the weights whether there is an output matrix."""
+    """The sizes of a decoder. Some checkpoints trained on Mimi's codes state `num_quantizers`. Without
+    `tie_word_embeddings`, the weights show whether there is an output matrix."""
 
     model_type: Literal["llama", "qwen3"]
     vocab_size: int = bounded(2, 1 << 20)
@@ -66,7 +66,7 @@ class DecoderConfig:
         attention = 2 * (self.heads + self.kv_heads) * self.head_width
         return self.layers * self.width * (attention + 3 * self.intermediate_size)
 
-    # as the engine calls them
+    # under the engine's names
     @property
     def width(self) -> int:
         return self.hidden_size
@@ -89,7 +89,7 @@ class DecoderConfig:
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The checked config.json of a decoder; raises ModelError for what it may say that is not built here."""
+    """The checked config.json of a decoder; raises ModelError for settings that are not supported here."""
     value = read_json(folder / "config.json")
     try:
         return _decoder_config(value)
@@ -104,7 +104,7 @@ def _decoder_config(value: dict[str, Any]) -> DecoderConfig:
         "mlp_bias": (False,),
         "use_sliding_window": (False,),
         "quantization_config": (),
-        "auto_map": (),  # code of its own
+        "auto_map": (),  # the checkpoint's own code
     }.items():
         if value.get(name) is not None and value[name] not in allowed:
             raise ModelError(f"config.json: {name} {str(value[name])[:64]!r} is none that is built here")

@@ -1,4 +1,4 @@
-"""Which files a checkpoint has, what kind of model they are, and whether they are whole."""
+"""A checkpoint's files: which there are, what kind of model they hold, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Literal
 
 from audiolm_cli.errors import ModelError, display
 
-Kind = Literal["stages", "mimi"]  # a bundle of our own; one language model over Mimi's codes
+Kind = Literal["stages", "mimi"]  # a bundle of this program; one language model over Mimi's codes
 DECODERS = ("llama", "qwen3")
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 1 << 26  # Llama 3's has 9 MB
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SHARD = re.compile(r"[\w-][\w.-]{0,127}\.safetensors")
-OUTLINE = ["config.json", TOKENIZER, INDEX]  # fetched first, to know what more there is to fetch
+OUTLINE = ["config.json", TOKENIZER, INDEX]  # downloaded first: they tell which other files are needed
 ALL = [*OUTLINE, WEIGHTS, "model-*.safetensors"]  # never .bin, .pt or code
 
 
 def read_text(file: Path, most: int = MAX_CONFIG_BYTES) -> str:
-    """A text of up to so many bytes; raises ModelError."""
+    """A text file of at most `most` bytes; raises ModelError."""
     try:
         if file.stat().st_size > most:
             raise ModelError(f"{file}: larger than {most} bytes")
@@ -31,7 +31,7 @@ def read_text(file: Path, most: int = MAX_CONFIG_BYTES) -> str:
 
 
 def read_json(file: Path, most: int = MAX_CONFIG_BYTES) -> Any:
-    """What a JSON file of up to so many bytes says; raises ModelError."""
+    """The contents of a JSON file of at most `most` bytes; raises ModelError."""
     try:
         return json.loads(read_text(file, most))
     except (ValueError, RecursionError) as error:
@@ -39,10 +39,10 @@ def read_json(file: Path, most: int = MAX_CONFIG_BYTES) -> Any:
 
 
 def kind(folder: Path) -> Kind:
-    """What the config.json of a folder says that it is; raises ModelError for a model of another kind."""
+    """The kind of a folder's model, by its config.json; raises ModelError for an unknown one."""
     value = read_json(folder / "config.json")
     model_type = value.get("model_type") if isinstance(value, dict) else None
-    if model_type is None:  # whatever else is wrong with a bundle's config, who reads it says
+    if model_type is None:  # other faults in a bundle's config are reported on reading it
         return "stages"
     if model_type not in DECODERS:
         named = display(str(model_type)[:64])
@@ -54,7 +54,7 @@ def kind(folder: Path) -> Kind:
 
 
 def shards(folder: Path) -> list[str]:
-    """The safetensors files of a checkpoint, in order; raises ModelError where it does not say which."""
+    """A checkpoint's safetensors files, in order; raises ModelError if it does not say which."""
     if not (folder / INDEX).is_file():
         if not (folder / WEIGHTS).is_file() and any(folder.glob("*.bin")):
             raise ModelError(f"{folder}: has its weights in a format that can run code; only safetensors are read")
@@ -71,13 +71,13 @@ def shards(folder: Path) -> list[str]:
 
 
 def needed(folder: Path) -> list[str]:
-    """The files without which a model is none: its config, its weights and their index, its vocabulary if it has one;
-    raises ModelError."""
+    """The files that a model needs: its config, its weights and their index, its vocabulary if it has one; raises
+    ModelError."""
     return ["config.json", *(name for name in (TOKENIZER, INDEX) if (folder / name).is_file()), *shards(folder)]
 
 
 def whole(folder: Path) -> bool:
-    """Whether all that a model needs is there."""
+    """Whether a model is complete."""
     try:
         return all((folder / name).is_file() for name in needed(folder))
     except ModelError:
@@ -85,7 +85,7 @@ def whole(folder: Path) -> bool:
 
 
 def lacking(folder: Path) -> str:
-    """The first of the files that a model needs and that are not there, or what keeps from knowing it."""
+    """The first needed file that is missing, or the error that keeps from knowing it."""
     try:
         return next((name for name in needed(folder) if not (folder / name).is_file()), "nothing")
     except ModelError as error:
@@ -93,15 +93,15 @@ def lacking(folder: Path) -> str:
 
 
 def digest(file: Path) -> str:
-    """What names a file's contents: in a hub's cache, by which name they are kept there, a digest that the hub gave; of
-    other files their SHA-256."""
+    """Identifies a file's contents: in a hub's cache, by the digest from the hub under which they are stored; other
+    files by their SHA-256."""
     kept = file.resolve().name
     return kept if file.is_symlink() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", kept) else _sum(file, "sha256")
 
 
 def damaged(folder: Path) -> list[str]:
-    """Files of a snapshot in a hub's cache whose contents are not what they are kept as: by SHA-256, or for small ones
-    as git names them."""
+    """Files of a snapshot in a hub's cache whose contents do not match the digests that name them: SHA-256, or git's
+    for small files."""
     return [name for name in needed(folder) if not (folder / name).is_file() or not _as_kept(folder / name)]
 
 

@@ -1,8 +1,8 @@
-"""Where a vocabulary has Mimi's codes: ids by the names that tokenizer.json gives them, never guessed.
+"""The ids of Mimi's codes in a vocabulary, by their names in tokenizer.json, never guessed.
 
-A family of checkpoints is known by how it names a code. Their codes stand frame by frame, quantizer by quantizer. Next
-would be families that delay quantizers (MusicGen, Moshi) or have codes at every fourth step only (WavSLM): a family
-says how codes are put in order.
+A family of checkpoints is recognised by how it names a code. Their codes are flattened frame by frame, quantizer by
+quantizer. Families that delay quantizers (MusicGen, Moshi) or have codes only at every fourth step (WavSLM) would come
+next: a family determines the order of codes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ CODEBOOK_SIZE, MOST_QUANTIZERS = 2048, 32  # of Mimi
 
 @dataclass(frozen=True)
 class Family:
-    """What checkpoints of one origin have in common. `header`: tokens in front of the codes; `end`: behind them.
-    `context`: tokens that they were trained on at once."""
+    """What checkpoints of one origin have in common. `header`: tokens before the codes; `end`: the token after them.
+    `context`: the tokens per training sequence."""
 
     name: str
     header: tuple[str, ...]
     end: str
-    code: Callable[[int, int], str]  # of a quantizer and its code
+    code: Callable[[int, int], str]  # a quantizer and its code -> name
     context: int
     temperature: float
     top_k: int
@@ -37,7 +37,7 @@ class Family:
 
 
 FAMILIES = (
-    # https://soda-audio.github.io/experiment_log.html; sampling as its model cards have it
+    # https://soda-audio.github.io/experiment_log.html; sampling settings from its model cards
     Family(
         "SODA",
         ("<|begin_of_text|>", "<|audio_start|>"),
@@ -64,8 +64,8 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The ids of a checkpoint: those of the `header` in front of the codes, of the `end` behind them, and of the
-    `codes`, `int64 [quantizers, CODEBOOK_SIZE]`."""
+    """A checkpoint's ids: those of the `header` before the codes, of the `end` after them, and of the `codes`, `int64
+    [quantizers, CODEBOOK_SIZE]`."""
 
     family: Family
     header: tuple[int, ...]
@@ -78,8 +78,8 @@ class Layout:
 
 
 def read_layout(folder: Path, config: DecoderConfig) -> Layout:
-    """Finds the family whose names a checkpoint's vocabulary has. Raises ModelError for a vocabulary that has none, or
-    only some of them, or that does not fit the config."""
+    """Finds the family whose code names a checkpoint's vocabulary has. Raises ModelError for a vocabulary that has none
+    or only some of them, or that does not fit the config."""
     file = folder / TOKENIZER
     try:
         return _layout(_vocabulary(read_json(file, MAX_TOKENIZER_BYTES)), config)
@@ -88,7 +88,7 @@ def read_layout(folder: Path, config: DecoderConfig) -> Layout:
 
 
 def _vocabulary(value: Any) -> dict[str, int]:
-    """Ids by name, of a tokenizer.json."""
+    """The ids by name in a tokenizer.json."""
     try:
         found = dict(value["model"].get("vocab") or {})
         found |= {token["content"]: token["id"] for token in value.get("added_tokens") or []}

@@ -1,5 +1,5 @@
-"""A Conformer's layer (Gulati et al., 2020), parted and named as torchaudio's, with two changes: attention sees a band
-(`left`, `right` tokens) and learns a bias for every distance in it, as the original has neither bounds nor positions;
+"""A Conformer layer (Gulati et al., 2020), with torchaudio's structure and names and two changes: attention covers a
+band (`left`, `right` tokens) with a learned bias per distance, where the original has neither bounds nor positions;
 and the convolution is causal. Sequences are `[B, S, D]`."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BandedAttention(nn.Module):
         batch, length, width = x.shape
         q, k, v = self.inputs(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         around = F.pad(self.bias, (length - 1 - self.left, length - 1 - self.right), value=-torch.inf)
-        bias = around.unfold(-1, length, 1).flip(1)  # of a row's distances to all: a piece of the same line for each
+        bias = around.unfold(-1, length, 1).flip(1)  # row n: position n's biases to all, a slice of the line
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
         return self.output(x.transpose(1, 2).reshape(batch, length, width))
@@ -83,7 +83,7 @@ class FeedForward(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """Half a feed-forward module, attention, convolution, the other half, a norm: `[B, S, D]` -> `[B, S, D]`."""
+    """Half a feed-forward module, attention, convolution, the other half, norm: `[B, S, D]` -> `[B, S, D]`."""
 
     def __init__(self, config: TokenizerConfig, dropout: float = 0.0):
         super().__init__()

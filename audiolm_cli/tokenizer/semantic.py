@@ -1,9 +1,9 @@
 """Audio -> semantic tokens, 25 a second, by a Conformer.
 
-AudioLM, section III-B: an intermediate layer of a Conformer trained by masked prediction is normalised per dimension
-and the nearest of K centroids is the token. Or, with `units` "classes", the Conformer was taught to tell K clusters of
-a larger network's states apart, and the likeliest is the token. It depends on no audio later than `lookahead` tokens
-behind its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
+AudioLM, section III-B: an intermediate layer of a Conformer trained by masked prediction is normalised per dimension,
+and the token is the nearest of K centroids. Or, with `units` "classes", the Conformer was trained to predict K clusters
+of a larger network's hidden states, and the token is the likeliest class. A token depends on no audio later than
+`lookahead` tokens after its own end. Audio is `float32 [B, T]`, tokens `int64 [B, S]`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from audiolm_cli.console import Tell
 from audiolm_cli.tokenizer.conformer import ConformerLayer
 
 MELS_PER_TOKEN = 4  # mel frames stacked into one token: 100/s at 25 tokens/s
-PAST_TOKENS, WINDOW_TOKENS = 75, 100  # a window of 4 s is tokenized behind 3 s of what came before
+PAST_TOKENS, WINDOW_TOKENS = 75, 100  # a window of 4 s is tokenized with 3 s of past context
 
 
 class SemanticTokenizer(nn.Module):
@@ -60,7 +60,7 @@ class SemanticTokenizer(nn.Module):
         return mel.view(mel.shape[0], -1, MELS_PER_TOKEN * mel.shape[-1])
 
     def hidden(self, features: Tensor) -> Tensor:
-        """Stacked features `[B, S, 4 * bins]` -> what the last layer puts out, `[B, S, width]`."""
+        """Stacked features `[B, S, 4 * bins]` -> the last layer's output, `[B, S, width]`."""
         x: Tensor = self.input(features)
         for layer in self.layers:
             x = layer(x)
@@ -68,11 +68,11 @@ class SemanticTokenizer(nn.Module):
 
     @torch.inference_mode()
     def represent(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
-        """Audio `[B, T]` -> hidden states `[B, T // hop, width]`, through windows of one fixed length.
+        """Audio `[B, T]` -> hidden states `[B, T // hop, width]`, in windows of one fixed length.
 
-        Windows lie on a grid from the start of the recording, and what is missing on either side is silence: tokens of
-        a recording's beginning are the same whatever follows it (but for the last `lookahead`), in bounded memory.
-        `tell` hears of the tokens done.
+        Windows lie on a grid from the start of the recording, padded with silence on either side: tokens of its
+        beginning are the same whatever follows (except for the last `lookahead`), in bounded memory. `tell` gets the
+        number of tokens done.
         """
         count, ahead = audio.shape[-1] // self.hop, self.config.lookahead
         windows = -(-count // WINDOW_TOKENS)
@@ -92,8 +92,8 @@ class SemanticTokenizer(nn.Module):
         return (hidden - self.mean) * self.scale
 
     def points(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[..., width]` -> what is compared with centroids: normalised per dimension and, if there are
-        any, along the directions, `[..., directions]`."""
+        """Hidden states `[..., width]` -> points to compare with the centroids: normalised per dimension and, if there
+        are `directions`, projected on them, `[..., directions]`."""
         normal = self.normal(hidden)
         return F.linear(normal, self.directions) if self.config.directions else normal
 
@@ -106,5 +106,5 @@ class SemanticTokenizer(nn.Module):
 
     @torch.inference_mode()
     def tokenize(self, audio: Tensor, tell: Tell | None = None) -> Tensor:
-        """Audio `float32 [B, T]` -> semantic tokens `int64 [B, T // hop]`; audio behind the last whole token is cut."""
+        """Audio `float32 [B, T]` -> semantic tokens `int64 [B, T // hop]`; audio after the last whole token is cut."""
         return self.quantize(self.represent(audio, tell))

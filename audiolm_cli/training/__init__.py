@@ -1,3 +1,3 @@
-"""Everything that makes weights; inference never imports it."""
+"""Training and evaluation of bundles; inference never imports it."""
 
-RATE = 16000  # Hz, of all that is trained on, and that judges hear
+RATE = 16000  # Hz, of all training and evaluation audio

@@ -1,4 +1,4 @@
-"""How bundles are trained. `run` carries a recipe out; the bundle keeps it in its config.json, under `trained`."""
+"""How bundles are trained. `run` executes a recipe; the bundle keeps it in its config.json, under `trained`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from audiolm_cli.config import BundleConfig, Domain, preset
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a bundle is trained from, with which sizes and for how long.
+    """What a bundle is trained on, with which sizes and for how long.
 
-    Minutes are of two CPU cores with AVX2; the run of another machine may scale them.
+    Minutes are those of two CPU cores with AVX2; `run` can scale them for other machines.
     """
 
     preset: str  # sizes
     domain: Domain = "speech"
     codec_kind: str = ""  # "spectral" or "waveform"; the preset's by default
-    from_codec: str = ""  # bundle whose codec is trained further
+    from_codec: str = ""  # bundle whose codec training continues from
     codec: float = 61.0  # minutes
     decoder: float = 17.0  # minutes, against discriminators
-    teacher: str = ""  # Whisper that teaches the tokenizer; none: masked prediction
+    teacher: str = ""  # Whisper model that teaches the tokenizer; none: masked prediction
     vocabulary: int = 0  # semantic tokens; the preset's number by default
     tokenizer: float = 44.0  # minutes
-    passes: int = 2  # over the recordings when they become tokens; all but the first change voices
-    read_hours: float = 0.0  # of books that a synthetic voice reads to stage 1
+    passes: int = 2  # over the recordings when tokenizing; all but the first augment voices
+    read_hours: float = 0.0  # of books read by a synthetic voice, for stage 1
     semantic: float = 10.0  # minutes
     coarse: float = 61.0  # minutes
-    quantizers: int = 0  # of stage 2 if there is no stage 3; 0: there is one
+    quantizers: int = 0  # of stage 2 in a bundle without stage 3; 0: there is one
     fine: float = 17.0  # minutes
-    prompt_seconds: float = 3.0  # of a prompt that condition by default
+    prompt_seconds: float = 3.0  # default length of the prompt
 
     @property
     def sizes(self) -> BundleConfig:
         return preset(self.preset)
 
     def scaled(self, minutes: float) -> Recipe:
-        """The same with so many minutes of training in all."""
+        """The same recipe with this many minutes of training in total."""
         names = [name for name in TRAININGS if name != "fine" or not self.quantizers]
         total = sum(getattr(self, name) for name in names)
         return replace(self, **{name: getattr(self, name) * minutes / total for name in names})
@@ -58,7 +58,7 @@ RECIPES = {
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
-    """The positional argument `recipe`, and an option for each field that replaces what the recipe has."""
+    """Adds the positional argument `recipe`, and an option for each field to override the recipe's value."""
     parser.add_argument("recipe", choices=RECIPES)
     group = parser.add_argument_group("instead of what the recipe has")
     kinds = {"str": str, "Domain": str, "float": float, "int": int}
@@ -68,6 +68,6 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> Recipe:
-    """The recipe that the arguments of `add_fields` ask for."""
+    """The recipe chosen by the arguments of `add_fields`."""
     own: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(Recipe) if hasattr(args, f.name)}
     return replace(RECIPES[args.recipe], **own)

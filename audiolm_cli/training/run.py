@@ -17,11 +17,11 @@ from audiolm_cli.training.parts.assemble import assemble, unpack
 from audiolm_cli.training.recipes import TRAININGS, Recipe, add_fields, chosen
 from audiolm_cli.training.trainer import add_matrices
 
-DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # where the minutes are enough for several epochs
+DROPOUT = {"coarse": "0.1", "fine": "0", "semantic": "0.1"}  # if the minutes suffice for several epochs
 
 
 def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
-    """The command of every step, before there is a bundle and behind it."""
+    """The commands of all steps: those before the bundle exists, and those after."""
     common = ["--data", str(args.data), "--runs", str(args.runs)]
     device = ["--device", args.device] if args.device else []
     named, together = ["--recipe", args.recipe], []
@@ -91,7 +91,7 @@ def main() -> None:
     parts = args.runs / "parts"
     if recipe.from_codec and not (parts / "codec.safetensors").is_file():
         unpack(Path(recipe.from_codec), parts, only=("codec",))
-    (parts / "detector.safetensors").unlink(missing_ok=True)  # trained on what the stages made before
+    (parts / "detector.safetensors").unlink(missing_ok=True)  # it was trained on the previous stages' outputs
     settings = {"prompt_seconds": recipe.prompt_seconds, "domain": recipe.domain}
     for group in steps(recipe, args):
         for step in group:

@@ -234,7 +234,7 @@ def guided(logits: list[np.ndarray], s: StageSampling) -> np.ndarray:
     if not less:
         return own
     total = np.zeros_like(own)
-    for share, part in zip(s.shares, less, strict=True):
+    for share, part in zip(s.guide_weights, less, strict=True):
         total = total + F(share) * part
     return own + F(s.guidance) * (own - total)
 

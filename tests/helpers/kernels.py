@@ -57,11 +57,11 @@ def generated(
     results: list[Tensor] = []
     for first in range(0, len(items), batch_size):
         batch = items[first : first + batch_size]
-        with contextlib.closing(decode.Sessions(weights, batch, sampling)) as making:
-            while made := making.advance(16):
+        with contextlib.closing(decode.Sessions(weights, batch, sampling)) as generation:
+            while made := generation.advance(16):
                 if progress:
                     progress(made)
-            results += [making.ids(number) for number in range(len(batch))]
+            results += [generation.ids(number) for number in range(len(batch))]
     return results
 
 

@@ -291,7 +291,7 @@ def test_packed_weights_give_the_same_values(layout: Layout) -> None:
 def test_guidance_leads_away_from_what_the_model_makes_without_the_prompt(
     model: Decoder, shares: tuple[float, ...]
 ) -> None:
-    layout, strength, greedy = model.config.layout, 1.5, StageSampling(0.0, 0, 1.0, guidance=1.5, shares=shares)
+    layout, strength, greedy = model.config.layout, 1.5, StageSampling(0.0, 0, 1.0, guidance=1.5, guide_weights=shares)
     items = []
     for number, (semantic, known) in enumerate(((6, 4), (9, 10))):
         item = coarse_item(semantic, known, number, layout)

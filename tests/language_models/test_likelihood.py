@@ -18,8 +18,8 @@ from audiolm_cli.language_models.likelihood import (
     FEATURES,
     SEMANTIC_SHARE,
     likelihood_features,
+    ood_scores,
     prompt_gain,
-    strangeness,
     token_features,
 )
 from audiolm_cli.language_models.transformer import cross_entropy
@@ -41,15 +41,15 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> bundle.Bundle:
 def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: bundle.Bundle) -> None:
     models, tokens = (tiny.semantic, tiny.coarse), pipeline.encode(tiny, SOUND)
     pairs = [(tokens.semantic[n : n + 1], tokens.codes[:, 2 * n : 2 * n + 2]) for n in range(13)]
-    single = [strangeness(*models, *pair).surprise for pair in pairs]
+    single = [ood_scores(*models, *pair).surprise for pair in pairs]
     ids = tokens.semantic
     first = bits(tiny, *(ids[n : n + 1] for n in range(13))) * SEMANTIC_SHARE
     whole = bits(tiny, ids) * SEMANTIC_SHARE
-    found = strangeness(*models, ids, tokens.codes)
+    found = ood_scores(*models, ids, tokens.codes)
     assert found.surprise == pytest.approx(np.mean(single) - first + whole, abs=1e-3)
     assert found.semantic == pytest.approx(whole / SEMANTIC_SHARE, abs=1e-3)
     swapped = tokens.codes.view(12, -1, 2).flip(1).reshape(12, -1)  # other codes for each semantic token
-    assert strangeness(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-4)
+    assert ood_scores(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-4)
 
 
 def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
@@ -75,7 +75,7 @@ def test_what_a_prompt_does_for_its_continuation(tiny: bundle.Bundle) -> None:
 def test_outputs_say_how_strange_their_prompts_were(tiny: bundle.Bundle) -> None:
     prompts = [Prompt(SOUND), Prompt(SOUND, sample=1)]
     tokens = pipeline.encode(tiny, postfilter.without_rumble(SOUND[-6400:], 16000, 70.0))
-    expected = strangeness(tiny.semantic, tiny.coarse, tokens.semantic, tokens.codes).surprise
+    expected = ood_scores(tiny.semantic, tiny.coarse, tokens.semantic, tokens.codes).surprise
     made = list(pipeline.continue_(tiny, ContinueRequest(duration=0.2, prompt_seconds=0.4), prompts))
     assert [output.surprise for output in made] == [expected] * 2
     (again,) = pipeline.resynth(tiny, ResynthRequest(), [Prompt(SOUND[-6400:])])

@@ -82,7 +82,7 @@ def test_every_kernel_gives_the_bits_of_the_plain_arithmetic(library, layout, sa
 @pytest.mark.parametrize("shares", [(1.0,), (0.8, 0.2)])
 @pytest.mark.parametrize("layout", ["aligned", "frames"])
 def test_guidance_gives_the_bits_of_the_plain_arithmetic(library, layout, shares) -> None:
-    sampling = StageSampling(0.8, 0, 0.95, guidance=1.5, shares=shares)
+    sampling = StageSampling(0.8, 0, 0.95, guidance=1.5, guide_weights=shares)
     item = guided_item(len(shares), layout)
     same_bits(library, coarse_model(layout), item, sampling, plain_arithmetic(layout, len(shares), sampling))
     weights = prepare(coarse_model(layout), library)
@@ -186,7 +186,7 @@ def test_tokens_do_not_depend_on_batch_and_threads(best, layout, monkeypatch) ->
 
 def test_more_rows_than_a_tile_holds(best) -> None:
     weights, item = prepare(coarse_model("frames"), best), guided_item(2)
-    sampling = StageSampling(1.0, 0, 0.9, guidance=2.0, shares=(0.5, 0.5))
+    sampling = StageSampling(1.0, 0, 0.9, guidance=2.0, guide_weights=(0.5, 0.5))
     items = [dataclasses.replace(item, uniform=item.uniform * (1 - n / 50), guides=item.guides if n % 3 else ())
              for n in range(40)]  # fmt: skip
     alone = [generated(weights, [item], sampling, 1)[0] for item in items]

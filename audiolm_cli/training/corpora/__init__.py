@@ -1,2 +1,2 @@
-"""Training data: recordings (`data`) and how they are changed (`augmentation`), `synthetic` speech, `piano` music that
-`piano_synth` plays from MIDI; `tokenize` turns all of it into tokens."""
+"""Training data: recordings (`data`) and their `augmentation`, `synthetic` speech, `piano` music rendered from MIDI by
+`piano_synth`; `tokenize` turns all of it into tokens."""

@@ -1,6 +1,6 @@
-"""Recordings as another microphone, room, head or line would have them, for students of clean speech to see through.
+"""Data augmentation: recordings as through another microphone, room, vocal tract or line, for students of clean speech.
 
-Everything keeps the clock of what it is given, but for `changed`'s rate, which it returns.
+Everything keeps its timing, except for `changed`, which returns its rate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from audiolm_cli.training import RATE
 
 @dataclass(frozen=True)
 class Changes:
-    """How often and how much. Chances are shares of all crops."""
+    """How often and how strongly. Chances are shares of all crops."""
 
     rate: tuple[float, float] = (0.85, 1.18)  # pitch, formants and tempo together
     rate_chance: float = 0.5
@@ -31,8 +31,8 @@ class Changes:
 def changed(
     samples: np.ndarray, rng: np.random.Generator, how: Changes, length: int | None = None
 ) -> tuple[np.ndarray, float]:
-    """Speech `float32 [T]` -> `float32 [length]`, by default all of it, and the rate: new sample n says what old sample
-    n * rate did. T must be at least length * rate, for the highest rate that `how` allows.
+    """Speech `float32 [T]` -> `float32 [length]`, by default all of it, and the rate: new sample n corresponds to old
+    sample n * rate. T must be at least length * rate, for the highest rate that `how` allows.
     """
     rate = float(np.exp(rng.uniform(*np.log(how.rate)))) if rng.random() < how.rate_chance else 1.0
     length = length or int(len(samples) / rate)
@@ -56,10 +56,10 @@ def changed(
 
 
 def room(rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """An impulse response: the direct sound, then noise that falls by 60 dB in that time."""
+    """An impulse response: the direct sound, then noise that decays by 60 dB in that time."""
     time = np.arange(round(seconds * RATE)) / RATE
     echo = rng.standard_normal(len(time)) * 10 ** (-3 * time / seconds)
-    echo *= 10 ** (rng.uniform(-15, 3) / 20) / np.sqrt(np.square(echo).sum())  # energy beside the direct sound's
+    echo *= 10 ** (rng.uniform(-15, 3) / 20) / np.sqrt(np.square(echo).sum())  # energy relative to the direct sound
     echo[: round(rng.uniform(0.002, 0.01) * RATE)] = 0  # the first wall
     echo[0] = 1
     return echo
@@ -74,5 +74,5 @@ def noise(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """Gains in dB of that standard deviation, `[bins]`, between six random ones along the frequency axis."""
+    """Gains in dB with that standard deviation, `[bins]`, interpolated from six random ones along frequency."""
     return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))

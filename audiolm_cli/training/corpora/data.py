@@ -1,7 +1,7 @@
 """Recordings for training: a folder with manifest.tsv, decoded once into one array of samples.
 
-manifest.tsv is tab-separated without quoting; the columns `path`, `split` (train or valid) and `speaker` are needed,
-`corpus` and `text` are used where present. Any file that libsndfile reads will do.
+manifest.tsv is tab-separated without quoting; the columns `path`, `split` (train or valid) and `speaker` are required,
+`corpus` and `text` are optional. Any file that libsndfile reads will do.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Clip:
     text: str
     offset: int
     samples: int
-    sex: str = ""  # of the speaker, f or m where known
+    sex: str = ""  # of the speaker, f or m if known
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All recordings of one split: `audio` int16 [N] on disk, and where each clip lies in it."""
+    """All recordings of one split: `audio` int16 [N] on disk, and the clips in it."""
 
     audio: np.ndarray
     clips: list[Clip]
@@ -48,9 +48,9 @@ class Corpus:
 
 
 def read_manifest(data: Path, split: str, hours: float | None = None) -> list[dict[str, str]]:
-    """The rows of a folder's manifest.tsv of one split, or of the first `hours` of it.
+    """The rows of a folder's manifest.tsv for one split, or for its first `hours`.
 
-    Raises InputError when the folder has no manifest or the split has no recordings.
+    Raises InputError if the folder has no manifest or the split has no recordings.
     """
     manifest = data / "manifest.tsv"
     if not manifest.is_file():
@@ -68,9 +68,9 @@ def read_manifest(data: Path, split: str, hours: float | None = None) -> list[di
 def half(corpus: Corpus, which: str) -> frozenset[str]:
     """The speakers of one of two HALVES of a split: settings are chosen on `tuning` and reported on `testing`.
 
-    Of speakers of one corpus and sex, ordered by how long they speak, each two neighbours go to different halves, the
-    one who speaks longer to the half that has less by then. So both have as many speakers of every kind, and as much of
-    their speech. The same recordings give the same halves.
+    Among the speakers of one corpus and sex, ordered by amount of speech, each two neighbours go to different halves,
+    the one with more speech to the half that has less so far. So both have equally many speakers of every kind, and
+    equal amounts of their speech. The same recordings give the same halves.
     """
     amounts: dict[tuple[str, str, str], int] = {}
     for clip in corpus.clips:
@@ -88,10 +88,10 @@ def half(corpus: Corpus, which: str) -> frozenset[str]:
 
 
 def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | None = None) -> Corpus:
-    """Reads the manifest's `split`, or the first `hours` of it; decodes, downmixes and resamples into `cache` on the
-    first call.
+    """Reads the manifest's `split`, or its first `hours`; the first call decodes, downmixes and resamples it into
+    `cache`.
 
-    Raises InputError when the folder has no manifest or the split has no recordings.
+    Raises InputError if the folder has no manifest or the split has no recordings.
     """
     rows = read_manifest(data, split, hours)
     cache.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def load_corpus(data: Path, split: str, rate: int, cache: Path, hours: float | N
 
 @contextmanager
 def writing_manifest(data: Path) -> Iterator[Callable[[Iterable[str]], object]]:
-    """Writes the manifest.tsv of a folder, whole or not at all; gives what adds a row: path, split, corpus, speaker,
+    """Writes a folder's manifest.tsv atomically; yields the function that adds a row: path, split, corpus, speaker,
     sex, seconds, text."""
     with whole(data / "manifest.tsv") as part, part.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")

@@ -4,12 +4,11 @@
 
 Reads DATA/midi/COLLECTION/**/*.mid and the recorded keys DATA/headroom/levelLAYER_KEY.flac, and writes 16 kHz mono FLAC
 files and the manifest.tsv that `data` reads; its `speaker` is the piece. Every piece is played once, by one of the
-pianos, in a room and at a level of its own, and cut before attacks into 20 to 60 s. Fewer hours than there are take as
-large a share of every piece, and more hours keep what fewer ones took. Composers in VALID are for validation, with all
-their works: the same work may be there twice, by different players under different names, but not in both splits.
+pianos, in its own room and at its own level, and cut before attacks into 20 to 60 s. Fewer hours than available take
+equal shares of every piece, and more hours keep what fewer ones took. Composers in VALID are the validation split, with
+all their works: the same work may occur twice, by different players under different names, but not in both splits.
 
-The same data, seed and timbres give the same corpus. A file that is there already is kept: a run that was broken off
-goes on where it stopped.
+The same data, seed and timbres give the same corpus. Existing files are kept, so an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from audiolm_cli.training.corpora.data import writing_manifest
 from audiolm_cli.training.corpora.piano_synth import HELD, Note, Piano, fluidsynth, in_room, room, sound_font
 
 TIMBRES = ("sampled", "fluidsynth")
-FLUIDSYNTH_SHARE = 1 / 3  # of the pieces, where both pianos play
+FLUIDSYNTH_SHARE = 1 / 3  # of the pieces, if both pianos play
 VALID = ("grieg", "granados", "scarlatti", "ravel", "scriabin")  # 5 % of the hours; from the baroque to impressionism
-COMPOSERS = {  # folders of piano-midi.de that shorten names
+COMPOSERS = {  # folders of piano-midi.de with shortened names
     "balakir": "balakirev",
     "beeth": "beethoven",
     "burgm": "burgmueller",
@@ -50,20 +49,20 @@ COMPOSERS = {  # folders of piano-midi.de that shorten names
 }
 
 KEYS = range(21, 109)  # of a piano, as MIDI numbers: A0 to C8
-UNDAMPED = 89  # from this key on a piano has no dampers, and keys ring on when let go
-RING = 2.5  # s that those keys sound at least
+UNDAMPED = 89  # a piano has no dampers from this key on: keys ring on when released
+RING = 2.5  # s, minimum sounding time of those keys
 PAUSE = 2.0  # s; longer silences are cut down to this
-LONGEST = 3500.0  # s of a performance, which `audio` reads; what comes later in it is left out
+LONGEST = 3500.0  # s of a performance, the most that `audio` reads; the rest is left out
 CUT, NEAR = 30.0, 4.0  # s; pieces are cut into equal parts of at least CUT, and then up to NEAR earlier or later
 SHORTEST = 10.0  # s; shorter pieces are left out
-LEAD, TAIL = 0.05, 1.5  # s before the first attack and after the last key is let go
+LEAD, TAIL = 0.05, 1.5  # s before the first attack and after the last release
 
 PEAK = 0.9
 LEVELS = (-28.0, -20.0)  # dB below full scale: the range of the pieces' RMS
 
 
 class Piece(NamedTuple):
-    """A performance; `name` is its own and fit for files, `seconds` ends after its last note."""
+    """A performance; `name` is unique and fit for files, `seconds` ends after its last note."""
 
     name: str
     corpus: str
@@ -80,7 +79,7 @@ class Piece(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Samples `start` to `end` of a piece, and the file for them, relative to the corpus."""
+    """Samples `start` to `end` of a piece, and their file, relative to the corpus."""
 
     path: str
     piece: Piece
@@ -90,14 +89,14 @@ class Cut(NamedTuple):
 
 
 def performance(path: Path) -> list[Note]:
-    """The notes of a MIDI file in order of onset, as dampers and the sustain pedal let them sound.
+    """The notes of a MIDI file in order of onset, with ends determined by dampers and the sustain pedal.
 
-    Drums and programs that are no pianos (GM 9 and up) are left out. Raises InputError for what is no MIDI file.
+    Omits drums and programs other than pianos (GM 9 and up). Raises InputError for anything but a MIDI file.
     """
     import mido
 
     down: dict[tuple[int, int], list[tuple[float, int]]] = {}  # by channel and key: onsets and velocities
-    let_go: list[tuple[float, int, int]] = []  # while the pedal is down: onset, key, velocity
+    let_go: list[tuple[float, int, int]] = []  # released while the pedal is down: onset, key, velocity
     programs: dict[int, int] = {}
     found, now, pedal = [], 0.0, False
     try:
@@ -114,7 +113,7 @@ def performance(path: Path) -> list[Note]:
                 if message.note in KEYS and message.channel != 9 and programs.get(message.channel, 0) < 8:
                     down.setdefault((message.channel, message.note), []).append((now, message.velocity))
             elif message.type in ("note_on", "note_off") and down.get((message.channel, message.note)):
-                # Where two voices share a key, the first to come is the first to go.
+                # if two voices share a key, the first to start is the first to end
                 onset, velocity = down[message.channel, message.note].pop(0)
                 if pedal:
                     let_go.append((onset, message.note, velocity))
@@ -128,7 +127,7 @@ def performance(path: Path) -> list[Note]:
 
 
 def _one_per_key(found: Iterable[Note]) -> list[Note]:
-    """Ends a note at the next one of its key, and drops what is struck twice at once; undamped keys ring on."""
+    """Ends a note at the next one of its key, and merges notes struck twice at once; undamped keys ring on."""
     by_key: dict[int, list[Note]] = {}
     for note in sorted(found, key=lambda note: (note.key, note.onset, note.velocity)):
         struck = by_key.setdefault(note.key, [])
@@ -146,7 +145,7 @@ def _one_per_key(found: Iterable[Note]) -> list[Note]:
 
 
 def without_pauses(notes: Sequence[Note]) -> tuple[Note, ...]:
-    """The same notes from LEAD on, with silences of at most PAUSE, until LONGEST."""
+    """The same notes starting at LEAD, with silences of at most PAUSE, up to LONGEST."""
     moved, sounding = [], notes[0].onset
     earlier = sounding - LEAD
     for note in notes:
@@ -158,9 +157,9 @@ def without_pauses(notes: Sequence[Note]) -> tuple[Note, ...]:
 
 
 def read_piece(path: Path, collection: Path) -> Piece | None:
-    """A file of a collection, or None where there is no piano in it. Raises InputError.
+    """A file of a collection, or None if it has no piano. Raises InputError.
 
-    Its composer is the folder that it is in, or else the first word of its name.
+    Its composer is its folder, or else the first word of its name.
     """
     relative = path.relative_to(collection).with_suffix("")
     plain = unicodedata.normalize("NFKD", "-".join(relative.parts)).encode("ascii", "ignore").decode()
@@ -173,9 +172,9 @@ def read_piece(path: Path, collection: Path) -> Piece | None:
 
 
 def edges(piece: Piece) -> list[float]:
-    """Where to cut a piece, s, its beginning and end among them; none where it is too short.
+    """Where to cut a piece, in s, including its start and end; empty if it is too short.
 
-    Its parts are equally long but for a search around every edge for the attack that follows the longest wait.
+    Its parts are equally long, except that each cut moves to the nearby attack that follows the longest wait.
     """
     if piece.seconds < SHORTEST:
         return []
@@ -192,7 +191,7 @@ def edges(piece: Piece) -> list[float]:
 
 
 def plan(pieces: Iterable[Piece], hours: float, timbres: Sequence[str] = TIMBRES, seed: int = 0) -> list[Cut]:
-    """The cuts that the corpus takes, at most `hours` of them, as evenly from all pieces as they come.
+    """The corpus's cuts, at most `hours` of them, as evenly distributed over the pieces as possible.
 
     More hours take the same cuts first.
     """
@@ -221,11 +220,11 @@ def _random(seed: int, piece: Piece, purpose: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big"), purpose])
 
 
-_piano = cache(Piano.load)  # once per process
+_piano = cache(Piano.load)  # one per process
 
 
 def render(piece: Piece, timbre: str, data: Path, seed: int) -> np.ndarray:
-    """A whole piece, float32 [T]: played, in a room, at a level that leaves its dynamics as they are."""
+    """A whole piece, float32 [T]: played, in a room, at a level that preserves its dynamics."""
     samples = round(piece.seconds * RATE)
     if timbre == "fluidsynth":
         played = fluidsynth(piece.notes, samples, sound_font())
@@ -238,7 +237,7 @@ def render(piece: Piece, timbre: str, data: Path, seed: int) -> np.ndarray:
 
 
 def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
-    """Writes those of a piece's cuts that are not there, and returns the seconds of all."""
+    """Writes a piece's missing cuts, and returns the seconds of all."""
     if missing := [cut for cut in cuts if not (out / cut.path).is_file()]:
         sound = render(missing[0].piece, missing[0].timbre, data, seed)
         (out / missing[0].path).parent.mkdir(parents=True, exist_ok=True)
@@ -250,9 +249,9 @@ def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
 def make(
     data: Path, out: Path, hours: float, processes: int = 1, seed: int = 0, timbres: Sequence[str] = TIMBRES
 ) -> float:
-    """Makes the corpus in `out`; returns its seconds, at most `hours`, fewer where the pieces do not last as long.
+    """Makes the corpus in `out`; returns its seconds: at most `hours`, less if the pieces are too short.
 
-    Raises InputError, and UsageError where FluidSynth is missing.
+    Raises InputError, and UsageError if FluidSynth is missing.
     """
     if "fluidsynth" in timbres:
         sound_font()

@@ -1,6 +1,6 @@
-"""Two pianos that play notes, and rooms for them: recorded keys of a grand piano, and FluidSynth's sound font.
+"""Two pianos that play notes, and rooms for them: samples of a grand piano, and FluidSynth with its sound font.
 
-All sound is mono at 16 kHz.
+All audio is mono at 16 kHz.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from audiolm_cli.audio import files
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.training import RATE
 
-HELD = 10.0  # s that a key sounds at most
-VELOCITIES = (22, 44, 66, 88, 110)  # at which the layers sound as recorded
-FADE = ((21, 88), (0.15, 0.04))  # keys, and the time constants in s in which a damper silences them
-STRETCH = 20.0  # cents: more than other pianos are tuned off equal temperament; recorded keys beyond it are retuned
+HELD = 10.0  # s, the longest that a key sounds
+VELOCITIES = (22, 44, 66, 88, 110)  # of the layers as recorded
+FADE = ((21, 88), (0.15, 0.04))  # keys, and time constants in s of their dampers
+STRETCH = 20.0  # cents: more than other pianos deviate from equal temperament; keys recorded further off are retuned
 SOUND_FONTS = ("/usr/share/sounds/sf2/FluidR3_GM.sf2", "/usr/share/sounds/sf2/default-GM.sf2")
 
 
 class Note(NamedTuple):
-    """A key that sounds from `onset` to `end`, s; `end` is when a damper, or its next attack, ends it."""
+    """A key that sounds from `onset` to `end`, s; a damper or the key's next attack ends it."""
 
     onset: float
     end: float
@@ -39,8 +39,8 @@ class Note(NamedTuple):
 class Piano:
     """A piano recorded key by key in several layers, from quiet to loud.
 
-    `recordings`: float32 [T] at 16 kHz by layer and key, as loud as they were; every layer has the same keys, at most
-    three apart. Other keys are the nearest one resampled, by a semitone. Raises InputError when some are missing.
+    `recordings`: float32 [T] at 16 kHz by layer and key, at their recorded levels; every layer has the same keys, at
+    most three apart. Other keys are the nearest one resampled, by a semitone. Raises InputError if some are missing.
     """
 
     def __init__(self, recordings: Mapping[tuple[int, int], np.ndarray]) -> None:
@@ -55,7 +55,7 @@ class Piano:
         half = RATE // 2
         energies = [[np.sum(np.square(x[:half]), dtype=float) / half for x in layer] for layer in self.attacks]
         self.recorded = 10 * np.log10(np.array(energies) + 1e-12)  # dB, [layers, keys]
-        # Single keys came out up to 10 dB louder than their neighbours, in all layers: that is the microphone's place.
+        # single keys were recorded up to 10 dB louder than their neighbours, in all layers: the microphone's place
         weights = np.maximum(0, 9 - np.abs(self.keys[:, None] - self.keys))
         even = self.recorded @ (weights / weights.sum(0))
         self.even = np.maximum.accumulate(even, axis=0)
@@ -70,14 +70,14 @@ class Piano:
         return cls({(int(m[1]), int(m[2])): files.read(path, RATE).samples for path, m in found.items() if m})
 
     def loudness(self, key: int, velocity: float) -> float:
-        """How loud a key's first half second is, dB: grows steadily with velocity, and is the layers' at VELOCITIES."""
+        """The level of a key's first half second, dB: monotonic in velocity, and the layers' own at VELOCITIES."""
         layers = [float(np.interp(key, self.keys, layer)) for layer in self.even]
         low = layers[0] - (layers[1] - layers[0]) * VELOCITIES[0] / (VELOCITIES[1] - VELOCITIES[0])
         high = layers[-1] + (layers[-1] - layers[-2]) * (127 - VELOCITIES[-1]) / (VELOCITIES[-1] - VELOCITIES[-2])
         return float(np.interp(velocity, (0, *VELOCITIES, 127), (low, *layers, high)))
 
     def note(self, key: int, velocity: int) -> tuple[np.ndarray, float]:
-        """The sound of a key that is not let go, float32 [T] at 16 kHz, and the factor that makes it loud enough."""
+        """The sound of a held key, float32 [T] at 16 kHz, and the gain for its velocity."""
         layer = int(np.abs(np.array(VELOCITIES) - velocity).argmin())
         place = int(np.abs(self.keys - key).argmin())
         if (layer, key) not in self.tuned:
@@ -87,7 +87,7 @@ class Piano:
         return self.tuned[layer, key], float(10 ** (gain / 20))
 
     def play(self, notes: Iterable[Note], samples: int) -> np.ndarray:
-        """What the notes sound like, float32 [samples]. Keys that are let go fade, low ones more slowly."""
+        """Renders notes, float32 [samples]. Released keys fade, low ones more slowly."""
         sound = np.zeros(samples + round(2 * HELD * RATE), np.float32)
         for note in notes:
             wave, gain = self.note(note.key, note.velocity)
@@ -100,11 +100,11 @@ class Piano:
 
 
 def _attack(recording: np.ndarray) -> np.ndarray:
-    """A recorded key from its attack on, for at most HELD and faded out, without the rumble below the lowest key."""
+    """A recorded key from its attack on, for at most HELD, faded out, without rumble below the lowest key."""
     spectrum = np.fft.rfft(recording)
     spectrum *= np.clip((np.fft.rfftfreq(len(recording), 1 / RATE) - 15) / 10, 0, 1)
     samples = np.fft.irfft(spectrum, len(recording)).astype(np.float32)
-    # In some recordings the hammer comes 30 ms late, after a noise of the key that is 20 dB below it.
+    # in some recordings the hammer comes 30 ms late, after a key noise 20 dB below it
     before = round(0.003 * RATE)
     begin = max(0, int(np.argmax(np.abs(samples) > 0.1 * np.abs(samples).max())) - before)
     samples = samples[begin : begin + round(HELD * RATE)]
@@ -115,7 +115,7 @@ def _attack(recording: np.ndarray) -> np.ndarray:
 
 
 def _sharp(key: int, attacks: Sequence[np.ndarray]) -> float:
-    """How many cents a key is to be lowered to be within STRETCH of equal temperament: some of the highest are."""
+    """How many cents to lower a key so that it is within STRETCH of equal temperament; 0 for most."""
     if key < 84:
         return 0.0
     nominal, size = 440 * 2 ** ((key - 69) / 12), 2**17
@@ -128,36 +128,36 @@ def _sharp(key: int, attacks: Sequence[np.ndarray]) -> float:
 
 
 def _resampled(samples: np.ndarray, ratio: float) -> np.ndarray:
-    """The same at `ratio` times the pitch: its spectrum, cut off or continued with zeros."""
+    """Resamples to `ratio` times the pitch: truncates the spectrum or pads it with zeros."""
     length = round(len(samples) / ratio)
     return (np.fft.irfft(np.fft.rfft(samples), length) * (length / len(samples))).astype(np.float32)
 
 
 def fluidsynth(notes: Iterable[Note], samples: int, font: str) -> np.ndarray:
-    """What FluidSynth's piano makes of the notes, float32 [samples]; dry. Raises InputError when it fails."""
+    """Renders notes with FluidSynth's piano, float32 [samples], without reverb. Raises InputError on failure."""
     import mido
 
     events = [(note.end, 0, note.key, 0) for note in notes] + [(note.onset, 1, *note[2:]) for note in notes]
     track = mido.MidiTrack([mido.Message("program_change", program=0)])
     ticks = 0
-    for seconds, on, key, velocity in sorted(events):  # a key is let go before it is struck again
+    for seconds, on, key, velocity in sorted(events):  # a key is released before it is struck again
         now = round(seconds * 10000)
         track.append(mido.Message("note_on" if on else "note_off", note=key, velocity=velocity, time=now - ticks))
         ticks = now
     with tempfile.TemporaryDirectory() as folder:
         score, sound = os.path.join(folder, "score.mid"), os.path.join(folder, "sound.wav")
         mido.MidiFile(ticks_per_beat=5000, tracks=[track]).save(score)  # at 120 beats per minute: 0.1 ms per tick
-        # Its sound fonts have more than 8 kHz, which it does not filter out: twice the rate, and less of it folds back.
+        # its sound fonts exceed 8 kHz unfiltered: at twice the rate, less aliases
         command = ["fluidsynth", "-niq", "-R0", "-C0", "-g0.4", f"-r{2 * RATE}", "-Twav", "-Ofloat", "-F", sound]
         done = subprocess.run([*command, font, score], capture_output=True, text=True)
         played = files.read(sound, RATE).samples[:samples] if os.path.isfile(sound) else np.zeros(0, np.float32)
-    if done.returncode or not played.any():  # what it cannot read it plays in silence
+    if done.returncode or not played.any():  # it plays unreadable input as silence
         raise InputError(f"fluidsynth failed: {' '.join(done.stderr.split())}")
     return np.pad(played, (0, samples - len(played)))
 
 
 def sound_font() -> str:
-    """FluidSynth's sound font. Raises UsageError when it, or FluidSynth, is not installed."""
+    """FluidSynth's sound font. Raises UsageError if it, or FluidSynth, is not installed."""
     if shutil.which("fluidsynth") is None:
         raise UsageError("fluidsynth is not installed; --timbres sampled does without it")
     for font in SOUND_FONTS:
@@ -167,11 +167,11 @@ def sound_font() -> str:
 
 
 def room(random: np.random.Generator) -> np.ndarray:
-    """A room's impulse response, float32 [T]: the sound itself, a few early reflections and a tail of 0.2 to 0.7 s."""
+    """A room's impulse response, float32 [T]: the direct sound, a few early reflections and a tail of 0.2 to 0.7 s."""
     reverberation = random.uniform(0.2, 0.7)  # s, until the tail has decayed by 60 dB
     seconds = np.arange(round(reverberation * RATE)) / RATE
     noise = random.standard_normal(len(seconds))
-    dull = np.convolve(noise, np.full(4, 0.25), "same")  # the air and the walls take the high sounds first
+    dull = np.convolve(noise, np.full(4, 0.25), "same")  # high frequencies decay faster, in the air and at the walls
     tail = dull * 10 ** (-3 * seconds / reverberation) + noise * 10 ** (-9 * seconds / reverberation)
     tail *= np.clip(seconds / 0.02, 0, 1)
     response = tail * np.sqrt(10 ** (random.uniform(-24, -12) / 10) / np.sum(tail**2))
@@ -182,7 +182,7 @@ def room(random: np.random.Generator) -> np.ndarray:
 
 
 def in_room(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Sound as it is in a room, float32 [T] as before; block by block, for pieces may last an hour."""
+    """Convolves audio with a room's response, float32 [T] of the same length; in blocks, as pieces may last an hour."""
     size = 2**17
     spectrum, step = np.fft.rfft(response, size), size - len(response) + 1
     sound = np.zeros(len(samples) + size, np.float32)

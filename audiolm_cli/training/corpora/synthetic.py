@@ -37,16 +37,16 @@ from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest, writing_manifest
 
-LEVEL = 10 ** (-24 / 20)  # RMS of a recording: -24 dB below full scale, as the real ones of this project have
-PEAK = 0.95  # the most that louder moments may reach
+LEVEL = 10 ** (-24 / 20)  # RMS of a recording: -24 dB below full scale, like this project's real ones
+PEAK = 0.95  # highest peak
 QUALITY = 0.6  # libsndfile's compression level for Vorbis: about 35 kbit/s
-SPEEDS = (0.85, 1.2)  # of reading, drawn for each passage
+SPEEDS = (0.85, 1.2)  # of reading, random per passage
 PAUSES = (0.3, 0.8)  # seconds between paragraphs
-PASSAGE = (450, 900)  # letters, about 15 a second: a passage ends with a paragraph from the first, at the second anyway
-SENTENCE = 500  # letters at most; longer ones are left out
-SHARED = 7  # words in a row that make a sentence a copy of a transcript
+PASSAGE = (450, 900)  # letters, about 15 a second: a passage ends with a paragraph after the first, or at the second
+SENTENCE = 500  # letters at most; longer ones are skipped
+SHARED = 7  # consecutive words in common that make a sentence a copy of a transcript
 HELD_OUT = ("Anna Sewell", "Willa Cather")  # authors, two for 1.1 of 30 million letters
-LISTED = 500  # recordings after which the manifest is written again
+LISTED = 500  # the manifest is rewritten after this many recordings
 TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bMessrs\.)(?<!\b[A-Z]\.)"
 SENTENCE_END = re.compile(rf"{TITLES}(?<=[.!?…])[\"”’)\]]* +(?=[A-Z“‘\"'(])")
 
@@ -55,8 +55,8 @@ Speak = Callable[[str, float, int], np.ndarray]  # text, speed, seed -> float32 
 
 
 class Passage(NamedTuple):
-    """Sentences in a row of one book (a file's name without suffix), a paragraph a string; `first` is the number of its
-    first sentence in the book."""
+    """Consecutive sentences of one book (a file's name without suffix), a string per paragraph; `first` is the number
+    of its first sentence in the book."""
 
     book: str
     first: int
@@ -65,17 +65,17 @@ class Passage(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where its recording lies in the corpus."""
+        """The path of its recording in the corpus."""
         return f"{self.book}/{self.first:05d}.ogg"
 
     @property
     def digest(self) -> int:
-        """Keys what is random about its reading."""
+        """The random seed of its reading."""
         return int.from_bytes(hashlib.sha256("\n".join(self.paragraphs).encode()).digest()[:8], "big")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in lower case, without punctuation."""
+    """The words of a text, lower case, without punctuation."""
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
 
 
@@ -89,7 +89,7 @@ def ngrams(texts: Sequence[str], size: int = SHARED) -> Ngrams:
 
 
 def held_out_books(text: Path, authors: Sequence[str]) -> frozenset[str]:
-    """The files' names, without suffix, of what these authors wrote. Raises InputError when one wrote none of them."""
+    """The names, without suffix, of these authors' files. Raises InputError if one has none."""
     sources = text / "SOURCES.tsv"
     if not sources.is_file():
         return frozenset()
@@ -103,7 +103,7 @@ def held_out_books(text: Path, authors: Sequence[str]) -> frozenset[str]:
 def passages(text: Path, forbidden: Ngrams = frozenset(), held_out: frozenset[str] = frozenset()) -> list[Passage]:
     """The passages of all *.txt files of a folder, in order; none contains a run of words in `forbidden`.
 
-    Raises InputError when there are none.
+    Raises InputError if there are none.
     """
     found = []
     for file in sorted(text.glob("*.txt")):
@@ -115,7 +115,7 @@ def passages(text: Path, forbidden: Ngrams = frozenset(), held_out: frozenset[st
 
 
 def _passages(book: str, forbidden: Ngrams) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """First sentence and paragraphs of a book's passages. A sentence that is left out ends one."""
+    """First sentence and paragraphs of a book's passages. A skipped sentence ends a passage."""
     paragraphs: list[list[str]] = []
     first = number = letters = 0
     for line in book.splitlines():
@@ -141,7 +141,7 @@ def _passages(book: str, forbidden: Ngrams) -> Iterator[tuple[int, tuple[str, ..
 
 
 def sentences(paragraph: str) -> list[str]:
-    """A paragraph's sentences, each with the quotation marks around it."""
+    """A paragraph's sentences, including quotation marks."""
     flat = " ".join(paragraph.replace("_", "").split())
     ends = [match.end() for match in SENTENCE_END.finditer(flat)]
     return [flat[a:b].strip() for a, b in zip([0, *ends], [*ends, len(flat)], strict=True) if flat[a:b].strip()]
@@ -156,7 +156,7 @@ def _hibari() -> Callable[..., np.ndarray]:
 
 
 def hibari(text: str, speed: float, seed: int) -> np.ndarray:
-    """Reads with hibari-tts (Apache-2.0, distilled from Kokoro-82M), voice `heart`. Raises ImportError without it."""
+    """Speaks with hibari-tts (Apache-2.0, distilled from Kokoro-82M), voice `heart`. Raises ImportError without it."""
     return resampled(_hibari()(text, speed=speed, seed=seed), 24000, RATE)
 
 
@@ -164,7 +164,7 @@ ENGINES: dict[str, Speak] = {"hibari": hibari}
 
 
 def record(out: Path, say: Speak, passage: Passage) -> float:
-    """Writes a passage's recording unless it is there; returns its seconds."""
+    """Writes a passage's recording unless it exists; returns its seconds."""
     target = out / passage.path
     if target.is_file():
         return float(soundfile.info(target).duration)
@@ -187,9 +187,9 @@ def record(out: Path, say: Speak, passage: Passage) -> float:
 def make(
     found: Sequence[Passage], out: Path, hours: float, say: Speak, name: str, processes: int = 1, seed: int = 0
 ) -> float:
-    """Makes the corpus in `out` until it lasts `hours`; returns its seconds, fewer where the passages are too few.
+    """Makes `hours` of corpus in `out`; returns its seconds, fewer if there are too few passages.
 
-    The engine `say` has to be a function of a module where there are several processes; `name` names the speaker.
+    With several processes, the engine `say` must be a module-level function; `name` is the speaker's name.
     """
     wanted = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
     out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def make(
     total, new, began = 0.0, 0.0, time.monotonic()
     there = {passage.path for passage in wanted if (out / passage.path).is_file()}
     with Pool(processes) as pool:
-        for start in range(0, len(wanted), LISTED):  # a pool would take all of an iterator at once
+        for start in range(0, len(wanted), LISTED):  # a pool would consume a whole iterator at once
             batch = wanted[start : start + LISTED]
             for passage, seconds in zip(batch, pool.imap(partial(record, out, say), batch, chunksize=4), strict=True):
                 row = [passage.path, passage.split, "synthetic", name, "", f"{seconds:.3f}"]
@@ -241,7 +241,7 @@ def main() -> None:
 
 
 def validation_transcripts(data: Path) -> list[str]:
-    """What is said in a corpus's validation split. Raises InputError without a manifest."""
+    """The transcripts of a corpus's validation split. Raises InputError without a manifest."""
     return [row["text"] for row in read_manifest(data, "valid") if row["text"]]
 
 

@@ -1,8 +1,8 @@
-"""Judging continuations: what is asked for, trivial answers to compare with, and what makes an answer good.
+"""Evaluates continuations: test cases, trivial baselines, and scores.
 
-A case is 10 s of one recording of a validation speaker: a prompt of 3 s and the 7 s that really followed. Speakers
-are told apart by reference audio that lies outside the case: other recordings, or the rest of the same one where a
-speaker has only one (then two cases fit, at its beginning and its end). Audio is `float32 [T]` at 16 kHz throughout.
+A case is 10 s of one recording of a validation speaker: a prompt of 3 s and the real 7 s after it. Speakers are
+identified by reference audio outside the case: other recordings, or the rest of the same one if a speaker has only one
+(then two cases fit, at its start and its end). Audio is `float32 [T]` at 16 kHz throughout.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from audiolm_cli.training.measures.memorised import Training
 
 PROMPT, NEW = 3 * RATE, 7 * RATE  # samples
 REFERENCE_LEAST, REFERENCE_MOST = 3 * RATE, 30 * RATE  # samples of a speaker's reference audio
-REFERENCE_CLIPS = 3  # kept for reference where a speaker has more clips than these
+REFERENCE_CLIPS = 3  # kept for reference if a speaker has more
 SECOND = 25  # semantic tokens
 ALIKE = 0.8  # two stretches of tokens are the same if this share is equal, place by place
-LIVELY = 6  # different tokens that a second needs to count as a copy: pauses all look alike
-LOOPS = 3  # times that one second of tokens must occur to be called a loop
+LIVELY = 6  # different tokens in a second that counts as a copy: pauses all look alike
+LOOPS = 3  # occurrences of a second of tokens that make a loop
 
 
 class Case(NamedTuple):
-    """A prompt `[48000]`, what really followed `[112000]`, and the same speaker's `reference` voice `[256]`."""
+    """A prompt `[48000]`, the real continuation `[112000]`, and the same speaker's `reference` voice `[256]`."""
 
     speaker: str
     prompt: np.ndarray
@@ -46,7 +46,7 @@ class Voices:
 
 
 class Score(NamedTuple):
-    """What is said of one continuation; shares over many come from `summarise`."""
+    """Scores of one continuation; `summarise` averages them."""
 
     speaker_match: float
     speech: float
@@ -59,7 +59,7 @@ class Score(NamedTuple):
 
 
 def cases(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Case]:
-    """Up to `count` cases, going round the speakers in random order; speakers without 13 s of audio give none."""
+    """Up to `count` cases, taking the speakers in turn, in random order; speakers without 13 s of audio give none."""
     by_speaker = _by_speaker(clips)
     order = np.random.default_rng(seed).permutation(sorted(by_speaker))
     queues = [_speaker_cases(speaker, by_speaker[speaker]) for speaker in order]
@@ -68,7 +68,7 @@ def cases(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Case]:
 
 
 def reference_voices(clips: Sequence[Clip]) -> Voices:
-    """The voice of every speaker: of the clips kept for reference, or of the only one."""
+    """Every speaker's voice, from the clips kept for reference or the only one."""
     by_speaker = _by_speaker(clips)
     audio = [np.concatenate(parts[:REFERENCE_CLIPS])[:REFERENCE_MOST] for parts in by_speaker.values()]
     return Voices(list(by_speaker), np.stack([voice(samples) for samples in audio]))
@@ -97,7 +97,7 @@ def _speaker_cases(speaker: str, recordings: list[np.ndarray]) -> list[Case]:
 
 
 def pasted(chosen: Sequence[Case], training: Corpus, seed: int = 0) -> list[np.ndarray]:
-    """For each case the first 7 s of a random training clip that is long enough."""
+    """For each case, the first 7 s of a random training clip that is long enough."""
     random, long = np.random.default_rng(seed), [clip for clip in training.clips if clip.samples >= NEW]
     return [training.samples(long[i])[:NEW] for i in random.integers(len(long), size=len(chosen))]
 
@@ -110,13 +110,13 @@ def score(
     prompt_tokens: np.ndarray,
     training: Training | None = None,
 ) -> Score:
-    """Judges the new stretch `float32 [T]`. Everything is measured on its sound; tokens are taken of it anew.
+    """Scores the new audio `float32 [T]`, which is tokenized again.
 
-    The speaker matches when, of all speakers, the case's own is nearest by Resemblyzer (its own reference being that
-    of the case). `silent`: less than half of it is speech (of real speech 0.6 to 0.95), or none of the last 2 s.
-    `repeats`: the share of tokens that are the one before again, which a held vowel or a pause has more of than speech.
-    `loops`: a second of tokens occurs three times or more. `copies`: a second of tokens occurs in the prompt.
-    `memorised`: the share of 2 s stretches that the training tokens have as well; NaN without these.
+    `speaker_match`: among all speakers, the case's own is nearest by Resemblyzer (its reference being the case's).
+    `silent`: less than half is speech (of real speech 0.6 to 0.95), or none of the last 2 s. `repeats`: the share of
+    tokens equal to the one before; held vowels and pauses have more than speech. `loops`: a second of tokens occurs
+    three times or more. `copies`: a second of tokens occurs in the prompt. `memorised`: the share of 2 s stretches that
+    also occur in the training tokens; NaN without these.
     """
     own = voices.speakers.index(case.speaker)
     embeddings = voices.embeddings.copy()
@@ -149,7 +149,7 @@ def alike(a: np.ndarray, b: np.ndarray, width: int = SECOND) -> np.ndarray:
 
 
 def loops(tokens: np.ndarray) -> bool:
-    """Whether one second of tokens occurs LOOPS times or more, without overlap."""
+    """Whether a second of tokens occurs LOOPS times or more, without overlap."""
     for row in alike(tokens, tokens):
         count, free = 0, 0
         for place in np.flatnonzero(row).tolist():
@@ -161,12 +161,12 @@ def loops(tokens: np.ndarray) -> bool:
 
 
 def copies(tokens: np.ndarray, source: np.ndarray) -> bool:
-    """Whether a second of tokens, not a pause, occurs in the source as well."""
+    """Whether a second of tokens, not a pause, also occurs in the source."""
     found = np.flatnonzero(alike(tokens, source).any(1))
     return any(len(np.unique(tokens[place : place + SECOND])) >= LIVELY for place in found)
 
 
 def summarise(speakers: Sequence[str], scores: Sequence[Any]) -> dict[str, Figure]:
-    """Averages over speakers of every part of the scores, which are named tuples of one kind."""
+    """Averages every field of the scores, named tuples of one kind, over speakers."""
     parts = zip(scores[0]._fields, zip(*scores, strict=True), strict=True)
     return {name: figure(zip(speakers, values, strict=True)) for name, values in parts}

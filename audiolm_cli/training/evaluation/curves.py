@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-# part -> what its log calls it in training and in validation, and its name on the axis
+# part -> its figure's name in the log in training and in validation, and on the axis
 PARTS = {
     "codec": ("mel", "mel_all", "mel distance"),
     "decoder": ("mel", "mel_all", "mel distance"),
@@ -26,7 +26,7 @@ Curve = tuple[list[float], list[float]]  # minutes, values
 
 
 def curves(log: Path, training: str, validation: str) -> tuple[Curve, Curve]:
-    """What a log holds of the two figures, over the minutes trained."""
+    """The two figures in a log, over the minutes trained."""
     found: tuple[Curve, Curve] = ([], []), ([], [])
     for line in log.read_text().splitlines():
         values = json.loads(line)
@@ -39,7 +39,7 @@ def curves(log: Path, training: str, validation: str) -> tuple[Curve, Curve]:
 
 
 def draw(runs: Path, out: Path) -> list[str]:
-    """Writes the picture and returns the parts in it: those whose log is in `runs`."""
+    """Draws the picture and returns the parts in it: those with a log in `runs`."""
     from matplotlib.figure import Figure
 
     parts = [part for part in PARTS if (runs / part / "log.jsonl").is_file()]

@@ -5,14 +5,14 @@
 
 Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
 and bigram; words beside pseudo-words; real tokens beside synthetic ones; continuations of 3 s by 7 s beside four
-trivial answers, the words that are heard in them and across the join, what is between the words, and the end of long
-ones; resynthesis beside the source itself. Of a piano: codec, bits per token, and continuations of 4 s by 6 s beside
-trivial answers and what the acoustic stages make alone. Of both: how the watermark survives, and how often the
-classifier is right. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the
-extra `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
+trivial baselines, the words recognised in them and across the join, the sound between the words, and the end of long
+ones; resynthesis beside the source itself. For piano: codec, bits per token, and continuations of 4 s by 6 s beside
+trivial baselines and what the acoustic stages make alone. For both: the watermark's robustness and the classifier's
+accuracy. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the extra
+`eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
 
 Settings are chosen on one half of the validation speakers and reported on the other (`data.half`): with --sampling or
---best-of prompts and sources are of the tuning half, without of the testing half.
+--best-of prompts and sources come from the tuning half, otherwise from the testing half.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ PIANO = ("codec", "bits", "music", "marks", "detector")
 
 
 def codec_tables(setting: Setting) -> dict[str, Table]:
-    """PESQ, STOI, DNSMOS and log-mel distance at the full and the coarse rate, by corpus; of music the latter, and
-    spectral convergence."""
+    """PESQ, STOI, DNSMOS and log-mel distance at the full and the coarse rate, by corpus; for music, log-mel distance
+    and spectral convergence."""
     spec, tables = setting.bundle.config.tokens, {}
     corpora, measures = (
         (("piano",), MUSIC_MEASURES) if setting.piano else (("librispeech", "commonvoice"), SPEECH_MEASURES)
@@ -122,7 +122,7 @@ def tokenizer_tables(setting: Setting) -> dict[str, Table]:
 
 
 def bits_tables(setting: Setting) -> dict[str, Table]:
-    """Bits per token by stage and quantizer, and what stage 2 owes to its conditioning."""
+    """Bits per token by stage and quantizer, and the effect of conditioning on stage 2."""
     training, crops = training_tokens(setting), 32 if setting.quick else 96
     validation = language_models.bundle_tokens(setting.bundle, setting.validation, "valid", setting.cache)
     rows = language_models.stage_bits(setting.bundle, validation, training, crops)
@@ -145,7 +145,7 @@ def word_tables(setting: Setting) -> dict[str, Table]:
 
 
 def music_tables(setting: Setting) -> dict[str, Table]:
-    """Continuations of real piano music, beside trivial answers and what the acoustic stages make alone."""
+    """Continuations of real piano music, beside trivial baselines and what the acoustic stages make alone."""
     bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED)
     tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
     prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
@@ -154,7 +154,7 @@ def music_tables(setting: Setting) -> dict[str, Table]:
     if bundle.coarse.unconditional:
         seconds = music.NEW / RATE
         answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, seconds)
-    half = len(chosen) // 2  # away: another piece
+    half = len(chosen) // 2  # far enough to be another piece
     answers["another piece"] = lambda: [chosen[n - half].real for n in range(len(chosen))]
     rows: Table = {}
     for name, make in answers.items():
@@ -169,7 +169,7 @@ def music_tables(setting: Setting) -> dict[str, Table]:
 
 
 def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
-    """Outputs in all ways and with many settings, each with the corpus of its voice; few of them for quick figures."""
+    """Outputs of all commands with many settings, each with the corpus of its voice; fewer for quick figures."""
     bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else detector_data.VALID_BATCHES
     say("outputs of the bundle")
     detector_data.complete(bundle, setting.validation, runs, "valid", batches)
@@ -177,7 +177,7 @@ def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
 
 
 def mark_tables(setting: Setting) -> dict[str, Table]:
-    """What the watermark costs, and how it survives what may happen to a file."""
+    """The watermark's cost in quality, and its robustness."""
     made, marker = (
         [output for _, output in known_outputs(setting)],
         watermark_robustness.Ours(setting.bundle.config.name),
@@ -193,7 +193,7 @@ def mark_tables(setting: Setting) -> dict[str, Table]:
 
 
 def detector_tables(setting: Setting) -> dict[str, Table]:
-    """How often the classifier is right about outputs and recordings."""
+    """The classifier's accuracy on outputs and recordings."""
     bundle, made = setting.bundle, known_outputs(setting)
     if bundle.detector is None:
         return {}
@@ -211,7 +211,7 @@ def detector_tables(setting: Setting) -> dict[str, Table]:
 def without_semantics(
     bundle: Bundle, chosen: Sequence[music.Case], sampling: Sampling, seconds: float
 ) -> list[np.ndarray]:
-    """What stages 2 and 3 make of the prompts when no semantic tokens tell them what is to come."""
+    """Continues the prompts by stages 2 and 3 without semantic tokens for the continuation."""
     spec, made = bundle.config.tokens, []
     nothing = torch.full((round(seconds * spec.semantic_rate),), spec.semantic_vocabulary)
     for start in range(0, len(chosen), BATCH):
@@ -226,7 +226,7 @@ def without_semantics(
 
 
 def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
-    """Runs the sections, printing each table as soon as it is there."""
+    """Runs the sections, printing each table as soon as it is ready."""
     makers = {
         "codec": codec_tables,
         "tokenizer": tokenizer_tables,
@@ -253,7 +253,7 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
 
 
 def which_half(options: argparse.Namespace, piano: bool) -> str:
-    """The half that is asked for, or that fits: what is swept is chosen on the tuning half."""
+    """The requested half, or the default: settings are swept on the tuning half."""
     if piano:
         return "both"
     return str(options.half or ("tuning" if options.sampling or options.best_of else "testing"))

@@ -1,8 +1,8 @@
-"""Bits per token of a bundle's three stages on recordings they have not seen, beside unigram and bigram.
+"""Bits per token of a bundle's three stages on held-out recordings, beside unigram and bigram.
 
-Every figure is over the same crops; intervals are by bootstrap over speakers. For stage 2 two questions more: how much
-do the right semantic tokens help, against those of another speaker's crop, and how much does a reference of the same
-speaker help, against another's.
+All figures use the same crops; intervals are by bootstrap over speakers. For stage 2 also: how much the right semantic
+tokens help, compared with those of another speaker's crop, and how much a reference of the same speaker helps, compared
+with another's.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ EFFECTS = Shape(3, 4)  # seconds of reference and of crop
 
 
 def bundle_tokens(bundle: Bundle, corpus: Corpus, split: str, cache: Path, hours: float | None = None) -> TokenData:
-    """A split as tokens of this very bundle, recordings of a speaker joined as in training; `hours` of it at most.
+    """A split as tokens of this bundle, recordings of a speaker joined as in training; at most `hours` of it.
 
-    Kept in `cache`, under a name that holds the identity of the codec and the tokenizer.
+    Cached in `cache`, under a name with the identities of the codec and the tokenizer.
     """
     depends = bundle.config.depends
     sources = {part: depends[part]["self"] for part in ("codec", "tokenizer")}
@@ -53,7 +53,7 @@ def _recordings(bundle: Bundle, corpus: Corpus, hours: float | None) -> Iterator
 
 
 def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops: int = 96) -> dict[str, dict]:
-    """For each stage and quantizer `model` (with interval), `unigram` and `bigram`, in bits per token.
+    """For each stage and quantizer: `model` (with interval), `unigram` and `bigram`, in bits per token.
 
     Rows are named `semantic`, `coarse 0`, ..., `fine 4`, ...; `bigram` is the better of the two of `ngrams`.
     """
@@ -80,8 +80,8 @@ def stage_bits(bundle: Bundle, validation: TokenData, training: TokenData, crops
 
 
 def semantic_bits(bundle: Bundle, data: Sequence[TokenData], crops: int = 96, by_track: bool = False) -> Figure:
-    """Of stage 1 alone, bits per token on crops of any of the data, which may have no codes. The interval is by
-    bootstrap over speakers, or over tracks if `by_track`, where all have one speaker."""
+    """Stage 1's bits per token on crops of any of the data, which may have no codes. The interval is by bootstrap over
+    speakers or, if `by_track`, over tracks, for data of one speaker."""
     drawn = _drawn(bundle.semantic, data, CROPS["semantic"], crops)
     losses = _losses(bundle.semantic, data, drawn, CROPS["semantic"])[:, 0]
     names = [f"{track.speaker}/{track.offset}" if by_track else track.speaker for _, track, _, _ in drawn]
@@ -89,17 +89,17 @@ def semantic_bits(bundle: Bundle, data: Sequence[TokenData], crops: int = 96, by
 
 
 def synthetic_tokens(bundle: Bundle, runs: Path, split: str) -> list[TokenData]:
-    """The synthetic speech that stage 1 has heard (`train`) or not (`valid`), as tokens of this very bundle: what
-    `tokenize` has left in `runs` with its tokenizer. Empty where there is none."""
+    """The synthetic speech that stage 1 was trained on (`train`) or not (`valid`), as tokens of this bundle: those that
+    `tokenize` left in `runs` with its tokenizer. Empty if there are none."""
     name = {"train": "synthetic", "valid": "synthetic-valid"}[split]
     found = [read_tokens(file) for file in sorted((runs / "tokens").glob(f"{name}_*.safetensors"))]
     return [data for data in found if data.sources == {"tokenizer": bundle.config.depends["tokenizer"]["self"]}]
 
 
 def conditioning_effects(bundle: Bundle, validation: TokenData, crops: int = 96) -> dict[str, Figure]:
-    """Stage 2, bits per token behind a reference, and what they rise by when a part of the input is another speaker's.
+    """Stage 2's bits per token after a reference, and their rise if part of the input is another speaker's.
 
-    `own`: everything as it was; `other semantics`, `other reference`: the rise, with its interval.
+    `own`: with everything in place; `other semantics`, `other reference`: the rise, with its interval.
     """
     model = bundle.coarse
     drawn = _pairs(_drawn(model, [validation], EFFECTS, crops))
@@ -120,7 +120,7 @@ def _drawn(model: Stack, data: Sequence[TokenData], shape: Shape, count: int) ->
 
 
 def _pairs(drawn: list) -> list:
-    """Crops ordered so that numbers 2n and 2n + 1 have different speakers; those without a partner are left out."""
+    """Crops ordered so that numbers 2n and 2n + 1 have different speakers; unpaired ones are dropped."""
     ordered = sorted(drawn, key=lambda crop: crop[1].speaker)
     half = len(ordered) // 2
     pairs = [

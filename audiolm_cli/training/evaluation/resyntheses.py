@@ -1,9 +1,8 @@
-"""Judging resynthesis: whose voice is heard, the reference's or the source's, and whether the content stayed.
+"""Evaluates resynthesis: whether the voice is the reference's or the source's, and whether the content is kept.
 
-A pairing is 7 s of a validation speaker's recording, to be said again, and 3 s of another speaker for reference. Voices
-are told apart as in `continuations`: by audio that lies outside both. Content is compared by semantic tokens, those
-asked for and those that the output gives, and by its melody; `recogniser` compares words. Audio is `float32 [T]` at
-16 kHz.
+A pairing is 7 s of a validation speaker's recording as the source, and 3 s of another speaker as the reference. Voices
+are identified as in `continuations`, by audio outside both. Content is compared by semantic tokens, the source's and
+those of the output, and by melody; `recogniser` compares words. Audio is `float32 [T]` at 16 kHz.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from audiolm_cli.training.evaluation.continuations import Case, Voices
 from audiolm_cli.training.measures import pitch
 from audiolm_cli.training.measures.measures import dnsmos, voice
 
-SOURCES = 5  # said again in each reference's voice
+SOURCES = 5  # resynthesised with each reference
 
 
 class Pairing(NamedTuple):
-    """What `source` says, to be said by the speaker of `reference`."""
+    """What `source` says, to be spoken by the speaker of `reference`."""
 
     source: Case
     reference: Case
 
 
 class Score(NamedTuple):
-    """Shares and means over many come from `continuations.summarise`."""
+    """Scores of one resynthesis; `continuations.summarise` averages them."""
 
     speaker_is_reference: float
     speaker_is_source: float
@@ -39,7 +38,7 @@ class Score(NamedTuple):
 
 
 def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
-    """Groups of SOURCES pairings with one reference each, who speaks in none of its sources; `count` in all."""
+    """Groups of SOURCES pairings with one reference each, whose speaker is in none of its sources; `count` in all."""
     groups = []
     for n in range(count // SOURCES):
         reference = cases[n % len(cases)]
@@ -52,8 +51,8 @@ def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
 def score(
     pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray, melody: np.ndarray
 ) -> Score:
-    """Judges an output `float32 [T]` by its sound, by its tokens `got` beside those `wanted`, and by its melody beside
-    the source's `pitch.contour`."""
+    """Scores an output `float32 [T]` by its audio, by its tokens `got` against those `wanted`, and by its melody
+    against the source's `pitch.contour`."""
     embeddings = voices.embeddings.copy()
     for case in pairing:
         embeddings[voices.speakers.index(case.speaker)] = case.reference

@@ -1,4 +1,4 @@
-"""What `evaluate` measures, on how much of it, and the outputs that its sections judge."""
+"""The setting of an evaluation, and the outputs that its sections score."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from audiolm_cli.training.evaluation import continuations, language_models, musi
 from audiolm_cli.training.measures.measures import Clip, autoencoder
 
 SEED = 0
-BATCH = 10  # continuations made together
+BATCH = 10  # continuations sampled together
 
 Case = continuations.Case | music.Case
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and on how much of it."""
+    """What is evaluated, and on how much data."""
 
     bundle: Bundle
     training: Corpus
@@ -39,15 +39,15 @@ class Setting:
     quick: bool
     prompts: int
     samplings: dict[str, Sampling]  # of continuations, by the name of their row
-    best_of: Sequence[int] = ()  # candidates of continuations, a row each beside those without a choice
-    half: str = "both"  # of the speakers whose prompts are continued or said again; or one of `data.HALVES`
-    text: Path | None = None  # folder of books, of which some are held out from synthetic speech
-    synthetic: Path | None = None  # folder of the synthetic speech that stage 1 has heard
-    made: dict[str, list[np.ndarray]] = field(default_factory=dict)  # continuations that several sections judge
+    best_of: Sequence[int] = ()  # numbers of candidates, a row each beside that without candidates
+    half: str = "both"  # of the speakers for prompts and sources; or one of `data.HALVES`
+    text: Path | None = None  # folder of books, some of them held out from synthetic speech
+    synthetic: Path | None = None  # folder of the synthetic speech that stage 1 was trained on
+    made: dict[str, list[np.ndarray]] = field(default_factory=dict)  # continuations that several sections score
 
     def cases(self, count: int) -> tuple[list[continuations.Case], continuations.Voices]:
-        """Up to so many cases of the half's LibriSpeech speakers, the first of more, and the voices of all of these
-        speakers, to tell theirs from."""
+        """The first `count` cases of the half's LibriSpeech speakers, and the voices of all LibriSpeech speakers, to
+        identify theirs among."""
         found, voices = self._cases
         return found[:count], voices
 
@@ -62,12 +62,12 @@ class Setting:
 
     @property
     def piano(self) -> bool:
-        """Whether it is judged as music."""
+        """Whether the bundle is evaluated as music."""
         return self.bundle.config.domain == "piano"
 
     @property
     def whose(self) -> str:
-        """For titles: whose recordings they are."""
+        """The speakers, for titles."""
         return "all speakers" if self.half == "both" else f"the {self.half} half"
 
 
@@ -76,7 +76,7 @@ def say(message: str) -> None:
 
 
 def of_corpus(corpus: Corpus, name: str) -> list[Clip]:
-    """The clips of one corpus, such as `librispeech`; all clips where the manifest does not tell corpora apart."""
+    """The clips of one corpus, such as `librispeech`; all clips if the manifest does not distinguish corpora."""
     named = [clip for clip in corpus.clips if clip.corpus == name] or ([] if name == "commonvoice" else corpus.clips)
     return [Clip(clip.speaker, corpus.samples(clip)) for clip in named]
 
@@ -89,7 +89,7 @@ def training_tokens(setting: Setting) -> TokenData:
 
 
 def synthetic_tokens(setting: Setting, split: str) -> list[TokenData]:
-    """The synthetic speech as tokens of the bundle, where stage 1 was trained on any."""
+    """The synthetic speech as tokens of the bundle, if stage 1 was trained on any."""
     found = language_models.synthetic_tokens(setting.bundle, setting.cache.parent, split)
     if not found:
         say(f"no synthetic speech, as tokens of this bundle, in {setting.cache.parent / 'tokens'}: real speech alone")
@@ -97,7 +97,7 @@ def synthetic_tokens(setting: Setting, split: str) -> list[TokenData]:
 
 
 def usual_answers(setting: Setting, chosen: Sequence[Case]) -> dict[str, Callable[[], Sequence[np.ndarray]]]:
-    """What is judged beside each other: the bundle's continuations by each sampling, and answers that need no model."""
+    """The answers to compare: the bundle's continuations with each sampling, and baselines without a model."""
     bundle, through = setting.bundle, autoencoder(setting.bundle.codec, setting.bundle.config.tokens.quantizers)
     seconds = len(chosen[0].real) / RATE
 
@@ -128,7 +128,7 @@ def generated(
     best_of: int = 1,
     resampled_tokens: int | None = None,
 ) -> list[np.ndarray]:
-    """What the bundle makes of the prompts: the new samples of each."""
+    """The bundle's continuations: the new samples for each prompt."""
     request = ContinueRequest(
         duration=seconds,
         prompt_seconds=len(chosen[0].prompt) / RATE,
@@ -142,8 +142,8 @@ def generated(
 
 
 def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, Sampling]:
-    """The bundle's own as `AudioLM`, or instead those given as JSON, each under its text; what one leaves out is as the
-    bundle has it. Raises UsageError."""
+    """The bundle's own settings as `AudioLM`, or those given as JSON instead, each named by its text, with the bundle's
+    for what it omits. Raises UsageError."""
     own = bundle.config.sampling
     try:
         return {text: replace(own, **json.loads(text)) for text in given} or {"AudioLM": own}

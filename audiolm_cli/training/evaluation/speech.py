@@ -1,6 +1,6 @@
-"""Sections of `evaluate` that judge what a bundle says: continuations, the words and pauses in them, resyntheses.
+"""Sections of `evaluate` for speech: continuations, the words and pauses in them, resyntheses.
 
-Each is a function from a Setting to tables by their titles.
+Each is a function from a Setting to tables by title.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from audiolm_cli.training.measures.recogniser import Heard
 from audiolm_cli.training.measures.trigrams import Trigrams, perplexity, unheard
 
 LONG = 60.0  # seconds of a long continuation
-ACROSS = 3.0  # seconds behind a join in which its words are heard
+ACROSS = 3.0  # seconds after a join in which its words are recognised
 
 
 def continuation_tables(setting: Setting) -> dict[str, Table]:
-    """Continuations of real prompts by 7 s, beside the trivial answers."""
+    """Continuations of real prompts by 7 s, beside the trivial baselines."""
     chosen, voices = setting.cases(setting.prompts)
     tokenize = phones.as_function(setting.bundle.tokenizer)
     prompts = [tokenize(case.prompt) for case in chosen]
@@ -62,8 +62,8 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
 
 
 def spoken_tables(setting: Setting) -> dict[str, Table]:
-    """The words in continuations that two recognisers hear alike, and what has to hold for them to count; and how much
-    like English they are, by books that are held out."""
+    """The words in continuations that two recognisers agree on, and conditions for them to count; and the perplexity of
+    the words, by held-out books."""
     chosen, _ = setting.cases(setting.prompts)
     hearing = [recogniser.recogniser(name, setting.cache) for name in recogniser.NAMES]
     answers = usual_answers(setting, chosen)
@@ -94,13 +94,13 @@ def spoken_tables(setting: Setting) -> dict[str, Table]:
 
 
 def texts_read(setting: Setting) -> list[str]:
-    """What was said in training: the transcripts of the recordings and, where there is synthetic speech, of that."""
+    """The texts of the training data: transcripts of the recordings and of synthetic speech, if there is any."""
     rows = read_manifest(setting.synthetic, "train") if setting.synthetic else []
     return [*(clip.text for clip in setting.training.clips), *(row["text"] for row in rows)]
 
 
 def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> list[np.ndarray]:
-    """What stages 2 and 3 make of what really followed, as semantic tokens: the most that stage 1 could reach."""
+    """Stages 2 and 3 given the real continuation's semantic tokens: the upper bound for stage 1."""
     bundle, made = setting.bundle, []
     sampling = next(iter(setting.samplings.values()))
     for start in range(0, len(chosen), BATCH):
@@ -114,8 +114,8 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> 
 
 
 def join_tables(setting: Setting) -> dict[str, Table]:
-    """The first words behind a prompt's end, whose last tokens lack what comes after them: as many made anew by stage 1
-    as the bundle has it, or all kept as they are."""
+    """The first words after a prompt's end, whose last tokens were made without the audio that follows: stage 1 samples
+    as many of them again as the bundle's default, or keeps them all."""
     chosen, _ = setting.cases(setting.prompts)
     bundle, people = setting.bundle, [case.speaker for case in chosen]
     join, through = len(chosen[0].prompt) / RATE, autoencoder(bundle.codec, bundle.config.tokens.quantizers)
@@ -147,8 +147,8 @@ def join_tables(setting: Setting) -> dict[str, Table]:
 def across_joins(
     people: Sequence[str], heard: dict[str, list[Heard]], real: dict[str, list[Heard]], join: float
 ) -> dict[str, Figure]:
-    """A row of figures: the first two words behind each join, s, that two recognisers hear alike, and by each of them
-    whether a word that the real recording cuts there is said. All with times, by recogniser, one for each speaker."""
+    """A row of figures: the first two words after each join (s) that two recognisers agree on, and by each of them,
+    whether a word that the join cuts in the real recording is said. Timed words by recogniser, one for each speaker."""
     firsts = [[recogniser.across_join(h, join) for h in pair] for pair in zip(*heard.values(), strict=True)]
     row = {
         "first words heard alike": figure(
@@ -162,7 +162,7 @@ def across_joins(
 
 
 def pause_tables(setting: Setting) -> dict[str, Table]:
-    """What is between the words of continuations, beside that of the real ones."""
+    """The sound between the words of continuations, beside that of the real ones."""
     chosen, _ = setting.cases(setting.prompts)
     answers = usual_answers(setting, chosen)
     del answers["prompt looped"]
@@ -196,7 +196,7 @@ def long_tables(setting: Setting) -> dict[str, Table]:
 
 
 def resynthesis_tables(setting: Setting) -> dict[str, Table]:
-    """Recordings said again in another's voice: whose it is, and what became of the content and the melody."""
+    """Recordings resynthesised in another's voice: whose it is, and how well content and melody are kept."""
     bundle = setting.bundle
     cases, voices = setting.cases(setting.prompts)
     groups = resyntheses.pairings(cases, setting.prompts // 2)
@@ -237,7 +237,7 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
 
 
 def said_again(bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairing], number: int) -> list[np.ndarray]:
-    """What the bundle makes of the sources of a group, in the voice of its reference."""
+    """Resynthesises the sources of a group in the voice of its reference."""
     made = pipeline.resynth(
         bundle,
         ResynthRequest(seed=SEED, **vars(sampling)),
@@ -249,8 +249,8 @@ def said_again(bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairi
 
 
 def synthetic_tables(setting: Setting) -> dict[str, Table]:
-    """Whether real and synthetic speech are the same to stage 1: bits of both, and how well a classifier tells them
-    apart; no table where there is no synthetic speech."""
+    """Whether stage 1 sees real and synthetic speech as the same: bits of both, and a classifier's accuracy; no
+    table without synthetic speech."""
     bundle, crops = setting.bundle, 32 if setting.quick else 96
     synthetic: dict[str, list[TokenData]] = {}
     for split, name in (("train", "synthetic, as heard"), ("valid", "synthetic, not heard, unchanged")):

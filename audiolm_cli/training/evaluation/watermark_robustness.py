@@ -33,15 +33,15 @@ from audiolm_cli.training.measures.measures import autoencoder, opus, pesq
 from audiolm_cli.training.parts.detector_data import load_outputs
 
 WINDOW = 2 * RATE  # samples
-PIECE = 60  # s of recordings that are handled together
+PIECE = 60  # s of recordings processed at a time
 RECORDED = 3300  # windows of recordings: fewer cannot show one false alarm in a thousand
-FALSE_ALARMS = 0.001  # the threshold of a mark that has none of its own
+FALSE_ALARMS = 0.001  # sets the threshold of a mark without its own
 
 Handling = Callable[[np.ndarray], np.ndarray]
 
 
 def handlings(codec: SoundStream) -> dict[str, Handling]:
-    """What may happen to sound `float32 [T]` at 16 kHz."""
+    """Edits and codecs that a file may go through, for audio `float32 [T]` at 16 kHz."""
     noise = np.random.default_rng(0)
 
     def noisy(samples: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def handlings(codec: SoundStream) -> dict[str, Handling]:
 
 
 def mp3(kbits: int) -> Handling:
-    """Through MP3 by ffmpeg; calling the result raises FileNotFoundError where that is not installed."""
+    """Through MP3 by ffmpeg; calling the result raises FileNotFoundError if that is not installed."""
 
     def coded(samples: np.ndarray) -> np.ndarray:
         raw = ["-f", "f32le", "-ar", str(RATE), "-ac", "1"]
@@ -85,7 +85,7 @@ def _ffmpeg(arguments: list[str], data: bytes) -> bytes:
 
 
 def windows(samples: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
-    """Two-second windows that follow each other from a random offset on; what is silent is left out."""
+    """Consecutive two-second windows from a random offset on; silent ones are skipped."""
     for start in range(int(np.random.default_rng(seed).integers(RATE)), len(samples) - WINDOW + 1, WINDOW):
         window = samples[start : start + WINDOW]
         if np.sqrt(np.mean(np.square(window))) > 1e-3:
@@ -93,7 +93,7 @@ def windows(samples: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def recordings(corpora: Sequence[Corpus], count: int) -> list[np.ndarray]:
-    """Pieces of PIECE s of recordings, drawn at random, with at least `count` windows in all."""
+    """Random recordings in pieces of PIECE s, with at least `count` windows in all."""
     rng, pieces = np.random.default_rng(0), []
     for number in range(-(-count // (PIECE // 2 - 1))):
         corpus, samples = corpora[number % len(corpora)], np.zeros(0, np.float32)
@@ -107,16 +107,16 @@ class Marker(Protocol):
     """A kind of watermark."""
 
     name: str
-    threshold: float | None  # of scores, from which on there is a mark; None: see FALSE_ALARMS
+    threshold: float | None  # of scores, at and above which there is a mark; None: see FALSE_ALARMS
 
     def embed(self, samples: np.ndarray) -> np.ndarray:
-        """Sound `float32 [T]` at 16 kHz with the mark."""
+        """Audio `float32 [T]` at 16 kHz with the mark."""
 
     def score(self, samples: np.ndarray) -> float:
-        """How likely there is one."""
+        """A score that grows with the evidence for a mark."""
 
     def right(self, samples: np.ndarray) -> bool:
-        """Whether the mark says what it should."""
+        """Whether the mark carries the right message."""
 
 
 class Ours:
@@ -139,7 +139,7 @@ class Ours:
 
 
 class Perth:
-    """resemble-perth: an implicit mark of two neural networks, which says only that it is there."""
+    """resemble-perth: an implicit mark by two neural networks, without a message."""
 
     name = "resemble-perth"
     threshold: float | None = None
@@ -160,15 +160,15 @@ class Perth:
 
 
 def cost(marker: Marker, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-    """What marking does to outputs and how long it takes: PESQ against the unmarked, its 5th percentile; how far the
-    mark lies below the sound in the third of an octave where it comes nearest, dB, mean and least; seconds a second."""
+    """The cost of marking: PESQ against the unmarked output and its 5th percentile; the mark's distance below the audio
+    in the third-octave where it is closest, dB, mean and least; seconds per second."""
     begun = time.perf_counter()
     marked = [marker.embed(output) for output in outputs]
     seconds = time.perf_counter() - begun
     scores = [pesq(output, other) for output, other in zip(outputs, marked, strict=True)]
     levels = [bands_below(output, other) for output, other in zip(outputs, marked, strict=True)]
     return {
-        "PESQ": float(np.nanmean(scores)),  # NaN where nothing is said
+        "PESQ": float(np.nanmean(scores)),  # NaN without speech
         "5th percentile": float(np.nanpercentile(scores, 5)),
         "dB below": float(np.mean(levels)),
         "least": float(np.min(levels)),
@@ -177,7 +177,7 @@ def cost(marker: Marker, outputs: Sequence[np.ndarray]) -> dict[str, float]:
 
 
 def bands_below(samples: np.ndarray, marked: np.ndarray) -> float:
-    """How far the mark lies below the sound in the third-octave band (100 Hz to 8 kHz) where it comes nearest, dB."""
+    """The mark's distance below the audio in the third-octave band (100 Hz to 8 kHz) where it is closest, dB."""
     sound, mark = (watermark.thirds(x, RATE) + 1e-12 for x in (samples, marked - samples))
     return float(10 * np.log10(sound / mark).min())
 
@@ -185,8 +185,8 @@ def bands_below(samples: np.ndarray, marked: np.ndarray) -> float:
 def survival(
     marker: Marker, outputs: Sequence[np.ndarray], real: Sequence[np.ndarray], changes: dict[str, Handling]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """For each handling the share of windows where the mark is found, and says what it should; the share of windows of
-    recordings where one is found, how many these are, and the highest score among them."""
+    """For each handling: the share of windows where the mark is found, and with the right message; the share of windows
+    of recordings with a false alarm, their number, and their highest score."""
     marked = [marker.embed(output) for output in outputs]
     threshold = marker.threshold
     for name, change in changes.items():

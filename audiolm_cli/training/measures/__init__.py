@@ -1,1 +1,1 @@
-"""Measures of sound and tokens, for evaluation."""
+"""Measures of audio and tokens, for evaluation."""

@@ -1,7 +1,7 @@
-"""Measures of sound, each a function of samples: `float32 [T]` at 16 kHz in [-1, 1] throughout.
+"""Measures of audio, each a function of samples: `float32 [T]` at 16 kHz in [-1, 1] throughout.
 
-Needs the packages of the extra `eval`, imported where they are used. Figures are averages over speakers of each
-speaker's average, so that one who talks much does not count for more; intervals are 95 % by bootstrap over speakers.
+Needs the extra `eval`; packages are imported on use. Figures average over speakers each speaker's average, so that all
+count equally; intervals are 95 % by bootstrap over speakers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from audiolm_cli.training import RATE
 if TYPE_CHECKING:
     from audiolm_cli.codec.soundstream import SoundStream
 
-VAD_FRAME, VAD_CONTEXT = 512, 64  # samples that Silero's detector reads at once, and of those before
-RUMBLE = 70.0  # Hz: what lies below is no voice
+VAD_FRAME, VAD_CONTEXT = 512, 64  # samples per input of Silero VAD, and context before them
+RUMBLE = 70.0  # Hz: anything below is no voice
 DNSMOS_SAMPLES = 144160  # 9.01 s, the window of its network
 
 T = TypeVar("T")
 
 
 class Clip(NamedTuple):
-    """A recording and who speaks in it: `samples` float32 [T], 16 kHz."""
+    """A recording and its speaker: `samples` float32 [T], 16 kHz."""
 
     speaker: str
     samples: np.ndarray
@@ -48,7 +48,7 @@ class Figure(NamedTuple):
 def bootstrap(
     groups: Sequence[T], statistic: Callable[[list[T]], float], resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval (low, high) of `statistic` when whole groups (speakers) are drawn anew with replacement."""
+    """The 95 % interval (low, high) of `statistic` when whole groups (speakers) are resampled with replacement."""
     random = np.random.default_rng(seed)
     draws = random.integers(len(groups), size=(resamples, len(groups)))
     values = [statistic([groups[i] for i in draw]) for draw in draws]
@@ -57,7 +57,7 @@ def bootstrap(
 
 
 def figure(values: Iterable[tuple[str, float]]) -> Figure:
-    """(speaker, value) pairs -> average over speakers; values that are NaN are left out; NaN if none is left."""
+    """(speaker, value) pairs -> average over speakers; skips NaN; NaN if nothing is left."""
     by_speaker: dict[str, list[float]] = {}
     for speaker, value in values:
         if not np.isnan(value):
@@ -107,7 +107,7 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
 
 
 def network(package: str, file: str) -> Any:
-    """An ONNX network that lies inside an installed package, on one thread: spinning threads slow a busy machine."""
+    """An ONNX network from inside an installed package, on one thread: spinning threads slow a busy machine."""
     import onnxruntime
 
     found = importlib.util.find_spec(package)  # not imported: these packages import more than their networks need
@@ -119,7 +119,7 @@ def network(package: str, file: str) -> Any:
 
 
 def spectral_convergence(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Norm of the difference of the magnitude spectra (window 1024, hop 256) as a share of the reference's norm."""
+    """Norm of the difference of magnitude spectra (window 1024, hop 256), relative to the reference's norm."""
     import librosa
 
     a, b = (np.abs(librosa.stft(samples, n_fft=1024, hop_length=256)) for samples in (reference, degraded))
@@ -132,10 +132,10 @@ def _quality_network() -> Any:
 
 
 def dnsmos(samples: np.ndarray) -> float:
-    """DNSMOS P.835, overall quality, 1 to 5: an estimate by a network, without a reference (Reddy et al., 2022).
+    """DNSMOS P.835, overall quality, 1 to 5: a network's estimate without a reference (Reddy et al., 2022).
 
-    Of the first 9 s, the network's window; shorter signals are repeated to fill it. The polynomial from the network's
-    output to the scale is that of the authors' script (dnsmos_local.py, and speechmos).
+    Uses the first 9 s, the network's window; shorter signals are repeated to fill it. The polynomial from the network's
+    output to the scale is from the authors' script (dnsmos_local.py, and speechmos).
     """
     window = np.resize(samples, DNSMOS_SAMPLES) if len(samples) else np.zeros(DNSMOS_SAMPLES)
     outputs = _quality_network().run(None, {"input_1": np.clip(window, -1, 1).astype(np.float32)[None]})
@@ -150,7 +150,7 @@ def _speech_detector() -> Any:
 def speech_fraction(samples: np.ndarray) -> float:
     """Share of 32 ms frames that Silero VAD calls speech (probability above 0.5); 0 for less than one frame.
 
-    Pauses count: read speech has about 0.75. Unlike webrtcvad, which calls both speech, it refuses noise and a buzz.
+    Pauses count: read speech has about 0.75. Unlike webrtcvad, it does not call noise or a buzz speech.
     """
     detector, state, context = _speech_detector(), np.zeros((2, 1, 128), np.float32), np.zeros(VAD_CONTEXT, np.float32)
     frames = samples[: len(samples) // VAD_FRAME * VAD_FRAME].astype(np.float32).reshape(-1, VAD_FRAME)
@@ -171,10 +171,10 @@ def _voice_encoder() -> Any:
 
 
 def voice(samples: np.ndarray) -> np.ndarray:
-    """`float32 [256]`, unit length: Resemblyzer's embedding of the voice (GE2E, Wan et al., 2018), above RUMBLE Hz.
+    """`float32 [256]`, unit length: Resemblyzer's voice embedding (GE2E, Wan et al., 2018), of audio above RUMBLE Hz.
 
-    Outputs have nothing below, and recordings are compared with them. Zeros, which resemble nobody, where no speech is
-    left once long silences are cut.
+    Outputs have nothing below it, and recordings are compared with them. Zeros, which match nobody, if no speech is
+    left after cutting long silences.
     """
     from resemblyzer import preprocess_wav
 
@@ -184,7 +184,7 @@ def voice(samples: np.ndarray) -> np.ndarray:
     return _voice_encoder().embed_utterance(kept) if len(kept) >= RATE // 4 else np.zeros(256, np.float32)
 
 
-Measure = Callable[[np.ndarray, np.ndarray], float]  # of a reference and what became of it, equally long
+Measure = Callable[[np.ndarray, np.ndarray], float]  # of a reference and its processed version, equally long
 SPEECH_MEASURES: dict[str, Measure] = {
     "pesq": pesq,
     "stoi": stoi,
@@ -199,9 +199,9 @@ def codec_figures(
     clips: Sequence[Clip],
     measures: dict[str, Measure] = SPEECH_MEASURES,
 ) -> dict[str, Figure]:
-    """The measures of what `reconstruct` makes of each clip.
+    """The measures of each clip's reconstruction by `reconstruct`.
 
-    Where the lengths differ, both are cut to the shorter one.
+    If the lengths differ, both are cut to the shorter one.
     """
     values: dict[str, list[tuple[str, float]]] = {name: [] for name in measures}
     for speaker, samples in clips:
@@ -215,7 +215,7 @@ def codec_figures(
 def opus(kbits: float, constant: bool = True) -> Callable[[np.ndarray], np.ndarray]:
     """Reconstruction through opusenc and opusdec at `kbits` per second, 20 ms frames, constant or variable rate.
 
-    Calling the result raises FileNotFoundError where opus-tools is not installed.
+    Calling the result raises FileNotFoundError if opus-tools is not installed.
     """
     rate = ["--hard-cbr"] if constant else ["--vbr"]
 
@@ -233,14 +233,14 @@ def opus(kbits: float, constant: bool = True) -> Callable[[np.ndarray], np.ndarr
 
 
 def opus_rows() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Opus at 6 kbit/s, for comparison; empty where opus-tools is not installed."""
+    """Opus at 6 kbit/s, for comparison; empty if opus-tools is not installed."""
     if not (shutil.which("opusenc") and shutil.which("opusdec")):
         return {}
     return {"Opus 6 kbit/s, constant rate": opus(6), "Opus 6 kbit/s, variable rate": opus(6, constant=False)}
 
 
 def autoencoder(codec: SoundStream, quantizers: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Reconstruction through the first `quantizers` of a SoundStream, on the device it lives on."""
+    """Reconstruction through the first `quantizers` of a SoundStream, on its device."""
     import torch
 
     device = next(codec.parameters()).device

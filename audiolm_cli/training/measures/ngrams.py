@@ -1,4 +1,4 @@
-"""What a table of counts predicts: bits per token of a unigram and of the better of two bigrams.
+"""N-gram baselines: bits per token of a unigram and of the better of two bigrams.
 
 A language model that does not beat these has learned nothing that needs a network. Codes are `int64 [Q, F]` per
 recording (semantic tokens with Q = 1); counts come from training recordings, bits from validation recordings.
@@ -15,7 +15,7 @@ STRENGTHS = tuple(10.0**exponent for exponent in np.arange(-0.5, 6.1, 0.5))
 
 
 class Bits(NamedTuple):
-    """Bits per token of one quantizer; `context` says which bigram was the better one."""
+    """Bits per token of one quantizer; `context` names the better bigram."""
 
     unigram: float
     bigram: float
@@ -23,16 +23,16 @@ class Bits(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Tokens with the token that stands before each, both `int64 [N]`; `vocabulary` stands for the beginning."""
+    """Tokens and the token before each, both `int64 [N]`; `vocabulary` marks the beginning."""
 
     before: np.ndarray
     token: np.ndarray
 
 
 def contexts(codes: np.ndarray, quantizer: int, vocabulary: int, wrap: int) -> dict[str, np.ndarray]:
-    """What can stand before each token of a quantizer, `int64 [F]` each.
+    """The candidates for the token before each token of a quantizer, `int64 [F]` each.
 
-    `flattened`: the quantizer above in the same frame, for the first the quantizer `wrap` of the frame before;
+    `flattened`: the quantizer before in the same frame, for the first one the quantizer `wrap` of the frame before;
     `frame`: the same quantizer, one frame earlier.
     """
     shift = lambda row: np.concatenate([[vocabulary], row[:-1]])  # noqa: E731
@@ -49,9 +49,9 @@ def ngram_bits(
 ) -> list[Bits]:
     """Bits per token for each quantizer from `first` on.
 
-    The bigram is interpolated with the unigram: (count + s * unigram) / (context count + s), the weight of the unigram
-    falling as the context is better known; s is tuned on every fourth validation recording. `coarse` (default: all)
-    is how many quantizers the flattened order runs through before the next frame.
+    The bigram is interpolated with the unigram: (count + s * unigram) / (context count + s), so the unigram weighs less
+    for frequent contexts; s is tuned on every fourth validation recording. `coarse` (default: all) is the number of
+    quantizers per frame in the flattened order.
     """
     quantizers = len(training[0])
     wrap = (coarse or quantizers) - 1
@@ -59,7 +59,7 @@ def ngram_bits(
     for q in range(first, quantizers):
         unigram = _unigram(np.concatenate([codes[q] for codes in training]), vocabulary)
         plain = float(-np.log2(unigram[np.concatenate([codes[q] for codes in validation])]).mean())
-        names = ["frame"] if quantizers == 1 else ["flattened", "frame"]  # the same thing for one quantizer
+        names = ["frame"] if quantizers == 1 else ["flattened", "frame"]  # the same for one quantizer
         bigrams = []
         for name in names:
             pairs = [

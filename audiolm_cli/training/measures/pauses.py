@@ -1,7 +1,7 @@
-"""What is heard between words: whether it is noise, as in a room, or a pattern, and how loud it is.
+"""The sound between words: whether it is noise, as in a room, or a pattern, and its level.
 
-A decoder that cannot draw noise repeats a frame: then the sound resembles itself 20 ms later. Looked at are stretches
-of 0.1 s, the quietest fifth of them. Audio is `float32 [T]` at 16 kHz.
+A decoder that cannot produce noise repeats a frame: then the audio resembles itself 20 ms later. Measured on the
+quietest fifth of stretches of 0.1 s. Audio is `float32 [T]` at 16 kHz.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 
 from audiolm_cli.training import RATE
 
-STRETCH, LAG = RATE // 10, RATE // 50  # samples; a frame of the codec
-QUIETEST = 5  # one of so many stretches
+STRETCH, LAG = RATE // 10, RATE // 50  # samples; a codec frame
+QUIETEST = 5  # one in this many stretches
 
 
 class Pause(NamedTuple):
-    """Averages over the quietest stretches. `of_noise` is the correlation of differences of neighbouring samples, in
-    which the hum and rumble that many rooms have, and which repeat themselves as well, hardly count."""
+    """Averages over the quietest stretches. `of_noise` is the correlation of differences of neighbouring samples, which
+    nearly removes the hum and rumble of many rooms, as these repeat themselves as well."""
 
     correlation: float  # at LAG
     of_noise: float
@@ -26,7 +26,7 @@ class Pause(NamedTuple):
 
 
 def between_words(samples: np.ndarray) -> Pause:
-    """NaN for less than one stretch; a correlation is NaN also where nothing but digital silence is left."""
+    """NaN for less than one stretch; correlations are also NaN for digital silence."""
     count = len(samples) // STRETCH
     if not count:
         return Pause(*[float("nan")] * 3)
@@ -38,7 +38,7 @@ def between_words(samples: np.ndarray) -> Pause:
 
 
 def _correlation(stretches: np.ndarray) -> float:
-    """Of each of `[N, T]` with itself LAG later, on average."""
+    """Mean correlation of each of `[N, T]` with itself LAG later."""
     early, late = stretches[:, :-LAG], stretches[:, LAG:]
     scale = np.sqrt(np.square(early).sum(1) * np.square(late).sum(1))
     sounding = scale > 1e-12

@@ -1,9 +1,9 @@
-"""How much semantic tokens tell about the phones spoken, for evaluation only: training never sees a transcript.
+"""How much semantic tokens tell about the phones spoken. For evaluation only: training never sees a transcript.
 
 Phones come from forced alignment of the known transcripts with pocketsphinx (US English model, CMU dictionary). The
 figure is phone-normalised mutual information, I(phone; token) / H(phone), as in HuBERT (Hsu et al., 2021, section 4.2):
-the share of the uncertainty about the phone that the token takes away. It grows with the number of codes K and with
-too little data, so it is read against k-means over MFCC, HuBERT's first target, with the same K on the same clips.
+the share of the uncertainty about the phone that the token removes. It grows with the number of codes K and with too
+little data, so compare it with k-means over MFCC, HuBERT's first target, with the same K on the same clips.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Spoken:
 
 
 def spoken_clips(corpus: Corpus, cache: Path, limit: int | None = None) -> list[Spoken]:
-    """The clips of a corpus whose transcript could be aligned, at most `limit` of them, evenly spread.
+    """The clips of a corpus whose transcripts can be aligned, at most `limit` of them, evenly spread.
 
-    Alignments are kept in `cache`/phones.json. Left out: clips without a transcript, with a word that the dictionary
-    lacks, or on which alignment failed. Raises ImportError without pocketsphinx (extra `eval`).
+    Alignments are cached in `cache`/phones.json. Skips clips without a transcript, with a word missing from the
+    dictionary, or whose alignment failed. Raises ImportError without pocketsphinx (extra `eval`).
     """
     clips = [clip for clip in corpus.clips if clip.text]
     if limit is not None and len(clips) > limit:
@@ -70,7 +70,7 @@ def aligner() -> Callable[[np.ndarray, str], list[tuple[str, int]] | None]:
     """A function from (samples float32 [T] at 16 kHz, lower-case text) to runs (phone, aligner frames), or None."""
     from pocketsphinx import Decoder
 
-    # bestpath off: the lattice search loses a third of the alignments ("final state not reached").
+    # bestpath off: the lattice search loses a third of the alignments ("final state not reached")
     decoder = Decoder(lm=None, loglevel="FATAL", bestpath=False)
 
     def align(samples: np.ndarray, text: str) -> list[tuple[str, int]] | None:
@@ -93,9 +93,9 @@ def aligner() -> Callable[[np.ndarray, str], list[tuple[str, int]] | None]:
 
 
 def token_labels(runs: Iterable[tuple[str, int]], tokens: int) -> np.ndarray:
-    """Runs of 10 ms frames -> `int64 [tokens]`: the phone of the frame whose window is centred nearest to each token.
+    """Runs of 10 ms frames -> `int64 [tokens]`: the phone of the frame whose window centre is nearest to each token.
 
-    Noises count as silence, and so does what lies behind the last run.
+    Noises count as silence, and so does anything after the last run.
     """
     index = {phone: i for i, phone in enumerate(PHONES)}
     frames = [index.get(phone, 0) for phone, duration in runs for _ in range(duration)]
@@ -107,7 +107,7 @@ def token_labels(runs: Iterable[tuple[str, int]], tokens: int) -> np.ndarray:
 def normalised_information(counts: np.ndarray, corrected: bool = False) -> float:
     """I(phone; token) / H(phone) from joint counts [phones, tokens].
 
-    `corrected` takes off the upward bias of few observations (Miller and Madow: each entropy is about
+    `corrected` subtracts the upward bias of few observations (Miller and Madow: each entropy is about
     (used cells - 1) / 2N nats too low), which with 512 codes and half an hour of speech is about 0.05.
     """
     total = counts.sum()
@@ -134,7 +134,7 @@ def phone_information(tokens_of: Tokenize, clips: list[Spoken]) -> dict[str, flo
     size = 1 + max(int(part[1].max()) for parts in pairs.values() for part in parts if part.size)
     speakers = [_joint(np.concatenate(parts, 1), size) for parts in pairs.values()]
     counts = np.sum(speakers, 0)
-    # Speakers drawn twice repeat themselves, which raises the estimate: take the draws' width, not their place.
+    # speakers drawn twice repeat themselves, which raises the estimate: use the draws' width, not their location
     low, high = bootstrap(speakers, lambda chosen: normalised_information(np.sum(chosen, 0)), resamples=200)
     information, half = normalised_information(counts), (high - low) / 2
     p = counts.sum(0) / counts.sum()
@@ -172,7 +172,7 @@ def mfcc(samples: np.ndarray) -> np.ndarray:
 
 
 def mfcc_tokenizer(corpus: Corpus, codes: int, seconds: float = 4000, seed: int = 0) -> Tokenize:
-    """The baseline: k-means with `codes` centroids on the MFCC of about `seconds` of randomly chosen clips.
+    """The baseline: k-means with `codes` centroids on the MFCC of about `seconds` of random clips.
 
     Features are scaled to unit variance per dimension.
     """

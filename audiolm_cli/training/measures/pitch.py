@@ -1,4 +1,4 @@
-"""The melody of speech, and how much of it stays: pitch by probabilistic YIN (Mauch and Dixon, 2014; librosa).
+"""The melody of speech, and how well it is kept: pitch by probabilistic YIN (Mauch and Dixon, 2014; librosa).
 
 Audio is `float32 [T]` at 16 kHz. Needs the extra `eval`.
 """
@@ -11,11 +11,11 @@ from audiolm_cli.training import RATE
 
 LOWEST, HIGHEST = 60.0, 500.0  # Hz, of speaking voices
 HOP, WINDOW = 320, 1024  # samples
-LEAST = 25  # frames voiced in both, half a second, without which nothing is said
+LEAST = 25  # frames voiced in both, half a second, required for a result
 
 
 def contour(samples: np.ndarray) -> np.ndarray:
-    """Octaves above 1 Hz, every 20 ms, `float64 [T // 320 + 1]`; NaN where nothing is voiced."""
+    """Pitch in octaves above 1 Hz, every 20 ms, `float64 [T // 320 + 1]`; NaN where unvoiced."""
     import librosa
 
     if not np.any(samples):
@@ -27,8 +27,8 @@ def contour(samples: np.ndarray) -> np.ndarray:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's, of two contours where both are voiced: how high the voices are does not count, how they move does. NaN
-    with less than LEAST frames, or without any movement."""
+    """Pearson correlation of two contours where both are voiced: independent of the voices' pitch, it compares how they
+    move. NaN with less than LEAST frames, or without any movement."""
     length = min(len(one), len(other))
     a, b = one[:length], other[:length]
     both = np.isfinite(a) & np.isfinite(b)

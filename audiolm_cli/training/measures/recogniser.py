@@ -1,8 +1,8 @@
-"""The words in a sound as two recognisers hear them, Whisper tiny.en and base (Radford et al., 2022; faster-whisper).
+"""The words that two recognisers find in audio, Whisper tiny.en and base (Radford et al., 2022; faster-whisper).
 
-One alone hears words in babble; what both hear alike is there. base's encoder also teaches the tokenizer, so that a
-floor holds only if it holds by tiny.en as well; neither trains, ranks or chooses anything that ships. Audio is `float32
-[T]` at 16 kHz.
+A single one finds words even in babble; words that both agree on are there. base's encoder also teaches the tokenizer,
+so a floor holds only if it holds by tiny.en as well; neither trains, ranks or chooses anything that ships. Audio is
+`float32 [T]` at 16 kHz.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from audiolm_cli.training.measures.measures import Figure, figure
 from audiolm_cli.training.parts.teacher import model_files
 
 NAMES = ("tiny.en", "base")
-MARGIN = 0.08  # s that a word goes on before and behind a place to be cut by it: Whisper's times are that exact
-COPIED = 8  # words in a row that a text has as well
+MARGIN = 0.08  # s that a word must extend beyond a place on both sides to be cut by it: the accuracy of Whisper's times
+COPIED = 8  # consecutive words in common with a text
 
 
 class Heard(NamedTuple):
-    """Words in lower case, their mean log probability by token (NaN of silence), and, where that was asked for, the
-    seconds at which each begins and ends."""
+    """Words in lower case, their mean log probability per token (NaN for silence), and, if requested, start and end of
+    each in seconds."""
 
     words: list[str]
     log_probability: float
@@ -42,10 +42,10 @@ Hear = Callable[[np.ndarray], Heard]
 
 
 def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
-    """A function from samples to what the Whisper model `name` hears, without what it heard before; if `timed`, with
-    the times of the words, by its attention.
+    """A function from samples to the words recognised by the Whisper model `name`, without earlier context; if `timed`,
+    with the times of words, by its attention.
 
-    tiny.en takes a ninth of a recording's length on one core, base a third. The model's files are gathered in a folder
+    tiny.en takes a ninth of a recording's length on one core, base a third. The model's files are collected in a folder
     of `cache`. Raises ImportError without faster-whisper or the packages of weights (extras `eval` and `teach`).
     """
     from faster_whisper import WhisperModel
@@ -82,23 +82,23 @@ def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
 
 
 def word_error(reference: Sequence[str], heard: Sequence[str]) -> float:
-    """Words to insert, delete and replace, over the words of the reference: may exceed 1; NaN where that has none."""
+    """Word error rate: insertions, deletions and replacements per reference word; may exceed 1; NaN without any."""
     return Levenshtein.distance(reference, heard) / len(reference) if reference else float("nan")
 
 
 def heard_alike(one: Sequence[str], other: Sequence[str]) -> float:
-    """The share of words that two recognisers have in common, in order: the longest common subsequence over the longer
-    of both; 0 where neither hears a word."""
+    """The share of words that two recognisers agree on, in order: the longest common subsequence over the longer of the
+    two; 0 if neither finds a word."""
     return LCSseq.similarity(one, other) / max(1, len(one), len(other))
 
 
 def across_join(heard: Heard, join: float, count: int = 2) -> list[str]:
-    """The first words that end behind a place, s: what is said, or said to its end, there. Needs times."""
+    """The first words that end after a join (s). Needs times."""
     return [word for word, (_, end) in zip(heard.words, heard.times, strict=True) if end > join][:count]
 
 
 def at_join(heard: Heard, join: float) -> str | None:
-    """The word that is being said at a place, s, if any is for MARGIN before and behind it. Needs times."""
+    """The word being said at a join (s), if it extends MARGIN before and after. Needs times."""
     for word, (begin, end) in zip(heard.words, heard.times, strict=True):
         if begin <= join - MARGIN and end >= join + MARGIN:
             return word
@@ -106,8 +106,8 @@ def at_join(heard: Heard, join: float) -> str | None:
 
 
 def kept_at_join(real: Heard, made: Heard, join: float) -> float:
-    """Whether the word that a recording cuts at `join`, s, is said there in what was made of its beginning: 1 or 0; NaN
-    where the recording cuts none. Needs times."""
+    """Whether the word that a recording cuts at `join` (s) is said there in a continuation of its beginning: 1 or 0;
+    NaN if it cuts none. Needs times."""
     word = at_join(real, join)
     around = [
         other
@@ -118,9 +118,9 @@ def kept_at_join(real: Heard, made: Heard, join: float) -> float:
 
 
 def own_error(corpus: Corpus, hear: Hear, limit: int = 30) -> Figure:
-    """The recogniser's word error against the transcripts of at most `limit` clips, evenly spread over those with one.
+    """The recogniser's word error rate against the transcripts of at most `limit` clips, evenly spread.
 
-    An average over speakers, as all figures.
+    An average over speakers, like all figures.
     """
     clips = [clip for clip in corpus.clips if clip.text]
     if len(clips) > limit:
@@ -129,15 +129,15 @@ def own_error(corpus: Corpus, hear: Hear, limit: int = 30) -> Figure:
 
 
 class Speech(NamedTuple):
-    """What has to hold before words that are heard alike count: a song of three words would be heard alike, too."""
+    """Conditions for agreement between recognisers to count: they would agree on a song of three words, too."""
 
     words_per_second: float
-    distinct_bigrams: float  # of all pairs of words in a row
-    copied: float  # share of outputs with COPIED words in a row of a text
+    distinct_bigrams: float  # share of all pairs of consecutive words
+    copied: float  # share of outputs with COPIED consecutive words of a text
 
 
 def speech(outputs: Sequence[np.ndarray], heard: Sequence[Heard], read: Iterable[str] = ()) -> Speech:
-    """Of outputs and what one recogniser hears in them; `read` are the texts that were read for training."""
+    """For outputs and what one recogniser finds in them; `read` are the texts of the training data."""
     seconds = sum(map(len, outputs)) / RATE
     words = [list(found.words) for found in heard]
     pairs = Counter(pair for text in words for pair in itertools.pairwise(text))

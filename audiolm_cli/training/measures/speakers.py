@@ -1,8 +1,8 @@
-"""How much tokens tell about who speaks: a probe that names the speaker from a histogram of tokens.
+"""How much tokens tell about the speaker: a probe that predicts the speaker from a histogram of tokens.
 
-Semantic tokens should carry what is said and not the voice, so near chance is good. The probe is multinomial naive
-Bayes, fitted on some clips of each speaker and tested on others of 5 s; it has no more than one number per speaker and
-code, so it sees which codes a voice favours and nothing of their order.
+Semantic tokens should carry content and not the voice, so near chance is good. The probe is multinomial naive Bayes,
+fitted on some clips of each speaker and tested on others, of 5 s; with one number per speaker and code, it sees which
+codes a voice favours but not their order.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def probe_clips(corpora: Iterable[Corpus]) -> list[Clip]:
 
 
 def speaker_probe(tokenize: Callable[[np.ndarray], np.ndarray], clips: Sequence[Clip]) -> tuple[Figure, float]:
-    """Share of test clips whose speaker the probe names, and chance, on what `probe_clips` returns.
+    """Share of test clips whose speaker the probe predicts, and chance, on the clips of `probe_clips`.
 
-    Of each speaker's clips the first FIT_CLIPS fit, the rest test. `tokenize`: float32 [T], 16 kHz -> int [S].
+    Each speaker's first FIT_CLIPS clips fit, the rest test. `tokenize`: float32 [T], 16 kHz -> int [S].
     """
     speakers = sorted({clip.speaker for clip in clips})
     tokens: dict[str, list[np.ndarray]] = {speaker: [] for speaker in speakers}

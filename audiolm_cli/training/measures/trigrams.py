@@ -1,8 +1,8 @@
-"""How much like English a list of words is: its perplexity under a trigram model of books that no training has heard.
+"""How much like English a list of words is: its perplexity under a trigram model of books held out from all training.
 
-Interpolated by Witten and Bell's method (1991): p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h)), where T(h) is how
-many different words have followed h, and h' is h without its first word. At the bottom every word of VOCABULARY is as
-likely as any other, so that an unknown word costs what it should and babble gains nothing by being unknown.
+Interpolated by Witten and Bell's method (1991): p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h)), where T(h) is the
+number of different words that followed h, and h' is h without its first word. At the bottom, all words of VOCABULARY
+are equally likely, so that an unknown word has its proper cost and babble gains nothing by being unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from audiolm_cli.training.corpora.synthetic import HELD_OUT, held_out_books, ngr
 from audiolm_cli.training.measures.measures import Figure, figure
 
 ORDER = 3
-VOCABULARY = 100_000  # words of English that there are to be unknown
+VOCABULARY = 100_000  # number of English words, known or not
 
 History = tuple[str, ...]
 
@@ -27,30 +27,30 @@ class Trigrams:
     """The counts of texts, a list of words each."""
 
     def __init__(self, texts: Iterable[Sequence[str]]) -> None:
-        self._counts = Counter[History]()  # of up to ORDER words in a row
+        self._counts = Counter[History]()  # of up to ORDER consecutive words
         for words in texts:
             for size in range(1, ORDER + 1):
                 self._counts.update(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
-        self._tokens, self._types = Counter[History](), Counter[History]()  # behind each history
+        self._tokens, self._types = Counter[History](), Counter[History]()  # after each history
         for run, count in self._counts.items():
             self._tokens[run[:-1]] += count
             self._types[run[:-1]] += 1
 
     def probability(self, history: History, word: str) -> float:
-        """Of a word behind up to ORDER - 1 others."""
+        """Of a word after up to ORDER - 1 others."""
         lower = self.probability(history[1:], word) if history else 1 / VOCABULARY
         tokens, types, run = self._tokens[history], self._types[history], (*history, word)
         return (self._counts[run] + types * lower) / (tokens + types) if tokens else lower
 
     def bits(self, words: Sequence[str]) -> np.ndarray:
-        """Of every word behind those before it, `float64 [N]`."""
+        """Of every word given those before it, `float64 [N]`."""
         histories = (tuple(words[max(0, i + 1 - ORDER) : i]) for i in range(len(words)))
         return -np.log2([self.probability(history, word) for history, word in zip(histories, words, strict=True)])
 
 
 def unheard(text: Path, transcripts: Sequence[str]) -> list[list[str]]:
-    """The words of each paragraph of the books in the folder `text` that are held out from synthetic speech; paragraphs
-    that share seven words in a row with one of the transcripts are left out. Raises InputError when there are none."""
+    """The words of each paragraph of the books in the folder `text` that are held out from synthetic speech, except
+    paragraphs with seven consecutive words of one of the transcripts. Raises InputError if there are none."""
     said, found = ngrams(transcripts), []
     for book in sorted(held_out_books(text, HELD_OUT)):
         paragraphs = (text / f"{book}.txt").read_text(encoding="utf-8").splitlines()
@@ -61,7 +61,7 @@ def unheard(text: Path, transcripts: Sequence[str]) -> list[list[str]]:
 
 
 def perplexity(model: Trigrams, heard: Iterable[tuple[str, Sequence[str]]]) -> Figure:
-    """Of what is heard of each speaker, (speaker, words) pairs: two to the power of the average bits a word, of each
-    text, then speaker, then all. Texts without words do not count."""
+    """Of the recognised words of each speaker, (speaker, words) pairs: two to the power of the average bits per word,
+    averaged by text, then speaker, then over all. Texts without words are skipped."""
     bits = figure((speaker, float(model.bits(words).mean())) for speaker, words in heard if words)
     return Figure(*(2**value for value in bits))

@@ -1,7 +1,7 @@
-"""Do real and synthetic speech give the same tokens? A classifier is asked to tell them apart (classifier two-sample
+"""Do real and synthetic speech give the same tokens? A classifier is trained to tell them apart (classifier two-sample
 test, Lopez-Paz and Oquab, 2017); chance is 0.5.
 
-What it tells apart stage 1 can, too: then a real prompt is strange to what stage 1 has learned from synthetic speech.
+What it can tell apart, stage 1 can, too: then real prompts differ from what stage 1 has learned from synthetic speech.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ MOST = 4000  # stretches of each kind
 
 
 class Stretch(NamedTuple):
-    """`tokens` int64 [STRETCH] of a recording, and what recordings share that must not be in both halves: a voice."""
+    """`tokens` int64 [STRETCH] of a recording, and its `voice`, which must not be in both halves."""
 
     voice: str
     tokens: np.ndarray
 
 
 def stretches(data: Iterable[TokenData], by_track: bool = False) -> list[Stretch]:
-    """All whole stretches of the tracks; their voices are the speakers, or each track's own if `by_track`, where all
-    tracks have one speaker."""
+    """All whole stretches of the tracks; their voices are the speakers or, if `by_track`, the tracks, for data of one
+    speaker."""
     found = []
     for number, part in enumerate(data):
         tokens = part.semantic.numpy()
@@ -39,10 +39,10 @@ def stretches(data: Iterable[TokenData], by_track: bool = False) -> list[Stretch
 
 
 def told_apart(real: Sequence[Stretch], synthetic: Sequence[Stretch], vocabulary: int, seed: int = 0) -> Figure:
-    """The accuracy of logistic regression on counts of tokens and of pairs in a row; NaN where a kind is too rare.
+    """The accuracy of logistic regression on counts of tokens and of consecutive pairs; NaN if a kind is too rare.
 
-    Fitted on as many stretches of both kinds and tested on as many, of other voices. The interval is by bootstrap over
-    the voices of the real ones. Needs scikit-learn (extra `eval`).
+    Fitted on equally many stretches of both kinds and tested on others, of other voices. The interval is by bootstrap
+    over the real voices. Needs scikit-learn (extra `eval`).
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -60,7 +60,7 @@ def told_apart(real: Sequence[Stretch], synthetic: Sequence[Stretch], vocabulary
 
 
 def _halves(found: Sequence[Stretch], random: np.random.Generator) -> tuple[list[Stretch], list[Stretch]]:
-    """At most MOST stretches in random order, those of each voice all in one half."""
+    """At most MOST stretches in random order, in two halves, with each voice in one of them only."""
     voices = random.permutation(sorted({stretch.voice for stretch in found}))
     fitting = set(voices[: len(voices) // 2].tolist())
     mixed = [found[i] for i in random.permutation(len(found))]

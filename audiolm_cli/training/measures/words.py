@@ -2,10 +2,10 @@
 
 In the manner of sWUGGY (Nguyen et al., 2020, The Zero Resource Speech Benchmark 2021). Words are frequent ones of the
 training transcripts, which serve this test only. Two words that exchange what follows their first vowel make two
-pseudo-words: cover and whether become "couther" and "whever". So over a pair no sound, beginning or ending is on one
-side alone: only what goes together tells the sides apart. flite speaks all four from phones, in several voices. A word
-is preferred when its semantic tokens get a higher probability than those of the pseudo-word that begins as it does:
-up to the exchange the two are the same, and what differs behind it is the other way round for the other word.
+pseudo-words: cover and whether become "couther" and "whever". So within a pair, no sound, beginning or ending is on one
+side only: only their combinations tell the sides apart. flite speaks all four from phones, in several voices. A word is
+preferred if its semantic tokens get a higher probability than those of the pseudo-word with the same beginning: up to
+the exchange the two are equal, and the difference after it is reversed for the other word.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.measures.measures import figure
 
 VOICES = ("slt", "awb", "rms")  # flite's statistical voices: a US woman, a Scottish and a US man
-REFERENCE_VOICE = "kal16"  # in which pronunciations are compared: the fastest, and as exact
-CARRIER = "bana"  # a spelling that flite takes for a word; the lexicon given along says how it sounds
+REFERENCE_VOICE = "kal16"  # for comparing pronunciations: the fastest, and as exact
+CARRIER = "bana"  # a spelling that flite takes for a word; the given lexicon defines its pronunciation
 LEAD, TAIL = 3 * RATE // 25, 2 * RATE // 25  # samples of silence around every word: 3 and 2 tokens
-LEVEL, NOISE = 10 ** (-24 / 20), 10 ** (-64 / 20)  # RMS of a word, and under it: those of the training recordings
-FREQUENT = 700  # words tried; nine in ten are found in flite's own lexicon with the same sounds
-LETTERS, SOUNDS, SYLLABLES = 3, 4, 2  # the least that a word has
-CROSSINGS = 10  # words of the dictionary that must have the vowel, consonants and vowel around an exchange
+LEVEL, NOISE = 10 ** (-24 / 20), 10 ** (-64 / 20)  # RMS of a word and of the noise under it, as in training data
+FREQUENT = 700  # words tried; flite's own lexicon has nine in ten of them with the same sounds
+LETTERS, SOUNDS, SYLLABLES = 3, 4, 2  # minimum numbers in a word
+CROSSINGS = 10  # words of the dictionary that must have the same vowel, consonants and vowel as at an exchange
 BATCH = 32
 _VOWELS = "aa ae ah ao aw ax ay eh er ey ih iy ow oy uh uw"
 VOWELS = frozenset(_VOWELS.split())
-ALIKE = {"ih": "ah", "ao": "aa"}  # vowels that many speakers or dictionaries do not keep apart
+ALIKE = {"ih": "ah", "ao": "aa"}  # vowels that many speakers or dictionaries do not distinguish
 
 Phones = tuple[str, ...]  # flite's names: lower-case ARPAbet, vowels with stress 0 or 1, `ax0` for schwa
 Speak = Callable[[str, Phones], np.ndarray]  # voice, phones -> float32 [T] at 16 kHz
 
 
 class Pair(NamedTuple):
-    """Two words, and what they become by their exchange: `pseudo[i]` begins as `real[i]` and ends as the other."""
+    """Two words, and their pseudo-words by exchange: `pseudo[i]` begins like `real[i]` and ends like the other."""
 
     spelling: tuple[str, str]
     real: tuple[Phones, Phones]
@@ -58,7 +58,7 @@ class Pair(NamedTuple):
 
 
 def flite_missing() -> bool:
-    """Whether flite is not installed, without which there is no word test."""
+    """Whether flite is missing, which the word test needs."""
     return shutil.which("flite") is None
 
 
@@ -67,7 +67,7 @@ def word_table(
 ) -> dict[str, dict[str, Any]]:
     """The share of words preferred to their pseudo-words, by voice and over all of them; see `preferences`.
 
-    What flite said is kept in the folder `cache`/words. Raises InputError without flite or when the transcripts have no
+    flite's speech is cached in the folder `cache`/words. Raises InputError without flite or if the transcripts have no
     pairs, ImportError without pocketsphinx (extra `eval`).
     """
     if flite_missing():
@@ -86,7 +86,7 @@ def preferences(
     """A row per voice, and `all voices`: the Figures `words preferred`, by bits of the whole word, and `by mean bits`.
 
     Also the number of `pairs`. The bits of the whole are the measure: a pseudo-word has as many sounds as its word and
-    the exchange evens out how long they last, while a mean lets a long easy sound hide a surprise. Ties count half;
+    the exchange balances their durations, while a mean lets a long easy sound hide an unlikely one. Ties count half;
     intervals are 95 % by bootstrap over pairs.
     """
     scores: dict[str, list[tuple[str, float, float]]] = {}
@@ -120,7 +120,7 @@ def _batch(bundle: Bundle, samples: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def token_bits(bundle: Bundle, tokens: Sequence[Tensor]) -> list[np.ndarray]:
-    """Bits of every token in stage 1, behind `<begin>` and those before it: `int64 [S]` -> `float32 [S]` for each."""
+    """Bits of every token in stage 1, given `<begin>` and those before it: `int64 [S]` -> `float32 [S]` for each."""
     bits: list[np.ndarray] = [np.empty(0)] * len(tokens)
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))  # a batch has one length
     for _, alike in itertools.groupby(order, key=lambda n: len(tokens[n])):
@@ -148,7 +148,7 @@ def pronunciations() -> dict[str, list[Phones]]:
 
 
 def frequent_words(corpus: Corpus, known: Mapping[str, list[Phones]]) -> list[str]:
-    """Words of the transcripts that the dictionary has and that are long enough, the most frequent first."""
+    """Words of the transcripts that are in the dictionary and long enough, the most frequent first."""
     counts = Counter(word for clip in corpus.clips for word in clip.text.split())
     return [
         word
@@ -162,22 +162,22 @@ def _long(phones: Phones) -> bool:
 
 
 def _vowels(phones: Phones) -> list[int]:
-    """Where the vowels are."""
+    """The places of the vowels."""
     return [place for place, phone in enumerate(phones) if phone.rstrip("01") in VOWELS]
 
 
 def plain(phones: Phones) -> Phones:
-    """flite's phones as the dictionary writes them."""
+    """flite's phones in the dictionary's notation."""
     bare = (phone.rstrip("01") for phone in phones)
     return tuple("ah" if phone == "ax" else phone for phone in bare)
 
 
 def pairs(words: Mapping[str, Phones], known: Mapping[str, list[Phones]], count: int, seed: int = 0) -> list[Pair]:
-    """Up to `count` pairs of words whose exchange makes two pseudo-words; every word is used once at most.
+    """Up to `count` pairs of words whose exchange makes two pseudo-words; each word is used at most once.
 
-    The two have the same stresses, and as many sounds behind the first vowel: a pseudo-word is as long as its word. No
-    word of the dictionary sounds like a pseudo-word, not even with vowels that are much ALIKE; but the sounds around
-    the exchange occur in CROSSINGS words: it could be a word.
+    The two have the same stresses and as many sounds after the first vowel, so a pseudo-word is as long as its word. No
+    word of the dictionary sounds like a pseudo-word, not even with vowels that are ALIKE; but the sounds around the
+    exchange occur in CROSSINGS words: it could be a word.
     """
     taken = {phones for spoken in known.values() for phones in spoken}
     similar = {_similar(phones) for phones in taken}
@@ -198,18 +198,18 @@ def pairs(words: Mapping[str, Phones], known: Mapping[str, list[Phones]], count:
 
 
 def exchanged(one: Phones, other: Phones) -> tuple[Phones, Phones] | None:
-    """Both with the other's sounds behind the first vowel; None unless all parts differ and the rhythm is the same."""
+    """Both with the other's sounds after the first vowel; None unless all parts differ and the rhythm is the same."""
     a, b = _vowels(one)[0] + 1, _vowels(other)[0] + 1
     same_rhythm = [one[n][-1] for n in _vowels(one)] == [other[n][-1] for n in _vowels(other)]
     if not same_rhythm or len(one) - a != len(other) - b:
         return None
-    if one[a - 1] == other[b - 1] or one[a:] == other[b:]:  # with the same vowel only the onsets would be exchanged
+    if one[a - 1] == other[b - 1] or one[a:] == other[b:]:  # with the same vowel, only the onsets would be exchanged
         return None
     return one[:a] + other[b:], other[:b] + one[a:]
 
 
 def _crossing(phones: Phones) -> Phones:
-    """The sounds from the first vowel to the second, as the dictionary writes them."""
+    """The sounds from the first vowel to the second, in the dictionary's notation."""
     first, second = _vowels(phones)[:2]
     return plain(phones)[first : second + 1]
 
@@ -219,7 +219,7 @@ def _similar(phones: Phones) -> Phones:
 
 
 def spoken_words(words: Iterable[str], known: Mapping[str, list[Phones]], store: Path) -> Iterator[tuple[str, Phones]]:
-    """The words whose phones `flite_phones` finds, with these. What was found is kept in the file `store`."""
+    """The words whose phones `flite_phones` finds, with these. Results are cached in the file `store`."""
     cached: dict[str, list[str] | None] = json.loads(store.read_text()) if store.is_file() else {}
     before = len(cached)
     for word in words:
@@ -235,10 +235,10 @@ def spoken_words(words: Iterable[str], known: Mapping[str, list[Phones]], store:
 
 
 def flite_phones(word: str, known: Sequence[Phones]) -> Phones | None:
-    """How flite pronounces a word, with stress and schwa; None unless that is one of the `known` pronunciations.
+    """flite's pronunciation of a word, with stress and schwa; None unless it is one of the `known` ones.
 
-    flite tells its phones but not their stress, so every stress is tried: the right one gives the very samples that the
-    spelling gives. So the phones say the word exactly as flite does.
+    flite tells its phones but not their stress, so every stress is tried: the right one gives exactly the same samples
+    as the spelling. So the phones sound exactly like flite's word.
     """
     wanted, said = _flite(REFERENCE_VOICE, word)
     names = tuple(phone for phone, _ in said[1:-1])  # without the pauses
@@ -254,13 +254,13 @@ def flite_phones(word: str, known: Sequence[Phones]) -> Phones | None:
 
 
 def say_phones(voice: str, phones: Phones) -> np.ndarray:
-    """What flite says, `float32 [T]` at 16 kHz, with LEAD samples of its silence before the word and TAIL behind it.
+    """Speaks with flite, `float32 [T]` at 16 kHz, with LEAD samples of its silence before the word and TAIL after it.
 
     At the level of a recording, over the same faint noise every time: flite's silence is deeper than any that the
-    tokenizer has heard, and its voices differ by 6 dB. Without that the same word has fewer tokens in common.
+    tokenizer was trained on, and its voices differ by 6 dB. Otherwise the same word has fewer tokens in common.
     """
     samples, ends = _flite(voice, CARRIER, phones)
-    start, end = round(ends[0][1] * RATE), round(ends[-2][1] * RATE)  # of the pause before, of the last sound
+    start, end = round(ends[0][1] * RATE), round(ends[-2][1] * RATE)  # end of the pause before, end of the last sound
     padded = np.pad(samples, (LEAD, TAIL))  # for pauses that are too short
     word = padded[start : end + LEAD + TAIL] / 32768
     loudness = max(np.sqrt(np.mean(np.square(word))), 1e-9)
@@ -269,16 +269,16 @@ def say_phones(voice: str, phones: Phones) -> np.ndarray:
 
 
 def _flite(voice: str, word: str, phones: Phones = ()) -> tuple[np.ndarray, list[tuple[str, float]]]:
-    """A word as flite says it, or as `phones` are given: int16 [T], and its sounds with the seconds at their ends.
+    """A word by flite, pronounced as given by `phones` if any: int16 [T], and its sounds with their ends in seconds.
 
-    Raises InputError when flite fails or does not know a phone, which it would leave out.
+    Raises InputError if flite fails or does not know a phone, which it would omit.
     """
     import soundfile
 
     with tempfile.TemporaryDirectory() as folder:
         sound, lexicon = Path(folder, "out.wav"), Path(folder, "lexicon")
         command = ["flite", "-voice", voice, "-psdur", "-t", word, "-o", str(sound)]
-        if phones:  # option -p takes phones as well, but speaks them as if they were one syllable
+        if phones:  # option -p takes phones as well, but speaks them as one syllable
             lexicon.write_text(f"{word} : {' '.join(phones)}\n")
             command[1:1] = ["-add_lex", str(lexicon)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -291,7 +291,7 @@ def _flite(voice: str, word: str, phones: Phones = ()) -> tuple[np.ndarray, list
 
 
 def kept(speak: Speak, folder: Path) -> Speak:
-    """`speak`, which finds in `folder` as a WAV file what it has said before."""
+    """`speak`, with WAV files in `folder` as a cache."""
 
     def recall(voice: str, phones: Phones) -> np.ndarray:
         file = folder / voice / f"{'-'.join(phones)}.wav"

@@ -1,1 +1,1 @@
-"""Programs that train a part of a bundle each, and `assemble`, which makes a bundle of them."""
+"""Programs that each train a part of a bundle, and `assemble`, which makes the bundle of them."""

@@ -46,7 +46,7 @@ MAGNITUDE_WEIGHT = 2.0  # beside the log magnitudes; without it loud parts stay 
 
 
 class MelLoss(nn.Module):
-    """Distance of magnitudes and log magnitudes over several mel spectrograms, of which each step draws some."""
+    """Distance of magnitudes and log magnitudes over several mel spectrograms; each step samples some of them."""
 
     def __init__(self, rate: int):
         super().__init__()
@@ -70,7 +70,7 @@ class MelLoss(nn.Module):
 
 
 class CodebookTrainer(nn.Module):
-    """The moving averages behind the codebooks of a `ResidualQuantizer`."""
+    """The exponential moving averages that update the codebooks of a `ResidualQuantizer`."""
 
     mass: Tensor
     total: Tensor
@@ -118,7 +118,7 @@ class CodebookTrainer(nn.Module):
         for q, codebook in enumerate(codebooks):
             codebook.copy_(kmeans(residual, len(codebook), iterations=8))
             codes = nearest(residual, codebook)
-            self.mass[q] = 0.8  # about the points that a code of a batch sees
+            self.mass[q] = 0.8  # about the number of points per code and batch
             self.total[q] = codebook * 0.8
             residual = residual - codebook[codes]
 
@@ -137,18 +137,18 @@ class DiscriminatorTrainer:
         return {"nets": self.nets.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def learn(self, real: Tensor, made: Tensor) -> Tensor:
-        """One step of the discriminators on audio `[B, T]`; their loss."""
+        """One discriminator step on audio `[B, T]`; returns the loss."""
         self.nets.requires_grad_(True)
         loss = self.nets.discriminator_loss(real, made)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.nets.requires_grad_(False)  # what comes now is the codec's
+        self.nets.requires_grad_(False)  # the codec's step follows
         return loss.detach()
 
 
 class CodecTraining(nn.Module):
-    """All that a checkpoint of codec training holds."""
+    """The state in a checkpoint of codec training."""
 
     def __init__(self, config: SpectralConfig | WaveformConfig, tokens: TokenSpec):
         super().__init__()
@@ -157,14 +157,14 @@ class CodecTraining(nn.Module):
 
 
 def crops(corpus: Corpus, count: int, samples: int, rng: np.random.Generator) -> Tensor:
-    """Random stretches at random levels, `float32 [count, samples]`."""
+    """Random crops at random levels, `float32 [count, samples]`."""
     starts = rng.integers(0, len(corpus.audio) - samples, count)
     audio = np.stack([corpus.audio[s : s + samples] for s in starts]).astype(np.float32) / 32768
     return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (count, 1)).astype(np.float32)).clamp(-1, 1)
 
 
 def kept_quantizers(count: int, quantizers: int) -> Tensor:
-    """How many quantizers each item keeps: all for half the batch, 1 to all for the rest."""
+    """The number of quantizers that each item keeps: all for half the batch, 1 to all for the rest."""
     kept = torch.randint(1, quantizers + 1, (count,))
     kept[: count // 2] = quantizers
     return kept
@@ -172,7 +172,7 @@ def kept_quantizers(count: int, quantizers: int) -> Tensor:
 
 @torch.inference_mode()
 def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, float]:
-    """Mel distance over fixed validation clips with all and with the coarse quantizers."""
+    """Mel distance on fixed validation clips with all and with the coarse quantizers."""
     device = next(codec.parameters()).device
     figures = {}
     length = round(VALIDATED_SECONDS * RATE)
@@ -225,7 +225,7 @@ def main() -> None:
         before = warm_start(args, "codec", codec)
     name = "decoder" if args.decoder_only else "codec"
     trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
-    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    before = trainer.extra.setdefault("before", before)  # of the first run, if this one resumes
     trainer.extra["config"] = dataclasses.asdict(config)
     device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
@@ -235,13 +235,13 @@ def main() -> None:
         discriminators = DiscriminatorTrainer(args.windows, args.rate, device, trainer.extra.get("discriminators"))
     collected: list[Tensor] = []
     started = args.decoder_only or trainer.extra.get("quantized", False)
-    unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks begin anew in any case
+    unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks start over in any case
     for step in trainer:
         audio = crops(train, args.batch, samples, rng).to(device)
-        with trainer.autocast(not args.decoder_only):  # a frozen encoder runs as it will: in float32
+        with trainer.autocast(not args.decoder_only):  # a frozen encoder runs as in inference: in float32
             latents = codec.encoder(audio, {}).float()
         commitment = latents.new_zeros(())
-        wanting = -(-COLLECTED_FRAMES // latents[..., 0].numel()) - len(collected)  # batches; after a resume as well
+        wanting = -(-COLLECTED_FRAMES // latents[..., 0].numel()) - len(collected)  # in batches; after a resume as well
         if not started and (step < unquantized or wanting > 0):
             collected = [*collected[wanting <= 0 :], latents.detach().flatten(0, 1)]
         else:

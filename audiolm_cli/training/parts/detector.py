@@ -55,16 +55,16 @@ from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64
-SECONDS = 4.0  # of a recording: Common Voice has hardly any that are longer than 6
-ALTERED, THROUGH_CODEC = 0.5, 1 / 3  # shares of training material, and of recordings
+SECONDS = 4.0  # of a recording: Common Voice has hardly any longer than 6
+ALTERED, THROUGH_CODEC = 0.5, 1 / 3  # shares of training data, and of recordings
 WINDOW = round(WINDOW_SECONDS * 50)  # frames
-MINUTES = {"traces": 0.2, "spectra": 4.0}  # longer, on a core, the former learns its recordings by heart
-REAL_WEIGHT = 8.0  # a false alarm counts as much as so many outputs missed
+MINUTES = {"traces": 0.2, "spectra": 4.0}  # of training; with more, on one core, the former memorises its recordings
+REAL_WEIGHT = 8.0  # a false alarm costs as much as this many missed outputs
 
 
 class Item(NamedTuple):
-    """What a detector hears of a stretch, `float32 [frames, K]`, whether it was made, the corpus that it, or its voice,
-    is from ("" from none), and how it had been handled before ("" not at all)."""
+    """A stretch's features `float32 [frames, K]`, whether it was generated, the corpus of its recording or voice (""
+    for none), and how it was processed before ("" for not at all)."""
 
     heard: Tensor
     made: bool
@@ -73,7 +73,7 @@ class Item(NamedTuple):
 
 
 def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """The same `float32 [T]` as it may come from elsewhere: another tone colour, less band, noise, lossy formats."""
+    """Augments audio `float32 [T]`: equalisation, bandwidth, noise, lossy formats."""
     bins = len(samples) // 2 + 1
     gains = equaliser(bins, rng, 3)
     if rng.random() < 0.25:
@@ -81,7 +81,7 @@ def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndar
     changed = np.fft.irfft(np.fft.rfft(samples) * 10 ** (gains / 20), len(samples))
     if rng.random() < 0.4:
         noise = rng.standard_normal(len(samples))
-        noise = np.convolve(noise, np.ones(int(rng.integers(1, 6))), "same")  # the more, the darker
+        noise = np.convolve(noise, np.ones(int(rng.integers(1, 6))), "same")  # longer is darker
         share = np.sqrt(np.mean(changed**2) / np.mean(noise**2))
         changed = changed + noise * share * 10 ** (-rng.uniform(10, 45) / 20)
     changed = (changed * (0.5 / (np.abs(changed).max() + 1e-9))).astype(np.float32)
@@ -96,8 +96,8 @@ def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndar
 
 
 def recordings(corpus: Corpus, samples: int, count: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Stretches `float32 [samples]` of `count` recordings with the name of their corpus, as many of each corpus where
-    it has so many that are long enough."""
+    """Stretches `float32 [samples]` of `count` recordings with the name of their corpus, equally many per corpus as far
+    as it has enough that are long enough."""
     rng, result = np.random.default_rng(seed), []
     names = sorted({clip.corpus for clip in corpus.clips})
     for name in names:
@@ -117,8 +117,7 @@ def items(
     seed: int,
     share: float,
 ) -> list[Item]:
-    """Outputs, and twice as many recordings, as a detector hears them who `listen`s. A `share` of them is altered
-    before."""
+    """Features, by `listen`, of the outputs and of twice as many recordings. A `share` of them is augmented before."""
     rng, tokens = np.random.default_rng(seed), bundle.config.tokens
     cut = tokens.samples_per_semantic
     real = recordings(corpus, round(SECONDS * tokens.sample_rate) + cut, 2 * len(outputs), seed)
@@ -136,7 +135,7 @@ def items(
 
 
 def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
-    """The items of a file, made and written where it is not there yet."""
+    """A file's items, made and written on first use."""
     if not file.is_file():
         made = make()
         tensors = {f"{n:06d}": item.heard.half() for n, item in enumerate(made)}
@@ -148,15 +147,15 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
 
 
 def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """One stretch of `size` frames of each item, `float32 [B, size, K]`, and whether it was made, `float32 [B]`."""
+    """One stretch of `size` frames per item, `float32 [B, size, K]`, and whether it was generated, `float32 [B]`."""
     starts = [int(rng.integers(len(item.heard) - size + 1)) for item in chosen]
     stretches = torch.stack([item.heard[start : start + size] for item, start in zip(chosen, starts, strict=True)])
     return stretches, torch.tensor([float(item.made) for item in chosen])
 
 
 def blurred(spectra: Tensor, rng: np.random.Generator) -> Tensor:
-    """Log-mel spectra `[B, F, bins]` at other levels, so that these do not decide, and all without the same few bands,
-    so that several do."""
+    """Augments log-mel spectra `[B, F, bins]`: random levels, so that levels do not decide, and a random few bands
+    masked for the whole batch, so that others must count."""
     count, _, bins = spectra.shape
     spectra = spectra + torch.from_numpy(rng.normal(0, 0.3, (count, 1, 1))).float()
     first, width = rng.integers(bins), rng.integers(bins // 5)
@@ -165,7 +164,7 @@ def blurred(spectra: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def lasting(args: argparse.Namespace, detector: Detector) -> argparse.Namespace:
-    """The arguments with as many minutes as its kind of detector takes, unless they say how many."""
+    """The arguments, with the usual minutes for the kind of detector unless given."""
     usual = MINUTES["traces" if isinstance(detector, LikelihoodDetector) else "spectra"]
     return argparse.Namespace(**{**vars(args), "minutes": args.minutes or usual})
 
@@ -173,8 +172,8 @@ def lasting(args: argparse.Namespace, detector: Detector) -> argparse.Namespace:
 def train(
     args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Item], held: Sequence[Item]
 ) -> Detector:
-    """Trains a detector on items, as many of both kinds in a batch, and of each corpus the same share of both, so that
-    rooms and microphones tell nothing. Logs its figures on those `held` out."""
+    """Trains a detector on items. Batches have as many of both kinds, with the same shares of corpora, so that rooms
+    and microphones give nothing away. Logs figures on the `held` out items."""
     made_items, real = ([item for item in training if item.made is made] for made in (True, False))
     voices, recorded = (Counter(item.corpus for item in kind) for kind in (made_items, real))
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
@@ -205,7 +204,7 @@ def train(
 
 
 def summary(detector: Detector, held: Sequence[Item], device: torch.device) -> dict[str, float]:
-    """How much of each source is called made, in windows of two seconds, and how often that is right."""
+    """The share of each source called generated, in windows of two seconds, and the accuracy."""
     detector.eval()
     found = {source: round(row["windows"], 4) for source, row in figures(detector, held, device).items()}
     detector.train()
@@ -216,8 +215,8 @@ def summary(detector: Detector, held: Sequence[Item], device: torch.device) -> d
 def figures(
     detector: Detector, held: Sequence[Item], device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, float]]:
-    """By source, outputs or a corpus, and by how it had been handled, the share that is called made: of windows of two
-    seconds, and of whole stretches. Of all, how often that is right, both kinds counting the same."""
+    """By source, outputs or a corpus, and by how it was processed: the share called generated, of windows of two
+    seconds and of whole stretches. Over all, the accuracy, with both kinds weighted equally."""
     called: dict[str, list[tuple[float, float]]] = {}
     alarms = []
     for item in held:
@@ -240,9 +239,9 @@ def figures(
 
 
 def joins(bundle: Bundle, corpus: Corpus, count: int) -> dict[str, float]:
-    """What the bundle's detector says of `count` recordings of 6 s and of their continuations by 6 s with the bundle's
-    defaults: the shares that it calls generated (`marked`: with the watermark), and by how many seconds, in the median,
-    what it points at begins beside the join."""
+    """Judges `count` recordings of 6 s and their continuations by 6 s with the bundle's defaults, by the bundle's
+    detector: the shares called generated (`marked`: with the watermark), and the median distance in seconds between
+    the start of the last detected segment and the join."""
     rate = bundle.config.tokens.sample_rate
     given = list(prompts(corpus, round(OUTPUT_SECONDS * rate), count, seed=5))
     asked = [pipeline.Prompt(samples, place, seed=place) for place, samples in enumerate(given)]

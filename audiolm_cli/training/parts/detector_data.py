@@ -35,19 +35,19 @@ from audiolm_cli.training.parts.ood_threshold import prompts, stretches
 SECONDS = 6.0  # of an output
 BATCH = 16
 BATCHES, VALID_BATCHES = 65, 10
-WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
+WAYS = ("continue", "continue", "continue", "generate", "resynth")  # by turns
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a batch is made."""
+    """The settings of a batch."""
 
     way: str
     sampling: Sampling
 
 
 def plan(bundle: Bundle, number: int) -> Plan:
-    """The same for the same number, whichever batches were made before."""
+    """A batch's settings, determined by its number alone."""
     own, rng = bundle.config.sampling, np.random.default_rng([7, number])
     way = WAYS[number % len(WAYS)]
     if number % 3 == 0:
@@ -59,12 +59,12 @@ def plan(bundle: Bundle, number: int) -> Plan:
 
 
 def needed(bundle: Bundle, number: int) -> float:
-    """Seconds of each recording that a batch begins with."""
+    """Seconds of each recording that a batch starts from."""
     return bundle.config.prompt_seconds if plan(bundle, number).way == "continue" else SECONDS
 
 
 def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
-    """The new stretches of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
+    """The new audio of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
     how, rate, seconds = plan(bundle, number), bundle.config.tokens.sample_rate, needed(bundle, number)
     length = round(SECONDS * rate)
     common: dict[str, Any] = {"seed": number, **vars(how.sampling)}
@@ -81,7 +81,7 @@ def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
 
 
 def voices(bundle: Bundle, corpus: Corpus, number: int) -> list[str]:
-    """Which corpus the voice and room of each of a batch's outputs are from; "" where they come from nothing."""
+    """The corpus that the voice and room of each of a batch's outputs come from; "" for generation from nothing."""
     samples = round(needed(bundle, number) * bundle.config.tokens.sample_rate)
     found = [clip.corpus for clip, _ in stretches(corpus, samples, BATCH + 1, seed=number)]
     way = plan(bundle, number).way
@@ -89,7 +89,7 @@ def voices(bundle: Bundle, corpus: Corpus, number: int) -> list[str]:
 
 
 def outputs_of(folder: Path) -> str:
-    """Names outputs of the bundle in a folder: they belong to its stages and its codec."""
+    """Identifies the outputs of a bundle's folder, which depend on its stages and its codec."""
     digest = hashlib.sha256()
     for part in ("codec", "semantic", "coarse", "fine"):
         if (file := folder / f"{part}.safetensors").is_file():
@@ -98,8 +98,8 @@ def outputs_of(folder: Path) -> str:
 
 
 def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list[tuple[str, np.ndarray]]:
-    """All outputs of a split that the bundle has made, each with the name of its voice's corpus and as `float32 [T]`;
-    raises ModelError where there are none."""
+    """All of the bundle's outputs for a split, each with its voice's corpus and as `float32 [T]`; raises ModelError if
+    there are none."""
     found: list[tuple[str, np.ndarray]] = []
     for file in sorted((runs / "outputs").glob(f"{split}-{outputs_of(bundle.folder)}-*.safetensors")):
         rows = load_file(file)["audio"].numpy().astype(np.float32) / 32768
@@ -110,7 +110,7 @@ def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list
 
 
 def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
-    """Makes those of the first `batches` of a split that are not there yet."""
+    """Makes those of a split's first `batches` that are missing."""
     common = f"{split}-{outputs_of(bundle.folder)}"
     for number in range(batches):
         file = runs / "outputs" / f"{common}-{number:04d}.safetensors"

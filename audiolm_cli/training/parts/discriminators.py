@@ -1,8 +1,7 @@
-"""Discriminators that tell recordings from what the codec made of them, and the losses of both sides.
+"""Discriminators that tell recordings from the codec's reconstructions, and the losses of both sides.
 
-One small convolutional network per STFT window looks at real and imaginary parts (SoundStream, section III-D; EnCodec,
-Defossez et al., 2022). Losses are the hinge ones, and the codec matches the features inside as well. Audio is
-`float32 [B, T]`.
+One small convolutional network per STFT window reads real and imaginary parts (SoundStream, section III-D; EnCodec,
+Defossez et al., 2022). The losses are hinge losses, plus feature matching for the codec. Audio is `float32 [B, T]`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class STFTDiscriminator(nn.Module):
-    """Convolutions over one spectrogram, halving the frequencies; dilated ones see further in time."""
+    """Convolutions over one spectrogram that halve the frequencies; dilation widens the receptive field in time."""
 
     shape: Tensor
 
@@ -29,7 +28,7 @@ class STFTDiscriminator(nn.Module):
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
 
     def forward(self, audio: Tensor) -> list[Tensor]:
-        """`[B, T]` -> what each layer puts out, `[B, C, frames, frequencies]`; the last one says real or not."""
+        """`[B, T]` -> each layer's output, `[B, C, frames, frequencies]`; the last one holds the real-or-not logits."""
         x = torch.stft(
             audio.float(), self.window, self.window // 4, window=self.shape, normalized=True, return_complex=True
         )
@@ -49,7 +48,7 @@ class Discriminators(nn.Module):
         self.nets = nn.ModuleList(STFTDiscriminator(window, channels) for window in windows)
 
     def discriminator_loss(self, real: Tensor, made: Tensor) -> Tensor:
-        """The discriminators' own loss: the hinge on both sides."""
+        """The hinge loss of the discriminators."""
         losses = []
         for net in self.nets:
             yes, no = net(real)[-1].float(), net(made.detach())[-1].float()
@@ -57,7 +56,7 @@ class Discriminators(nn.Module):
         return torch.stack(losses).mean()
 
     def generator_loss(self, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        """The codec's two losses: to be taken for real; and the distance of features, as a share of the real ones."""
+        """The codec's adversarial loss, and its feature-matching loss, relative to the real features."""
         adversarial, matching = [], []
         for net in self.nets:
             with torch.no_grad():

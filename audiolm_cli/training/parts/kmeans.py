@@ -15,12 +15,12 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
     sample = points[torch.randperm(len(points), generator=generator)[: 40 * clusters].to(points.device)]
     squares = sample.square().sum(1)
 
-    def squared(centre: Tensor) -> Tensor:  # distances of the sample, by one product: several times faster
+    def squared(centre: Tensor) -> Tensor:  # distances to the sample by one product: several times faster
         return (squares - 2 * (sample @ centre) + centre.square().sum()).clamp(min=0)
 
     centroids = sample[:1]
     distance = squared(sample[0])
-    for _ in range(clusters - 1):  # k-means++: each next one drawn in proportion to its squared distance
+    for _ in range(clusters - 1):  # k-means++: each next centre is sampled in proportion to the squared distance
         draw = float(torch.rand((), generator=generator)) * distance.double().sum()
         chosen = torch.searchsorted(distance.double().cumsum(0), draw).clamp(max=len(sample) - 1)
         centroids = torch.cat([centroids, sample[chosen][None]])
@@ -39,11 +39,11 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 20, seed: int = 0) -
 
 
 def best_of(attempts: int, points: Tensor, clusters: int, iterations: int) -> Tensor:
-    """The centroids of `kmeans` that lie nearest to their points, of as many seedings."""
+    """The best centroids of several seedings of `kmeans`: those with the smallest squared distances to their points."""
     found = [kmeans(points, clusters, iterations, seed) for seed in range(attempts)]
     return min(found, key=lambda centroids: float((points - centroids[members(points, centroids)]).square().sum()))
 
 
 def members(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each of many points, `int64 [N]`."""
+    """Index of the nearest centroid for each point, `int64 [N]`, in blocks."""
     return torch.cat([nearest(part, centroids) for part in points.split(65536)])

@@ -1,12 +1,12 @@
-"""How strange recordings must be to a bundle before it says so: `familiar_bits` and `familiar_semantic_bits` of its
+"""Calibrates a bundle's out-of-distribution thresholds: `familiar_bits` and `familiar_semantic_bits` of its
 config.json.
 
     python -m audiolm_cli.training.parts.ood_threshold --model weights/speech --data DATA --runs RUNS \\
         [--other runs/piano_corpus --other-runs runs/piano]
 
-Prints the bits (`likelihood.Strangeness`) that 99 % of the prompts from DATA's validation split stay below, and half a
-bit less than any semantic tokens of them have; of each corpus in DATA the share that these limits call strange if they
-are those of all other corpora; and the share of the prompts from OTHER's, recordings of another kind.
+Prints the bits (`likelihood.OodScores`) that 99 % of the prompts from DATA's validation split stay below, and half a
+bit less than the lowest semantic bits of any; for each corpus in DATA, the share of prompts beyond thresholds from all
+other corpora; and the share of out-of-distribution prompts, from OTHER, beyond the thresholds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.checks import threads
 from audiolm_cli.errors import AudioLMError, InputError
-from audiolm_cli.language_models.likelihood import strangeness
+from audiolm_cli.language_models.likelihood import ood_scores
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus
 
 SHARE, BELOW = 0.99, 0.5
@@ -35,8 +35,8 @@ PROMPTS = 600
 
 
 def stretches(corpus: Corpus, samples: int, count: int, seed: int = 0) -> list[tuple[Clip, int]]:
-    """`count` random recordings that are long enough, each with the first of so many `samples` somewhere in it; raises
-    InputError where none is."""
+    """`count` random recordings that are long enough, each with the start of a random stretch of `samples`; raises
+    InputError if none is."""
     rng, long = np.random.default_rng(seed), [clip for clip in corpus.clips if clip.samples >= samples]
     if not long:
         raise InputError(f"no recording is as long as {samples} samples")
@@ -45,30 +45,30 @@ def stretches(corpus: Corpus, samples: int, count: int, seed: int = 0) -> list[t
 
 
 def prompts(corpus: Corpus, samples: int, count: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The same as `float32 [samples]` each."""
+    """The same stretches as `float32 [samples]` each."""
     for clip, start in stretches(corpus, samples, count, seed):
         yield corpus.samples(clip)[start : start + samples]
 
 
 def strange(bundle: Bundle, corpus: Corpus, count: int = PROMPTS) -> np.ndarray:
-    """Surprise and semantic bits of prompts that are as long as the bundle asks for, `[count, 2]`."""
+    """Out-of-distribution scores of prompts of the bundle's default length, `[count, 2]`: surprise, semantic bits."""
     config, tokens = bundle.config, bundle.config.tokens
     samples = round(config.prompt_seconds * tokens.semantic_rate) * tokens.samples_per_semantic
     found = []
     for prompt in prompts(corpus, samples, count):
         heard = postfilter.without_rumble(prompt, tokens.sample_rate, config.output.high_pass)
         encoded = pipeline.encode(bundle, heard)
-        found.append(strangeness(bundle.semantic, bundle.coarse, encoded.semantic, encoded.codes))
+        found.append(ood_scores(bundle.semantic, bundle.coarse, encoded.semantic, encoded.codes))
     return np.array(found)
 
 
 def limits(found: np.ndarray) -> tuple[float, float]:
-    """`familiar_bits` and `familiar_semantic_bits` for recordings that are like these."""
+    """`familiar_bits` and `familiar_semantic_bits` from the scores of recordings in distribution."""
     return float(np.quantile(found[:, 0], SHARE)), max(0.0, float(found[:, 1].min()) - BELOW)
 
 
 def beyond(found: np.ndarray, limits: tuple[float, float]) -> float:
-    """The share of recordings that are called strange."""
+    """The share of recordings beyond the thresholds."""
     return float(((found[:, 0] > limits[0]) | (found[:, 1] < limits[1])).mean())
 
 

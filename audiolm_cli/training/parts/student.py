@@ -40,18 +40,18 @@ from audiolm_cli.training.parts.tokenizer import normalise, set_statistics, warp
 from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
 
-SIZES = (512, 1024, 2048)  # numbers of clusters
-FITTED_SECONDS = 3600  # of recordings that the clusters are made from
+SIZES = (512, 1024, 2048)  # cluster counts
+FITTED_SECONDS = 3600  # of recordings that the clusters are fitted on
 TOKEN = teacher.TOKEN_FRAMES * teacher.FRAME  # samples
-REAL_SHARE = 0.8  # of the crops, where there is synthetic speech as well: one clean voice is soon learnt
-CUT_CHANCE = 0.25  # of a crop that ends in silence
-UNKNOWN = -1  # a label that does not count
+REAL_SHARE = 0.8  # of the crops, if there is synthetic speech as well: one clean voice is learnt quickly
+CUT_CHANCE = 0.25  # that a crop ends in silence
+UNKNOWN = -1  # a label to ignore
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Of a teacher's states by token: mean and scale of each dimension, a few of which are huge, and centroids by their
-    number."""
+    """Clusters of a teacher's states by token: mean and scale of each dimension, as a few are huge, and centroids by
+    their number."""
 
     mean: Tensor
     scale: Tensor
@@ -96,7 +96,7 @@ class Lesson:
             raise ValueError(f"{file} was made from other recordings: remove it")
 
     def make(self, encoder: teacher.Encoder, layer: int, clusters: Clusters, share: tuple[int, int]) -> None:
-        """Labels every n-th recording from the i-th on, `share` (i, n), that has no labels yet."""
+        """Labels every n-th recording from the i-th on, `share` (i, n), that is not labelled yet."""
         for number in range(share[0], len(self.corpus.clips), share[1]):
             start, end = self.first[number], self.first[number + 1]
             if end > start and self.labels[start, 0] == UNKNOWN:
@@ -104,18 +104,18 @@ class Lesson:
         self.labels.flush()
 
     def known(self) -> np.ndarray:
-        """The numbers of the recordings that have labels."""
+        """The numbers of the labelled recordings."""
         lasting = np.flatnonzero(self.counts)
         return lasting[self.labels[self.first[lasting], 0] != UNKNOWN]
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """Those that rows are drawn from: what was known when the first one was."""
+        """Those that rows are sampled from: the ones labelled when the first row was."""
         return self.known()
 
     def row(self, tokens: int, rng: np.random.Generator, how: Changes | None) -> tuple[np.ndarray, np.ndarray]:
-        """Stretches of recordings one after another, `float32 [tokens * 640]`, and labels `[tokens, len(SIZES)]`,
-        UNKNOWN beyond a recording's end. The first stretch begins anywhere, the others where a recording does."""
+        """Stretches of successive recordings, `float32 [tokens * 640]`, and labels `[tokens, len(SIZES)]`, UNKNOWN
+        beyond a recording's end. The first stretch starts anywhere, the others where a recording does."""
         audio = np.zeros(tokens * TOKEN, np.float32)
         labels = np.full((tokens, len(SIZES)), UNKNOWN, np.int16)
         filled = 0
@@ -124,7 +124,7 @@ class Lesson:
             clip, count = self.corpus.clips[number], int(self.counts[number])
             wanted = tokens - filled
             start = 0 if filled else int(rng.integers(max(1, count - wanted // 2)))
-            shift = int(rng.integers(TOKEN // 2)) if how else 0  # samples: half of the tokens' grid
+            shift = int(rng.integers(TOKEN // 2)) if how else 0  # samples: half of the token grid
             room = wanted * TOKEN
             longest = int(np.ceil(room * how.rate[1])) + 1 if how else room
             first = clip.offset + start * TOKEN + shift
@@ -147,8 +147,8 @@ class Student(nn.Module):
     def __init__(self, config: TokenizerConfig, dropout: float = 0.0):
         super().__init__()
         self.tokenizer = SemanticTokenizer(config, TokenSpec(semantic_vocabulary=SIZES[0]), dropout)
-        self.tokenizer.classes.requires_grad_(False)  # one of the heads in the end
-        # not named by numbers alone, which would make them layers that repeat: Muon would train them
+        self.tokenizer.classes.requires_grad_(False)  # replaced by one of the heads in the end
+        # names of digits alone would count as repeated layers, which Muon would train
         self.heads = nn.ModuleDict({f"of_{size}": nn.Linear(config.width, size) for size in SIZES})
 
     def logits(self, mel: Tensor) -> list[Tensor]:
@@ -157,8 +157,8 @@ class Student(nn.Module):
         return [head(hidden) for head in self.heads.values()]
 
     def finished(self, clusters: int, in_int8: tuple[str, ...]) -> SemanticTokenizer:
-        """The tokenizer that ships, with the head of so many classes, in the precision of the disk: matrices whose
-        names begin so `in_int8`."""
+        """The tokenizer to ship, with the head of `clusters` classes, at its precision on disk: matrices with these
+        name prefixes in int8."""
         spec = dataclasses.replace(TokenSpec(), semantic_vocabulary=clusters)
         tokenizer = SemanticTokenizer(self.tokenizer.config, spec).eval()
         own = {k: v for k, v in self.tokenizer.state_dict().items() if not k.startswith("classes.")}
@@ -169,7 +169,7 @@ class Student(nn.Module):
 
 
 def cut(audio: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """Ends a row in silence at a random token, in place."""
+    """Replaces the end of a row, from a random token on, by silence, in place."""
     end = int(rng.integers(len(labels) // 4, len(labels)))
     audio[end * TOKEN :] = 0
     labels[end:] = UNKNOWN
@@ -277,7 +277,7 @@ def main() -> None:
     student = Student(config, args.dropout)
     before = warm_start(args, "tokenizer", student.tokenizer)
     trainer = Trainer("student", args, student, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=60)
-    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    before = trainer.extra.setdefault("before", before)  # of the first run, if this one resumes
     tokens, tokenizer = round(args.seconds * RATE / TOKEN), student.tokenizer
     if trainer.step == 0 and not args.warm_start:
         set_statistics(tokenizer, train[0].corpus)

