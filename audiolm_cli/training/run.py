@@ -92,12 +92,11 @@ def main() -> None:
     if recipe.from_codec and not (parts / "codec.safetensors").is_file():
         unpack(Path(recipe.from_codec), parts, only=("codec",))
     (parts / "detector.safetensors").unlink(missing_ok=True)  # it was trained on the previous stages' outputs
-    settings = {"prompt_seconds": recipe.prompt_seconds, "domain": recipe.domain}
     for group in steps(recipe, args):
         for step in group:
             print(">", " ".join(step), flush=True)
             subprocess.run([sys.executable, "-m", *step], check=True)
-        assemble(parts, args.name or args.out.name, args.out, settings, recipe)
+        assemble(parts, args.name or args.out.name, args.out, recipe=recipe)
 
 
 if __name__ == "__main__":

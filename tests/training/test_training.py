@@ -150,9 +150,8 @@ def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
     assert sum(minutes) == pytest.approx(210, abs=0.01)
     assert "semantic" in semantic_step
     assert outputs_step[-2:] == detector_step[-2:] == ["--model", str(tmp_path / "piano")]
-    settings = {"prompt_seconds": 4.0, "domain": "piano"}
     recipe = dataclasses.replace(RECIPES["piano"], from_codec=str(trained / "tiny")).scaled(210)
-    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", settings, recipe)
+    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", recipe=recipe)
     assert assembled.call_count == 2  # the detector hears what the rest has made
 
 
@@ -243,11 +242,11 @@ def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:
 def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) -> None:
     common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--recipe", "tiny")
     run("audiolm_cli.training.parts.lm", *common, "--minutes", 2, "--stage", "coarse", "--coarse", 6)
-    parts, six_quantizers = copied / "runs" / "parts", Recipe("tiny", quantizers=6)
+    parts, six_quantizers = copied / "runs" / "parts", Recipe("tiny", "piano", quantizers=6, prompt_seconds=4.0)
     with pytest.raises(ModelError, match=r"detector\.safetensors was trained on the tokens of another codec"):
         assemble(parts, "six", copied / "six", recipe=six_quantizers)
     (parts / "detector.safetensors").unlink()
-    assemble(parts, "six", copied / "six", {"prompt_seconds": 4.0}, six_quantizers)
+    assemble(parts, "six", copied / "six", recipe=six_quantizers)
     whole, six = (bundle.load(str(f), device="cpu", dtype="float32") for f in (trained / "tiny", copied / "six"))
     assert (six.config.tokens.quantizers, six.config.tokens.coarse, six.config.prompt_seconds) == (6, 6, 4.0)
     assert six.fine is None
@@ -256,8 +255,11 @@ def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) 
     assert torch.equal(pipeline.encode(six, sound).codes, pipeline.encode(whole, sound).codes[:6])
     (result,) = pipeline.continue_(six, ContinueRequest(duration=0.2), [pipeline.Prompt(sound)])
     assert result.codes.shape == (6, 60)
+    assert six.config.domain == "piano"
+    assemble(parts, "six", copied / "six", {"familiar_bits": 9.0, "prompt_seconds": 5.0}, six_quantizers)
     assemble(parts, "six", copied / "six", recipe=six_quantizers)
-    assert bundle.read_config(copied / "six").prompt_seconds == 4.0  # what is not given stays
+    again = bundle.read_config(copied / "six")
+    assert (again.familiar_bits, again.prompt_seconds) == (9.0, 4.0)  # what neither gives stays
 
 
 def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Path, data: Path, copied: Path) -> None:

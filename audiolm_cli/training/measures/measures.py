@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from audiolm_cli.codec.soundstream import SoundStream
 
 VAD_FRAME, VAD_CONTEXT = 512, 64  # samples per input of Silero VAD, and context before them
-RUMBLE = 70.0  # Hz: anything below is no voice
+VOICE_CORNER = 70.0  # Hz: anything below is no voice
 DNSMOS_SAMPLES = 144160  # 9.01 s, the window of its network
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ def _voice_encoder() -> Any:
 
 
 def voice(samples: np.ndarray) -> np.ndarray:
-    """`float32 [256]`, unit length: Resemblyzer's voice embedding (GE2E, Wan et al., 2018), of audio above RUMBLE Hz.
+    """`float32 [256]`, unit length: Resemblyzer's voice embedding (GE2E, Wan et al., 2018), of audio above VOICE_CORNER Hz.
 
     Outputs have nothing below it, and recordings are compared with them. Zeros, which match nobody, if no speech is
     left after cutting long silences.
@@ -180,7 +180,7 @@ def voice(samples: np.ndarray) -> np.ndarray:
 
     if not np.any(samples):
         return np.zeros(256, np.float32)
-    kept = preprocess_wav(postfilter.high_passed(samples, RATE, RUMBLE), source_sr=RATE)
+    kept = preprocess_wav(postfilter.high_passed(samples, RATE, VOICE_CORNER), source_sr=RATE)
     return _voice_encoder().embed_utterance(kept) if len(kept) >= RATE // 4 else np.zeros(256, np.float32)
 
 

@@ -71,10 +71,12 @@ def assemble(
                 raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
             depends.setdefault(part, {})[source] = final[source]
     before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
-    settings = {field: before[field] for field in SETTINGS if field in before} | (given or {})
+    settings = {field: before[field] for field in SETTINGS if field in before}
     kept = {"recipe": before["trained"]["recipe"]} if "recipe" in before.get("trained", {}) else {}
     if recipe:
         kept = {"recipe": dataclasses.asdict(recipe)}
+        settings |= {"prompt_seconds": recipe.prompt_seconds, "domain": recipe.domain}
+    settings |= given or {}
     value = {
         "name": name,
         "tokens": tokens,
