@@ -172,9 +172,8 @@ def _voice_encoder() -> Any:
 
 def voice(samples: np.ndarray) -> np.ndarray:
     """`float32 [256]`, unit length: Resemblyzer's voice embedding (GE2E, Wan et al., 2018), of audio above VOICE_CORNER
-    Hz. 
-    Outputs have nothing below it, and recordings are compared with them. Zeros, which match nobody, if no speech is
-    left after cutting long silences.
+    Hz, below which outputs have nothing. Zeros, which match nobody, if no speech is left after cutting long
+    silences.
     """
     from resemblyzer import preprocess_wav
 
