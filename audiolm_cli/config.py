@@ -243,7 +243,8 @@ class BundleConfig:
 
 
 def preset(name: str) -> BundleConfig:
-    """`tiny` for tests, `speech` and `piano` as shipped, `paper` with the sizes of AudioLM, section IV-B.
+    """Sizes to train with: `tiny` for tests, `speech`, `piano`, and `paper` as in AudioLM, section IV-B. Those of the
+    shipped bundles are in `weights/*/config.json`.
 
     Raises KeyError for another name.
     """

@@ -58,9 +58,11 @@ class Chunk:
 
 
 class Shaper:
-    """Post-processes the decoded audio of one output, piece by piece: cuts it off after `length` samples, filters it,
-    and replaces its first `repeated` samples, which render the prompt's end, by a crossfade from the prompt's own last
-    `fade` samples. The caller writes the prompt up to there."""
+    """Post-processes the decoded audio of one output, piece by piece: cuts it off after `length` samples and filters it.
+
+    Its first `repeated` samples are the prompt's end, decoded again. They are dropped except the last `fade`, which are
+    crossfaded with the prompt's own last `fade` samples. The caller writes the prompt without those.
+    """
 
     def __init__(
         self, rate: int, filters: postfilter.PostFilter, length: float, prompt: np.ndarray | None = None,
@@ -107,7 +109,7 @@ def crossfade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 class Run:
     """A batch on its way through the stages."""
 
-    bundle: Any  # a `Bundle`; of other kinds what their own run takes
+    bundle: Any  # a `Bundle`, or what the `Run` of another kind takes
     request: SampledRequest
     prompts: Sequence[Prompt]
     batch_size: int  # engine batches are padded to it: results do not depend on how many prompts there are

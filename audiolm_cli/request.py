@@ -1,8 +1,8 @@
 """Requests: what can be asked of a bundle, one frozen class per command.
 
 The command line makes a request from its options, a job list from each line, Python code by calling the class. Values
-are checked at construction. The pipeline takes requests as they are. Fields are named like the options; in JSON and in
-messages, their names have hyphens.
+are checked at construction. The pipeline takes requests as they are. Fields are named like the options, with
+underscores; job lists and messages write hyphens.
 """
 
 from __future__ import annotations

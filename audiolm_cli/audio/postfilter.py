@@ -83,8 +83,8 @@ class PostFilter:
 def chain(
     config: OutputConfig, rate: int, prompt: np.ndarray | None = None, begin: int = 0, follow: bool = False
 ) -> PostFilter:
-    """The filters for an output, which continues `prompt` and renders its end up to sample `begin`; or, with `follow`,
-    resynthesises it; or has none."""
+    """The filters of an output. prompt: what it continues, its first `begin` samples being the prompt's end decoded
+    again, or what it resynthesises (`follow`); None for generation from nothing."""
     filters: list[Filter] = [HighPass(rate, config.high_pass)] if config.high_pass else []
     if prompt is not None:
         heard = powers(prompt, rate, config.high_pass)

@@ -19,7 +19,7 @@ from audiolm_cli.language_models.sampling import StageSampling, draw
 from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
 from audiolm_cli.language_models.transformer import REPLACED, Decoder, Linear, Measure, NativeParts, cross_entropy
 
-SEMANTIC_SHARE = 8  # a semantic token's embedding has the model's width divided by this
+SEMANTIC_DIVISOR = 8  # the model's width by that of a semantic token's embedding
 OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # frames, relative to one, whose semantic tokens condition it
 SPECIALS = 2  # ids after the codes of every quantizer: begin, gap
 GAP_SECONDS = 0.5  # gap in positions between a reference and what follows it
@@ -54,7 +54,7 @@ class FrameTransformer(Decoder):
         super().__init__(config, spec, dropout)
         self.rows = spec.codebook_size + SPECIALS
         self.ids = nn.Embedding(spec.coarse * self.rows, config.width)
-        size = max(1, config.width // SEMANTIC_SHARE)
+        size = max(1, config.width // SEMANTIC_DIVISOR)
         self.semantic = nn.Embedding(spec.semantic_vocabulary + 1, size)  # the last one: no token
         self.context = Linear(len(OFFSETS) * size, config.width)
         self.levels = nn.ModuleList(Level(config.width) for _ in range(spec.coarse - 1))

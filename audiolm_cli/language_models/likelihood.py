@@ -14,9 +14,9 @@ from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.language_models.transformer import Decoder, Stack
 
-# With 1/3 the piano bundle flags 0.93 of speech, and the speech bundle 0.91 of piano music; with 1/4 0.89 and 0.925,
-# with 1/2 0.94 and 0.88.
-SEMANTIC_SHARE = 1 / 3
+# Weight of the bits per semantic token in `surprise`. With 1/3 the piano bundle flags 0.93 of speech, and the speech
+# bundle 0.91 of piano music; with 1/4 0.89 and 0.925, with 1/2 0.94 and 0.88.
+SEMANTIC_WEIGHT = 1 / 3
 COLD = 0.6  # close to the temperatures that bundles sample at
 FEATURES = 4  # per token
 
@@ -44,7 +44,7 @@ def token_features(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 class OodScores(NamedTuple):
-    """Out-of-distribution scores of a recording, in bits: `surprise` is the bits per coarse code plus SEMANTIC_SHARE
+    """Out-of-distribution scores of a recording, in bits: `surprise` is the bits per coarse code plus SEMANTIC_WEIGHT
     times the bits per semantic token, `semantic` the bits per semantic token."""
 
     surprise: float
@@ -66,7 +66,7 @@ def ood_scores(
     pieces = [(s[None], c) for s, c in zip(semantic, frames, strict=True)]
     code_losses = coarse_model.token_losses(coarse_model.batch(pieces).to(device))
     losses = semantic_model.token_losses(semantic_model.batch([(semantic, codes)]).to(device))
-    surprise = float(code_losses.mean() + SEMANTIC_SHARE * losses.mean()) / math.log(2)
+    surprise = float(code_losses.mean() + SEMANTIC_WEIGHT * losses.mean()) / math.log(2)
     return OodScores(surprise, float(losses.mean()) / math.log(2))
 
 
@@ -95,12 +95,12 @@ def log_probabilities(model: Stack, semantic: Tensor, codes: Tensor, tell: Tell 
     number of semantic tokens done.
     """
     per, rows = model.spec.frames_per_semantic, []
-    for first, made, end in model.windows(len(semantic)):
+    for first, start, end in model.windows(len(semantic)):
         batch = model.batch([(semantic[first:end], codes[:, first * per : end * per])]).to(model.ids.weight.device)
         losses = model.token_losses(batch)[0]
-        rows.append(-losses[(made - first) * (len(losses) // (end - first)) :].cpu())
+        rows.append(-losses[(start - first) * (len(losses) // (end - first)) :].cpu())
         if tell:
-            tell(end - made)
+            tell(end - start)
     return torch.cat(rows)
 
 

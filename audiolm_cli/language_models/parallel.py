@@ -90,11 +90,11 @@ class ParallelTransformer(Stack):
         frames of each again, with what follows them in sight. Each begins with up to 1 s of complete frames."""
         size, context = fine_window(self.spec, self.config.window_seconds)
         held = min(frames(self.spec, HELD_SECONDS), (size - context) // 2)
-        new, made = max(frames(self.spec, FIRST_SECONDS), 2 * held), known
+        new, start = max(frames(self.spec, FIRST_SECONDS), 2 * held), known
         while True:
-            end = made + min(new, size - context)
-            yield max(0, made - context), made, end
-            new, made = min(2 * new, size), end - held
+            end = start + min(new, size - context)
+            yield max(0, start - context), start, end
+            new, start = min(2 * new, size), end - held
 
     @torch.inference_mode()
     def fill(
@@ -104,7 +104,7 @@ class ParallelTransformer(Stack):
         batch_size: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
-        """Samples the fine codes of windows, `int64 [fine, made]` each, one quantizer after the other."""
+        """Samples the fine codes of windows, `int64 [fine, F]` each, one quantizer after the other."""
         if self.native is not None:
             from audiolm_cli.native import fill
 

@@ -87,10 +87,10 @@ class PlainFine(_Codes):
     def fillings(self, known: int) -> Iterator[Window]:
         """The windows: the first begins with the known frames right before it, the others are independent."""
         size, context = fine_window(self.spec, self.config.window_seconds)
-        first, made = max(0, known - context), known
+        first, start = max(0, known - context), known
         while True:
-            yield first, made, first + size
-            first = made = first + size
+            yield first, start, first + size
+            first = start = first + size
 
     def fill(
         self,
@@ -99,7 +99,7 @@ class PlainFine(_Codes):
         batch_size: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[Tensor]:
-        """Samples the fine codes of windows, `int64 [fine, made]` each."""
+        """Samples the fine codes of windows, `int64 [fine, F]` each."""
         items = [self.item(self.sequence(filling.codes), filling.uniform) for filling in fillings]
         return [self.codes(ids) for ids in engine.generate(self, items, sampling, batch_size, progress)]
 

@@ -97,9 +97,9 @@ class BatchedSource(TokenSource):
         self.done, items = 0, list[Item]()
         for i, plan in enumerate(self.plans):
             if len(self.buffers[i]) < self.limit(i) and not self.ends(i, len(self.buffers[i])):
-                first, made, end = next(plan)
+                first, start, end = next(plan)
                 self.buffers[i].release("own", first)
-                self.windows[i] = first, made, int(min(end, self.limit(i)))
+                self.windows[i] = first, start, int(min(end, self.limit(i)))
                 items.append(self._item(i))
         if items:
             self.generation = engine.start(self.model, items, self.context.sampling, self.context.batch_size)
@@ -112,10 +112,10 @@ class BatchedSource(TokenSource):
         self._prepare(int(goal))
         while self.done < goal:
             some = int(min(engine.STEPS, goal - self.done))
-            made = self.generation.advance(some * self.per_token)
+            sampled = self.generation.advance(some * self.per_token)
             self.done += some
             if self.context.progress:
-                self.context.progress(made)
+                self.context.progress(sampled)
             self._collect()
         if all(len(self.buffers[i]) >= end for i, (_, _, end) in self.windows.items()):
             self.close()
@@ -157,24 +157,24 @@ class SemanticStage(BatchedSource):
         return min(super().limit(number), self.limits[number])
 
     def _item(self, number: int) -> Item:
-        first, made, end = self.windows[number]
-        noise, known = self.context.noise[number], self.buffers[number].slice(first, made)
+        first, start, end = self.windows[number]
+        noise, known = self.context.noise[number], self.buffers[number].slice(first, start)
         numbers = noise.numbers(
-            1, made, end - made, noise.candidate, 1
+            1, start, end - start, noise.candidate, 1
         )  # there are no quantizers here: the number of the candidate takes their place
-        sequence = self.model.sequence(torch.cat([known, known.new_full((end - made,), -1)]))
+        sequence = self.model.sequence(torch.cat([known, known.new_full((end - start,), -1)]))
         return (self.model.ending_item if self.until_end else self.model.item)(sequence, numbers)
 
     def _collect(self) -> None:
         assert self.generation is not None
-        for place, (i, (first, made, end)) in enumerate(self.windows.items()):
+        for place, (i, (first, start, end)) in enumerate(self.windows.items()):
             buffer = self.buffers[i]
             if len(buffer) < end:
                 ids = self.generation.ids(place)
                 tokens = self.model.before_end(ids)
-                buffer.append(tokens[len(buffer) - made :])
+                buffer.append(tokens[len(buffer) - start :])
                 if len(tokens) < len(ids) or len(buffer) == self.limits[i]:
-                    self.totals[i], self.windows[i] = len(buffer), (first, made, len(buffer))
+                    self.totals[i], self.windows[i] = len(buffer), (first, start, len(buffer))
 
 
 class CoarseStage(BatchedSource):
@@ -222,52 +222,52 @@ class CoarseStage(BatchedSource):
         self.semantic.extend_to([needed[i] // self.per + 1 if i in needed else 0 for i in range(len(self.buffers))])
 
     def _item(self, number: int) -> Item:
-        first, made, end = self.planned[number] = self.windows[number]
+        first, start, end = self.planned[number] = self.windows[number]
         self.semantic.buffers[number].release("coarse", first // self.per)
         ahead = self.model.lookahead
-        self._need_semantic({number: end - 1 if ahead is None else min(made + ahead, end - 1)})
+        self._need_semantic({number: end - 1 if ahead is None else min(start + ahead, end - 1)})
         return self._conditioned(number)
 
     def _conditioned(self, number: int) -> Item:
         """An item's window with the semantic tokens known so far."""
-        first, made, end = self.planned[number]
+        first, start, end = self.planned[number]
         semantic, buffer, per, spec = self.semantic.buffers[number], self.buffers[number], self.per, self.spec
         count = self.conditioned[number] = min(len(semantic), -(-end // per))
         reference = self.voice
         if first and not self.voice:
             beginning = min(self.front, first) // per
             reference = semantic.slice(0, beginning), buffer.slice(0, beginning * per)
-        known = buffer.slice(first, made)
-        codes = torch.cat([known, known.new_full((spec.coarse, end - made), -1)], 1)
+        known = buffer.slice(first, start)
+        codes = torch.cat([known, known.new_full((spec.coarse, end - start), -1)], 1)
         sequence = self.model.sequence(semantic.slice(first // per, count), codes, reference)
         guides: tuple[TokenSequence, ...] = ()
-        if self.context.sampling.guidance and (self.guide_semantics or made > first or reference):
-            own = semantic.slice(made // per, count)
+        if self.context.sampling.guidance and (self.guide_semantics or start > first or reference):
+            own = semantic.slice(start // per, count)
             nothing = [torch.full_like(own, spec.semantic_vocabulary)] * self.guide_semantics
-            guides = tuple(self.model.sequence(tokens, codes[:, made - first :]) for tokens in (own, *nothing))
+            guides = tuple(self.model.sequence(tokens, codes[:, start - first :]) for tokens in (own, *nothing))
         item = self.model.item(
-            sequence, self.context.noise[number].numbers(2, made, end - made, 0, spec.coarse), guides
+            sequence, self.context.noise[number].numbers(2, start, end - start, 0, spec.coarse), guides
         )
-        self.per_token = len(item.uniform) // (end - made)
+        self.per_token = len(item.uniform) // (end - start)
         return item
 
     def _prepare(self, goal: int) -> None:
         assert self.generation is not None
         going = {i: window for i, window in self.windows.items() if len(self.buffers[i]) < window[2]}
         ahead = self.model.lookahead or 0  # of the frame behind the last one sampled
-        self._need_semantic({i: min(made + goal + ahead, end - 1) for i, (_, made, end) in going.items()})
-        for place, (i, (first, made, end)) in enumerate(self.windows.items()):
+        self._need_semantic({i: min(start + goal + ahead, end - 1) for i, (_, start, end) in going.items()})
+        for place, (i, (first, start, end)) in enumerate(self.windows.items()):
             if i in going and self.limit(i) < end:
-                self.windows[i] = first, made, int(self.limit(i))
-                self.generation.shorten(place, (int(self.limit(i)) - made) * self.per_token)
+                self.windows[i] = first, start, int(self.limit(i))
+                self.generation.shorten(place, (int(self.limit(i)) - start) * self.per_token)
             if i in going and self.conditioned[i] < min(len(self.semantic.buffers[i]), -(-end // self.per)):
                 self.generation.update_fields(place, self._conditioned(i))
 
     def _collect(self) -> None:
         assert self.generation is not None
-        for place, (i, (_, made, end)) in enumerate(self.windows.items()):
+        for place, (i, (_, start, end)) in enumerate(self.windows.items()):
             if len(self.buffers[i]) < end:
-                self.buffers[i].append(self.model.codes(self.generation.ids(place))[:, len(self.buffers[i]) - made :])
+                self.buffers[i].append(self.model.codes(self.generation.ids(place))[:, len(self.buffers[i]) - start :])
 
 
 class FineStage:
@@ -296,26 +296,26 @@ class FineStage:
         now = dict(self.next)
         self.coarse.extend_to([now[i][2] if i in now else 0 for i in range(len(self.buffers))])
         places, fillings = list[tuple[int, int, int, int]](), list[Filling]()
-        for i, (first, made, end) in now.items():
+        for i, (first, start, end) in now.items():
             self.next[i] = next(self.plans[i])
             stay = self.next[i][1]
             if self.coarse.ends(i, end):
                 stay = end = int(self.coarse.limit(i))
                 del self.next[i]
-            places.append((i, first, made, stay))
+            places.append((i, first, start, stay))
             if self.model is not None:
-                coarse = self.coarse.buffers[i].slice(made, end)
-                unknown = coarse.new_full((self.spec.fine, end - made), -1)
-                codes = torch.cat([self.buffers[i].slice(first, made), torch.cat([coarse, unknown])], 1)
-                numbers = self.context.noise[i].numbers(3, made, end - made, self.spec.coarse, self.spec.fine)
-                fillings.append(Filling(codes, numbers, stay - made))
-        fine = [torch.zeros(0, stay - made, dtype=torch.int64) for _, _, made, stay in places]
+                coarse = self.coarse.buffers[i].slice(start, end)
+                unknown = coarse.new_full((self.spec.fine, end - start), -1)
+                codes = torch.cat([self.buffers[i].slice(first, start), torch.cat([coarse, unknown])], 1)
+                numbers = self.context.noise[i].numbers(3, start, end - start, self.spec.coarse, self.spec.fine)
+                fillings.append(Filling(codes, numbers, stay - start))
+        fine = [torch.zeros(0, stay - start, dtype=torch.int64) for _, _, start, stay in places]
         if self.model is not None and fillings:
             with self.context.timed():
                 fine = self.model.fill(fillings, self.context.sampling, self.context.batch_size, self.context.progress)
         settled = {}
-        for (i, first, made, stay), codes in zip(places, fine, strict=True):
-            settled[i] = torch.cat([self.coarse.buffers[i].slice(made, stay), codes[:, : stay - made]])
+        for (i, first, start, stay), codes in zip(places, fine, strict=True):
+            settled[i] = torch.cat([self.coarse.buffers[i].slice(start, stay), codes[:, : stay - start]])
             self.buffers[i].append(settled[i])
             self.buffers[i].release("own", first)
             self.coarse.buffers[i].release("fine", stay)
@@ -323,11 +323,11 @@ class FineStage:
 
 
 def _pieces(known: int, spec: TokenSpec) -> Iterator[Window]:
-    made, (first, others) = known, (max(1, frames(spec, seconds)) for seconds in PIECES_SECONDS)
-    yield made, made, made + first
+    start, (first, others) = known, (max(1, frames(spec, seconds)) for seconds in PIECES_SECONDS)
+    yield start, start, start + first
     while True:
-        made += first if made == known else others
-        yield made, made, made + others
+        start += first if start == known else others
+        yield start, start, start + others
 
 
 # ------------------------------------------------------------------------------------------- one stage alone

@@ -157,21 +157,21 @@ def unflatten(flat: Tensor, quantizers: int) -> Tensor:
     return flat.view(-1, quantizers).T
 
 
-Window = tuple[int, int, int]  # first, end of the known part, end, in the caller's steps
+# first step that the model sees, first one to be sampled, end; in the caller's steps
+Window = tuple[int, int, int]
 
 
-def windows(total: float, start: int, window: int, kept: int, whole: int) -> Iterator[Window]:
-    """The windows of an output longer than one: `(first, known_until, end)` in the caller's steps; endless if `total`
-    is infinite.
+def windows(total: float, known: int, window: int, kept: int, whole: int) -> Iterator[Window]:
+    """The windows of an output longer than one; endless if `total` is infinite.
 
-    [0, start) is known. A window that begins at 0 is `whole` long; a later one is `window` long and begins `kept` steps
+    The first `known` steps are there. A window that begins at 0 is `whole` long; a later one is `window` long and begins `kept` steps
     before the end of the known part. Only the end of the last window depends on the total.
     """
-    known, first = start, 0 if start <= whole // 2 else start - kept
-    while known < total:
+    start, first = known, 0 if known <= whole // 2 else known - kept
+    while start < total:
         end = first + (window if first else whole)
-        yield first, known, int(min(total, end))
-        known, first = end, max(0, end - kept)
+        yield first, start, int(min(total, end))
+        start, first = end, max(0, end - kept)
 
 
 def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:

@@ -42,18 +42,18 @@ class CodeStage(BatchedSource):
             self.plans.append(windows(math.inf, len(buffer), behind, behind // 2, window))
 
     def _item(self, number: int) -> Item:
-        first, made, end = self.windows[number]
+        first, start, end = self.windows[number]
         buffer, (begin, stop) = self.buffers[number], self.anchors[number]
-        known = torch.cat([buffer.slice(begin, min(stop, first)), buffer.slice(first, made)], 1)
-        codes = torch.cat([known, known.new_full((len(known), end - made), -1)], 1)
-        return item(self.model, codes, self.context.noise[number].numbers(STAGE, made, end - made, 0, len(codes)))
+        known = torch.cat([buffer.slice(begin, min(stop, first)), buffer.slice(first, start)], 1)
+        codes = torch.cat([known, known.new_full((len(known), end - start), -1)], 1)
+        return item(self.model, codes, self.context.noise[number].numbers(STAGE, start, end - start, 0, len(codes)))
 
     def _collect(self) -> None:
         assert self.generation is not None
-        for place, (i, (_, made, end)) in enumerate(self.windows.items()):
+        for place, (i, (_, start, end)) in enumerate(self.windows.items()):
             if len(self.buffers[i]) < end:
                 codes = unflatten(self.generation.ids(place) % CODEBOOK_SIZE, self.model.quantizers)
-                self.buffers[i].append(codes[:, len(self.buffers[i]) - made :])
+                self.buffers[i].append(codes[:, len(self.buffers[i]) - start :])
 
 
 def item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:

@@ -16,7 +16,7 @@ from audiolm_cli.bundles import bundle
 from audiolm_cli.config import Layout, preset
 from audiolm_cli.language_models.likelihood import (
     FEATURES,
-    SEMANTIC_SHARE,
+    SEMANTIC_WEIGHT,
     likelihood_features,
     ood_scores,
     prompt_gain,
@@ -43,11 +43,11 @@ def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: b
     pairs = [(tokens.semantic[n : n + 1], tokens.codes[:, 2 * n : 2 * n + 2]) for n in range(13)]
     single = [ood_scores(*models, *pair).surprise for pair in pairs]
     ids = tokens.semantic
-    first = bits(tiny, *(ids[n : n + 1] for n in range(13))) * SEMANTIC_SHARE
-    whole = bits(tiny, ids) * SEMANTIC_SHARE
+    first = bits(tiny, *(ids[n : n + 1] for n in range(13))) * SEMANTIC_WEIGHT
+    whole = bits(tiny, ids) * SEMANTIC_WEIGHT
     found = ood_scores(*models, ids, tokens.codes)
     assert found.surprise == pytest.approx(np.mean(single) - first + whole, abs=1e-3)
-    assert found.semantic == pytest.approx(whole / SEMANTIC_SHARE, abs=1e-3)
+    assert found.semantic == pytest.approx(whole / SEMANTIC_WEIGHT, abs=1e-3)
     swapped = tokens.codes.view(12, -1, 2).flip(1).reshape(12, -1)  # other codes for each semantic token
     assert ood_scores(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-4)
 
