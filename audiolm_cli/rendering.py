@@ -58,7 +58,7 @@ class Chunk:
 
 
 class Shaper:
-    """Post-processes the decoded audio of one output, piece by piece: cuts it off after `length` samples and filters it.
+    """Post-processes the decoded audio of one output piece by piece: cuts it off after `length` samples, filters it.
 
     Its first `repeated` samples are the prompt's end, decoded again. They are dropped except the last `fade`, which are
     crossfaded with the prompt's own last `fade` samples. The caller writes the prompt without those.

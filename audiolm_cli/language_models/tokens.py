@@ -164,8 +164,8 @@ Window = tuple[int, int, int]
 def windows(total: float, known: int, window: int, kept: int, whole: int) -> Iterator[Window]:
     """The windows of an output longer than one; endless if `total` is infinite.
 
-    The first `known` steps are there. A window that begins at 0 is `whole` long; a later one is `window` long and begins `kept` steps
-    before the end of the known part. Only the end of the last window depends on the total.
+    The first `known` steps need no sampling. A window that begins at 0 is `whole` long; a later one is `window` long
+    and begins `kept` steps before its first sampled one. Only the end of the last window depends on the total.
     """
     start, first = known, 0 if known <= whole // 2 else known - kept
     while start < total:
