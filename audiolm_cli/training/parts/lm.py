@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from audiolm_cli.bundles.bundle import NEEDS, save_part
 from audiolm_cli.errors import ModelError
@@ -139,6 +141,35 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
     return figures
 
 
+def train(
+    trainer: Trainer,
+    model: Stack,
+    batch: Callable[[], Batch | None],
+    validated: Callable[[], dict[str, object]],
+) -> Best:
+    """Trains a model on what `batch` gives until the trainer's time is over, and returns the state of the trainer's
+    module at which `validated` had the fewest bits. A step without a batch is none lost."""
+    for _ in trainer:
+        if (drawn := batch()) is None:
+            continue
+        with trainer.autocast(), parametrize.cached():
+            loss = model.training_loss(drawn.to(trainer.device))
+        trainer.update(loss, {"bits": loss / np.log(2)})
+        if trainer.due():
+            keep_best(trainer, validated())
+    return keep_best(trainer, validated(), finished=True)
+
+
+def keep_best(trainer: Trainer, figures: dict[str, object], finished: bool = False) -> Best:
+    """Logs validation figures; the best state until now, which the trainer's checkpoints hold."""
+    trainer.log(valid=True, finished=finished, **figures)
+    best: Best | None = trainer.extra.get("best")
+    bits = float(figures["bits"])  # type: ignore[arg-type]
+    if best is None or bits < best[0]:
+        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
+    return best
+
+
 def main() -> None:
     parser = arguments(__doc__, minutes=25)
     parser.add_argument("--stage", choices=("semantic", "coarse", "fine"), required=True)
@@ -171,7 +202,12 @@ def main() -> None:
     corpora = [Crops(data, model, (args.seed, trainer.step, trainer.rank)) for data in (train, read) if data]
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
     shares = np.array([shape.share for shape in SHAPES[kind]])
-    best: Best | None = trainer.extra.get("best")
+
+    def batch() -> Batch | None:
+        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
+        share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
+        crops = corpora[int(shapes.random() < share)]
+        return crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
 
     def validated() -> dict[str, object]:
         figures = validation_bits(model, valid, batches=2)
@@ -179,20 +215,7 @@ def main() -> None:
             figures["bits_synthetic"] = validation_bits(model, read_valid, batches=2)["bits"]
         return figures
 
-    for _ in trainer:
-        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
-        share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
-        crops = corpora[int(shapes.random() < share)]
-        batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
-        if batch is None:
-            continue
-        batch = batch.to(trainer.device)
-        with trainer.autocast():
-            loss = model.training_loss(batch)
-        trainer.update(loss, {"bits": loss / np.log(2)})
-        if trainer.due():
-            best = _validated(trainer, validated(), best)
-    best = _validated(trainer, validated(), best, finished=True)
+    best = train(trainer, model, batch, validated)
     if trainer.rank:
         return
     model.load_state_dict(best[1])
@@ -221,14 +244,6 @@ def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:
 def split_at(data: TokenData, coarse: int | None) -> TokenData:
     """The same tokens with other quantizers for stage 2, the rest for stage 3."""
     return dataclasses.replace(data, spec=dataclasses.replace(data.spec, coarse=coarse or data.spec.coarse))
-
-
-def _validated(trainer: Trainer, figures: dict[str, object], best: Best | None, finished: bool = False) -> Best:
-    trainer.log(valid=True, finished=finished, **figures)
-    bits = float(figures["bits"])  # type: ignore[arg-type]
-    if best is None or bits < best[0]:
-        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
-    return best
 
 
 if __name__ == "__main__":
