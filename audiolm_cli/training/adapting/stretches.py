@@ -1,9 +1,11 @@
 """Cuts a recording at its pauses, and says of each stretch whether it is of use or why not.
 
-Simple measures, and what they miss: a stretch is `noisy` where its level hardly falls between syllables (under 20 dB;
-of 180 clean recordings of three corpora 28 dB at least, with white noise 15 dB below the speech 20 to 23), and `music`
-where its spectrum stays the same over 0.16 s, as notes do and voices do not (a correlation above 0.35; of these
-recordings 0.21 at most, a piano 0.70). Quiet music under speech, drums alone, echo and a second voice pass.
+Simple measures, and what they miss (m: measured on recordings of three corpora, a minute each of piano, guitar, strings
+and flute, and mixtures of these). A stretch is `noisy` where its level hardly falls between syllables, by less than 20
+dB: clean recordings have 28 dB at least; white noise 10 dB below speech is found nearly always (m: 98 %), 15 dB below
+hardly ever (3 %). It is `music` where its spectrum stays the same over 0.16 s, as notes do and voices do not: clean
+recordings have a correlation of 0.17 at most, all music has more than 0.35 (m). Of speech over music that is as loud 70 %
+are dropped as one or the other, with music 10 dB below 43 %, 15 dB below 22 %. Drums alone, echo and a second voice pass.
 """
 
 from __future__ import annotations
@@ -120,12 +122,12 @@ def sameness(samples: np.ndarray, rate: int) -> float:
         return 0.0
     frames = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop] * np.hanning(size).astype(np.float32)
     low, high = (round(edge * WINDOW) for edge in TONES)
-    power = 10 * np.log10(np.square(np.abs(np.fft.rfft(frames)[:, low:high])) + 1e-10)
+    energy = np.square(np.abs(np.fft.rfft(frames)[:, low:high])) + 1e-10
+    power, loudness = 10 * np.log10(energy), 10 * np.log10(energy.sum(1))
     sums = np.cumsum(np.pad(power, ((0, 0), (DETAIL // 2 + 1, DETAIL // 2)), mode="edge"), 1)
     detail = np.clip(power - (sums[:, DETAIL:] - sums[:, :-DETAIL]) / DETAIL, -6, 20)
     detail -= detail.mean(1, keepdims=True)
     detail /= np.linalg.norm(detail, axis=1, keepdims=True) + 1e-9
-    loudness = power.mean(1)
     loud = loudness > np.percentile(loudness, 95) - 25
     both = loud[:-lag] & loud[lag:]
     return float((detail[:-lag] * detail[lag:]).sum(1)[both].mean()) if both.any() else 0.0
