@@ -75,7 +75,9 @@ def adapt(options: Options, console: Console) -> dict[str, Any]:
     if not hasattr(torch.optim, "Muon"):
         raise UsageError(f"train: needs torch 2.9 or newer, not {torch.__version__}: pip install 'audiolm[train]'")
     torch.set_num_threads(options.threads or max(1, len(os.sched_getaffinity(0)) - 1))
-    source, out = catalogue.find(options.source, options.offline, console.hearer), Path(os.path.abspath(options.output))
+    source, out = catalogue.find(options.source, options.offline, console.hearer), Path(options.output)
+    if out.name in ("", os.pardir):
+        out = out.resolve()
     check_place(out, source, options.force)
     device = str(pick_device(options.device))
     config, found = read_config(source), recordings.listed(options.recordings)
@@ -85,10 +87,14 @@ def adapt(options: Options, console: Console) -> dict[str, Any]:
         "bundle": identity,
         "options": [options.name or out.name, options.minutes, options.steps, options.semantic, options.seed],
     }
-    work = Work(out, asked, options.force)
-    run = _Run(options, config, source, work, device)
-    with Reporter(console, run.share, run.left) as run.reporter:
-        return run.whole(found, identity, out)
+    with Work(out, asked, options.force) as work:
+        run = _Run(options, config, source, work, device)
+        try:
+            with Reporter(console, run.share, run.left) as run.reporter:
+                return run.whole(found, identity, out)
+        except KeyboardInterrupt:
+            console.note("interrupted: the same command goes on")
+            raise
 
 
 class _Run:
@@ -142,6 +148,7 @@ class _Run:
             "stages": results,
             "seconds": round(work.seconds, 1),
         }
+        check_place(out, self.source, self.options.force)  # something may have come there meanwhile
         put(made, out, folder / "replaced")
         work.remove()
         return record

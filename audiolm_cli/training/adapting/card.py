@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from audiolm_cli.training.adapting.recordings import shares
+
 CONSENT = "a voice belongs to a person: train on somebody's recordings, and use the bundle, only with their consent"
 
 
@@ -15,7 +17,6 @@ def card(
     """README.md. `found` is what `recordings.as_json` says, `stages` has a `stages.Result` as JSON for each that was
     trained, `samples` pairs of files, before and after; `bits` is the watermark's message."""
     minutes, trained = found["minutes"], {k: v for k, v in stages.items() if v["kept"]}
-    dropped = ", ".join(f"{value:.1f} {fate}" for fate, value in minutes.items() if fate != "usable")
     figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} bits" for k, v in trained.items())
     lines = [
         "---",
@@ -33,10 +34,9 @@ def card(
         "",
         "## Recordings",
         "",
-        f"{found['recordings']} recordings, {sum(minutes.values()):.1f} minutes, of which "
-        f"{minutes.get('usable', 0):.1f} usable{f' ({dropped})' if dropped else ''}; level {found['level_dbfs']:g} "
-        f"dBFS, bandwidth {found['bandwidth_hz'] / 1000:g} kHz. {found['training_minutes']:.1f} minutes were learned "
-        f"from; the ends of the recordings, {found['validation_minutes']:.1f} minutes, were for validation alone.",
+        f"{shares(minutes)}, in files: {found['recordings']}; level {found['level_dbfs']:.0f} dBFS, bandwidth "
+        f"{found['bandwidth_hz'] / 1000:.1f} kHz. {found['training_minutes']:.1f} minutes were learned from; the ends "
+        f"of the recordings, {found['validation_minutes']:.1f} minutes, were for validation alone.",
         "",
         "## Figures",
         "",

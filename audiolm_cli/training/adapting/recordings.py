@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ SUFFIXES = (  # of what is a recording in a folder
 CHUNK = 120.0  # s that are cut at a time
 OWN = 60.0  # s of use, from which on a recording is split by itself
 HELD_OUT, LEAST_HELD_OUT = 0.1, 20.0  # share for validation, and s of it in all
-BAND, AUDIBLE = 250.0, 60.0  # Hz; dB that a band of the spectrum lies below the strongest, at most, to count
+BAND, AUDIBLE = 16, 60.0  # bins of 16 Hz; dB that a band of so many lies below the strongest, at most, to count
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """The same for people."""
-        dropped = [f"{self.seconds[fate] / 60:.1f} {fate}" for fate in self.seconds if fate != "usable"]
-        whole = f"{self.recordings} recordings, {sum(self.seconds.values()) / 60:.1f} minutes"
-        yield f"{whole}: {self.usable / 60:.1f} usable{', '.join(['', *dropped])}"
+        minutes = {fate: seconds / 60 for fate, seconds in self.seconds.items()}
+        yield f"{self.recordings} recording{'s' * (self.recordings != 1)}, {shares(minutes)}"
         if self.usable:
             who = f", {self.speakers} speakers" if self.speakers else ""
             yield f"level {self.level:.0f} dBFS, bandwidth {self.bandwidth / 1000:.1f} kHz{who}"
@@ -216,10 +215,16 @@ def _loudness(spectrum: np.ndarray, seconds: float) -> float:
 
 def _bandwidth(spectrum: np.ndarray, rate: int) -> float:
     """The upper edge, Hz, of the highest band that is there."""
-    per = round(BAND / 16)
-    bands = spectrum[: len(spectrum) // per * per].reshape(-1, per).sum(1)
+    bands = np.add.reduceat(spectrum, edges := np.arange(0, len(spectrum) - 1, BAND))
     there = np.flatnonzero(bands > bands.max() * 10 ** (-AUDIBLE / 10))
-    return float(min(rate / 2, (there[-1] + 1) * per * 16))
+    return float(min(rate / 2, (edges[there[-1]] + BAND) * 16))
+
+
+def shares(minutes: Mapping[str, float]) -> str:
+    """Minutes of each fate in words."""
+    usable = f"{minutes.get('usable', 0.0):.1f} usable"
+    some = [f"{value:.1f} {fate}" for fate, value in minutes.items() if fate != "usable" and value >= 0.05]
+    return f"{sum(minutes.values()):.1f} minutes: {', '.join([usable, *some])}"
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Cuts a recording at its pauses, and says of each stretch whether it is of use or why not.
 
-Simple measures, and what they miss (m: measured on recordings of three corpora, a minute each of piano, guitar, strings
+Simple measures, and what they miss (figures are of recordings of three corpora, a minute each of piano, guitar, strings
 and flute, and mixtures of these). A stretch is `noisy` where its level hardly falls between syllables, by less than 20
-dB: clean recordings have 28 dB at least; white noise 10 dB below speech is found nearly always (m: 98 %), 15 dB below
+dB: clean recordings have 28 dB at least; white noise 10 dB below speech is nearly always found (98 %), 15 dB below
 hardly ever (3 %). It is `music` where its spectrum stays the same over 0.16 s, as notes do and voices do not: clean
-recordings have a correlation of 0.17 at most, all music has more than 0.35 (m). Of speech over music that is as loud 70 %
-are dropped as one or the other, with music 10 dB below 43 %, 15 dB below 22 %. Drums alone, echo and a second voice pass.
+recordings have a correlation of 0.17 at most, all of the music more than 0.35. Of speech over equally loud music 70 %
+are dropped as one or the other, with music 10 dB below 43 %. Drums alone, echo and a second voice pass.
 """
 
 from __future__ import annotations

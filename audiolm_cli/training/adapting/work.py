@@ -6,6 +6,7 @@ is removed when the bundle is there.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,8 +24,8 @@ SUFFIX = ".training"  # behind the bundle's name
 SAVE_SECONDS = 10.0
 
 
-class Work:
-    """The folder and what is known there of a training that `asked` describes.
+class Work(contextlib.AbstractContextManager["Work"]):
+    """The folder, which nobody else uses meanwhile, and what is known there of a training that `asked` describes.
 
     Raises OutputError where another one has been begun, unless `force`, which removes that, or is at work.
     """
@@ -86,6 +87,8 @@ class Work:
     def remove(self) -> None:
         """Takes the folder away."""
         shutil.rmtree(self.folder)
+
+    def __exit__(self, *error: object) -> None:
         self._lock.close()
 
     def _read(self) -> dict[str, Any]:

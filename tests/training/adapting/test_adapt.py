@@ -89,7 +89,9 @@ def test_what_is_made_is_an_ordinary_bundle(made: Path, source: Path):
         assert (made / f"{part}.safetensors").read_bytes() == (source / f"{part}.safetensors").read_bytes()
     for stage in ("coarse", "fine"):
         ours, theirs = (load_file(folder / f"{stage}.safetensors") for folder in (made, source))
-        assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in theirs.items()}
+        assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {
+            n: (t.shape, t.dtype) for n, t in theirs.items()
+        }
         assert any(not torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
         figures = record["stages"][stage]
         assert figures["kept"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_each_kind_of_sound_has_its_fate():
 def test_cuts_are_made_in_pauses_and_drop_long_ones():
     voice = speech(60)
     found = cut(np.concatenate([voice, np.zeros(5 * RATE, np.float32), voice]), RATE)
-    assert all(a.last <= b.first for a, b in zip(found, found[1:], strict=False))
+    assert all(a.last <= b.first for a, b in itertools.pairwise(found))
     assert max(s.last - s.first for s in found) <= (LONGEST + 1) * RATE
     heard = sum(s.last - s.first for s in found) / RATE
     assert 110 < heard < 121
@@ -75,7 +76,7 @@ def test_validation_is_the_end_of_each_recording(tmp_path):
         assert max(ends["train"]) < min(ends["valid"])
     assert {clip.path[:6] for clip in clips["valid"]} == {"000000", "000001", "000003"}  # short ones are one together
     everything = sorted((clip.offset, clip.samples) for some in clips.values() for clip in some)
-    assert all(a + n <= b for (a, n), (b, _) in zip(everything, everything[1:], strict=False))
+    assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(everything))
     heard = recordings.corpus(tmp_path / "audio", clips["train"])
     assert heard.samples(clips["train"][0]).std() == pytest.approx(speech(90)[: 5 * RATE].std(), rel=0.5)
 
@@ -119,7 +120,9 @@ def test_damaged_files_are_named_and_the_rest_is_used(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     cut_off = tmp_path / "cut.wav"
     cut_off.write_bytes(Path(good).read_bytes()[:100_000])
-    report, clips = gathered(tmp_path / "audio", [good, *(str(tmp_path / f"{n}.wav") for n in ("empty", "text", "cut"))])
+    report, clips = gathered(
+        tmp_path / "audio", [good, *(str(tmp_path / f"{n}.wav") for n in ("empty", "text", "cut"))]
+    )
     assert report.recordings == 2
     assert len(report.unreadable) == 2
     assert "the file is empty" in report.unreadable[0]
