@@ -44,6 +44,7 @@ from audiolm_cli.training.parts.assemble import SETTINGS, assemble, unpack, writ
 LEAST = 120.0  # s of usable recordings
 HEARD_SHARE = 3.0  # of the minutes of training, those of recordings that are learned from at most
 SAMPLES, SAMPLE_SECONDS = 3, 5.0
+PREPARING = 0.2  # of the time; passes over the recordings end then
 NARROW = 0.75  # of the bundle's band; recordings with less are said to be narrow
 
 
@@ -116,6 +117,10 @@ class _Run:
         """Seconds."""
         return None if self.options.steps else 60 * self.options.minutes - self.work.seconds
 
+    def _enough(self) -> bool:
+        """Whether preparing has taken its share of the time."""
+        return not self.options.steps and self.share() > PREPARING
+
     def whole(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
         """All steps, as far as they are not done."""
         work, say, folder = self.work, self.reporter.say, self.work.folder
@@ -125,7 +130,7 @@ class _Run:
         self.reporter.doing("unpacking the bundle")
         work.once("parts", lambda: unpack(self.source, folder / "parts"))
         self.reporter.doing("tokens")
-        work.once("tokens", lambda: tokens.tokenize(folder, clips, self.device, self._told("tokens")))
+        work.once("tokens", lambda: tokens.tokenize(folder, clips, self.device, self._told("tokens"), self._enough))
         prompts = self._prompts(clips["valid"])
         work.once("before", lambda: self._sampled(self.source, prompts, "before"))
         results = {name: work.once(name, lambda name=name: self._adapted(name)) for name in self.names}

@@ -87,7 +87,6 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
             return lm.validation_bits(model, valid, BATCHES)
 
     def validated() -> dict[str, object]:
-        check()
         lowest, figures = trainer.extra["best"][0], bits()
         better = float(str(figures["bits"])) < lowest
         trainer.extra["waited"] = 0 if better else trainer.extra.get("waited", 0) + 1
@@ -96,7 +95,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
         return figures
 
     def batch() -> Batch | None:
-        check()
+        check()  # here alone is the step before whole, and counted
         tell(stage, trainer.progress, trainer.extra["best"][0], before)
         torch.manual_seed(plan.seed + 1 + trainer.step)  # every step by itself, so that it can be the first one
         crops.rng = np.random.default_rng((plan.seed, trainer.step))

@@ -24,9 +24,12 @@ def passes(seconds: float) -> int:
     return max(1, min(MOST_PASSES, round(WANTED / max(1.0, seconds))))
 
 
-def tokenize(work: Path, clips: dict[str, list[Clip]], device: str, tell: Callable[[float], None]) -> None:
+def tokenize(
+    work: Path, clips: dict[str, list[Clip]], device: str, tell: Callable[[float], None], enough: Callable[[], bool]
+) -> None:
     """Writes tokens/ of `valid` once and of `train` in several passes, unless they are there. Passes behind the first
-    begin at another sample and have another level; the voice stays what it is. `tell` hears of the share done."""
+    begin at another sample and have another level; the voice stays what it is. `tell` hears of the share done. There
+    are no more passes when it has been `enough`."""
     (codec, codec_identity), (tokenizer, tokenizer_identity) = (
         load_part(work, part) for part in ("codec", "tokenizer")
     )
@@ -52,6 +55,8 @@ def tokenize(work: Path, clips: dict[str, list[Clip]], device: str, tell: Callab
             tell(done / total)
 
     for split, number in (("valid", 0), *(("train", number) for number in range(count))):
+        if number and enough():
+            break
         file = work / "tokens" / f"{split}_{number}.safetensors"
         if not file.is_file():
             sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
