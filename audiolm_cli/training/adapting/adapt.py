@@ -210,7 +210,9 @@ class _Run:
             ending = 1.5 * work.took("before") + 2 * work.took("parts") + 5
             left = 60 * self.options.minutes - work.seconds - ending
             weights = [stages.SHARES[other] for other in names[names.index(name) :]]
-            planned[name] = max(0.0, left * weights[0] / sum(weights) / 60)
+            planned[name] = left * weights[0] / sum(weights) / 60
+            if planned[name] < 0.1 and not self.options.steps:
+                self.reporter.say(f"{name}: hardly any time is left to train it; give more --minutes")
             work.save()
 
         def tell(stage: StageName, share: float, best: float, before: float) -> None:

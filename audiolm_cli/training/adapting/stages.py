@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ BATCH_SECONDS = {"semantic": 60.0, "coarse": 9.0, "fine": 4.5, "parallel": 24.0,
 PATIENCE = 3  # validations without a better one, after which a stage is done
 BATCHES = 3  # of 8 crops that a validation is on
 SAVE_SECONDS = 30.0
+SHORTEST = 0.01  # minutes of a stage: a step or two
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
     kind = model.config.layout if model.config.layout in lm.SHAPES else stage
     trainer = Trainer(
         stage, options, adapted, rate=PEAK_RATE, warmup=WARMUP, steps=plan.steps, save_seconds=SAVE_SECONDS,
-        validate_seconds=60 * plan.minutes / VALIDATIONS, tell=lambda line: None,
+        tell=lambda line: None,
     )  # fmt: skip
     crops, shapes = lm.Crops(train, model, plan.seed), lm.SHAPES[kind]
     shares = np.array([shape.share for shape in shapes])
@@ -104,7 +106,11 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
 
     with deferred(trainer.save) as check:
         if "best" not in trainer.extra:
+            begun = time.monotonic()
             trainer.extra["before"] = lm.keep_best(trainer, bits())[0]
+            trainer.extra["validating"] = (time.monotonic() - begun) / 60
+        trainer.minutes = max(SHORTEST, plan.minutes - 3 * trainer.extra["validating"])  # as often outside of the steps
+        trainer.validate_seconds = 60 * trainer.minutes / VALIDATIONS
         before = float(trainer.extra["before"])
         _, state = lm.train(trainer, model, batch, validated)
     adapted.load_state_dict(state)
