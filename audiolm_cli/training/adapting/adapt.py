@@ -10,6 +10,7 @@ folder beside the bundle until that is there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -133,13 +134,12 @@ class _Run:
         work.once("tokens", lambda: tokens.tokenize(folder, clips, self.device, self._told("tokens"), self._enough))
         prompts = self._prompts(clips["valid"])
         work.once("before", lambda: self._sampled(self.source, prompts, "before"))
-        results = {name: work.once(name, lambda name=name: self._adapted(name)) for name in self.names}
-        for name, result in results.items():
-            change = "better: kept" if result["kept"] else "no better: left as it was"
-            say(f"{name}: {result['before']:.3f} bits before, {result['after']:.3f} after; {change}")
+        results = {stage: self._adapted(stage) for stage in self.names}
         self.reporter.doing("the bundle")
-        name, made = own_name(self.options.name or out.name, self.config.name), folder / "bundle"
-        self._assembled(made, name, report, results, identity)
+        asked, made = self.options.name or out.name, folder / "bundle"
+        if (name := own_name(asked, self.config.name)) != asked:
+            say(f"the bundle's name is {name}: that of {asked} would have another bundle's watermark")
+        self._assembled(made, name, report, identity)
         self._sampled(made, prompts, "after")
         self._carded(made, name, report, results, identity)
         record = {
@@ -203,6 +203,13 @@ class _Run:
         return tell
 
     def _adapted(self, name: StageName) -> dict[str, Any]:
+        """What became of a stage."""
+        result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name))
+        change = "better: kept" if result["kept"] else "no better: left as it was"
+        self.reporter.say(f"{name}: {result['before']:.3f} bits before, {result['after']:.3f} after; {change}")
+        return result
+
+    def _trained(self, name: StageName) -> dict[str, Any]:
         """A stage's training, in its share of the time that is left."""
         work, names, lowest = self.work, self.names, [float("inf")]
         planned: dict[str, float] = work.state.setdefault("planned", {})
@@ -245,9 +252,7 @@ class _Run:
             result = model.continue_(prompt, model.sample_rate, duration=SAMPLE_SECONDS, seed=number)
             result.save(target / f"sample{number}.{when}.ogg", force=True)
 
-    def _assembled(
-        self, made: Path, name: str, report: Mapping[str, Any], results: Mapping[str, Any], identity: str
-    ) -> None:
+    def _assembled(self, made: Path, name: str, report: Mapping[str, Any], identity: str) -> None:
         """The bundle, but for its card."""
         parts, adapted = self.work.folder / "parts", self.work.folder / "adapted"
         for file in parts.glob("*.safetensors"):
