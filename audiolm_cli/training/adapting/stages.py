@@ -86,7 +86,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
 
     def bits() -> dict[str, object]:
         with parametrize.cached():
-            return lm.validation_bits(model, valid, BATCHES)
+            return lm.validation_bits(model, valid, BATCHES, conditioning=False)
 
     def validated() -> dict[str, object]:
         lowest, figures = trainer.extra["best"][0], bits()

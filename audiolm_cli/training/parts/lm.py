@@ -107,8 +107,11 @@ class Crops:
 
 
 @torch.no_grad()
-def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> dict[str, object]:
-    """Bits per token on fixed crops: all, per quantizer, and for stage 2 with what should help taken away.
+def validation_bits(
+    model: Stack, data: list[TokenData], batches: int = 6, conditioning: bool = True
+) -> dict[str, object]:
+    """Bits per token on fixed crops: all, per quantizer, and for stage 2 its `conditioning`, what should help taken
+    away.
 
     `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
     of another track (likewise).
@@ -133,7 +136,7 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
     figures: dict[str, object] = {"bits": round(float(plain.mean()), 4)}
     if len(plain) > 1:
         figures["bits_per_quantizer"] = [round(float(b), 3) for b in plain]
-    if model.stage == "coarse":
+    if model.stage == "coarse" and conditioning:
         shape = Shape(3, 4)
         for name, change in (("reference", {}), ("shuffled", {"shuffled": True}), ("other_speaker", {"others": True})):
             figures[f"bits_{name}"] = round(float(bits(shape, **change).mean()), 4)
