@@ -43,7 +43,7 @@ from audiolm_cli.training.evaluation import curves
 from audiolm_cli.training.parts.assemble import SETTINGS, assemble, unpack, write_sums
 
 LEAST = 120.0  # s of usable recordings
-HEARD_SHARE = 3.0  # of the minutes of training, those of recordings that are learned from at most
+HEARD_SHARE, HEARD_LEAST = 3.0, 10.0  # of the minutes of training, and minutes, that are learned from at most
 SAMPLES, SAMPLE_SECONDS = 3, 5.0
 PREPARING = 0.2  # of the time; passes over the recordings end then
 NARROW = 0.75  # of the bundle's band; recordings with less are said to be narrow
@@ -164,7 +164,7 @@ class _Run:
 
         def gather() -> dict[str, Any]:
             rate, speech = self.config.tokens.sample_rate, self.config.domain == "speech"
-            most = HEARD_SHARE * 60 * options.minutes
+            most = 60 * max(HEARD_LEAST, HEARD_SHARE * options.minutes)
             audio = self.work.folder / "audio"
             report, clips = recordings.gather(found, audio, rate, speech, most, self._told("reading"))
             for line in [*report.notes[:5], *report.lines()]:

@@ -176,10 +176,10 @@ def split(clips: list[Clip], rate: int) -> dict[str, list[Clip]]:
     lengths: Counter[str] = Counter()
     for clip in clips:
         lengths[clip.path[:6]] += clip.samples
-    groups: dict[tuple[str, str], list[Clip]] = {}
+    groups: dict[str, list[Clip]] = {}
     for clip in clips:
         own = clip.path[:6] if lengths[clip.path[:6]] >= OWN * rate else ""
-        groups.setdefault((clip.speaker, own), []).append(clip)
+        groups.setdefault(own, []).append(clip)
     share = max(HELD_OUT, LEAST_HELD_OUT * rate / max(1, lengths.total()))
     found: dict[str, list[Clip]] = {"train": [], "valid": []}
     for group in groups.values():

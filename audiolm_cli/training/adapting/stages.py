@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrize
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, round_to_disk, save_part
 from audiolm_cli.config import StageConfig, TokenSpec, from_json
+from audiolm_cli.errors import InputError
 from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.tokens import Batch, StageName
 from audiolm_cli.language_models.transformer import Stack
@@ -112,6 +114,8 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
         trainer.minutes = max(SHORTEST, plan.minutes - 3 * trainer.extra["validating"])  # as often outside of the steps
         trainer.validate_seconds = 60 * trainer.minutes / VALIDATIONS
         before = float(trainer.extra["before"])
+        if not math.isfinite(before):
+            raise InputError("the stretches that are kept for validation are all too short; give longer recordings")
         _, state = lm.train(trainer, model, batch, validated)
     adapted.load_state_dict(state)
     adapters.merge(model)
