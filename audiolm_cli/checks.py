@@ -20,6 +20,7 @@ from typing import Any
 from audiolm_cli.errors import UsageError
 
 MAX_SECONDS = 3600.0
+MAX_MINUTES = 7 * 24 * 60.0  # of a training
 MAX_THREADS = 256  # thousands would crash the process: the system refuses that many
 PICTURES = (".png",)  # suffixes
 
@@ -30,6 +31,13 @@ def seconds(option: str, value: Any) -> float:
     number = _number(option, value, float)
     if not 0 < number <= MAX_SECONDS:
         raise UsageError(f"{option}: must be above 0 and at most {MAX_SECONDS:g} seconds, not {number:g}")
+    return float(number)
+
+
+def minutes(option: str, value: Any) -> float:
+    number = _number(option, value, float)
+    if not 0 < number <= MAX_MINUTES:
+        raise UsageError(f"{option}: must be above 0 and at most {MAX_MINUTES:g} minutes, not {number:g}")
     return float(number)
 
 

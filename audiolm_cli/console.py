@@ -193,17 +193,18 @@ class Console:
                 bars.update(task, completed=done, total=total, left=_left(elapsed, done, total), speed=speed)
                 if before and wanted > 1:
                     rest = (begun - first) / before * (wanted - before) - (latest - begun)
-                    bars.update(overall, left=f"{_clock(max(rest, 0))} left")
+                    bars.update(overall, left=f"{clock(max(rest, 0))} left")
 
             yield show
 
 
 def _left(elapsed: float, done: float, total: int) -> str:
     """The time left at the pace so far."""
-    return f"{_clock(elapsed / done * (total - done))} left" if 0 < done < total else ""
+    return f"{clock(elapsed / done * (total - done))} left" if 0 < done < total else ""
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +35,7 @@ MAX_SECONDS = 3600  # of one input, so that a small file that decodes to days of
 MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is used; bounds the time
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
 CANCELLED = 0.1  # share of the energy
+LEFT_OUT = f"longer than {MAX_SECONDS // 60} minutes: what comes before is left out"
 
 _stderr_lock = threading.Lock()
 
@@ -70,22 +71,58 @@ def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> R
     return recording
 
 
+def unpack(source: str | os.PathLike[str], rate: int, target: IO[bytes]) -> tuple[str, ...]:
+    """Writes a recording of up to a day into an empty file as mono samples int16 at `rate` Hz, block by block, and
+    returns the notes; otherwise as `read`."""
+    name = display(source)
+
+    def write(piece: np.ndarray) -> None:
+        target.write(pcm16(piece).tobytes())
+
+    with inputs.opened(source) as file:
+        notes, _, strongest = _decoded(file, name, rate, write, MAX_END_SECONDS)
+        if strongest is not None:
+            target.seek(0)
+            target.truncate()
+            notes, _, _ = _decoded(file, name, rate, write, MAX_END_SECONDS, channel=strongest)
+    return tuple(notes)
+
+
 def _heard(
     file: IO[bytes], name: str, rate: int, end_only: bool, channel: int | None = None
 ) -> tuple[Recording, int | None]:
     """The file's audio, of one `channel` or downmixed; if downmixing cancels the channels, also the channel to use
     instead."""
     pieces: collections.deque[np.ndarray] = collections.deque()
+    most, kept = MAX_SECONDS * rate, 0
+
+    def keep(piece: np.ndarray) -> None:
+        nonlocal kept
+        pieces.append(piece)
+        kept += len(piece)
+        while kept - len(pieces[0]) >= most:
+            kept -= len(pieces.popleft())
+
+    longest, last = (MAX_END_SECONDS, MAX_SECONDS) if end_only else (MAX_SECONDS, None)
+    notes, tags, strongest = _decoded(file, name, rate, keep, longest, last, channel)
+    if kept > most and LEFT_OUT not in notes:
+        notes.append(LEFT_OUT)
+    return Recording(np.concatenate(pieces)[-most:], rate, tuple(notes), tags), strongest
+
+
+def _decoded(
+    file: IO[bytes], name: str, rate: int, take: Callable[[np.ndarray], object], longest: int,
+    last: int | None = None, channel: int | None = None,
+) -> tuple[list[str], dict[str, str], int | None]:  # fmt: skip
+    """Hands on the file's sound, mono at `rate` Hz, piece by piece: of one `channel` or of all mixed, of the `last` so
+    many seconds where it can be told before where they begin. Returns notes and tags, and which channel to take instead
+    where all cancel each other."""
     with _decoder(file, name) as sound:
         if not MIN_RATE <= sound.samplerate <= MAX_RATE:
             raise InputError(f"{name}: a sample rate of {sound.samplerate} Hz is outside {MIN_RATE} to {MAX_RATE}")
-        mono = _Mono(sound, name, end_only, channel)
-        most, kept = MAX_SECONDS * rate, 0
+        mono = _Mono(sound, name, longest, last, channel)
         for piece in _resampled(mono, sound.samplerate, rate):
-            pieces.append(piece)
-            kept += len(piece)
-            while kept - len(pieces[0]) >= most:
-                kept -= len(pieces.popleft())
+            take(piece)
         if mono.frames == 0:
             raise InputError(f"{name}: there is no audio in it")
         notes = []
@@ -99,9 +136,9 @@ def _heard(
             notes.append(f"{mono.clipped} samples beyond full scale clipped")
         if sound.complaint:
             notes.append(f"{sound.complaint}: {mono.frames / sound.samplerate:.2f} s of it are used")
-        if mono.skipped or kept > most:
-            notes.append(f"longer than {MAX_SECONDS // 60} minutes: what comes before is left out")
-        return Recording(np.concatenate(pieces)[-most:], rate, tuple(notes), sound.tags), mono.strongest()
+        if mono.skipped:
+            notes.append(LEFT_OUT)
+        return notes, sound.tags, mono.strongest()
 
 
 def resampled(samples: np.ndarray, old: int, new: int) -> np.ndarray:
@@ -333,10 +370,12 @@ class _Sound:
 class _Mono:
     """Iterates over a file's audio as mono float32 [n] in [-1, 1] at its own rate, and gathers statistics."""
 
-    def __init__(self, sound: _Sound | ffmpeg.Sound, name: str, end_only: bool, channel: int | None):
+    def __init__(
+        self, sound: _Sound | ffmpeg.Sound, name: str, longest: int, last: int | None, channel: int | None
+    ) -> None:
         self.sound, self.name, self.channel = sound, name, channel
-        self.most = (MAX_END_SECONDS if end_only else MAX_SECONDS) * sound.samplerate
-        self.skipped = max(0, sound.length - MAX_SECONDS * sound.samplerate) if end_only else 0
+        self.most = longest * sound.samplerate
+        self.skipped = 0 if last is None else max(0, sound.length - last * sound.samplerate)
         self.frames = self.clipped = 0
         self.energies, self.mixed = np.zeros(sound.channels), 0.0  # of each channel, of the mix
 

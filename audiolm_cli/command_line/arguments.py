@@ -120,6 +120,13 @@ def _format(option: str, value: str) -> str:
     return value
 
 
+def _called(option: str, value: str) -> str:
+    """A bundle's name, which goes into its card and the metadata of its outputs."""
+    if not 0 < len(value.strip()) <= 64 or not value.isprintable():
+        raise UsageError(f"{option}: must have 1 to 64 printable characters, not {value!a}")
+    return value.strip()
+
+
 @dataclass(frozen=True)
 class Streaming:
     """Streaming: playing an output, or writing it to a pipe, while it is sampled."""
@@ -184,6 +191,49 @@ class SampledRunning(Running):
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
         BATCH_SIZE
     )
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a bundle is adapted to recordings."""
+
+    output: Annotated[
+        str | None, _checked(checks.path, "--output", "-o", metavar="FOLDER", help="The new bundle's folder.")
+    ] = None
+    source: Annotated[
+        str,
+        _checked(
+            *(checks.path, "--from"),
+            metavar="NAME",
+            help="Bundle to begin with: its name, a folder, or org/repo@rev.",
+            autocompletion=complete_bundle,
+        ),
+    ] = "speech"
+    name: Annotated[
+        str | None, _checked(_called, "--name", metavar="NAME", help="The bundle's name; by default its folder's.")
+    ] = None
+    minutes: Annotated[
+        float, _checked(checks.minutes, "--minutes", metavar="N", help="Time for all of it, of all its runs together.")
+    ] = 20.0
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10**6, help="Steps of each stage, whatever the time; 0: by minutes.")
+    ] = 0
+    semantic: Annotated[
+        bool, typer.Option("--semantic", help="Adapt stage 1, too: what is said, beside how it sounds.")
+    ] = False
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Same seed and steps, same bundle.")] = 0
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace an existing bundle; begin anew where options have changed.")
+    ] = False
+    device: Device = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads; all cores but one."),
+    ] = None
+    offline: Offline = False
+    quiet: Quiet = False
+    json: Json = False
+    debug: Debug = False
 
 
 class RayCommand(Command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import os
@@ -27,6 +28,7 @@ from audiolm_cli.command_line.arguments import (
     SampledRunning,
     Stage,
     Streaming,
+    Training,
     model_option,
     with_options,
 )
@@ -262,6 +264,40 @@ def score(
     scored = functools.partial(scores.score, loaded, stages=wanted, console=console)
     for _, found in runner.each(named, scored, console, examining.fail_fast):
         console.data(found, "")
+
+
+@app.command(cls=Command, epilog=EXAMPLES["train"])
+@with_options
+def train(
+    ctx: typer.Context,
+    recordings: Annotated[
+        list[str] | None, typer.Argument(metavar="RECORDING", help="Files of any format and length, or folders.")
+    ] = None,
+    *,
+    training: Training,
+) -> None:
+    """Adapt a bundle to recordings: to a voice, or to a piano.
+
+    Needs two minutes of recordings, better ten, and the 20 minutes of --minutes. Recordings are cut at pauses; silence,
+    clipped and noisy parts and music are left out. The ends of the recordings tell how well it goes. After Ctrl-C the
+    same command goes on. A file manifest.tsv in a folder may list recordings (`path`) and who speaks in them
+    (`speaker`). A voice needs its owner's consent.
+    """
+    console, named = console_of(ctx), _named(recordings)
+    if training.output is None:
+        raise UsageError("-o FOLDER: name the new bundle's folder")
+    with console.status("loading"):
+        from audiolm_cli import backends
+
+        backends.require("train", training.source, training.offline)
+        from audiolm_cli.training.adapting import adapt
+
+    asked = dataclasses.asdict(training)
+    options = adapt.Options(named, **{key: asked[key] for key in asked.keys() - {"quiet", "json", "debug"}})
+    record = adapt.adapt(options, console)
+    console.data(record, record["path"])
+    if record["unreadable"]:
+        raise typer.Exit(1)
 
 
 @models.command("list", epilog=EXAMPLES["models list"])

@@ -52,6 +52,10 @@ COMMAND_LINES = {
         "audiolm score talk.wav",
         "audiolm score word.wav pseudo-word.wav --stage semantic",
     ),
+    "train": (
+        "audiolm train recordings/ -o my-voice",
+        "audiolm train talk.m4a reading.wav -o my-voice --semantic --minutes 60",
+    ),
     "models list": (
         "audiolm models list",
         "audiolm models list --json",

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from audiolm_cli.checks import threads
 from audiolm_cli.processor import Processor, processor
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
+VALIDATIONS = 8  # in a training of a number of steps
 
 
 def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
@@ -93,7 +94,12 @@ class Trainer:
         weight_decay: float = 0.0,
         warmup: int = 200,
         validate_seconds: float = 300,
+        save_seconds: float = SAVE_SECONDS,
+        steps: int = 0,
+        tell: Callable[[dict[str, object]], object] | None = None,
     ):
+        """`args` has minutes, threads, device, seed, runs, resume. With `steps` so many are made, whatever the time,
+        and validation comes VALIDATIONS times. `tell` hears of every log line, which is printed by default."""
         if args.threads:
             torch.set_num_threads(args.threads)
         self.rank, self.device = 0, torch.device(args.device)
@@ -107,6 +113,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.minutes, self.module = args.minutes, module.to(self.device)
         self.rate, self.warmup, self.validate_seconds = rate, warmup, validate_seconds
+        self.save_seconds, self.steps, self.tell = save_seconds, steps, tell or _print
         self.optimizers = optimizers(module, rate, betas, weight_decay)
         self.step, self.seconds = 0, 0.0
         self.extra: dict[str, Any] = {}  # what a script keeps in its checkpoint
@@ -119,8 +126,14 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the training time that is over, 0 to 1."""
-        return min(1.0, self.seconds / (60 * self.minutes))
+        """Share of the training that is over, 0 to 1."""
+        if self.extra.get("stopped"):
+            return 1.0
+        return min(1.0, self.step / self.steps if self.steps else self.seconds / (60 * self.minutes))
+
+    def stop(self) -> None:
+        """Ends the training with this step, for good."""
+        self.extra["stopped"] = True
 
     def autocast(self, enabled: bool = True) -> torch.autocast:
         return autocast(self.device, enabled)
@@ -141,7 +154,7 @@ class Trainer:
             self.seconds += self._same(time.monotonic() - start)
             if self.seconds - self._logged > LOG_SECONDS:
                 self._log_means(rate)
-            if self.seconds - self._saved > SAVE_SECONDS:
+            if self.seconds - self._saved > self.save_seconds:
                 self.save()
         self.save()
 
@@ -161,6 +174,8 @@ class Trainer:
 
     def due(self) -> bool:
         """Whether validation figures are wanted after this step: at regular times."""
+        if self.steps:
+            return (self.step + 1) % max(1, self.steps // VALIDATIONS) == 0
         if self.seconds - self._validated < self.validate_seconds:
             return False
         self._validated = self.seconds
@@ -185,7 +200,7 @@ class Trainer:
         if self.rank:
             return
         line = {"step": self.step, "seconds": round(self.seconds), **figures}
-        print(json.dumps(line), flush=True)
+        self.tell(line)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -233,6 +248,10 @@ class Trainer:
         means = {key: round(value / max(1, self._summed), 4) for key, value in self._sums.items()}
         self.log(steps_per_second=round(speed, 2), rate=round(rate, 6), **means)
         self._logged, self._logged_step, self._sums, self._summed = self.seconds, self.step, {}, 0
+
+
+def _print(line: dict[str, object]) -> None:
+    print(json.dumps(line), flush=True)
 
 
 def optimizers(

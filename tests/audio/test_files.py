@@ -324,3 +324,17 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_recording_of_any_length_is_unpacked_into_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_SECONDS", 1)
+    left = tone(3.0, 32000)
+    soundfile.write(tmp_path / "long.wav", np.stack([left, -0.9 * left], 1), 32000)
+    with open(tmp_path / "long.raw", "wb") as file:
+        notes = files.unpack(tmp_path / "long.wav", 16000, file)
+    samples = np.fromfile(tmp_path / "long.raw", np.int16) / 32768
+    assert notes == (
+        "its 2 channels cancel each other: the strongest, 1, is used",
+        "resampled from 32000 to 16000 Hz",
+    )
+    assert np.abs(samples - files.resampled(left, 32000, 16000)).max() < 1e-3

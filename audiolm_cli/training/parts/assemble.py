@@ -31,7 +31,7 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.training.parts.detector_data import outputs_of
 from audiolm_cli.training.recipes import RECIPES, Recipe
 
-MAX_BYTES = 64_000_000
+MAX_BYTES = 64_000_000  # of a bundle that travels in the wheel
 # of config.json, besides what the parts say
 SETTINGS = (
     *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens"),
@@ -40,14 +40,16 @@ SETTINGS = (
 
 
 def assemble(
-    parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, recipe: Recipe | None = None
-) -> None:
+    parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, recipe: Recipe | None = None,
+    trained: dict[str, Any] | None = None, most: float = MAX_BYTES,
+) -> None:  # fmt: skip
     """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is, and so do
-    SETTINGS of its config.json that are not `given`, and the recipe. With a recipe whose stage 2 has all `quantizers`,
-    there is no stage 3 and the codec has no more of them: the codes are those of its first ones.
+    SETTINGS of its config.json that are not `given`, and the recipe; `trained` is what it says of training beside the
+    parts. With a recipe whose stage 2 has all `quantizers`, there is no stage 3 and the codec has no more of them: the
+    codes are those of its first ones.
 
     Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
-    would be larger than 64 MB. Nothing in `out` changes then.
+    would be larger than `most` bytes. Nothing in `out` changes then.
     """
     quantizers = recipe.quantizers if recipe else 0
     found = [
@@ -84,7 +86,7 @@ def assemble(
         **{part: about[part]["config"] for part in found},
         **settings,
         "depends": depends,
-        "trained": {part: about[part]["trained"] for part in found} | kept,
+        "trained": {part: about[part]["trained"] for part in found} | kept | (trained or {}),
         "format_version": 2 if any(map(int8.is_used, tensors.values())) else 1,
     }
     config = from_json(BundleConfig, json.loads(json.dumps(value)))
@@ -102,8 +104,8 @@ def assemble(
     heard = about["detector"]["trained"].get("bundle") if "detector" in found else None
     if heard and heard != outputs_of(fresh):
         raise ModelError(f"{parts}/detector.safetensors was trained on the outputs of other weights")
-    if (size := sum(file.stat().st_size for file in fresh.iterdir())) > MAX_BYTES:
-        raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f} MB")
+    if (size := sum(file.stat().st_size for file in fresh.iterdir())) > most:
+        raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {most / 1e6:.0f} MB")
     shutil.rmtree(out, ignore_errors=True)
     fresh.replace(out)
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from audiolm_cli.bundles.bundle import NEEDS, save_part
 from audiolm_cli.errors import ModelError
@@ -105,8 +107,11 @@ class Crops:
 
 
 @torch.no_grad()
-def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> dict[str, object]:
-    """Bits per token on fixed crops: all, per quantizer, and for stage 2 with what should help taken away.
+def validation_bits(
+    model: Stack, data: list[TokenData], batches: int = 6, conditioning: bool = True
+) -> dict[str, object]:
+    """Bits per token on fixed crops: all, per quantizer, and for stage 2 its `conditioning`, what should help taken
+    away.
 
     `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
     of another track (likewise).
@@ -131,12 +136,41 @@ def validation_bits(model: Stack, data: list[TokenData], batches: int = 6) -> di
     figures: dict[str, object] = {"bits": round(float(plain.mean()), 4)}
     if len(plain) > 1:
         figures["bits_per_quantizer"] = [round(float(b), 3) for b in plain]
-    if model.stage == "coarse":
+    if model.stage == "coarse" and conditioning:
         shape = Shape(3, 4)
         for name, change in (("reference", {}), ("shuffled", {"shuffled": True}), ("other_speaker", {"others": True})):
             figures[f"bits_{name}"] = round(float(bits(shape, **change).mean()), 4)
     model.train(was_training)
     return figures
+
+
+def train(
+    trainer: Trainer,
+    model: Stack,
+    batch: Callable[[], Batch | None],
+    validated: Callable[[], dict[str, object]],
+) -> Best:
+    """Trains a model on what `batch` gives until the trainer's time is over, and returns the state of the trainer's
+    module at which `validated` had the fewest bits. A step without a batch is none lost."""
+    for _ in trainer:
+        if (drawn := batch()) is None:
+            continue
+        with trainer.autocast(), parametrize.cached():
+            loss = model.training_loss(drawn.to(trainer.device))
+        trainer.update(loss, {"bits": loss / np.log(2)})
+        if trainer.due():
+            keep_best(trainer, validated())
+    return keep_best(trainer, validated(), finished=True)
+
+
+def keep_best(trainer: Trainer, figures: dict[str, object], finished: bool = False) -> Best:
+    """Logs validation figures; the best state until now, which the trainer's checkpoints hold."""
+    trainer.log(valid=True, finished=finished, **figures)
+    best: Best | None = trainer.extra.get("best")
+    bits = float(figures["bits"])  # type: ignore[arg-type]
+    if best is None or bits < best[0]:
+        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
+    return best
 
 
 def main() -> None:
@@ -158,20 +192,25 @@ def main() -> None:
     add_matrices(parser)
     args = parser.parse_args()
     stage: StageName = args.stage
-    train, valid = ([split_at(data, args.coarse) for data in load_tokens(args.runs, s)] for s in ("train", "valid"))
-    read, read_valid = (load_synthetic(args.runs, train[0], s) for s in ("synthetic", "synthetic-valid"))
+    recorded, valid = ([split_at(data, args.coarse) for data in load_tokens(args.runs, s)] for s in ("train", "valid"))
+    read, read_valid = (load_synthetic(args.runs, recorded[0], s) for s in ("synthetic", "synthetic-valid"))
     if stage != "semantic" or not read:
         read, read_valid, args.synthetic_share = [], [], (0.0, 0.0)
     config = getattr(RECIPES[args.recipe].sizes, stage)
-    model = stage_model(config, train[0].spec, stage, args.dropout)
+    model = stage_model(config, recorded[0].spec, stage, args.dropout)
     before = warm_start(args, stage, model)
     kind = config.layout if config.layout in SHAPES else stage
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
-    corpora = [Crops(data, model, (args.seed, trainer.step, trainer.rank)) for data in (train, read) if data]
+    corpora = [Crops(data, model, (args.seed, trainer.step, trainer.rank)) for data in (recorded, read) if data]
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
     shares = np.array([shape.share for shape in SHAPES[kind]])
-    best: Best | None = trainer.extra.get("best")
+
+    def batch() -> Batch | None:
+        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
+        share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
+        crops = corpora[int(shapes.random() < share)]
+        return crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
 
     def validated() -> dict[str, object]:
         figures = validation_bits(model, valid, batches=2)
@@ -179,29 +218,16 @@ def main() -> None:
             figures["bits_synthetic"] = validation_bits(model, read_valid, batches=2)["bits"]
         return figures
 
-    for _ in trainer:
-        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
-        share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
-        crops = corpora[int(shapes.random() < share)]
-        batch = crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
-        if batch is None:
-            continue
-        batch = batch.to(trainer.device)
-        with trainer.autocast():
-            loss = model.training_loss(batch)
-        trainer.update(loss, {"bits": loss / np.log(2)})
-        if trainer.due():
-            best = _validated(trainer, validated(), best)
-    best = _validated(trainer, validated(), best, finished=True)
+    best = train(trainer, model, batch, validated)
     if trainer.rank:
         return
     model.load_state_dict(best[1])
-    depends = {source: train[0].sources[source] for source in NEEDS[stage]}
+    depends = {source: recorded[0].sources[source] for source in NEEDS[stage]}
     minutes, bits = round(trainer.seconds / 60, 1), round(best[0], 3)
     trained = {"steps": trainer.step, "minutes": minutes, "valid_bits": bits, **before}
     about = {
         "config": dataclasses.asdict(config),
-        "tokens": dataclasses.asdict(train[0].spec),
+        "tokens": dataclasses.asdict(recorded[0].spec),
         "depends": depends,
         "trained": trained,
     }
@@ -221,14 +247,6 @@ def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:
 def split_at(data: TokenData, coarse: int | None) -> TokenData:
     """The same tokens with other quantizers for stage 2, the rest for stage 3."""
     return dataclasses.replace(data, spec=dataclasses.replace(data.spec, coarse=coarse or data.spec.coarse))
-
-
-def _validated(trainer: Trainer, figures: dict[str, object], best: Best | None, finished: bool = False) -> Best:
-    trainer.log(valid=True, finished=finished, **figures)
-    bits = float(figures["bits"])  # type: ignore[arg-type]
-    if best is None or bits < best[0]:
-        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
-    return best
 
 
 if __name__ == "__main__":

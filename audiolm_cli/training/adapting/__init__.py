@@ -1,0 +1,1 @@
+"""A bundle adapted to somebody's own recordings: what `audiolm train` does."""

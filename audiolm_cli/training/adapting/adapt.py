@@ -1,0 +1,311 @@
+"""What `audiolm train` does: from recordings to a bundle of their voice, or their piano.
+
+    recordings --cut at pauses, checked, split by time--> stretches --the bundle's tokenizer and codec--> tokens
+               --> adapters of coarse and fine stage, merged --> the bundle, its card, samples before and after
+
+Tokenizer and codec stay as they are, so that tokens of both bundles mean the same. Every finished step stays in a
+folder beside the bundle until that is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from audiolm_cli import api
+from audiolm_cli.bundles import catalogue
+from audiolm_cli.bundles.bundle import check_parts, pick_device, read_about, write_tensors
+from audiolm_cli.bundles.folder import check_sums, read_config
+from audiolm_cli.config import BundleConfig, to_json
+from audiolm_cli.console import Console
+from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.language_models.tokens import StageName
+from audiolm_cli.provenance import watermark
+from audiolm_cli.training.adapting import recordings, stages, tokens
+from audiolm_cli.training.adapting.card import CONSENT, card
+from audiolm_cli.training.adapting.reporter import Reporter
+from audiolm_cli.training.adapting.work import Work, check_place, put
+from audiolm_cli.training.corpora.data import Clip
+from audiolm_cli.training.evaluation import curves
+from audiolm_cli.training.parts.assemble import SETTINGS, assemble, unpack, write_sums
+
+LEAST = 120.0  # s of usable recordings
+HEARD_SHARE, HEARD_LEAST = 3.0, 10.0  # of the minutes of training, and minutes, that are learned from at most
+SAMPLES, SAMPLE_SECONDS = 3, 5.0
+PREPARING = 0.2  # of the time; passes over the recordings end then
+NARROW = 0.75  # of the bundle's band; recordings with less are said to be narrow
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for. Of `minutes` nothing is left for `steps` to decide, if there are any."""
+
+    recordings: Sequence[str]
+    output: str
+    source: str = "speech"
+    name: str | None = None
+    minutes: float = 20.0
+    steps: int = 0
+    semantic: bool = False
+    seed: int = 0
+    force: bool = False
+    device: str = "auto"
+    threads: int | None = None  # all cores but one
+    offline: bool = False
+    least: float = LEAST
+
+
+def adapt(options: Options, console: Console) -> dict[str, Any]:
+    """Makes the bundle, or goes on making it, and returns what --json says of it.
+
+    Raises OutputError for a place where it cannot be, InputError where there are too few recordings, ModelError,
+    UsageError.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise UsageError(f"train: needs torch 2.9 or newer, not {torch.__version__}: pip install 'audiolm[train]'")
+    torch.set_num_threads(options.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    source, out = catalogue.find(options.source, options.offline, console.hearer), Path(options.output)
+    if out.name in ("", os.pardir):
+        out = out.resolve()
+    check_place(out, source, options.force)
+    device = str(pick_device(options.device))
+    config, found = read_config(source), recordings.listed(options.recordings)
+    identity = hashlib.sha256((source / "SHA256SUMS").read_bytes()).hexdigest()
+    asked = {
+        "recordings": [_stamp(item) for item in found],
+        "bundle": identity,
+        "options": [options.name or out.name, options.minutes, options.steps, options.semantic, options.seed],
+    }
+    with Work(out, asked, options.force) as work:
+        run = _Run(options, config, source, work, device)
+        try:
+            with Reporter(console, run.share, run.left) as run.reporter:
+                return run.whole(found, identity, out)
+        except KeyboardInterrupt:
+            console.note("interrupted: the same command goes on")
+            raise
+
+
+class _Run:
+    """One run of a training, whose finished steps are in `work`."""
+
+    reporter: Reporter
+
+    def __init__(self, options: Options, config: BundleConfig, source: Path, work: Work, device: str):
+        self.options, self.config, self.source, self.work, self.device = options, config, source, work, device
+        self.names: list[StageName] = ["semantic"] if options.semantic else []
+        self.names += ["coarse", *(["fine"] if config.fine else [])]  # type: ignore[list-item]
+        self.progress = 0.0  # of the stages
+
+    def share(self) -> float:
+        """Done, 0 to 1."""
+        return self.progress if self.options.steps else self.work.seconds / (60 * self.options.minutes)
+
+    def left(self) -> float | None:
+        """Seconds."""
+        return None if self.options.steps else 60 * self.options.minutes - self.work.seconds
+
+    def _enough(self) -> bool:
+        """Whether preparing has taken its share of the time."""
+        return not self.options.steps and self.share() > PREPARING
+
+    def whole(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
+        """All steps, as far as they are not done."""
+        work, say, folder = self.work, self.reporter.say, self.work.folder
+        if not work.fresh:
+            say(f"goes on where it was after {work.seconds / 60:.1f} minutes")
+        report, clips, unreadable = self._gathered(found)
+        self.reporter.doing("unpacking the bundle")
+        work.once("parts", lambda: unpack(self.source, folder / "parts"))
+        self.reporter.doing("tokens")
+        work.once("tokens", lambda: tokens.tokenize(folder, clips, self.device, self._told("tokens"), self._enough))
+        prompts = self._prompts(clips["valid"])
+        work.once("before", lambda: self._sampled(self.source, prompts, "before"))
+        results: dict[str, dict[str, Any]] = {stage: self._adapted(stage) for stage in self.names}
+        self.reporter.doing("the bundle")
+        asked, made = self.options.name or out.name, folder / "bundle"
+        if (name := own_name(asked, self.config.name)) != asked:
+            say(f"the bundle's name is {name}: that of {asked} would have another bundle's watermark")
+        self._assembled(made, name, report, identity)
+        self._sampled(made, prompts, "after")
+        self._carded(made, name, report, results, identity)
+        record = {
+            "path": str(self.options.output),
+            "name": name,
+            "from": self.config.name,
+            "from_identity": identity,
+            "watermark_bits": watermark.bits(watermark.bundle_id(name)),
+            "recordings": report,
+            "unreadable": unreadable,
+            "stages": results,
+            "seconds": round(work.seconds, 1),
+        }
+        check_place(out, self.source, self.options.force)  # something may have come there meanwhile
+        put(made, out, folder / "replaced")
+        work.remove()
+        return record
+
+    def _gathered(self, found: Sequence[recordings.Source]) -> tuple[dict[str, Any], dict[str, list[Clip]], list[str]]:
+        """What the recordings are, and their clips. Raises InputError where they are too few."""
+        say, options = self.reporter.say, self.options
+
+        def gather() -> dict[str, Any]:
+            rate, speech = self.config.tokens.sample_rate, self.config.domain == "speech"
+            most = 60 * max(HEARD_LEAST, HEARD_SHARE * options.minutes)
+            audio = self.work.folder / "audio"
+            report, clips = recordings.gather(found, audio, rate, speech, most, self._told("reading"))
+            for line in [*report.notes[:5], *report.lines()]:
+                say(line)
+            if len(report.notes) > 5:
+                say(f"and {len(report.notes) - 5} notes more")
+            for message in report.unreadable:
+                self.reporter.console.error(message)
+            if report.usable < options.least or not clips["valid"]:
+                self.work.remove()
+                if not report.recordings:
+                    raise InputError(report.unreadable[0])
+                needed = f"at least {options.least / 60:g} are needed"
+                raise InputError(f"{report.usable / 60:.1f} minutes of usable recordings: {needed}")
+            if report.bandwidth < NARROW * rate / 2:
+                say("the recordings are narrow: so will be what the bundle makes")
+            unused = report.usable - report.training - report.validation
+            learn, held = report.training / 60, report.validation / 60
+            more = f"; {unused / 60:.0f} more than {options.minutes:g} minutes can use" if unused > 60 else ""
+            say(f"{learn:.1f} minutes to learn from, {held:.1f} from the recordings' ends for validation{more}")
+            say(CONSENT)
+            kept = {split: [dataclasses.asdict(clip) for clip in some] for split, some in clips.items()}
+            return {"report": recordings.as_json(report), "clips": kept, "unreadable": report.unreadable}
+
+        gave = self.work.once("recordings", gather)
+        clips = {split: [Clip(**clip) for clip in some] for split, some in gave["clips"].items()}
+        return gave["report"], clips, gave["unreadable"]
+
+    def _told(self, doing: str) -> Any:
+        """What hears of a step's progress."""
+
+        def tell(*told: Any) -> None:
+            self.work.tick()
+            self.reporter.doing(f"{doing}, {told[-1]:.0%}")
+
+        return tell
+
+    def _adapted(self, name: StageName) -> dict[str, Any]:
+        """What became of a stage."""
+        result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name))
+        change = "better: kept" if result["kept"] else "no better: left as it was"
+        self.reporter.say(f"{name}: {result['before']:.3f} bits before, {result['after']:.3f} after; {change}")
+        return result
+
+    def _trained(self, name: StageName) -> dict[str, Any]:
+        """A stage's training, in its share of the time that is left."""
+        work, names, lowest = self.work, self.names, [float("inf")]
+        planned: dict[str, float] = work.state.setdefault("planned", {})
+        if name not in planned:
+            ending = 1.5 * work.took("before") + 2 * work.took("parts") + 5
+            left = 60 * self.options.minutes - work.seconds - ending
+            weights = [stages.SHARES[other] for other in names[names.index(name) :]]
+            planned[name] = left * weights[0] / sum(weights) / 60
+            if planned[name] < 0.1 and not self.options.steps:
+                self.reporter.say(f"{name}: hardly any time is left to train it; give more --minutes")
+            work.save()
+
+        def tell(stage: StageName, share: float, best: float, before: float) -> None:
+            work.tick()
+            self.progress = (names.index(stage) + share) / len(names)
+            if best < lowest[0]:
+                if lowest[0] < float("inf") and not self.reporter.console.terminal:
+                    self.reporter.say(f"{stage}: {best:.3f} bits, before {before:.3f}")
+                lowest[0] = best
+            self.reporter.doing(f"{stage}, {best:.3f} bits, before {before:.3f}")
+
+        threads = torch.get_num_threads()
+        plan = stages.Plan(planned[name], self.options.steps, threads, self.device, self.options.seed)
+        return dataclasses.asdict(stages.adapt(work.folder, name, plan, tell))
+
+    def _prompts(self, clips: Sequence[Clip]) -> list[Any]:
+        """The beginnings of the longest validation stretches."""
+        rate = self.config.tokens.sample_rate
+        heard = recordings.corpus(self.work.folder / "audio", list(clips))
+        longest = sorted(clips, key=lambda clip: -clip.samples)[:SAMPLES]
+        return [heard.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
+
+    def _sampled(self, folder: Path, prompts: Sequence[Any], when: str) -> None:
+        """Continues prompts by the bundle in a folder, into samples/."""
+        model = api.load(str(folder), device=self.device, offline=True)
+        target = self.work.folder / "samples"
+        target.mkdir(exist_ok=True)
+        for number, prompt in enumerate(prompts, 1):
+            self._told(f"samples {when}")(number / len(prompts))
+            result = model.continue_(prompt, model.sample_rate, duration=SAMPLE_SECONDS, seed=number)
+            result.save(target / f"sample{number}.{when}.ogg", force=True)
+
+    def _assembled(self, made: Path, name: str, report: Mapping[str, Any], identity: str) -> None:
+        """The bundle, but for its card."""
+        parts, adapted = self.work.folder / "parts", self.work.folder / "adapted"
+        for file in parts.glob("*.safetensors"):
+            if file.stem not in self.names:
+                shutil.copy(file, adapted)
+        detector = adapted / "detector.safetensors"
+        if detector.is_file():  # it knows outputs of the bundle that this one was made from
+            about = read_about(detector)
+            about["trained"] = {"reused_from": self.config.name, "before": about["trained"]}
+            write_tensors(detector, load_file(detector), {"about": json.dumps(about)})
+        before = to_json(self.config)
+        trained = {"adapted": {"from": self.config.name, "identity": identity, **report}}
+        if "recipe" in self.config.trained:
+            trained["recipe"] = self.config.trained["recipe"]
+        shutil.rmtree(made, ignore_errors=True)
+        given = {field: before[field] for field in SETTINGS}
+        assemble(adapted, name, made, given, trained=trained, most=float("inf"))
+
+    def _carded(
+        self, made: Path, name: str, report: Mapping[str, Any], results: Mapping[str, Any], identity: str
+    ) -> None:
+        """Card, licence, samples and curve, and the sums of all."""
+        samples = sorted((self.work.folder / "samples").glob("*.ogg"))
+        for file in samples:
+            shutil.copy(file, made)
+        if (licence := self.source / "LICENSE").is_file():
+            shutil.copy(licence, made)
+        curve = importlib.util.find_spec("matplotlib") is not None
+        if curve:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it looks for a folder to cache fonts in
+            curve = bool(curves.draw(self.work.folder, made / "training.png"))
+        pairs = [(f.name, f.name.replace("before", "after")) for f in samples if f.name.endswith("before.ogg")]
+        text = card(
+            name, self.config.name, identity, catalogue.front_matter(self.source).get("license", "other"), report,
+            results, pairs, watermark.bits(watermark.bundle_id(name)), self.config.detector is not None, curve,
+        )  # fmt: skip
+        (made / "README.md").write_text(text, encoding="utf-8")
+        write_sums(made)
+        check_sums(made)
+        check_parts(made)
+
+
+def own_name(name: str, source: str) -> str:
+    """The name, or where its watermark would be that of an embedded bundle or of the source, the same with a number."""
+    taken = {watermark.bundle_id(other) for other in (source, *catalogue.embedded())}
+    names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
+    return next(other for other in names if watermark.bundle_id(other) not in taken)
+
+
+def _stamp(source: recordings.Source) -> list[Any]:
+    """Tells whether a recording is the one that it was."""
+    try:
+        status = os.stat(source.path)
+    except OSError:  # whoever reads it says why
+        return [source.path, source.speaker]
+    return [os.path.realpath(source.path), source.speaker, status.st_size, status.st_mtime_ns]

@@ -1,0 +1,38 @@
+"""Ctrl-C that waits for a moment at which everything can be saved."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def deferred(save: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM wait until the function is called that this gives; it calls `save` first. A second one does
+    not wait. Elsewhere than in the main thread, which alone gets signals, nothing changes."""
+    caught: list[tuple[int, Any]] = []
+    before: dict[int, Any] = {}
+
+    def catch(number: int, frame: Any) -> None:
+        caught.append((number, frame))
+        if len(caught) > 1:
+            before[number](number, frame)
+
+    def check() -> None:
+        if caught:
+            save()
+            before[caught[0][0]](*caught[0])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(number)):  # else it is ignored, or ends the program
+                before[number] = handler
+                signal.signal(number, catch)
+    try:
+        yield check
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)

@@ -1,0 +1,63 @@
+"""The tokens of recordings that a bundle adapts to, by its own tokenizer and codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from audiolm_cli.bundles.bundle import read_about
+from audiolm_cli.codec.soundstream import SoundStream
+from audiolm_cli.config import TokenSpec, from_json
+from audiolm_cli.tokenizer.semantic import SemanticTokenizer
+from audiolm_cli.training.adapting.recordings import corpus
+from audiolm_cli.training.corpora.data import Clip
+from audiolm_cli.training.corpora.tokenize import groups, joined, load_part, write_tokens
+
+WANTED, MOST_PASSES = 1800.0, 4  # s of speech over all passes, as far as so many do it
+LEVEL = 3.0  # dB up or down in all passes but the first
+
+
+def passes(seconds: float) -> int:
+    """How often recordings of that length become tokens: little speech more often."""
+    return max(1, min(MOST_PASSES, round(WANTED / max(1.0, seconds))))
+
+
+def tokenize(
+    work: Path, clips: dict[str, list[Clip]], device: str, tell: Callable[[float], None], enough: Callable[[], bool]
+) -> None:
+    """Writes tokens/ of `valid` once and of `train` in several passes, unless they are there. Passes behind the first
+    begin at another sample and have another level; the voice stays what it is. `tell` hears of the share done. There
+    are no more passes when it has been `enough`."""
+    (codec, codec_identity), (tokenizer, tokenizer_identity) = (
+        load_part(work, part) for part in ("codec", "tokenizer")
+    )
+    assert isinstance(codec, SoundStream)
+    assert isinstance(tokenizer, SemanticTokenizer)
+    codec.to(device), tokenizer.to(device)
+    spec: TokenSpec = from_json(TokenSpec, read_about(work / "parts" / "coarse.safetensors")["tokens"], "tokens")
+    seconds = {name: sum(clip.samples for clip in some) / spec.sample_rate for name, some in clips.items()}
+    count = passes(seconds["train"])
+    total, done = seconds["valid"] + count * seconds["train"], 0.0
+
+    def recordings(split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal done
+        rng = np.random.default_rng(number)
+        heard = corpus(work / "audio", clips[split])
+        for group in groups(heard, spec.sample_rate):
+            samples = joined(heard, group, spec.sample_rate, rng)
+            if number:
+                gain = np.float32(10 ** (rng.uniform(-LEVEL, LEVEL) / 20))
+                samples = (samples[rng.integers(1, spec.samples_per_semantic) :] * gain).clip(-1, 1)
+            yield group[0].speaker, samples
+            done += sum(clip.samples for clip in group) / spec.sample_rate
+            tell(done / total)
+
+    for split, number in (("valid", 0), *(("train", number) for number in range(count))):
+        if number and enough():
+            break
+        file = work / "tokens" / f"{split}_{number}.safetensors"
+        if not file.is_file():
+            sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
+            write_tokens(file, spec, recordings(split, number), codec, tokenizer, sources)
