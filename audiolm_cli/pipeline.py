@@ -142,6 +142,10 @@ class Stream:
         """All that is known of the output by now, with the sound and tokens of these chunks, one at least."""
         return _output(self._run, 0, chunks)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out of the stages' times seconds that have just gone to something else."""
+        self._run.clock.leave_out(seconds)
+
 
 def stream(
     bundle: Backend,

@@ -22,7 +22,7 @@ import soxr
 
 from audiolm_cli.audio import ffmpeg, headers, inputs
 from audiolm_cli.console import write_stdout
-from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError, display
+from audiolm_cli.errors import ExistsError, InputError, OutputError, TooLongError, UsageError, display
 
 FORMATS = {  # by suffix of the output
     ".wav": ("WAV", "PCM_16"),
@@ -62,16 +62,21 @@ def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> R
     `end_only`, a day), or contains NaN or infinite samples. A truncated or damaged file that still decodes is used, and
     noted.
     """
-    name = display(source)
     with inputs.opened(source) as file:
-        recording, strongest = _heard(file, name, rate, end_only)
-        if strongest is not None:
-            recording, _ = _heard(file, name, rate, end_only, strongest)
+        return read_file(file, display(source), rate, end_only)
+
+
+def read_file(file: IO[bytes], name: str, rate: int, end_only: bool = False, most: float = MAX_SECONDS) -> Recording:
+    """The same of an open file, unbuffered and with a descriptor, which messages call `name`. Raises TooLongError where
+    it lasts longer than `most` seconds."""
+    recording, strongest = _heard(file, name, rate, end_only, most)
+    if strongest is not None:
+        recording, _ = _heard(file, name, rate, end_only, most, strongest)
     return recording
 
 
 def _heard(
-    file: IO[bytes], name: str, rate: int, end_only: bool, channel: int | None = None
+    file: IO[bytes], name: str, rate: int, end_only: bool, longest: float, channel: int | None = None
 ) -> tuple[Recording, int | None]:
     """The file's sound, of one `channel` or of all mixed; in the latter case also which to take instead, where they
     cancel each other."""
@@ -79,7 +84,7 @@ def _heard(
     with _decoder(file, name) as sound:
         if not MIN_RATE <= sound.samplerate <= MAX_RATE:
             raise InputError(f"{name}: a sample rate of {sound.samplerate} Hz is outside {MIN_RATE} to {MAX_RATE}")
-        mono = _Mono(sound, name, end_only, channel)
+        mono = _Mono(sound, name, MAX_END_SECONDS if end_only else longest, end_only, channel)
         most, kept = MAX_SECONDS * rate, 0
         for piece in _resampled(mono, sound.samplerate, rate):
             pieces.append(piece)
@@ -333,9 +338,11 @@ class _Sound:
 class _Mono:
     """Iterates over a sound as mono float32 [n] in [-1, 1] at its own rate; then says what was found."""
 
-    def __init__(self, sound: _Sound | ffmpeg.Sound, name: str, end_only: bool, channel: int | None):
-        self.sound, self.name, self.channel = sound, name, channel
-        self.most = (MAX_END_SECONDS if end_only else MAX_SECONDS) * sound.samplerate
+    def __init__(
+        self, sound: _Sound | ffmpeg.Sound, name: str, longest: float, end_only: bool, channel: int | None
+    ) -> None:
+        self.sound, self.name, self.channel, self.longest = sound, name, channel, longest
+        self.most = longest * sound.samplerate
         self.skipped = max(0, sound.length - MAX_SECONDS * sound.samplerate) if end_only else 0
         self.frames = self.clipped = 0
         self.energies, self.mixed = np.zeros(sound.channels), 0.0  # of each channel and of their mean
@@ -358,9 +365,10 @@ class _Mono:
 
     def _check_length(self, frames: int) -> None:
         if frames > self.most:
-            minutes = self.most // self.sound.samplerate // 60
+            if self.longest < MAX_SECONDS:
+                raise TooLongError(f"{self.name}: longer than {self.longest:g} seconds; cut it first")
             way = "cut it first; `continue --continuation-only` reads only the end of what is longer than 60"
-            raise InputError(f"{self.name}: longer than {minutes} minutes; {way}")
+            raise TooLongError(f"{self.name}: longer than {self.longest // 60:.0f} minutes; {way}")
 
     def strongest(self) -> int | None:
         """The channel with the most sound where the mean of all has less than a tenth of the energy that it had if they

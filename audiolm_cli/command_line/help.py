@@ -18,6 +18,7 @@ from audiolm_cli.errors import AudioLMError
 GROUPS = {  # options by name; what is missing here comes first, as "Options"
     "Output": "output out_dir name num_samples format play continuation_only no_watermark plot force skip_existing "
     "json",
+    "Clients": "host port token allow_host streams queue max_seconds max_megabytes",
     "Sampling": "seed temperature top_k top_p guidance best_of",
     "Running": "device dtype threads batch_size ray offline fail_fast quiet debug help",
 }
@@ -51,6 +52,10 @@ COMMAND_LINES = {
     "score": (
         "audiolm score talk.wav",
         "audiolm score word.wav pseudo-word.wav --stage semantic",
+    ),
+    "serve": (
+        "audiolm serve --port 8000",
+        "AUDIOLM_TOKEN=$(cat token) audiolm serve --host 0.0.0.0 --queue 64",
     ),
     "models list": (
         "audiolm models list",
