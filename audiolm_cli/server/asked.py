@@ -79,7 +79,7 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
         elif media == "application/json" and not allowed:
             for option in _object(await http.body()).items():
                 found.option(*option)
-        elif media or (not allowed and await http.body()):
+        elif await http.body():
             wanted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
             raise RefusedError(415, f"a body of {media[:100]!a} is not wanted; send {wanted}")
         yield found

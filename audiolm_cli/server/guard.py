@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from audiolm_cli.errors import AudioLMError, TooLongError, explain
 from audiolm_cli.server.work import BusyError, ClosingError
@@ -84,6 +85,8 @@ class Guard:
             exchange.check_length(headers)
             with exchange:
                 await self.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            return
         except Exception as error:
             found = refused(error)
             if found.status == 500:

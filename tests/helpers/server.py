@@ -38,6 +38,10 @@ class Served:
     def workshop(self) -> Any:
         return self.server.workshop
 
+    @property
+    def guard(self) -> Any:
+        return self.server.config.app
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 

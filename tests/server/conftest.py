@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("starlette", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from audiolm_cli.bundles import bundle as bundles  # noqa: E402
-from tests.helpers.server import Served, serve  # noqa: E402
+from audiolm_cli.bundles import bundle as bundles
+from tests.helpers.server import Served, serve
 
 
 @pytest.fixture(scope="session")

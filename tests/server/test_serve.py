@@ -78,7 +78,9 @@ def test_answers_are_what_the_command_line_makes(served: Served, written: dict[s
     assert np.array_equal(np.frombuffer(answer.body, "<i2"), written["resynth"])
 
 
-def test_clients_at_the_same_time_get_the_same(served: Served, written: dict[str, np.ndarray], monkeypatch: Any) -> None:
+def test_clients_at_the_same_time_get_the_same(
+    served: Served, written: dict[str, np.ndarray], monkeypatch: Any
+) -> None:
     monkeypatch.setattr("audiolm_cli.server.work.SLICE", 0.0)  # takes turns at every report
     asked = {
         "continue": (f"/v1/continue?{HOW}", wav(), "audio/wav"),
@@ -226,7 +228,11 @@ def test_a_host_for_others_needs_a_token() -> None:
 
 def test_with_a_token_only_those_who_know_it_may_ask(tiny: Bundle) -> None:
     with serve(tiny, token="a-token-of-some-length") as served:
-        for headers in ({}, {"authorization": "Bearer a-token-of-some-lengtj"}, {"authorization": "a-token-of-some-length"}):
+        for headers in (
+            {},
+            {"authorization": "Bearer a-token-of-some-lengtj"},
+            {"authorization": "a-token-of-some-length"},
+        ):
             answer = served.ask("POST", "/v1/generate?duration=0.2", **headers)
             refused(answer, 401, "Authorization: Bearer")
             assert answer.headers["www-authenticate"] == "Bearer"
