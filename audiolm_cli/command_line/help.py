@@ -55,7 +55,7 @@ COMMAND_LINES = {
     ),
     "serve": (
         "audiolm serve --port 8000",
-        "AUDIOLM_TOKEN=$(cat token) audiolm serve --host 0.0.0.0 --queue 64",
+        "audiolm serve -m piano --port 8001 --streams 2 --max-seconds 60",
     ),
     "models list": (
         "audiolm models list",
