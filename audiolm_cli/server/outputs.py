@@ -15,7 +15,7 @@ from torch import Tensor
 
 from audiolm_cli import pipeline
 from audiolm_cli.audio import files
-from audiolm_cli.audio.encoding import Encoder
+from audiolm_cli.audio.encoding import Encoder, wav_header
 from audiolm_cli.backend import Backend
 from audiolm_cli.provenance import provenance, watermark
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
@@ -119,7 +119,8 @@ def lines(output: Output, job: Job) -> Iterator[bytes]:
     first = True
     for piece in output.pieces(job):
         if first:
-            yield _line(output.about)
+            header = wav_header(output.rate, output.tags, output.samples)
+            yield _line({**output.about, "wav_header": base64.b64encode(header).decode()})
             first = False
         samples = base64.b64encode(files.pcm16(piece.waveform).astype("<i2").tobytes()).decode()
         yield _line({"s16le": samples, "semantic": piece.semantic.tolist(), "codes": piece.codes.tolist()})
