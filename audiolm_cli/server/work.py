@@ -1,7 +1,8 @@
 """Many clients and one processor: who is working takes turns, who waits has a place in a queue, who leaves is dropped.
 
-Each job has a thread, of which one works at a time; it hands the turn on within a stage, after `SLICE` seconds. So a
-newcomer is soon heard, and what is made does not depend on who else is there: nothing of a stream is shared.
+Each job has a thread, of which one works at a time; it hands the turn on within a stage, after `SLICE` seconds. A first
+turn goes on to the first sound, if that comes soon: all would hear theirs late if they shared that time. What is made
+does not depend on who else is there: nothing of a stream is shared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 SLICE = 0.1  # seconds of work, after which others have their turn
+FIRST = 2.0  # the same before there is anything to hear
 
 
 class BusyError(Exception):
@@ -61,17 +63,17 @@ class Job:
         self.work, self.turns, self.done, self.dropped = work, turns, done, False
         self.loop, self.items = asyncio.get_running_loop(), asyncio.Queue[bytes | Exception | None]()
         self.future: Future[None] | None = None
-        self.since = 0.0
+        self.since, self.slice = 0.0, FIRST
 
     def pause(self) -> float:
         if self.dropped:
             raise _DroppedError
         now = time.monotonic()
-        if not self.turns.waiting or now - self.since < SLICE:
+        if not self.turns.waiting or now - self.since < self.slice:
             return 0.0
         self.turns.give()
         self.turns.take()
-        self.since = time.monotonic()
+        self.since, self.slice = time.monotonic(), SLICE
         if self.dropped:
             raise _DroppedError
         return self.since - now
@@ -85,6 +87,7 @@ class Job:
             with contextlib.closing(self.made()) as made:
                 for data in made:
                     self.say(data)
+                    self.slice = SLICE
                     self.pause()
         except _DroppedError:
             last = ClosingError()

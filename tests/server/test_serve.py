@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.command_line import cli
 from audiolm_cli.command_line.arguments import Serving
 from audiolm_cli.errors import UsageError
+from tests.helpers import ROOT
 from tests.helpers.server import Answer, Served, form, serve
 from tests.test_pipeline import noise
 
@@ -81,7 +83,8 @@ def test_answers_are_what_the_command_line_makes(served: Served, written: dict[s
 def test_clients_at_the_same_time_get_the_same(
     served: Served, written: dict[str, np.ndarray], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("audiolm_cli.server.work.SLICE", 0.0)  # takes turns at every report
+    for slice in ("SLICE", "FIRST"):
+        monkeypatch.setattr(f"audiolm_cli.server.work.{slice}", 0.0)  # takes turns at every report
     asked = {
         "continue": (f"/v1/continue?{HOW}", wav(), "audio/wav"),
         "generate": (f"/v1/generate?{HOW}", None, ""),
@@ -215,6 +218,23 @@ def test_playlists_are_not_followed(served: Served, tmp_path: Path) -> None:
     (tmp_path / "secret.wav").write_bytes(wav())
     playlist = f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n".encode()
     refused(served.ask("POST", "/v1/continue", playlist, content_type="audio/mpegurl"), 400, "audio: not audio")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs the program curl")
+def test_the_examples_with_curl_run(served: Served, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    examples = [line.strip() for line in text.splitlines() if line.startswith("    curl ") and "aplay" not in line]
+    assert len(examples) == 5
+    for number, name in enumerate(("prompt", "talk", "reference")):
+        (tmp_path / f"{name}.wav").write_bytes(wav(1.0, number))
+    for line in examples:
+        line = line.replace("localhost:8000", f"localhost:{served.port}").replace("curl", "curl -sf", 1)
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
+        assert done.returncode == 0, (line, done.stderr)
+    assert json.loads(done.stdout)["metadata"]["comment"]["seed"] == 1
+    for name, seconds in (("out.wav", 8.0), ("out.flac", 8.0), ("new.wav", 4.0), ("same-words.wav", 1.0)):
+        assert soundfile.info(tmp_path / name).duration == seconds
 
 
 def test_a_host_for_others_needs_a_token() -> None:
