@@ -63,38 +63,41 @@ class Output:
 
     def pieces(self, job: Job) -> Iterator[Piece]:
         """The sound as the command line makes it, to the last bit."""
+        stream: pipeline.Stream | None = None
 
         def pause(*_: object) -> None:
             seconds = job.pause()
             if seconds and stream is not None:
                 stream.leave_out(seconds)
 
-        stream = None
         stream = pipeline.stream(
             self.bundle, self.request, pipeline.Prompt() if self.sound is None else pipeline.Prompt(self.sound),
             speaker=self.speaker, progress=pause,
         )  # fmt: skip
-        marking = watermark.Marking(self.rate, self.mark, self.prompt, self.prompt - self.kept)
-        chunk = None
-        for chunk in stream:
-            if "surprise" not in self.about:
-                made = stream.output([chunk])
-                self.about |= {
-                    "tokens_start": made.tokens_start - made.prompt_samples + self.kept,
-                    "surprise": made.surprise,
-                    "unfamiliar": made.unfamiliar or None,
-                    "candidates": list(made.candidates) or None,
+        try:
+            marking = watermark.Marking(self.rate, self.mark, self.prompt, self.prompt - self.kept)
+            chunk = None
+            for chunk in stream:
+                if "surprise" not in self.about:
+                    made = stream.output([chunk])
+                    self.about |= {
+                        "tokens_start": made.tokens_start - made.prompt_samples + self.kept,
+                        "surprise": made.surprise,
+                        "unfamiliar": made.unfamiliar or None,
+                        "candidates": list(made.candidates) or None,
+                    }
+                yield Piece(marking.push(chunk.waveform), chunk.semantic, chunk.codes)
+            assert chunk is not None
+            yield Piece(marking.finish(), chunk.semantic[:0], chunk.codes[:, :0])
+            made = stream.output([chunk])
+            self.summary = {
+                "stages": {
+                    name: {"seconds": seconds, "tokens": made.stage_tokens.get(name, 0)}
+                    for name, seconds in made.stage_seconds.items()
                 }
-            yield Piece(marking.push(chunk.waveform), chunk.semantic, chunk.codes)
-        assert chunk is not None
-        yield Piece(marking.finish(), chunk.semantic[:0], chunk.codes[:, :0])
-        made = stream.output([chunk])
-        self.summary = {
-            "stages": {
-                name: {"seconds": seconds, "tokens": made.stage_tokens.get(name, 0)}
-                for name, seconds in made.stage_seconds.items()
             }
-        }
+        finally:
+            stream = None  # which has `pause`, which has it: nothing shall wait for the garbage collector
 
 
 Answer = Callable[[Output, Job], Iterator[bytes]]

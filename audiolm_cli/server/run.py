@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from types import FrameType
@@ -84,6 +85,8 @@ def run(bundle: Backend, serving: Serving, console: Console, listener: socket.so
     server = make(bundle, serving, console)
     host, port = listener.getsockname()[:2]
     console.note(f"serves {bundle.config.name} at http://{f'[{host}]' if ':' in host else host}:{port} until Ctrl-C")
+    gc.freeze()  # what is loaded stays, so that looking for garbage takes no time, and is done often
+    gc.set_threshold(2000, 10, 10)
     try:
         server.run(sockets=[listener])
     except (KeyboardInterrupt, SystemExit):  # which it hands on when it is done

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.native import decode
 from audiolm_cli.server import guard, run
@@ -156,14 +158,23 @@ def test_what_is_given_up_leaves_no_memory(tiny: Bundle, monkeypatch: Any) -> No
     for stage in (tiny.semantic, tiny.coarse):
         monkeypatch.setattr(stage.native, "library", Counting())
     monkeypatch.setattr(decode.Session, "__post_init__", counted)
+    streams = weakref.WeakSet[pipeline.Stream]()
+    kept = pipeline.Stream.__init__
+
+    def seen(stream: pipeline.Stream, *parts: Any) -> None:
+        kept(stream, *parts)
+        streams.add(stream)
+
+    monkeypatch.setattr(pipeline.Stream, "__init__", seen)
     with serve(tiny, streams=2) as served:
-        for _ in range(3):
-            with listening(served, "/v1/generate?duration=600&seed=1") as client:
-                assert client.recv(12) == b"HTTP/1.1 200"
-            served.until(lambda: not served.workshop.jobs)
-        gc.disable()
+        gc.disable()  # which would find it some day
         try:
-            served.until(lambda: not live, 5)
+            for _ in range(3):
+                with listening(served, "/v1/generate?duration=600&seed=1") as client:
+                    assert client.recv(12) == b"HTTP/1.1 200"
+                served.until(lambda: not served.workshop.jobs)
+            assert served.ask("POST", "/v1/generate?duration=0.2").status == 200
+            served.until(lambda: not live and not streams, 10)
         finally:
             gc.enable()
 
