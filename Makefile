@@ -34,7 +34,7 @@ install: .venv/installed  ## the program and what tests need, into .venv
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# torch first and by version: a bare requirement may bring another build together with gigabytes of CUDA
 	$(PIP) install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt
-	$(PIP) install -e '.[dev,plot,ray,train]' -c constraints.txt
+	$(PIP) install -e '.[dev,plot,ray,serve,train]' -c constraints.txt
 	touch $@
 
 .venv/eval: .venv/installed
@@ -75,7 +75,7 @@ format: .venv/installed  ## put the code and the help texts in docs/ into the fo
 
 # uv must see a CPU build of torch, which needs no CUDA packages: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 lock:  ## requirements.lock: the hashes of what `make install` installs beside torch; needs uv
-	uv pip compile pyproject.toml $(addprefix --extra ,dev plot ray train) --constraints constraints.txt \
+	uv pip compile pyproject.toml $(addprefix --extra ,dev plot ray serve train) --constraints constraints.txt \
 	  --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) \
 	  --no-emit-package torch --no-annotate --custom-compile-command "make lock" --output-file requirements.lock

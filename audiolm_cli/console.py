@@ -60,6 +60,10 @@ class Clock:
         before, self._running, self._since = self._running, name, now
         return before
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out of the stage that is running seconds that have just gone to something else."""
+        self._since += seconds
+
     def counted(self, name: str, total: float) -> Tell:
         """Counts a stage's tokens, out of `total`, as they are reported."""
 

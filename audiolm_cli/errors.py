@@ -21,6 +21,10 @@ class InputError(AudioLMError):
     """An input that is missing, unreadable, not audio or not usable."""
 
 
+class TooLongError(InputError):
+    """A recording that lasts longer than is allowed."""
+
+
 class OutputError(AudioLMError):
     """An output that exists already, clashes with another or cannot be written."""
 

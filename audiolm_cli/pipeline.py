@@ -142,6 +142,10 @@ class Stream:
         """The output so far: these chunks, at least one, and what is known about the prompt and the stages."""
         return _output(self._run, 0, chunks)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out of the stages' times seconds that have just gone to something else."""
+        self._run.clock.leave_out(seconds)
+
 
 def stream(
     bundle: Backend,

@@ -9,10 +9,19 @@ import numpy as np
 import soundfile
 
 from audiolm_cli.audio import files
+from audiolm_cli.checks import listed
+from audiolm_cli.errors import UsageError
 
 # s16le: raw samples, 16 bit, little-endian. No MP3: its first frame would hold a wrong frame count.
 FORMATS = ("wav", "s16le", "flac", "ogg", "opus")
 UNKNOWN = 0xFFFFFFFF  # a WAV stream's unknown size, as ffmpeg and sox write it
+
+
+def check_format(option: str, value: object) -> str:
+    """The name of a format. Raises UsageError for what is none."""
+    if not isinstance(value, str) or value not in FORMATS:
+        raise UsageError(f"{option}: must be {listed(FORMATS)}, not {value!r}")
+    return value
 
 
 class Encoder:

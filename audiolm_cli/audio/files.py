@@ -22,7 +22,7 @@ import soxr
 
 from audiolm_cli.audio import ffmpeg, headers, inputs
 from audiolm_cli.console import write_stdout
-from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError, display
+from audiolm_cli.errors import ExistsError, InputError, OutputError, TooLongError, UsageError, display
 
 FORMATS = {  # by suffix of the output
     ".wav": ("WAV", "PCM_16"),
@@ -63,11 +63,16 @@ def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> R
     (with `end_only`, a day), or has NaN or infinite samples. A truncated or damaged file that still decodes is used,
     and noted.
     """
-    name = display(source)
     with inputs.opened(source) as file:
-        recording, strongest = _heard(file, name, rate, end_only)
-        if strongest is not None:
-            recording, _ = _heard(file, name, rate, end_only, strongest)
+        return read_file(file, display(source), rate, end_only)
+
+
+def read_file(file: IO[bytes], name: str, rate: int, end_only: bool = False, most: float = MAX_SECONDS) -> Recording:
+    """The same of an open file, unbuffered and with a descriptor, which messages call `name`. Raises TooLongError where
+    it lasts longer than `most` seconds."""
+    recording, strongest = _heard(file, name, rate, end_only, most)
+    if strongest is not None:
+        recording, _ = _heard(file, name, rate, end_only, most, strongest)
     return recording
 
 
@@ -89,7 +94,7 @@ def unpack(source: str | os.PathLike[str], rate: int, target: IO[bytes]) -> tupl
 
 
 def _heard(
-    file: IO[bytes], name: str, rate: int, end_only: bool, channel: int | None = None
+    file: IO[bytes], name: str, rate: int, end_only: bool, longest: float, channel: int | None = None
 ) -> tuple[Recording, int | None]:
     """The file's audio, of one `channel` or downmixed; if downmixing cancels the channels, also the channel to use
     instead."""
@@ -103,7 +108,7 @@ def _heard(
         while kept - len(pieces[0]) >= most:
             kept -= len(pieces.popleft())
 
-    longest, last = (MAX_END_SECONDS, MAX_SECONDS) if end_only else (MAX_SECONDS, None)
+    longest, last = (MAX_END_SECONDS, MAX_SECONDS) if end_only else (longest, None)
     notes, tags, strongest = _decoded(file, name, rate, keep, longest, last, channel)
     if kept > most and LEFT_OUT not in notes:
         notes.append(LEFT_OUT)
@@ -111,7 +116,7 @@ def _heard(
 
 
 def _decoded(
-    file: IO[bytes], name: str, rate: int, take: Callable[[np.ndarray], object], longest: int,
+    file: IO[bytes], name: str, rate: int, take: Callable[[np.ndarray], object], longest: float,
     last: int | None = None, channel: int | None = None,
 ) -> tuple[list[str], dict[str, str], int | None]:  # fmt: skip
     """Hands on the file's sound, mono at `rate` Hz, piece by piece: of one `channel` or of all mixed, of the `last` so
@@ -371,9 +376,9 @@ class _Mono:
     """Iterates over a file's audio as mono float32 [n] in [-1, 1] at its own rate, and gathers statistics."""
 
     def __init__(
-        self, sound: _Sound | ffmpeg.Sound, name: str, longest: int, last: int | None, channel: int | None
+        self, sound: _Sound | ffmpeg.Sound, name: str, longest: float, last: int | None, channel: int | None
     ) -> None:
-        self.sound, self.name, self.channel = sound, name, channel
+        self.sound, self.name, self.channel, self.longest = sound, name, channel, longest
         self.most = longest * sound.samplerate
         self.skipped = 0 if last is None else max(0, sound.length - last * sound.samplerate)
         self.frames = self.clipped = 0
@@ -397,9 +402,10 @@ class _Mono:
 
     def _check_length(self, frames: int) -> None:
         if frames > self.most:
-            minutes = self.most // self.sound.samplerate // 60
+            if self.longest < MAX_SECONDS:
+                raise TooLongError(f"{self.name}: longer than {self.longest:g} seconds; cut it first")
             way = "cut it first; `continue --continuation-only` reads only the end of what is longer than 60"
-            raise InputError(f"{self.name}: longer than {minutes} minutes; {way}")
+            raise TooLongError(f"{self.name}: longer than {self.longest // 60:.0f} minutes; {way}")
 
     def strongest(self) -> int | None:
         """The channel with the most energy if the mix has less than a tenth of the energy that independent channels

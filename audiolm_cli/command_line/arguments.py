@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import ipaddress
 import re
 import typing
 from collections.abc import Callable
@@ -113,11 +114,9 @@ class Naming:
 
 
 def _format(option: str, value: str) -> str:
-    from audiolm_cli.audio.encoding import FORMATS
+    from audiolm_cli.audio.encoding import check_format
 
-    if value not in FORMATS:
-        raise UsageError(f"{option}: must be {checks.listed(FORMATS)}, not {value!r}")
-    return value
+    return check_format(option, value)
 
 
 def _called(option: str, value: str) -> str:
@@ -181,6 +180,65 @@ class Examining:
     offline: Offline = False
     quiet: Quiet = False
     debug: Debug = False
+
+
+def _host(option: str, value: str) -> str:
+    if not re.fullmatch(r"[\w.:-]{1,255}", value):
+        raise UsageError(f"{option}: must be an address or a name, not {value!r}")
+    return value
+
+
+def _token(option: str, value: str) -> str:
+    if not re.fullmatch(r"[!-~]{16,}", value):
+        raise UsageError(f"{option}: must be 16 characters or more, without spaces, which nobody can guess")
+    return value
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Who may ask a server, how much, and how it makes what they ask for."""
+
+    model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
+    host: Annotated[
+        str, _checked(*(_host, "--host"), metavar="ADDRESS", help="Address to listen on; others need --token.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000
+    token: Annotated[
+        str | None,
+        _checked(
+            *(_token, "--token"),
+            metavar="TOKEN",
+            envvar="AUDIOLM_TOKEN",
+            help="What clients must know: Authorization: Bearer TOKEN.",
+        ),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name by which clients call the server; may be given again."),
+    ] = None
+    streams: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Outputs made in turns.")] = 4
+    queue: Annotated[int, typer.Option(metavar="N", min=0, max=10000, help="Requests that wait for them.")] = 16
+    max_seconds: Annotated[
+        int, typer.Option(metavar="N", min=1, max=3600, help="Of an uploaded sound, and of what is asked for.")
+    ] = 600
+    max_megabytes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Of a request.")] = 64
+    device: Device = "auto"
+    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
+    threads: Threads = 1
+    offline: Offline = False
+    quiet: Quiet = False
+    debug: Debug = False
+
+    def __post_init__(self) -> None:
+        if self.token is None and not _loopback(self.host):
+            raise UsageError(f"--host: {self.host} can be reached from elsewhere, which needs --token")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -26,6 +27,7 @@ from audiolm_cli.command_line.arguments import (
     RayCommand,
     Running,
     SampledRunning,
+    Serving,
     Stage,
     Streaming,
     Training,
@@ -298,6 +300,39 @@ def train(
     console.data(record, record["path"])
     if record["unreadable"]:
         raise typer.Exit(1)
+
+
+@app.command(cls=Command, epilog=EXAMPLES["serve"])
+@with_options
+def serve(ctx: typer.Context, *, serving: Serving) -> None:
+    """Serve a model over HTTP, and a page to try it on, until Ctrl-C.
+
+    POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and options as the commands name them, and
+    answer while it is made. Outputs have the marks of the command line's. Needs the extra: pip install 'audiolm[serve]'
+    """
+    console = console_of(ctx)
+    try:
+        from audiolm_cli.server import run as server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11", "anyio", "python_multipart"):
+            raise
+        raise UsageError(f"serve: needs Starlette and uvicorn: pip install 'audiolm[serve]' ({error})") from None
+    listener = server.listen(serving.host, serving.port)
+    with contextlib.closing(listener):
+        with console.status(f"loading {display(serving.model)}"):
+            import torch
+
+            from audiolm_cli import backends
+
+            torch.set_num_threads(serving.threads)
+            loaded = backends.load(
+                serving.model,
+                device=serving.device,
+                dtype=serving.dtype.value,
+                offline=serving.offline,
+                say=console.hearer,
+            )
+        server.run(loaded, serving, console, listener)
 
 
 @models.command("list", epilog=EXAMPLES["models list"])

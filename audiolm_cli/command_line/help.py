@@ -18,6 +18,7 @@ from audiolm_cli.errors import AudioLMError
 GROUPS = {  # options by name; all others come first, under "Options"
     "Output": "output out_dir name num_samples format play continuation_only no_watermark plot force skip_existing "
     "json",
+    "Clients": "host port token allow_host streams queue max_seconds max_megabytes",
     "Sampling": "seed temperature top_k top_p guidance best_of",
     "Running": "device dtype threads batch_size ray offline fail_fast quiet debug help",
 }
@@ -55,6 +56,10 @@ COMMAND_LINES = {
     "train": (
         "audiolm train recordings/ -o my-voice",
         "audiolm train talk.m4a reading.wav -o my-voice --semantic --minutes 60",
+    ),
+    "serve": (
+        "audiolm serve --port 8000",
+        "audiolm serve -m piano --port 8001 --streams 2 --max-seconds 60",
     ),
     "models list": (
         "audiolm models list",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -117,10 +118,13 @@ class Session:
         )
         self.kept += [branches, how]
         self.handle = self.weights.library.audiolm_open(model, len(entries), self.entries, branches, how, error)
+        # also of what nobody closes, such as a stream that is given up
+        self._free = weakref.finalize(self, self.weights.library.audiolm_close, self.handle)
+        self._free.atexit = False
         check(error.value)
 
     def close(self) -> None:
-        self.weights.library.audiolm_close(self.handle)
+        self._free()
         self.handle = None
 
     def prefill(self) -> None:

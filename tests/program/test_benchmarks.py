@@ -74,3 +74,15 @@ def test_public_checkpoints_stand_beside_transformers(tmp_path: Path) -> None:
     )["tiny"]
     assert found["tokens"] == 16
     assert found["ratio"] == pytest.approx(found["audiolm_tokens_per_second"] / found["transformers_tokens_per_second"])
+
+
+def test_the_server_under_load(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    common = ("--clients", "1,3", "--seconds", 0.4, "--processes", 0, "--soak", 5)
+    found = benchmark("serve.py", "--model", tiny_bundle, *common, "--json", tmp_path / "figures.json")
+    for row in found["clients"].values():
+        assert 0 < row["first_sound_median"] <= row["first_sound_last"]
+        assert row["audio_seconds_a_second"] > 0
+    assert found["soak"]["failed"] == []
+    assert found["soak"]["requests"]["good"] > 0
+    assert len(found["soak"]["requests"]) > 3

@@ -31,6 +31,7 @@ ROOMS = {
     "pipeline": {"audio", "bundles", "language_models", "rendering", "request", "token_file"},
     "mimi": {"public", "bundles", "language_models", "pipeline", "rendering", "token_file"},
     "backends": {"public", "bundles", "mimi"},
+    "server": {"audio", "backends", "bundles", "pipeline", "provenance", "request", "__init__"},
     "api": {"audio", "backends", "bundles", "pipeline", "provenance", "request", "token_file"},
 }
 

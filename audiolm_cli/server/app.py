@@ -1,0 +1,205 @@
+"""The routes: what can be asked of the server, and how it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Http
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
+
+from audiolm_cli import __version__, backends
+from audiolm_cli.audio.encoding import FORMATS
+from audiolm_cli.backend import Backend
+from audiolm_cli.bundles.bundle import Bundle
+from audiolm_cli.errors import UsageError
+from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
+from audiolm_cli.server import asked, outputs
+from audiolm_cli.server.guard import Guard
+from audiolm_cli.server.work import Job, Workshop
+
+if TYPE_CHECKING:
+    from audiolm_cli.command_line.arguments import Serving
+
+PAGE = Path(__file__).with_name("page.html")
+SAFE = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+}
+KINDS: dict[str, type[outputs.Sampled]] = {
+    "continue": ContinueRequest,
+    "generate": GenerateRequest,
+    "resynth": ResynthRequest,
+}
+BRINGS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker")}  # sounds that they take
+
+
+class Service:
+    """A loaded model and the workshop where its outputs are made."""
+
+    def __init__(self, bundle: Backend, serving: Serving, workshop: Workshop):
+        self.bundle, self.workshop, self.most = bundle, workshop, float(serving.max_seconds)
+        self.limits = {"max_seconds": serving.max_seconds, "max_megabytes": serving.max_megabytes}
+        self.reader = asked.Reader(self.most)
+        self.token = serving.token is not None
+        self.can = [*KINDS, "detect"] if isinstance(bundle, Bundle) else list(backends.SERVED)
+
+    async def sampled(self, http: Http, command: str) -> Response:
+        self._check(command)
+        kind, spec = KINDS[command], self.bundle.config.tokens
+        async with asked.asked(http, BRINGS[command]) as given:
+            format = asked.format_of(given.options, spec.sample_rate)
+            request: outputs.Sampled = asked.request(kind, given.options, self.most)
+            request.check(self.bundle.config)
+            if BRINGS[command] and "audio" not in given.sounds:
+                raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
+            least = spec.samples_per_semantic
+            sounds = {name: await self.reader.samples(given, name, spec.sample_rate, least) for name in given.sounds}
+        output = outputs.Output(self.bundle, request, sounds.get("audio"), sounds.get("speaker"))
+        answer, media = outputs.answer(http.headers.get("accept", ""), format)
+        headers = {"x-audiolm-seed": str(request.seed), "x-audiolm-prompt-samples": str(output.kept)}
+        return await self._answered(http, functools.partial(answer, output), media, headers)
+
+    async def detect(self, http: Http) -> Response:
+        self._check("detect")
+        async with asked.asked(http, ("audio",)) as given:
+            if given.options:
+                raise UsageError(f"{next(iter(given.options))[:100]}: detect has no options here")
+            if "audio" not in given.sounds:
+                raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
+            recording = await self.reader.read(given.sounds["audio"], "audio", watermark.RATE)
+
+        def found(job: Job) -> Iterator[bytes]:
+            def pause(*_: object) -> None:
+                job.pause()
+
+            bundle = self.bundle
+            assert isinstance(bundle, Bundle)
+            yield json.dumps(provenance.found(recording, None, lambda maker: bundle, pause)).encode() + b"\n"
+
+        return await self._answered(http, found, "application/json", {})
+
+    def _check(self, command: str) -> None:
+        """Raises what can be known before the body is read."""
+        self.workshop.check()
+        if command not in self.can:
+            raise backends.refusal(command, self.bundle.config.name)
+
+    async def _answered(
+        self, http: Http, work: Callable[[Job], Iterator[bytes]], media: str, headers: dict[str, str]
+    ) -> Response:
+        """The answer, once its first bytes are there: until then it can still be an error."""
+        job = self.workshop.begin(work)
+        received = job.received()
+        first, gone = asyncio.ensure_future(anext(received)), asyncio.ensure_future(_gone(http))
+        try:
+            await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise ClientDisconnect
+            beginning = first.result()
+        except BaseException:
+            job.drop()
+            raise
+        finally:
+            first.cancel()
+            gone.cancel()
+
+        async def all_of_it() -> AsyncIterator[bytes]:
+            try:
+                yield beginning
+                async for data in received:
+                    yield data
+            finally:
+                job.drop()
+
+        return StreamingResponse(all_of_it(), media_type=media, headers={**SAFE, **headers})
+
+    async def models(self, http: Http) -> Response:
+        config, spec = self.bundle.config, self.bundle.config.tokens
+        model = {
+            "name": config.name,
+            "identity": self.bundle.identity,
+            "revision": self.bundle.revision or None,
+            "kernel": self.bundle.kernel,
+            "can": self.can,
+            "sample_rate": spec.sample_rate,
+            "samples_per_semantic": spec.samples_per_semantic,
+            "samples_per_frame": spec.samples_per_frame,
+            "semantic_vocabulary": spec.semantic_vocabulary,
+            "codebook_size": spec.codebook_size,
+            "coarse": spec.coarse,
+            "quantizers": spec.quantizers,
+            "prompt_seconds": config.prompt_seconds,
+            "sampling": vars(config.sampling),
+        }
+        options = {name: sorted([*asked.known(KINDS[name]), "format"]) for name in KINDS if name in self.can}
+        limits = {**self.limits, "formats": list(FORMATS)}
+        return JSONResponse(
+            {"version": __version__, "models": [model], "options": options, "limits": limits}, headers=SAFE
+        )
+
+    async def health(self, http: Http) -> Response:
+        return JSONResponse({"status": "ok", "token": self.token}, headers=SAFE)
+
+
+async def _gone(http: Http) -> None:
+    """Returns when the client has gone away."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _page() -> Response:
+    """The page, which may run its own script and ask this server, and nothing else."""
+    text = PAGE.read_bytes()
+
+    def digest(tag: bytes) -> str:
+        (inside,) = re.findall(rb"<%s>(.*?)</%s>" % (tag, tag), text, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(inside).digest()).decode()}'"
+
+    policy = (
+        f"default-src 'none'; script-src {digest(b'script')}; style-src {digest(b'style')}; connect-src 'self'; "
+        "img-src 'self' data: blob:; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    )
+    return Response(text, media_type="text/html", headers={**SAFE, "content-security-policy": policy})
+
+
+def app(bundle: Backend, serving: Serving, workshop: Workshop, say: Callable[[str], None]) -> Guard:
+    """The application of a loaded model."""
+    service = Service(bundle, serving, workshop)
+
+    def posted(command: str) -> Callable[[Http], Awaitable[Response]]:
+        async def endpoint(http: Http) -> Response:
+            return await service.sampled(http, command)
+
+        return endpoint
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        yield
+        workshop.close()
+
+    async def page(http: Http) -> Response:
+        return shown
+
+    shown = _page()
+    routes = [Route(f"/v1/{command}", posted(command), methods=["POST"]) for command in KINDS]
+    routes += [
+        Route("/v1/detect", service.detect, methods=["POST"]),
+        Route("/v1/models", service.models),
+        Route("/healthz", service.health),
+        Route("/", page),
+    ]
+    return Guard(Router(routes, redirect_slashes=False, lifespan=lifespan), serving, say)

@@ -1,0 +1,154 @@
+"""What a client asks for: options in the query, in form fields or as a JSON object, sound as the body or in a form.
+
+Options have the names and checks of the command line's; those that name files are refused, whatever they name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import IO, Any, TypeVar
+
+import anyio
+import numpy as np
+from anyio import to_thread
+from starlette.datastructures import UploadFile
+from starlette.requests import Request as Http
+
+from audiolm_cli import checks
+from audiolm_cli.audio import files
+from audiolm_cli.audio.encoding import check_format
+from audiolm_cli.audio.files import Recording
+from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.request import Request
+from audiolm_cli.server.guard import RefusedError
+
+PATHS = (checks.path, checks.source, checks.picture)  # checks of options that name files
+SOUNDS = ("audio", "speaker")  # files of a form
+RAW = ("audio/", "video/", "application/octet-stream", "application/ogg")  # media types of sound as the body
+FIELDS, FIELD_BYTES = 64, 4096  # of a form
+DECODING = 2  # uploads at a time
+
+Kind = TypeVar("Kind", bound=Request)
+
+
+@dataclass
+class Asked:
+    """Options by name, and uploaded sounds: open files without a name, unbuffered."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    sounds: dict[str, IO[bytes]] = field(default_factory=dict)
+
+    def option(self, name: str, value: Any) -> None:
+        if name in self.options:
+            raise UsageError(f"{name[:100]}: is given twice")
+        self.options[name] = value
+
+
+@contextlib.asynccontextmanager
+async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
+    """Reads a request that may bring the `sounds`, of which the first can be the body as it is."""
+    found, allowed = Asked(), tuple(sounds)
+    for option in http.query_params.multi_items():
+        found.option(*option)
+    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    async with contextlib.AsyncExitStack() as stack:
+        if media == "multipart/form-data":
+            form = http.form(max_files=len(SOUNDS), max_fields=FIELDS, max_part_size=FIELD_BYTES)
+            for name, value in (await stack.enter_async_context(form)).multi_items():
+                if isinstance(value, UploadFile):
+                    if name not in allowed or name in found.sounds:
+                        raise UsageError(
+                            f"{name[:100]}: no file of that name is wanted" + (" twice" * (name in allowed))
+                        )
+                    found.sounds[name] = stack.enter_context(_unbuffered(value))
+                else:
+                    found.option(name, value)
+        elif allowed and (media.startswith(RAW) or not media):
+            file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            size = 0
+            async for data in http.stream():
+                size += len(data)
+                await to_thread.run_sync(file.write, data)
+            if size:
+                found.sounds[allowed[0]] = file
+        elif media == "application/json" and not allowed:
+            for option in _object(await http.body()).items():
+                found.option(*option)
+        elif await http.body():
+            wanted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
+            raise RefusedError(415, f"a body of {media[:100]!a} is not wanted; send {wanted}")
+        yield found
+
+
+def _unbuffered(upload: UploadFile) -> IO[bytes]:
+    spooled: Any = upload.file
+    spooled.rollover()  # into a file that has a descriptor
+    spooled.flush()
+    return os.fdopen(os.dup(spooled.fileno()), "rb", buffering=0)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data) if data else {}
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise UsageError("the body is not a JSON object")
+    return found
+
+
+def known(kind: type[Request]) -> dict[str, Any]:
+    """The options that clients have, by name."""
+    return {
+        name.replace("_", "-"): spec
+        for name, spec in kind.options().items()
+        if spec.metadata["check"] not in PATHS and name != "num_samples"  # one output a request
+    }
+
+
+def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:
+    """A request with these options, for `most` seconds at most. Raises UsageError."""
+    specs, values = known(kind), dict[str, Any]()
+    for name, value in options.items():
+        if name not in specs:
+            choice = ", ".join(sorted([*specs, "format"]))
+            raise UsageError(f"{ascii(name[:100])[1:-1]}: no option here; there are {choice}")
+        if specs[name].metadata["check"] is checks.flag and isinstance(value, str):
+            value = {"": True, "true": True, "false": False}.get(value.lower(), value)
+        values[name] = value
+    made = kind().updated(values)
+    if (duration := getattr(made, "duration", 0)) > most:
+        raise UsageError(f"duration: {most:g} seconds at most here, not {duration:g}")
+    return made
+
+
+def format_of(options: dict[str, Any], rate: int) -> str:
+    """Takes the format of the answer out of the options. Raises UsageError."""
+    format: str = check_format("format", options.pop("format", "wav"))
+    if format != "s16le":
+        files.check_format(f".{format}", rate)
+    return format
+
+
+class Reader:
+    """Decodes uploads, in threads, some at a time, under the limits that files have, up to `most` seconds."""
+
+    def __init__(self, most: float):
+        self.most, self.limiter = most, anyio.CapacityLimiter(DECODING)
+
+    async def read(self, file: IO[bytes], name: str, rate: int) -> Recording:
+        """Raises InputError, and TooLongError where it lasts longer."""
+        work: Callable[[], Recording] = lambda: files.read_file(file, name, rate, most=self.most)  # noqa: E731
+        return await to_thread.run_sync(work, limiter=self.limiter)
+
+    async def samples(self, asked: Asked, name: str, rate: int, least: int) -> np.ndarray:
+        """A sound as `float32 [T]`, of `least` samples at least."""
+        samples = (await self.read(asked.sounds[name], name, rate)).samples
+        if len(samples) < least:
+            raise InputError(f"{name}: shorter than one token, {1000 * least / rate:g} ms")
+        return samples

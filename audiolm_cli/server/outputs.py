@@ -1,0 +1,171 @@
+"""What is made for a request, and the three ways to answer with it: sound, lines of JSON as it comes, one object."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from audiolm_cli import pipeline
+from audiolm_cli.audio import files
+from audiolm_cli.audio.encoding import Encoder, wav_header
+from audiolm_cli.backend import Backend
+from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
+from audiolm_cli.server.work import Job
+
+Sampled = ContinueRequest | GenerateRequest | ResynthRequest
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Marked sound `float32 [T]`, and tokens `int64 [S]`, `int64 [Q, F]`, of which it lags behind."""
+
+    waveform: np.ndarray
+    semantic: Tensor
+    codes: Tensor
+
+
+class Output:
+    """The output of a request for `sound`, the prompt or source, in the voice of `speaker`; both `float32 [T]`. `about`
+    says what is known of it when its first piece is there, `summary` what is known in the end."""
+
+    def __init__(
+        self, bundle: Backend, request: Sampled, sound: np.ndarray | None = None, speaker: np.ndarray | None = None
+    ) -> None:
+        self.bundle, self.request, self.sound, self.speaker = bundle, request, sound, speaker
+        self.rate, self.summary = bundle.config.tokens.sample_rate, dict[str, Any]()
+        duration = getattr(request, "duration", None)
+        given = 0 if sound is None else len(sound)
+        self.prompt = 0 if duration is None else given
+        self.kept = 0 if request.continuation_only else self.prompt
+        self.mark = None if request.no_watermark else watermark.bundle_id(bundle.config.name)
+        new = given if duration is None else round(duration * self.rate)
+        self.samples = math.inf if getattr(request, "until_end", False) else self.kept + new
+        bits = self.mark is not None and watermark.bits(self.mark)
+        self.tags = provenance.tags(bundle, seed=request.seed, prompt_samples=self.kept, watermark=bits)
+        self.about: dict[str, Any] = {
+            "model": bundle.config.name,
+            "identity": bundle.identity,
+            "seed": request.seed,
+            "sample_rate": self.rate,
+            "samples": None if self.samples == math.inf else self.samples,
+            "prompt_samples": self.kept,
+            "watermark_bits": bits or None,
+        }
+
+    def pieces(self, job: Job) -> Iterator[Piece]:
+        """The sound as the command line makes it, to the last bit."""
+        stream: pipeline.Stream | None = None
+
+        def pause(*_: object) -> None:
+            seconds = job.pause()
+            if seconds and stream is not None:
+                stream.leave_out(seconds)
+
+        stream = pipeline.stream(
+            self.bundle, self.request, pipeline.Prompt() if self.sound is None else pipeline.Prompt(self.sound),
+            speaker=self.speaker, progress=pause,
+        )  # fmt: skip
+        try:
+            marking = watermark.Marking(self.rate, self.mark, self.prompt, self.prompt - self.kept)
+            chunk = None
+            for chunk in stream:
+                if "surprise" not in self.about:
+                    made = stream.output([chunk])
+                    self.about |= {
+                        "tokens_start": made.tokens_start - made.prompt_samples + self.kept,
+                        "surprise": made.surprise,
+                        "unfamiliar": made.unfamiliar or None,
+                        "candidates": list(made.candidates) or None,
+                    }
+                yield Piece(marking.push(chunk.waveform), chunk.semantic, chunk.codes)
+            assert chunk is not None
+            yield Piece(marking.finish(), chunk.semantic[:0], chunk.codes[:, :0])
+            made = stream.output([chunk])
+            self.summary = {
+                "stages": {
+                    name: {"seconds": seconds, "tokens": made.stage_tokens.get(name, 0)}
+                    for name, seconds in made.stage_seconds.items()
+                }
+            }
+        finally:
+            stream = None  # which has `pause`, which has it: nothing shall wait for the garbage collector
+
+
+Answer = Callable[[Output, Job], Iterator[bytes]]
+
+
+def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
+    """A file of that format, as it comes."""
+    written: list[bytes] = []
+    encoder = None
+    for piece in output.pieces(job):
+        if encoder is None:  # not before: what cannot be made shall answer with an error
+            encoder = Encoder(written.append, output.rate, format, output.tags, output.samples)
+        encoder.push(piece.waveform)
+        yield from _taken(written)
+    assert encoder is not None
+    encoder.finish()
+    yield from _taken(written)
+
+
+def lines(output: Output, job: Job) -> Iterator[bytes]:
+    """What is known first, then 16-bit samples and tokens as they come, then what is known in the end."""
+    first = True
+    for piece in output.pieces(job):
+        if first:
+            header = wav_header(output.rate, output.tags, output.samples)
+            yield _line({**output.about, "wav_header": base64.b64encode(header).decode()})
+            first = False
+        samples = base64.b64encode(files.pcm16(piece.waveform).astype("<i2").tobytes()).decode()
+        yield _line({"s16le": samples, "semantic": piece.semantic.tolist(), "codes": piece.codes.tolist()})
+    yield _line({"done": True, **output.summary})
+
+
+def whole(output: Output, job: Job) -> Iterator[bytes]:
+    """One object: what is known, the tokens, and the sound as a WAV file in base64."""
+    pieces = list(output.pieces(job))
+    waveform = np.concatenate([piece.waveform for piece in pieces])
+    data, _ = files.encode(waveform, output.rate, ".wav", output.tags)
+    codes = [np.asarray(piece.codes) for piece in pieces]
+    yield _line({
+        **output.about,
+        "samples": len(waveform),
+        **output.summary,
+        "semantic": [int(token) for piece in pieces for token in piece.semantic],
+        "codes": np.concatenate(codes, 1).tolist(),
+        "wav": base64.b64encode(data).decode(),
+    })  # fmt: skip
+
+
+MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "opus": "audio/ogg"}
+LINES, OBJECT = "application/x-ndjson", "application/json"
+
+
+def answer(accept: str, format: str) -> tuple[Answer, str]:
+    """How to answer whoever accepts these media types, and the type of it."""
+    types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    if LINES in types:
+        return lines, LINES
+    if OBJECT in types:
+        return whole, OBJECT
+    return functools.partial(sound, format=format), MEDIA_TYPES.get(format, "application/octet-stream")
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def _taken(written: list[bytes]) -> Iterator[bytes]:
+    data = b"".join(written)
+    written.clear()
+    if data:
+        yield data
