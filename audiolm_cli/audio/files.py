@@ -35,7 +35,6 @@ MAX_SECONDS = 3600  # of one input, so that a small file that decodes to days of
 MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is used; bounds the time
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
 CANCELLED = 0.1  # share of the energy
-LEFT_OUT = f"longer than {MAX_SECONDS // 60} minutes: what comes before is left out"
 
 _stderr_lock = threading.Lock()
 
@@ -67,9 +66,10 @@ def read(source: str | os.PathLike[str], rate: int, end_only: bool = False) -> R
         return read_file(file, display(source), rate, end_only)
 
 
-def read_file(file: IO[bytes], name: str, rate: int, end_only: bool = False, most: float = MAX_SECONDS) -> Recording:
+def read_file(file: IO[bytes], name: str, rate: int, end_only: bool = False, most: float | None = None) -> Recording:
     """The same of an open file, unbuffered and with a descriptor, which messages call `name`. Raises TooLongError where
-    it lasts longer than `most` seconds."""
+    it lasts longer than `most` seconds, by default an hour."""
+    most = MAX_SECONDS if most is None else most
     recording, strongest = _heard(file, name, rate, end_only, most)
     if strongest is not None:
         recording, _ = _heard(file, name, rate, end_only, most, strongest)
@@ -110,18 +110,22 @@ def _heard(
 
     longest, last = (MAX_END_SECONDS, MAX_SECONDS) if end_only else (longest, None)
     notes, tags, strongest = _decoded(file, name, rate, keep, longest, last, channel)
-    if kept > most and LEFT_OUT not in notes:
-        notes.append(LEFT_OUT)
+    if kept > most and (note := _left_out()) not in notes:
+        notes.append(note)
     return Recording(np.concatenate(pieces)[-most:], rate, tuple(notes), tags), strongest
+
+
+def _left_out() -> str:
+    return f"longer than {MAX_SECONDS // 60} minutes: what comes before is left out"
 
 
 def _decoded(
     file: IO[bytes], name: str, rate: int, take: Callable[[np.ndarray], object], longest: float,
     last: int | None = None, channel: int | None = None,
 ) -> tuple[list[str], dict[str, str], int | None]:  # fmt: skip
-    """Hands on the file's sound, mono at `rate` Hz, piece by piece: of one `channel` or of all mixed, of the `last` so
-    many seconds where it can be told before where they begin. Returns notes and tags, and which channel to take instead
-    where all cancel each other."""
+    """Passes the file's audio to `take` piece by piece, mono at `rate` Hz: one `channel`, or downmixed; only the `last`
+    seconds if the file tells its length. Returns notes, tags, and the channel to use instead if downmixing cancels the
+    channels."""
     with _decoder(file, name) as sound:
         if not MIN_RATE <= sound.samplerate <= MAX_RATE:
             raise InputError(f"{name}: a sample rate of {sound.samplerate} Hz is outside {MIN_RATE} to {MAX_RATE}")
@@ -142,7 +146,7 @@ def _decoded(
         if sound.complaint:
             notes.append(f"{sound.complaint}: {mono.frames / sound.samplerate:.2f} s of it are used")
         if mono.skipped:
-            notes.append(LEFT_OUT)
+            notes.append(_left_out())
         return notes, sound.tags, mono.strongest()
 
 

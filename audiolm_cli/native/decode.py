@@ -118,10 +118,10 @@ class Session:
         )
         self.kept += [branches, how]
         self.handle = self.weights.library.audiolm_open(model, len(entries), self.entries, branches, how, error)
+        check(error.value)
         # also of what nobody closes, such as a stream that is given up
         self._free = weakref.finalize(self, self.weights.library.audiolm_close, self.handle)
         self._free.atexit = False
-        check(error.value)
 
     def close(self) -> None:
         self._free()
