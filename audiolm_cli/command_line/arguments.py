@@ -132,7 +132,7 @@ class Streaming:
 
     format: Annotated[
         str | None,
-        _checked(*(_format, "--format"), metavar="FORMAT", help="Of -o -: wav, s16le, flac, ogg or opus."),
+        _checked(*(_format, "--format"), metavar="FORMAT", help="With -o -: wav, s16le, flac, ogg or opus."),
     ] = None
     play: Annotated[bool, typer.Option("--play", help="Play it while it is made, in place of -o.")] = False
 

@@ -108,8 +108,8 @@ def continue_(
     (Vorbis), Opus or MP3. The paths of the outputs go to standard output, all else to standard error. Without INPUT and
     output, from standard input to standard output.
 
-    With --best-of the first stage makes several candidates of the next seconds, and the one goes on that its prompt
-    makes likelier than nothing before it would, by the most: that costs only that stage's time.
+    With --best-of the first stage samples several candidates of the next seconds and keeps the one whose likelihood
+    rises most with the prompt before it. Only that stage takes longer.
     """
     runner.run(request, prompts or [], naming, running, console_of(ctx), streaming)
 
