@@ -27,7 +27,6 @@ from audiolm_cli.request import SampledRequest
 from audiolm_cli.token_file import Tokens
 
 CROSSFADE_SECONDS = 0.02
-CLIPPED = 0.02  # share of a recording's samples at its peak: it was clipped
 SCORED_TOKENS = 250  # semantic tokens at a recording's beginning that its out-of-distribution scores are of
 
 T = TypeVar("T")
@@ -286,7 +285,7 @@ def _out_of_distribution(bundle: Bundle, recording: np.ndarray, tokens: Tokens) 
     why = ""
     if postfilter.silent(recording, config.tokens.sample_rate):
         why = "it is silent"
-    elif cut > CLIPPED:
+    elif cut > postfilter.CLIPPED:
         why = f"{cut:.0%} of it is cut off at its peak"
     elif found and found.surprise > config.familiar_bits:
         why = f"{found.surprise:.1f} bits a token, mostly under {config.familiar_bits:.1f}"

@@ -32,6 +32,7 @@ BEHIND, AHEAD = 0.15, 0.04  # s of the source that count around a frame; a seman
 OPENING = 0.02  # s: time constant with which that gain recovers
 ATTACK, RELEASE = 2, 0.08  # the limiter's look-ahead in frames; s
 AUDIBLE = 20.0  # Hz
+CLIPPED = 0.02  # `overload` of a recording that was clipped
 RUMBLE = 0.05  # share of a recording's energy; 99 of 100 clean ones have less than 0.04 below 63 Hz
 CEILING = 10 ** (-1 / 20)  # of the limiter, leaving headroom for a watermark
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -78,13 +77,12 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
     train, valid = load_tokens(work, "train"), load_tokens(work, "valid")
     model.to(plan.device)
     options = argparse.Namespace(**vars(plan), runs=work, resume=True)
-    kind = model.config.layout if model.config.layout in lm.SHAPES else stage
+    kind = lm.crop_kind(model.config.layout, stage)
     trainer = Trainer(
         stage, options, adapted, rate=PEAK_RATE, warmup=WARMUP, steps=plan.steps, save_seconds=SAVE_SECONDS,
         tell=lambda line: None,
     )  # fmt: skip
-    crops, shapes = lm.Crops(train, model, plan.seed), lm.SHAPES[kind]
-    shares = np.array([shape.share for shape in shapes])
+    crops = lm.Crops(train, model, plan.seed)
 
     def bits() -> dict[str, object]:
         with parametrize.cached():
@@ -103,8 +101,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
         tell(stage, trainer.progress, trainer.extra["best"][0], before)
         torch.manual_seed(plan.seed + 1 + trainer.step)  # every step by itself, so that it can be the first one
         crops.rng = np.random.default_rng((plan.seed, trainer.step))
-        shape = shapes[crops.rng.choice(len(shares), p=shares / shares.sum())]
-        return crops.batch(shape, BATCH_SECONDS[kind])
+        return crops.batch(lm.drawn_shape(kind, crops.rng), BATCH_SECONDS[kind])
 
     with deferred(trainer.save) as check:
         if "best" not in trainer.extra:
@@ -137,7 +134,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
 
 def load_stage(file: Path, stage: StageName) -> tuple[Stack, dict[str, Any]]:
     """A part's model, in float32 with dropout, and what the part says of itself."""
-    about = json.loads(json.dumps(read_about(file)))
+    about = read_about(file)
     config: StageConfig = from_json(StageConfig, about["config"], stage)
     spec: TokenSpec = from_json(TokenSpec, about["tokens"], "tokens")
     model = stage_model(config, spec, stage, DROPOUT)

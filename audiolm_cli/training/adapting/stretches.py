@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from audiolm_cli.audio.postfilter import overload
+from audiolm_cli.audio.postfilter import CLIPPED, overload
 
 Fate = Literal["usable", "silent", "clipped", "noisy", "music"]
 
@@ -25,7 +25,6 @@ PAUSE = 0.3  # s; cuts are made in pauses of this length at least
 LONG_PAUSE = 1.0  # s, which end a stretch
 MARGIN = 0.25  # s of a pause that a stretch keeps on either side
 SHORTEST, LONGEST = 1.0, 12.0  # s of a stretch; a longer one is cut at a pause, or where it is quietest
-OVERLOADED = 0.02  # of the samples at the peak, as a prompt is said to be
 SPREAD = 20.0  # dB between the 5th and the 95th percentile of levels
 SAME = 0.35  # correlation of a spectrum with that of LAG later
 LAG, WINDOW, HOP = 0.16, 0.064, 0.016  # s
@@ -106,7 +105,7 @@ def _split(level: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int]
 
 
 def _fate(samples: np.ndarray, rate: int, speech: bool) -> Fate:
-    if overload(samples) > OVERLOADED:
+    if overload(samples) > CLIPPED:
         return "clipped"
     if speech and sameness(samples, rate) > SAME:
         return "music"

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from audiolm_cli.bundles.bundle import NEEDS, save_part
+from audiolm_cli.config import Layout
 from audiolm_cli.errors import ModelError
 from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.tokens import Batch, StageName
@@ -53,6 +54,17 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
 }
 # of audio in a batch
 BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0, "frames": 90.0}
+
+
+def crop_kind(layout: Layout, stage: StageName) -> str:
+    """The key of a stage's crops in SHAPES and BATCH_SECONDS: its layout, if that has its own, or its name."""
+    return layout if layout in SHAPES else stage
+
+
+def drawn_shape(kind: str, rng: np.random.Generator) -> Shape:
+    """A random shape, as frequent as its share."""
+    shares = np.array([shape.share for shape in SHAPES[kind]])
+    return SHAPES[kind][rng.choice(len(shares), p=shares / shares.sum())]
 
 
 class Crops:
@@ -199,15 +211,14 @@ def main() -> None:
     config = getattr(RECIPES[args.recipe].sizes, stage)
     model = stage_model(config, recorded[0].spec, stage, args.dropout)
     before = warm_start(args, stage, model)
-    kind = config.layout if config.layout in SHAPES else stage
+    kind = crop_kind(config.layout, stage)
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
     before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
     corpora = [Crops(data, model, (args.seed, trainer.step, trainer.rank)) for data in (recorded, read) if data]
     shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
-    shares = np.array([shape.share for shape in SHAPES[kind]])
 
     def batch() -> Batch | None:
-        shape = SHAPES[kind][shapes.choice(len(shares), p=shares / shares.sum())]
+        shape = drawn_shape(kind, shapes)
         share = np.interp(trainer.progress, (0, 1), args.synthetic_share)
         crops = corpora[int(shapes.random() < share)]
         return crops.batch(shape, args.batch_seconds or BATCH_SECONDS[kind])
