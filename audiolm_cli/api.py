@@ -97,7 +97,7 @@ class Model:
 
     def __init__(self, bundle: Backend):
         self.bundle, self.sample_rate = bundle, bundle.config.tokens.sample_rate
-        self._lock = threading.RLock()
+        self._lock, self._mark = threading.RLock(), watermark.bundle_id(bundle.config.name)
 
     def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
         """Goes on from a sound for `duration` seconds (7 unless given). Options: duration, prompt_seconds, best_of,
@@ -134,8 +134,7 @@ class Model:
         return self._marked(request, 0 if resynth or samples is None else len(samples), chunks)
 
     def _marked(self, request: Request, prompt: int, chunks: Iterator[pipeline.Chunk]) -> Iterator[np.ndarray]:
-        mark = None if request.no_watermark else watermark.bundle_id(self.bundle.config.name)
-        marking = watermark.Marking(self.sample_rate, mark, prompt, prompt if request.continuation_only else 0)
+        marking = self._marking(request, prompt, 0 if request.continuation_only else prompt)
         while True:
             with self._lock:
                 chunk = next(chunks, None)
@@ -144,6 +143,10 @@ class Model:
                 yield samples
             if chunk is None:
                 return
+
+    def _marking(self, request: Request, prompt: int, kept: int) -> watermark.Marking:
+        """Marks audio that begins with `prompt` samples of a prompt, of which the last `kept` stay."""
+        return watermark.Marking(self.sample_rate, None if request.no_watermark else self._mark, prompt, prompt - kept)
 
     def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
         """Sound as tokens: `.semantic`, `int64 [S]`, `.codes`, `int64 [Q, F]`."""
@@ -178,18 +181,15 @@ class Model:
         return pipeline.stream(bundle, request, prompt, speaker=voice)
 
     def _whole(self, request: Request, samples: np.ndarray | None = None, voice: np.ndarray | None = None) -> Result:
-        if getattr(request, "duration", 0) == float("inf"):
-            raise UsageError("duration: only a stream can be without end")
+        pipeline.require_end(request)
         with self._lock:
             stream = self._stream(request, samples, voice)
             made = stream.output(list(stream))
-        mark = None if request.no_watermark else watermark.bundle_id(self.bundle.config.name)
         kept = 0 if request.continuation_only else made.prompt_samples
-        marking = watermark.Marking(self.sample_rate, mark, made.prompt_samples, made.prompt_samples - kept)
+        marking = self._marking(request, made.prompt_samples, kept)
         waveform = np.concatenate([marking.push(made.waveform), marking.finish()])
-        tags = provenance.tags(
-            self.bundle, seed=request.seed, prompt_samples=kept, watermark=mark is not None and watermark.bits(mark)
-        )
+        bits = not request.no_watermark and watermark.bits(self._mark)
+        tags = provenance.tags(self.bundle, seed=request.seed, prompt_samples=kept, watermark=bits)
         return Result(
             *(waveform, self.sample_rate, tags, request.seed, made.semantic, made.codes, kept),
             made.tokens_start - made.prompt_samples + kept,
@@ -197,9 +197,8 @@ class Model:
         )
 
     def _samples(self, sound: Sound, sample_rate: int | None) -> np.ndarray:
-        samples, spec = _recording(sound, sample_rate, self.sample_rate).samples, self.bundle.config.tokens
-        if len(samples) < spec.samples_per_semantic:
-            raise InputError(f"shorter than one token, {1000 / spec.semantic_rate:g} ms")
+        samples = _recording(sound, sample_rate, self.sample_rate).samples
+        self.bundle.config.tokens.require_token(len(samples))
         return samples
 
     def _voice(self, speaker: Sound | None, rate: int | None, default: int | None) -> np.ndarray | None:
@@ -208,7 +207,7 @@ class Model:
 
 def _request(kind: type[Request], options: dict[str, Any]) -> Request:
     """A request with these options. Raises UsageError for one that there is not."""
-    known = kind.options().keys() - {"input", "output", "num_samples", "plot", "speaker"}
+    known = kind.options_in_memory().keys()
     if unknown := options.keys() - known:
         names = ", ".join(sorted(known))
         raise UsageError(f"{sorted(unknown)[0]}: no option here; there are {names}; files are for the command line")

@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from audiolm_cli.errors import ModelError
+from audiolm_cli.errors import InputError, ModelError
 
 FORMAT_VERSION = 2  # the newest; since 2, parts may store matrices in int8
 STAGES = ("semantic", "coarse", "fine")
@@ -52,6 +52,11 @@ class TokenSpec:
     def semantic_rate(self) -> float:
         """Semantic tokens per second."""
         return self.sample_rate / self.samples_per_semantic
+
+    def require_token(self, samples: int, where: str = "") -> None:
+        """Raises InputError, beginning with `where`, for fewer samples than a semantic token spans."""
+        if samples < self.samples_per_semantic:
+            raise InputError(f"{where}shorter than one token, {1000 / self.semantic_rate:g} ms")
 
     def check(self) -> None:
         if self.coarse > self.quantizers:

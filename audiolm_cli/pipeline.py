@@ -254,8 +254,8 @@ def _runs(
 ) -> Iterator[Run]:
     """Batches of prompts; by default all samples of the request's input."""
     request.check(bundle.config)
-    if getattr(request, "duration", 0) == math.inf and not endless:
-        raise UsageError("duration: only a stream can be without end")
+    if not endless:
+        require_end(request)
     if prompts is None:
         prompt = Prompt()
         if request.input is not None:
@@ -263,6 +263,12 @@ def _runs(
         prompts = [replace(prompt, sample=n) for n in range(request.num_samples)]
     for start in range(0, len(prompts), batch_size):
         yield run_for(bundle)(bundle, request, prompts[start : start + batch_size], batch_size, progress)
+
+
+def require_end(request: SampledRequest) -> None:
+    """Raises UsageError for an infinite duration."""
+    if getattr(request, "duration", 0) == math.inf:
+        raise UsageError("duration: only a stream can be without end")
 
 
 def _reference(bundle: Backend, request: ResynthRequest, speaker: np.ndarray | None) -> Tokens | None:

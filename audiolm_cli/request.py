@@ -13,7 +13,7 @@ import inspect
 import math
 import secrets
 from dataclasses import KW_ONLY, Field, dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from audiolm_cli import checks
 from audiolm_cli.backend import Settings
@@ -21,6 +21,7 @@ from audiolm_cli.checks import Check
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
 
+NAME_FILES = (checks.path, checks.source, checks.picture)  # checks of options that name files
 BATCH_SIZE = 8  # outputs sampled together by default
 MAX_CANDIDATES = 64  # per output
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported formats; the first is the default
@@ -73,6 +74,15 @@ class Request:
         found = {spec.name: spec for spec in fields(cls) if spec.init}
         return {name: found[name] for name in names if name in found}
 
+    @classmethod
+    def options_in_memory(cls) -> dict[str, Field[Any]]:
+        """The options of one output whose audio comes and goes without files: none names a file."""
+        return {
+            name: spec
+            for name, spec in cls.options().items()
+            if spec.metadata["check"] not in NAME_FILES and name != "num_samples"
+        }
+
     def updated(self: SomeRequest, given: Any) -> SomeRequest:
         """The request with changes from a JSON object. Raises UsageError."""
         if not isinstance(given, dict):
@@ -92,6 +102,15 @@ class Request:
     def check(self, config: Settings) -> None:
         """Raises UsageError for options that the bundle cannot serve."""
         config.allow(self)
+
+
+class Extent(NamedTuple):
+    """Samples of one output: of the `prompt` that it goes on from, of that which is `kept`, and in `total`, infinite
+    where that is not known before."""
+
+    prompt: int
+    kept: int
+    total: float
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,15 @@ class SampledRequest(Request):
     no_watermark: bool = option(
         checks.flag, "Leave out the mark that `detect` finds.", None, "--no-watermark", default=False
     )
+
+    def extent(self, given: int, rate: int) -> Extent:
+        """The samples of an output at `rate` Hz. `given`: those of the prompt or source."""
+        duration = getattr(self, "duration", None)
+        prompt = 0 if duration is None else given  # a resynthesis does not contain its source
+        kept = 0 if self.continuation_only else prompt
+        if duration == math.inf or getattr(self, "until_end", False):
+            return Extent(prompt, kept, math.inf)
+        return Extent(prompt, kept, kept + (given if duration is None else round(duration * rate)))
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """The bundle's defaults with this request's changes."""

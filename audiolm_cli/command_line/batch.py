@@ -66,8 +66,7 @@ def read_recording(path: str, bundle: Backend, console: Console, end_only: bool 
     recording = files.read(path, spec.sample_rate, end_only)
     for note in recording.notes:
         console.note(f"{display(path)}: {note}")
-    if len(recording.samples) < spec.samples_per_semantic:
-        raise InputError(f"{display(path)}: shorter than one token, {1000 / spec.semantic_rate:g} ms")
+    spec.require_token(len(recording.samples), f"{display(path)}: ")
     return recording.samples
 
 

@@ -54,27 +54,19 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
     from audiolm_cli import pipeline
 
     request, console = cast("Sampled", output.request), maker.console
-    duration = getattr(request, "duration", None)
     with console.status("reading"):
         prompt = maker.read(output)
         speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
-    prompt_samples = 0 if duration is None else len(prompt.waveform)  # a resynthesis does not contain its source
-    kept = 0 if request.continuation_only else prompt_samples
-    length = len(prompt.waveform) / maker.rate if duration is None else duration
-    exact = (
-        kept + round(length * maker.rate)
-        if length < math.inf and not getattr(request, "until_end", False)
-        else math.inf
-    )
+    extent = request.extent(len(prompt.waveform), maker.rate)
     mark = None if request.no_watermark else maker.mark
-    marking = watermark.Marking(maker.rate, mark, prompt_samples, prompt_samples - kept)
-    tags = maker.tags(output, request, kept)
-    sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, tags, exact)
+    marking = watermark.Marking(maker.rate, mark, extent.prompt, extent.prompt - extent.kept)
+    tags = maker.tags(output, request, extent.kept)
+    sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, tags, extent.total)
     found: list[Chunk] = []
     samples = 0
     with contextlib.closing(sink):
         stream = pipeline.stream(maker.bundle, request, prompt, speaker=speaker, batch_size=maker.batch_size)
-        with _until_interrupted(duration == math.inf):
+        with _until_interrupted(getattr(request, "duration", 0) == math.inf):
             for chunk in stream:
                 if not found:
                     maker.say_unfamiliar(output, stream.output([chunk]))

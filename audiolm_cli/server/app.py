@@ -66,8 +66,7 @@ class Service:
             request.check(self.bundle.config)
             if BRINGS[command] and "audio" not in given.sounds:
                 raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
-            least = spec.samples_per_semantic
-            sounds = {name: await self.reader.samples(given, name, spec.sample_rate, least) for name in given.sounds}
+            sounds = {name: await self.reader.samples(given, name, spec) for name in given.sounds}
         output = outputs.Output(self.bundle, request, sounds.get("audio"), sounds.get("speaker"))
         answer, media = outputs.answer(http.headers.get("accept", ""), format)
         headers = {"x-audiolm-seed": str(request.seed), "x-audiolm-prompt-samples": str(output.kept)}

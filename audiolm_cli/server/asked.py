@@ -23,11 +23,11 @@ from audiolm_cli import checks
 from audiolm_cli.audio import files
 from audiolm_cli.audio.encoding import check_format
 from audiolm_cli.audio.files import Recording
-from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.config import TokenSpec
+from audiolm_cli.errors import UsageError
 from audiolm_cli.request import Request
 from audiolm_cli.server.guard import RefusedError
 
-PATHS = (checks.path, checks.source, checks.picture)  # checks of options that name files
 SOUNDS = ("audio", "speaker")  # files of a form
 RAW = ("audio/", "video/", "application/octet-stream", "application/ogg")  # media types of sound as the body
 FIELDS, FIELD_BYTES = 64, 4096  # of a form
@@ -104,11 +104,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 def known(kind: type[Request]) -> dict[str, Any]:
     """The options that clients have, by name."""
-    return {
-        name.replace("_", "-"): spec
-        for name, spec in kind.options().items()
-        if spec.metadata["check"] not in PATHS and name != "num_samples"  # one output a request
-    }
+    return {name.replace("_", "-"): spec for name, spec in kind.options_in_memory().items()}
 
 
 def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:
@@ -146,9 +142,8 @@ class Reader:
         work: Callable[[], Recording] = lambda: files.read_file(file, name, rate, most=self.most)  # noqa: E731
         return await to_thread.run_sync(work, limiter=self.limiter)
 
-    async def samples(self, asked: Asked, name: str, rate: int, least: int) -> np.ndarray:
-        """A sound as `float32 [T]`, of `least` samples at least."""
-        samples = (await self.read(asked.sounds[name], name, rate)).samples
-        if len(samples) < least:
-            raise InputError(f"{name}: shorter than one token, {1000 * least / rate:g} ms")
+    async def samples(self, asked: Asked, name: str, spec: TokenSpec) -> np.ndarray:
+        """A sound as `float32 [T]`, of one semantic token at least."""
+        samples = (await self.read(asked.sounds[name], name, spec.sample_rate)).samples
+        spec.require_token(len(samples), f"{name}: ")
         return samples

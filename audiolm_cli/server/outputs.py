@@ -42,13 +42,9 @@ class Output:
     ) -> None:
         self.bundle, self.request, self.sound, self.speaker = bundle, request, sound, speaker
         self.rate, self.summary = bundle.config.tokens.sample_rate, dict[str, Any]()
-        duration = getattr(request, "duration", None)
-        given = 0 if sound is None else len(sound)
-        self.prompt = 0 if duration is None else given
-        self.kept = 0 if request.continuation_only else self.prompt
+        extent = request.extent(0 if sound is None else len(sound), self.rate)
+        self.prompt, self.kept, self.samples = extent.prompt, extent.kept, extent.total
         self.mark = None if request.no_watermark else watermark.bundle_id(bundle.config.name)
-        new = given if duration is None else round(duration * self.rate)
-        self.samples = math.inf if getattr(request, "until_end", False) else self.kept + new
         bits = self.mark is not None and watermark.bits(self.mark)
         self.tags = provenance.tags(bundle, seed=request.seed, prompt_samples=self.kept, watermark=bits)
         self.about: dict[str, Any] = {
