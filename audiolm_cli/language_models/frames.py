@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.language_models.sampling import StageSampling, draw
@@ -24,6 +25,7 @@ OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # frames, relative to o
 SPECIALS = 2  # ids after the codes of every quantizer: begin, gap
 GAP_SECONDS = 0.5  # gap in positions between a reference and what follows it
 UNCONDITIONED = 0.1  # share of training crops without semantic tokens, for classifier-free guidance
+FAITHFUL_SECONDS = (1.5, 3.0)  # beginning of a training crop whose voice `_drifted` leaves alone, at random
 
 
 class Level(nn.Module):
@@ -110,9 +112,33 @@ class FrameTransformer(Decoder):
         unconditioned = torch.rand(len(fields), device=fields.device) < UNCONDITIONED
         fields[unconditioned, :, 2:] = self.spec.semantic_vocabulary
         wrong = (torch.rand(ids.shape, device=ids.device) < REPLACED) & (ids < size)
-        inputs = torch.where(wrong, torch.randint_like(ids, size), ids)
+        inputs = torch.where(wrong, torch.randint_like(ids, size), self._drifted(batch))
         whole = Batch(ids, fields, targets=ids.shape[1] - 1)  # the loss covers the reference's codes, too
         return self._losses(whole, inputs).sum() / (ids < size).sum()
+
+    def _drifted(self, batch: Batch) -> Tensor:
+        """A batch's ids, some frames behind each crop's beginning replaced by frames of any crop with the same semantic
+        token.
+
+        In a recording the last frames tell the voice, in a continuation they drift towards that of an average speaker.
+        This teaches the model to return to the voice of the beginning.
+        """
+        ids, none = batch.ids, self.spec.semantic_vocabulary
+        tokens = functional.pad(batch.fields[:, :-1, 2 + OFFSETS.index(0)], (1, 0), value=none).flatten()
+        order = (tokens + torch.rand(tokens.shape, device=ids.device, dtype=torch.float64)).argsort()
+        partner = torch.empty_like(order).scatter_(0, order, order.roll(1))
+        fits = (tokens == tokens[partner]).view(ids.shape[:2])
+        others = ids.flatten(0, 1)[partner].view_as(ids)
+
+        def uniform(*size: int) -> Tensor:
+            return torch.rand(size, device=ids.device)
+
+        low, high = (seconds * self.spec.sample_rate / self.spec.samples_per_frame for seconds in FAITHFUL_SECONDS)
+        beginning = low + (high - low) * uniform(len(ids), 1)
+        chosen = uniform(*ids.shape[:2]) < uniform(len(ids), 1).square()  # of some crops few, of others most
+        chosen &= fits & (torch.arange(ids.shape[1], device=ids.device) > beginning)
+        codes = (torch.maximum(ids, others) < self.spec.codebook_size).all(-1)
+        return torch.where((chosen & codes)[..., None], others, ids)
 
     def _losses(self, batch: Batch, inputs: Tensor, measure: Measure = cross_entropy) -> Tensor:
         targets = batch.ids[:, -batch.targets :]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from audiolm_cli.config import preset
-from audiolm_cli.language_models.frames import FrameTransformer
+from audiolm_cli.language_models.frames import FAITHFUL_SECONDS, FrameTransformer
 from audiolm_cli.language_models.tokens import Batch
 from tests.helpers.bundles import modules
 
@@ -67,3 +67,21 @@ def test_training_loss_counts_reference_and_crop_and_starts_at_a_uniform_guess()
     assert loss.item() == pytest.approx(math.log(SPEC.codebook_size), abs=0.05)
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_drift_takes_other_frames_of_the_same_token_and_none_at_the_beginning() -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model, pieces = FrameTransformer(preset("tiny").coarse, SPEC), []
+    for _ in range(8):
+        semantic = torch.randint(4, (100,), generator=generator)  # 4 s
+        codes = torch.randint(SPEC.codebook_size, (SPEC.coarse, 200), generator=generator)
+        codes[0] = semantic.repeat_interleave(2)
+        pieces.append((semantic, codes))
+    some = model.batch(pieces)
+    drifted = model._drifted(some)
+    moved = (drifted != some.ids).any(-1)
+    assert not moved[:, : 1 + round(FAITHFUL_SECONDS[0] * 50)].any()
+    assert 0.1 < moved[:, 1 + round(FAITHFUL_SECONDS[1] * 50) :].float().mean() < 0.5
+    assert torch.equal(drifted[..., 0], some.ids[..., 0])  # frames of the same token
+    assert {tuple(frame) for frame in drifted[moved].tolist()} <= {tuple(f) for f in some.ids.flatten(0, 1).tolist()}
