@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import numpy as np
 import soundfile
 
+from audiolm_cli import atomic
 from audiolm_cli.audio import files, inputs, postfilter
 from audiolm_cli.command_line import plot, streaming
 from audiolm_cli.command_line.arguments import WHOLE, Running, SampledRunning
@@ -263,7 +264,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
         if output.kept != output.target:
             clipped = files.write(output.target, waveform, self.rate, tags, self.force)
         if output.picture and drawn and output.kept != output.picture:
-            files.write_bytes(output.picture, drawn, self.force)
+            atomic.write(output.picture, drawn, self.force)
         self.console.note(f"{_named(output.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
         self.say_clipped(output, clipped)
         return self.record(
@@ -338,7 +339,7 @@ class TokenMaker(Maker[np.ndarray, "tuple[Tokens, int]"]):
 
     def write(self, output: PlannedOutput, made: tuple[Tokens, int]) -> dict[str, Any]:
         tokens, samples = made
-        files.write_bytes(output.target, tokens.save_bytes(), self.force)
+        atomic.write(output.target, tokens.save_bytes(), self.force)
         return self.record(output, seconds=samples / self.rate)
 
 

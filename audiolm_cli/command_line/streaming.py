@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from audiolm_cli.audio import files
+from audiolm_cli import atomic
 from audiolm_cli.audio.encoding import Encoder, wav_header
 from audiolm_cli.command_line import plot
 from audiolm_cli.console import write_stdout
@@ -80,7 +80,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
     made = stream.output(found)
     if output.picture:
         title = f"{maker.named(output)}, {maker.bundle.config.name}, seed {request.seed}"
-        files.write_bytes(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)
+        atomic.write(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)
     new = (samples - made.prompt_samples) / maker.rate
     factor = sum(made.stage_seconds.values()) / new if new else 0.0
     console.note(f"{maker.named(output)}: {new:g} s of new audio, real-time factor {factor:.2f}")

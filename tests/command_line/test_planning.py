@@ -286,11 +286,11 @@ def test_names_that_are_too_long(name):
 
 
 def test_the_longest_possible_name(tmp_path):
-    from audiolm_cli.audio import files
+    from audiolm_cli import atomic
 
     name = "x" * 251 + ".wav"
     assert plan(["a.wav"], name)[0].target == name
-    files.write_bytes(name, b"x")
+    atomic.write(name, b"x")
     assert os.listdir() == [name]
 
 
