@@ -18,8 +18,8 @@ from audiolm_cli.bundles import bundle
 from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine, transformer
+from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.transformer import Linear
 from audiolm_cli.processor import Processor
 from tests.helpers import ROOT
 from tests.helpers.bundles import modules

@@ -8,6 +8,7 @@ import inspect
 import ipaddress
 import re
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,7 @@ import typer
 from audiolm_cli import checks
 from audiolm_cli.checks import Check
 from audiolm_cli.command_line.help import Command, complete_bundle, complete_device
+from audiolm_cli.console import Console
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import BATCH_SIZE, Request
 
@@ -78,6 +80,16 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+
+
+def console_of(ctx: typer.Context) -> Console:
+    """The console, told what the command's options say."""
+    console: Console = ctx.obj
+    for flag in ("quiet", "json", "debug"):
+        setattr(console, flag, ctx.params.get(flag, False))
+    if not console.debug:
+        warnings.simplefilter("ignore")
+    return console
 
 
 def model_option(help: str) -> Any:

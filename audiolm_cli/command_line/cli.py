@@ -1,4 +1,5 @@
-"""The command line: the commands, and what becomes of errors. `runner` does what those that make outputs share."""
+"""The command line: the commands, exit codes and signals. `runner` runs what makes outputs; `model_commands` has
+`audiolm models`."""
 
 from __future__ import annotations
 
@@ -9,21 +10,17 @@ import gc
 import os
 import signal
 import traceback
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from audiolm_cli import __version__
-from audiolm_cli.command_line import runner
+from audiolm_cli.command_line import model_commands, runner
 from audiolm_cli.command_line.arguments import (
-    Debug,
     Examining,
     Json,
     Naming,
-    Offline,
-    Quiet,
     RayCommand,
     Running,
     SampledRunning,
@@ -31,12 +28,13 @@ from audiolm_cli.command_line.arguments import (
     Stage,
     Streaming,
     Training,
+    console_of,
     model_option,
     with_options,
 )
-from audiolm_cli.command_line.help import EXAMPLES, Command, complete_bundle
+from audiolm_cli.command_line.help import EXAMPLES, Command
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, UsageError, display, explain
+from audiolm_cli.errors import UsageError, display, explain
 from audiolm_cli.request import ContinueRequest, DecodeRequest, EncodeRequest, GenerateRequest, ResynthRequest
 
 app = typer.Typer(
@@ -47,27 +45,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
-app.add_typer(models, name="models")
+app.add_typer(model_commands.models, name="models")
 
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
-BundleName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.", autocompletion=complete_bundle
-    ),
-]
-
-
-def console_of(ctx: typer.Context) -> Console:
-    """The console, told what the command's options say."""
-    console: Console = ctx.obj
-    for flag in ("quiet", "json", "debug"):
-        setattr(console, flag, ctx.params.get(flag, False))
-    if not console.debug:
-        warnings.simplefilter("ignore")
-    return console
 
 
 def _version(wanted: bool) -> None:
@@ -333,82 +313,6 @@ def serve(ctx: typer.Context, *, serving: Serving) -> None:
                 say=console.hearer,
             )
         server.run(loaded, serving, console, listener)
-
-
-@models.command("list", epilog=EXAMPLES["models list"])
-def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
-    """List the bundles that are here: embedded in the program, or fetched from a hub."""
-    from audiolm_cli.bundles import catalogue
-
-    console = console_of(ctx)
-    for record in catalogue.listed():
-        size = f"{record['bytes'] / 1e6:.0f} MB"
-        console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
-
-
-@models.command("show", epilog=EXAMPLES["models show"])
-def models_show(
-    ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
-) -> None:
-    """Show a bundle's sizes, training, model card and licence."""
-    from audiolm_cli.bundles import catalogue
-
-    console = console_of(ctx)
-    record = catalogue.shown(name, catalogue.find(name, offline, console.hearer))
-    lines = [
-        f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
-        *record.pop("about"),
-        "",
-        record["card"],
-        record["licence_text"],
-    ]
-    console.data(record, "\n".join(lines))
-
-
-@models.command("pull", epilog=EXAMPLES["models pull"])
-def models_pull(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="ORG/REPO[@REVISION]", help="A bundle on a hub.")],
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Fetch a bundle from a hub into the cache, or go on fetching it; check it, and print where it is."""
-    from audiolm_cli.bundles import catalogue, hub
-
-    console = console_of(ctx)
-    if not hub.is_id(name):
-        raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
-    folder = hub.pull(name, offline, console.hearer)
-    console.data(catalogue.record(name, "cached", folder), str(folder))
-
-
-@models.command("verify", epilog=EXAMPLES["models verify"])
-def models_verify(
-    ctx: typer.Context,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Bundles; all that are here by default.", autocompletion=complete_bundle),
-    ] = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
-    from audiolm_cli import backends
-    from audiolm_cli.bundles import catalogue
-
-    console = console_of(ctx)
-    failed = False
-    for name in names or [record["name"] for record in catalogue.listed()]:
-        try:
-            folder = backends.verify(name)
-            console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
-        except AudioLMError as error:
-            console.error(error)
-            failed = True
-    if failed:
-        raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
