@@ -97,7 +97,7 @@ class Model:
 
     def __init__(self, bundle: Backend):
         self.bundle, self.sample_rate = bundle, bundle.config.tokens.sample_rate
-        self._lock, self._mark = threading.RLock(), watermark.bundle_id(bundle.config.name)
+        self._lock = threading.RLock()
 
     def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
         """Goes on from a sound for `duration` seconds (7 unless given). Options: duration, prompt_seconds, best_of,
@@ -134,7 +134,7 @@ class Model:
         return self._marked(request, 0 if resynth or samples is None else len(samples), chunks)
 
     def _marked(self, request: Request, prompt: int, chunks: Iterator[pipeline.Chunk]) -> Iterator[np.ndarray]:
-        marking = self._marking(request, prompt, 0 if request.continuation_only else prompt)
+        marking = self._origin(request, prompt).marking()
         while True:
             with self._lock:
                 chunk = next(chunks, None)
@@ -144,9 +144,10 @@ class Model:
             if chunk is None:
                 return
 
-    def _marking(self, request: Request, prompt: int, kept: int) -> watermark.Marking:
-        """Marks audio that begins with `prompt` samples of a prompt, of which the last `kept` stay."""
-        return watermark.Marking(self.sample_rate, None if request.no_watermark else self._mark, prompt, prompt - kept)
+    def _origin(self, request: Request, prompt: int) -> provenance.Origin:
+        """The watermark and metadata of audio that begins with `prompt` samples of a prompt."""
+        kept = 0 if request.continuation_only else prompt
+        return provenance.Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark)
 
     def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
         """Sound as tokens: `.semantic`, `int64 [S]`, `.codes`, `int64 [Q, F]`."""
@@ -185,15 +186,18 @@ class Model:
         with self._lock:
             stream = self._stream(request, samples, voice)
             made = stream.output(list(stream))
-        kept = 0 if request.continuation_only else made.prompt_samples
-        marking = self._marking(request, made.prompt_samples, kept)
-        waveform = np.concatenate([marking.push(made.waveform), marking.finish()])
-        bits = not request.no_watermark and watermark.bits(self._mark)
-        tags = provenance.tags(self.bundle, seed=request.seed, prompt_samples=kept, watermark=bits)
+        origin = self._origin(request, made.prompt_samples)
         return Result(
-            *(waveform, self.sample_rate, tags, request.seed, made.semantic, made.codes, kept),
-            made.tokens_start - made.prompt_samples + kept,
-            *(made.stage_seconds, made.stage_tokens, made.surprise, made.unfamiliar, made.candidates),
+            *(origin.marked(made.waveform), self.sample_rate, origin.tags, request.seed),
+            semantic=made.semantic,
+            codes=made.codes,
+            prompt_samples=origin.kept,
+            tokens_start=made.tokens_start - made.prompt_samples + origin.kept,
+            seconds=made.stage_seconds,
+            tokens=made.stage_tokens,
+            surprise=made.surprise,
+            unfamiliar=made.unfamiliar,
+            candidates=made.candidates,
         )
 
     def _samples(self, sound: Sound, sample_rate: int | None) -> np.ndarray:

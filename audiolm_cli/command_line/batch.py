@@ -22,7 +22,8 @@ from audiolm_cli.command_line.arguments import WHOLE, Running, SampledRunning
 from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ExistsError, InputError, OutputError, UsageError, display
-from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.provenance import provenance
+from audiolm_cli.provenance.provenance import Origin
 from audiolm_cli.request import (
     ContinueRequest,
     DecodeRequest,
@@ -185,7 +186,6 @@ class SampledMaker(Maker["Prompt", "Output"]):
         self._recording = functools.lru_cache(2)(self.recording)
         self._silent = functools.lru_cache(2)(lambda path: postfilter.silent(self._recording(path, False), self.rate))
         self._together = 1  # outputs in the batch
-        self.mark = watermark.bundle_id(bundle.config.name)
 
     def read(self, output: PlannedOutput) -> Prompt:
         from audiolm_cli.pipeline import Prompt
@@ -231,15 +231,10 @@ class SampledMaker(Maker["Prompt", "Output"]):
                 f"on ({made.unfamiliar}); expect little of it"
             )
 
-    def tags(self, output: PlannedOutput, request: SampledRequest, kept: int) -> dict[str, str]:
-        """The metadata of an output whose first `kept` samples are the prompt's."""
-        return provenance.tags(
-            self.bundle,
-            seed=request.seed,
-            prompt_samples=kept,
-            watermark=not request.no_watermark and watermark.bits(self.mark),
-            options=self._made_with(output, request),
-        )
+    def origin(self, output: PlannedOutput, request: SampledRequest, prompt: int, kept: int) -> Origin:
+        """The watermark and metadata of an output of which the first `kept` samples are the prompt's last ones."""
+        options = self._made_with(output, request)
+        return Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark, options=options)
 
     def named(self, output: PlannedOutput) -> str:
         return "the loudspeaker" if self.streaming.play else _named(output.target)
@@ -247,22 +242,18 @@ class SampledMaker(Maker["Prompt", "Output"]):
     def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
         request, config = cast(SampledRequest, output.request), self.bundle.config
         kept = 0 if request.continuation_only else made.prompt_samples
-        waveform, bits = made.waveform, None
-        if not request.no_watermark:
-            waveform = watermark.embed(waveform, self.rate, self.mark, made.prompt_samples)
-            bits = watermark.bits(self.mark)
-        waveform = waveform[made.prompt_samples - kept :]
+        origin = self.origin(output, request, made.prompt_samples, kept)
+        waveform = origin.marked(made.waveform)
         self.say_unfamiliar(output, made)
-        tags = self.tags(output, request, kept)
         drawn = None
         if output.picture:
             drawn = plot.png(made, config.tokens, f"{_named(output.target)}, {config.name}, seed {request.seed}")
-            _check_kept(output, tags, drawn)
+            _check_kept(output, origin.tags, drawn)
         new = len(made.waveform) - made.prompt_samples
         factor = sum(made.stage_seconds.values()) * self.rate / (new * self._together)  # the seconds are the batch's
         clipped = 0
         if output.kept != output.target:
-            clipped = files.write(output.target, waveform, self.rate, tags, self.force)
+            clipped = files.write(output.target, waveform, self.rate, origin.tags, self.force)
         if output.picture and drawn and output.kept != output.picture:
             atomic.write(output.picture, drawn, self.force)
         self.console.note(f"{_named(output.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
@@ -272,7 +263,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
             seed=request.seed,
             position=output.position,
             sample=output.sample,
-            watermark_bits=bits,
+            watermark_bits=origin.bits,
             prompt_seconds=kept / self.rate,
             new_seconds=new / self.rate,
             seconds=len(waveform) / self.rate,

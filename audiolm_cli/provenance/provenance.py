@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from audiolm_cli import __version__
 from audiolm_cli.audio import files
 from audiolm_cli.audio.files import Recording
@@ -29,6 +31,29 @@ def tags(bundle: Backend, **made_with: Any) -> dict[str, str]:
         "software": f"audiolm {__version__}",
         "comment": json.dumps({**comment, "digitalSourceType": GENERATED}, separators=(",", ":")),
     }
+
+
+class Origin:
+    """What tells an output's origin: its metadata `tags`, and the watermark on the new audio after the prompt, with
+    the message `bits` (None: no watermark). Of the `prompt` samples, the output has the last `kept`."""
+
+    def __init__(
+        self, bundle: Backend, seed: int, prompt: int, kept: int, *, marked: bool, options: dict[str, Any] | None = None
+    ) -> None:
+        self.rate, self.prompt, self.kept = bundle.config.tokens.sample_rate, prompt, kept
+        self.id = watermark.bundle_id(bundle.config.name) if marked else None
+        self.bits = None if self.id is None else watermark.bits(self.id)
+        more = {} if options is None else {"options": options}
+        self.tags = tags(bundle, seed=seed, prompt_samples=kept, watermark=self.bits or False, **more)
+
+    def marking(self) -> watermark.Marking:
+        """Marks a stream that begins with the whole prompt."""
+        return watermark.Marking(self.rate, self.id, self.prompt, self.prompt - self.kept)
+
+    def marked(self, samples: np.ndarray) -> np.ndarray:
+        """The same for audio `float32 [T]` in one piece."""
+        marking = self.marking()
+        return np.concatenate([marking.push(samples), marking.finish()], dtype=np.float32)
 
 
 class Examiner:

