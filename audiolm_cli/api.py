@@ -1,4 +1,4 @@
-"""The program from Python: a loaded model that continues, generates, says again, encodes, decodes and detects.
+"""The program from Python: a loaded model that continues, generates, resynthesises, encodes, decodes and detects.
 
     import audiolm_cli
 
@@ -6,10 +6,10 @@
     result = model.continue_(waveform, 16000, duration=7, seed=1)
     result.save("out.wav")
 
-Sound goes in as an array or tensor `[T]` or `[channels, T]`, floats in [-1, 1] or signed integers, with its sample
-rate, or as a path; it comes out as `float32 [T]` at the bundle's rate, with the watermark. Options are named as those
-of the command line. Errors are those of `audiolm_cli.errors`; nothing is printed. A model may be used by several
-threads: they take turns, in streams chunk by chunk.
+A sound is a path, or an array or tensor `[T]` or `[channels, T]` of floats in [-1, 1] or signed integers with its
+sample rate. Outputs are `float32 [T]` at the bundle's rate, with the watermark. Options have the names of the command
+line's. Errors are those of `audiolm_cli.errors`; nothing is printed. Several threads may share a model: they take
+turns, in streams chunk by chunk.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def load(
     name: str = "speech", *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
     offline: bool = False,
 ) -> Model:  # fmt: skip
-    """Loads a bundle or a public checkpoint: its name, a folder, or `org/repo@revision` of a hub. `threads` is set for
-    all of torch; the command line has 1. Raises ModelError, UsageError."""
+    """Loads a bundle or a public checkpoint by its name, folder, or `org/repo@revision` on a hub. `threads` is set for
+    the whole process's torch; the command line uses 1. Raises ModelError, UsageError."""
     if threads is not None:
         torch.set_num_threads(threads)
     return Model(backends.load(name, device=device, dtype=dtype, offline=offline))
 
 
 def detect(sound: Sound, sample_rate: int | None = None, *, model: str | None = None) -> dict[str, Any]:
-    """What tells that audiolm made a sound, as `audiolm detect --json` says it (docs/files.md): by the classifier of
-    the bundle `model`, or else of the one whose watermark is there, or of `speech`."""
+    """Tells whether audiolm made a sound; returns the record of `audiolm detect --json` (docs/files.md). The classifier
+    is that of the bundle `model`; by default, of the bundle whose watermark is found, else of `speech`."""
     return provenance.Examiner(model).found(_recording(sound, sample_rate, watermark.RATE), _named(sound))
 
 
 @dataclass(frozen=True)
 class Made:
-    """Sound `waveform`, `float32 [T]` at `sample_rate` Hz, and the `tags` that a file of it gets."""
+    """Audio, `waveform` `float32 [T]` at `sample_rate` Hz, and the metadata `tags` for a file of it."""
 
     waveform: np.ndarray
     sample_rate: int
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes a file whose suffix is .wav, .flac, .ogg, .opus or .mp3, with metadata that say what made it. Raises
-        ExistsError where there is one already, unless `force`; OutputError, UsageError."""
+        """Writes a .wav, .flac, .ogg, .opus or .mp3 file, by the suffix of `path`, with its metadata. Raises
+        ExistsError if the file exists, unless `force`; OutputError, UsageError."""
         suffix = os.path.splitext(os.fspath(path))[1].lower()
         if suffix not in files.FORMATS:
             raise UsageError(f"{path}: the name must end in {', '.join(files.FORMATS)}")
@@ -77,8 +77,8 @@ class Made:
 @dataclass(frozen=True)
 class Result(Made):
     """An output. Its first `prompt_samples` are the prompt's. semantic, codes: the tokens from sample `tokens_start`
-    on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: what each stage took and made. surprise, unfamiliar,
-    candidates: as `pipeline.Output` has them."""
+    on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: the time and the tokens of each stage. surprise, unfamiliar,
+    candidates: as in `pipeline.Output`."""
 
     seed: int = 0
     semantic: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False)
@@ -93,28 +93,28 @@ class Result(Made):
 
 
 class Model:
-    """A loaded bundle, or a public checkpoint, which can continue, generate and stream these."""
+    """A loaded bundle, or a loaded public checkpoint, which only continues and generates."""
 
     def __init__(self, bundle: Backend):
         self.bundle, self.sample_rate = bundle, bundle.config.tokens.sample_rate
         self._lock = threading.RLock()
 
     def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
-        """Goes on from a sound for `duration` seconds (7 unless given). Options: duration, prompt_seconds, best_of,
-        until_end, continuation_only, seed (random unless given), temperature, top_k, top_p, guidance, no_watermark."""
+        """Continues a sound for `duration` seconds (default 7). Options: duration, prompt_seconds, best_of, until_end,
+        continuation_only, seed (random by default), temperature, top_k, top_p, guidance, no_watermark."""
         return self._whole(_request(ContinueRequest, options), self._samples(sound, sample_rate))
 
     def generate(self, **options: Any) -> Result:
-        """Makes sound from nothing for `duration` seconds (10 unless given). Options: duration, until_end, seed,
-        temperature, top_k, top_p, guidance, no_watermark."""
+        """Generates `duration` seconds (default 10) without a prompt. Options: duration, until_end, seed, temperature,
+        top_k, top_p, guidance, no_watermark."""
         return self._whole(_request(GenerateRequest, options))
 
     def resynth(
         self, sound: Sound, sample_rate: int | None = None, *, speaker: Sound | None = None,
         speaker_rate: int | None = None, **options: Any,
     ) -> Result:  # fmt: skip
-        """Says a sound again in the voice of `speaker`, by default a sampled one. Options: seed, temperature, top_k,
-        top_p, guidance, no_watermark."""
+        """Resynthesises a sound in the voice of the reference recording `speaker`, by default in a sampled voice.
+        Options: seed, temperature, top_k, top_p, guidance, no_watermark."""
         voice = self._voice(speaker, speaker_rate, sample_rate)
         return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), voice)
 
@@ -122,8 +122,8 @@ class Model:
         self, sound: Sound | None = None, sample_rate: int | None = None, *, resynth: bool = False,
         speaker: Sound | None = None, speaker_rate: int | None = None, **options: Any,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """The same sound, to the last bit, in chunks `float32 [T]` as soon as they are there: goes on from `sound`,
-        with `resynth` says it again, without a sound makes one from nothing. `duration` may be `math.inf`."""
+        """Yields the samples of `continue_`, to the last bit, in chunks `float32 [T]` as soon as they are final; with
+        `resynth` those of `resynth`, without a sound those of `generate`. `duration` may be `math.inf`."""
         voice, kind = None, GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
         if resynth:
             voice = self._voice(speaker, speaker_rate, sample_rate)
@@ -150,13 +150,13 @@ class Model:
         return provenance.Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark)
 
     def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
-        """Sound as tokens: `.semantic`, `int64 [S]`, `.codes`, `int64 [Q, F]`."""
+        """Encodes a sound as tokens: `.semantic` `int64 [S]`, `.codes` `int64 [Q, F]`."""
         bundle, samples = self._stages("encode"), self._samples(sound, sample_rate)
         with self._lock:
             return pipeline.encode(bundle, samples)
 
     def decode(self, tokens: Tokens, quantizers: int | None = None) -> Made:
-        """Tokens as sound, of the first `quantizers` code streams (default: all)."""
+        """Decodes the codes of tokens, those of the first `quantizers` (default: all)."""
         bundle = self._stages("decode")
         DecodeRequest(quantizers=quantizers).check(bundle.config)
         with self._lock:
@@ -165,13 +165,13 @@ class Model:
         return Made(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
 
     def detect(self, sound: Sound, sample_rate: int | None = None) -> dict[str, Any]:
-        """As the function `detect`, by this bundle's classifier."""
+        """The function `detect` with this bundle's classifier."""
         bundle, recording = self._stages("detect"), _recording(sound, sample_rate, watermark.RATE)
         with self._lock:
             return provenance.found(recording, _named(sound), lambda maker: bundle)
 
     def _stages(self, command: str) -> Bundle:
-        """The bundle for a command that needs three stages; raises UsageError where there is none."""
+        """The bundle, for a command that needs one. Raises UsageError if the model is a public checkpoint."""
         if not isinstance(self.bundle, Bundle):
             raise backends.refusal(command, self.bundle.config.name)
         return self.bundle
@@ -210,7 +210,7 @@ class Model:
 
 
 def _request(kind: type[Request], options: dict[str, Any]) -> Request:
-    """A request with these options. Raises UsageError for one that there is not."""
+    """A request with these options. Raises UsageError for an unknown one."""
     known = kind.options_in_memory().keys()
     if unknown := options.keys() - known:
         names = ", ".join(sorted(known))

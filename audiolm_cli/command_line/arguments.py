@@ -293,7 +293,7 @@ class Training:
     ] = False
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Same seed and steps, same bundle.")] = 0
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace an existing bundle; begin anew where options have changed.")
+        bool, typer.Option("--force", "-f", help="Replace an existing bundle; start over if options have changed.")
     ] = False
     device: Device = "auto"
     threads: Annotated[

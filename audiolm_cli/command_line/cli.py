@@ -86,10 +86,10 @@ def continue_(
     The output is the whole prompt, of up to an hour, and DURATION new seconds; with --continuation-only the prompt can
     be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC, Ogg
     (Vorbis), Opus or MP3. The paths of the outputs go to standard output, all else to standard error. Without INPUT and
-    output, from standard input to standard output.
+    -o, the command reads standard input and writes standard output.
 
-    With --best-of the first stage samples several candidates of the next seconds and keeps the one whose likelihood
-    rises most with the prompt before it. Only that stage takes longer.
+    With --best-of, the first stage samples several candidates for the next seconds and keeps the one whose likelihood
+    gains most from the prompt. Only that stage takes longer.
     """
     runner.run(request, prompts or [], naming, running, console_of(ctx), streaming)
 
@@ -99,7 +99,8 @@ def continue_(
 def generate(
     ctx: typer.Context,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="From nothing. There is no other way yet, so it may be left out.")
+        bool,
+        typer.Option("--unconditional", help="Without a prompt: the only way yet, so it may be left out."),
     ] = False,
     *,
     naming: Naming,
@@ -107,11 +108,11 @@ def generate(
     streaming: Streaming,
     running: SampledRunning,
 ) -> None:
-    """Make audio from nothing: what is said, by whom and in which room, is all sampled.
+    """Generate audio without a prompt: content, voice and room are all sampled.
 
-    `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
-    There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
-    would be silence and loops.
+    `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: the command's meaning without it may
+    change. There is no --best-of here: it ranks candidates by how much a prompt raises their likelihood, and by
+    likelihood alone silence and loops would win.
     """
     runner.run(request, [None], naming, running, console_of(ctx), streaming)
 
@@ -127,11 +128,11 @@ def resynth(
     streaming: Streaming,
     running: SampledRunning,
 ) -> None:
-    """Say recordings again in another voice: that of a reference recording, or a sampled one.
+    """Resynthesise recordings in another voice: that of a reference recording, or a sampled one.
 
-    What is said and when stays; an output is as long as its source. The 3 seconds of the reference that are fullest of
-    speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
-    their consent.
+    Words and timing stay; an output is as long as its source. The 3 seconds with the most speech of the reference are
+    used. Without INPUT and -o, the command reads standard input and writes standard output. Cloning somebody's voice
+    needs their consent.
     """
     runner.run(request, sources or [], naming, running, console_of(ctx), streaming)
 
@@ -148,7 +149,7 @@ def encode(
 ) -> None:
     """Turn recordings into tokens, in safetensors files.
 
-    Without INPUT and output, from standard input to standard output.
+    Without INPUT and -o, the command reads standard input and writes standard output.
     """
     runner.run(request, recordings or [], naming, running, console_of(ctx))
 
@@ -167,7 +168,7 @@ def decode(
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio.
 
-    Without TOKENS and output, from standard input to standard output.
+    Without TOKENS and -o, the command reads standard input and writes standard output.
     """
     runner.run(request, tokens or [], naming, running, console_of(ctx))
 
@@ -192,8 +193,8 @@ def detect(
 ) -> None:
     """Tell whether recordings, or stretches of them, were made by audiolm.
 
-    A line each on standard output: the watermark, and where; how likely the sound was made by the bundle, by its
-    classifier, and where; what the metadata says. Silence proves nothing: handling can remove all three.
+    Prints a line for each file: the watermark, and where; the probability that the bundle generated the sound, by its
+    classifier, and where; what the metadata says. Finding nothing proves nothing: processing can remove all three.
     """
     console, named = console_of(ctx), _named(files)
     with console.status("loading"):
@@ -225,8 +226,8 @@ def score(
 ) -> None:
     """Tell how likely recordings are to the language models: log-probabilities by stage and token, in nats.
 
-    A JSON line for each file on standard output, in order. The likelier of two words or sentences is the one whose
-    tokens have the higher sum in the semantic stage, as in sWUGGY and sBLIMP.
+    Prints a JSON line for each file, in order. As in sWUGGY and sBLIMP, the likelier of two words or sentences is the
+    one with the higher sum over its tokens in the semantic stage.
     """
     console = console_of(ctx)
     console.json = True
@@ -258,12 +259,12 @@ def train(
     *,
     training: Training,
 ) -> None:
-    """Adapt a bundle to recordings: to a voice, or to a piano.
+    """Fine-tune a bundle on recordings of a voice, or of a piano.
 
-    Needs two minutes of recordings, better ten, and the 20 minutes of --minutes. Recordings are cut at pauses; silence,
-    clipped and noisy parts and music are left out. The ends of the recordings tell how well it goes. After Ctrl-C the
-    same command goes on. A file manifest.tsv in a folder may list recordings (`path`) and who speaks in them
-    (`speaker`). A voice needs its owner's consent.
+    Needs two minutes of recordings, better ten, and takes 20 minutes (--minutes). Recordings are cut at pauses;
+    silence, clipped and noisy parts and music are left out. The ends of the recordings are held out for validation.
+    After Ctrl-C, the same command resumes. A manifest.tsv in a folder may list recordings (`path`) and their speakers
+    (`speaker`). Fine-tuning on a voice needs its owner's consent.
     """
     console, named = console_of(ctx), _named(recordings)
     if training.output is None:
@@ -285,10 +286,10 @@ def train(
 @app.command(cls=Command, epilog=EXAMPLES["serve"])
 @with_options
 def serve(ctx: typer.Context, *, serving: Serving) -> None:
-    """Serve a model over HTTP, and a page to try it on, until Ctrl-C.
+    """Serve a model over HTTP, with a page to try it on, until Ctrl-C.
 
-    POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and options as the commands name them, and
-    answer while it is made. Outputs have the marks of the command line's. Needs the extra: pip install 'audiolm[serve]'
+    POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and the options of the commands, and stream
+    the output. Outputs have watermark and metadata. Needs the extra: pip install 'audiolm[serve]'
     """
     console = console_of(ctx)
     try:

@@ -1,4 +1,4 @@
-"""The routes: what can be asked of the server, and how it answers."""
+"""The server's routes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ KINDS: dict[str, type[outputs.Sampled]] = {
     "generate": GenerateRequest,
     "resynth": ResynthRequest,
 }
-BRINGS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker")}  # sounds that they take
+UPLOADS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker")}  # sounds, by command
 
 
 class Service:
-    """A loaded model and the workshop where its outputs are made."""
+    """A loaded model and the workshop that runs its requests."""
 
     def __init__(self, bundle: Backend, serving: Serving, workshop: Workshop):
         self.bundle, self.workshop, self.most = bundle, workshop, float(serving.max_seconds)
@@ -60,11 +60,11 @@ class Service:
     async def sampled(self, http: Http, command: str) -> Response:
         self._check(command)
         kind, spec = KINDS[command], self.bundle.config.tokens
-        async with asked.asked(http, BRINGS[command]) as given:
+        async with asked.asked(http, UPLOADS[command]) as given:
             format = asked.format_of(given.options, spec.sample_rate)
             request: outputs.Sampled = asked.request(kind, given.options, self.most)
             request.check(self.bundle.config)
-            if BRINGS[command] and "audio" not in given.sounds:
+            if UPLOADS[command] and "audio" not in given.sounds:
                 raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
             sounds = {name: await self.reader.samples(given, name, spec) for name in given.sounds}
         output = outputs.Output(self.bundle, request, sounds.get("audio"), sounds.get("speaker"))
@@ -92,7 +92,7 @@ class Service:
         return await self._answered(http, found, "application/json", {})
 
     def _check(self, command: str) -> None:
-        """Raises what can be known before the body is read."""
+        """Raises the errors that are known before the body is read."""
         self.workshop.check()
         if command not in self.can:
             raise backends.refusal(command, self.bundle.config.name)
@@ -100,7 +100,7 @@ class Service:
     async def _answered(
         self, http: Http, work: Callable[[Job], Iterator[bytes]], media: str, headers: dict[str, str]
     ) -> Response:
-        """The answer, once its first bytes are there: until then it can still be an error."""
+        """The response, once its first bytes are ready: until then it can still become an error."""
         job = self.workshop.begin(work)
         received = job.received()
         first, gone = asyncio.ensure_future(anext(received)), asyncio.ensure_future(_gone(http))
@@ -161,7 +161,7 @@ async def _gone(http: Http) -> None:
 
 
 def _page() -> Response:
-    """The page, which may run its own script and ask this server, and nothing else."""
+    """The page. Its content security policy allows its own script and requests to this server, and nothing else."""
     text = PAGE.read_bytes()
 
     def digest(tag: bytes) -> str:
@@ -176,7 +176,7 @@ def _page() -> Response:
 
 
 def app(bundle: Backend, serving: Serving, workshop: Workshop, say: Callable[[str], None]) -> Guard:
-    """The application of a loaded model."""
+    """The ASGI application that serves a loaded model."""
     service = Service(bundle, serving, workshop)
 
     def posted(command: str) -> Callable[[Http], Awaitable[Response]]:

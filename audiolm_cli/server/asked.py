@@ -1,6 +1,6 @@
-"""What a client asks for: options in the query, in form fields or as a JSON object, sound as the body or in a form.
+"""Parses requests: options from the query, form fields or a JSON object, sounds from the body or a form.
 
-Options have the names and checks of the command line's; those that name files are refused, whatever they name.
+Options have the names and checks of the command line's; options that name files are refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from audiolm_cli.errors import UsageError
 from audiolm_cli.request import Request
 from audiolm_cli.server.guard import RefusedError
 
-SOUNDS = ("audio", "speaker")  # files of a form
+SOUNDS = ("audio", "speaker")  # a form's files
 RAW = ("audio/", "video/", "application/octet-stream", "application/ogg")  # media types of sound as the body
 FIELDS, FIELD_BYTES = 64, 4096  # of a form
 DECODING = 2  # uploads at a time
@@ -38,7 +38,7 @@ Kind = TypeVar("Kind", bound=Request)
 
 @dataclass
 class Asked:
-    """Options by name, and uploaded sounds: open files without a name, unbuffered."""
+    """A request's options by name, and its uploaded sounds: unbuffered, nameless open files."""
 
     options: dict[str, Any] = field(default_factory=dict)
     sounds: dict[str, IO[bytes]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
 
 def _unbuffered(upload: UploadFile) -> IO[bytes]:
     spooled: Any = upload.file
-    spooled.rollover()  # into a file that has a descriptor
+    spooled.rollover()  # to disk: decoding needs a file descriptor
     spooled.flush()
     return os.fdopen(os.dup(spooled.fileno()), "rb", buffering=0)
 
@@ -103,7 +103,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def known(kind: type[Request]) -> dict[str, Any]:
-    """The options that clients have, by name."""
+    """The options open to clients, by name."""
     return {name.replace("_", "-"): spec for name, spec in kind.options_in_memory().items()}
 
 
@@ -124,7 +124,7 @@ def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:
 
 
 def format_of(options: dict[str, Any], rate: int) -> str:
-    """Takes the format of the answer out of the options. Raises UsageError."""
+    """Removes the response's format from the options and returns it. Raises UsageError."""
     format: str = check_format("format", options.pop("format", "wav"))
     if format != "s16le":
         files.check_format(f".{format}", rate)
@@ -132,7 +132,7 @@ def format_of(options: dict[str, Any], rate: int) -> str:
 
 
 class Reader:
-    """Decodes uploads, in threads, some at a time, under the limits that files have, up to `most` seconds."""
+    """Decodes uploads of up to `most` seconds in threads, DECODING at a time, with the limits of files."""
 
     def __init__(self, most: float):
         self.most, self.limiter = most, anyio.CapacityLimiter(DECODING)

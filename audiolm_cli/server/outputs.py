@@ -1,4 +1,4 @@
-"""What is made for a request, and the three ways to answer with it: sound, lines of JSON as it comes, one object."""
+"""The output of a request, and its three response formats: sound, a stream of JSON lines, one JSON object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Sampled = ContinueRequest | GenerateRequest | ResynthRequest
 
 @dataclass(frozen=True)
 class Piece:
-    """Marked sound `float32 [T]`, and tokens `int64 [S]`, `int64 [Q, F]`, of which it lags behind."""
+    """Watermarked sound `float32 [T]`, and tokens `int64 [S]`, `int64 [Q, F]`, which are ahead of it."""
 
     waveform: np.ndarray
     semantic: Tensor
@@ -35,7 +35,7 @@ class Piece:
 
 class Output:
     """The output of a request for `sound`, the prompt or source, in the voice of `speaker`; both `float32 [T]`. `about`
-    says what is known of it when its first piece is there, `summary` what is known in the end."""
+    is its record once the first piece is ready, `summary` the rest of the record at the end."""
 
     def __init__(
         self, bundle: Backend, request: Sampled, sound: np.ndarray | None = None, speaker: np.ndarray | None = None
@@ -93,18 +93,18 @@ class Output:
                 }
             }
         finally:
-            stream = None  # which has `pause`, which has it: nothing shall wait for the garbage collector
+            stream = None  # breaks its reference cycle with `pause`, so that it is freed at once
 
 
 Answer = Callable[[Output, Job], Iterator[bytes]]
 
 
 def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
-    """A file of that format, as it comes."""
+    """Streams a file of that format."""
     written: list[bytes] = []
     encoder = None
     for piece in output.pieces(job):
-        if encoder is None:  # not before: what cannot be made shall answer with an error
+        if encoder is None:  # not before the first piece: a failure to make it must become an error response
             encoder = Encoder(written.append, output.rate, format, output.origin.tags, output.samples)
         encoder.push(piece.waveform)
         yield from _taken(written)
@@ -114,7 +114,7 @@ def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
 
 
 def lines(output: Output, job: Job) -> Iterator[bytes]:
-    """What is known first, then 16-bit samples and tokens as they come, then what is known in the end."""
+    """Streams JSON lines: `about` first, then 16-bit samples and tokens, then `summary`."""
     first = True
     for piece in output.pieces(job):
         if first:
@@ -127,7 +127,7 @@ def lines(output: Output, job: Job) -> Iterator[bytes]:
 
 
 def whole(output: Output, job: Job) -> Iterator[bytes]:
-    """One object: what is known, the tokens, and the sound as a WAV file in base64."""
+    """One JSON object: the record, the tokens, and the sound as a WAV file in base64."""
     pieces = list(output.pieces(job))
     waveform = np.concatenate([piece.waveform for piece in pieces])
     data, _ = files.encode(waveform, output.rate, ".wav", output.origin.tags)
@@ -147,7 +147,7 @@ LINES, OBJECT = "application/x-ndjson", "application/json"
 
 
 def answer(accept: str, format: str) -> tuple[Answer, str]:
-    """How to answer whoever accepts these media types, and the type of it."""
+    """The response format for an Accept header, and its media type."""
     types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
     if LINES in types:
         return lines, LINES

@@ -94,7 +94,7 @@ def adapt(options: Options, console: Console) -> dict[str, Any]:
             with Reporter(console, run.share, run.left) as run.reporter:
                 return run.whole(found, identity, out)
         except KeyboardInterrupt:
-            console.note("interrupted: the same command goes on")
+            console.note("interrupted: the same command resumes")
             raise
 
 
@@ -125,7 +125,7 @@ class _Run:
         """Runs all steps that are not finished."""
         work, say, folder = self.work, self.reporter.say, self.work.folder
         if not work.fresh:
-            say(f"goes on where it was after {work.seconds / 60:.1f} minutes")
+            say(f"resuming after {work.seconds / 60:.1f} minutes")
         report, clips, unreadable = self._gathered(found)
         self.reporter.doing("unpacking the bundle")
         work.once("parts", lambda: unpack(self.source, folder / "parts"))
@@ -180,11 +180,11 @@ class _Run:
                 needed = f"at least {options.least / 60:g} are needed"
                 raise InputError(f"{report.usable / 60:.1f} minutes of usable recordings: {needed}")
             if report.bandwidth < NARROW * rate / 2:
-                say("the recordings are narrow: so will be what the bundle makes")
+                say("the recordings have little bandwidth, and so will the bundle's outputs")
             unused = report.usable - report.training - report.validation
             learn, held = report.training / 60, report.validation / 60
             more = f"; {unused / 60:.0f} more than {options.minutes:g} minutes can use" if unused > 60 else ""
-            say(f"{learn:.1f} minutes to learn from, {held:.1f} from the recordings' ends for validation{more}")
+            say(f"{learn:.1f} minutes for training, {held:.1f} from the recordings' ends for validation{more}")
             say(CONSENT)
             kept = {split: [dataclasses.asdict(clip) for clip in some] for split, some in clips.items()}
             return {"report": recordings.as_json(report), "clips": kept, "unreadable": report.unreadable}
@@ -205,7 +205,7 @@ class _Run:
     def _adapted(self, name: StageName) -> dict[str, Any]:
         """Adapts a stage; returns a `stages.Result` as JSON."""
         result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name))
-        change = "better: kept" if result["kept"] else "no better: left as it was"
+        change = "improved: kept" if result["kept"] else "no improvement: left unchanged"
         self.reporter.say(f"{name}: {result['before']:.3f} bits before, {result['after']:.3f} after; {change}")
         return result
 

@@ -78,7 +78,7 @@ def listed(given: Sequence[str]) -> list[Source]:
     found: dict[Path, Source] = {}
     for name in given:
         if name == "-":
-            raise UsageError("standard input: recordings to learn from must be files, so that training can go on later")
+            raise UsageError("standard input: recordings to train on must be files, so that training can be resumed")
         place = Path(name)
         sources: Iterable[Source] = [Source(name)]
         if (place / "manifest.tsv").is_file():

@@ -48,7 +48,7 @@ class Work(contextlib.AbstractContextManager["Work"]):
                 differs = ", ".join(key for key in wanted if self.state["asked"].get(key) != wanted[key])
                 raise OutputError(
                     f"{display(self.folder)}: a training with other {differs} was begun there; give the same again to "
-                    "go on, or --force to begin anew"
+                    "resume it, or --force to start over"
                 )
             self.fresh = True
         if self.fresh:
@@ -119,9 +119,9 @@ def check_place(out: Path, source: Path, force: bool) -> None:
     if not force:
         raise ExistsError(f"{name}: exists already; use --force to replace it")
     if out.is_symlink() or not (out / "config.json").is_file() or not (out / "SHA256SUMS").is_file():
-        raise OutputError(f"{name}: is no bundle, and is not replaced")
+        raise OutputError(f"{name}: is not a bundle, and is not replaced")
     if out.samefile(source):
-        raise OutputError(f"{name}: is the bundle that training begins with")
+        raise OutputError(f"{name}: is the bundle that training starts from")
     read_config(out)
     sums = (out / "SHA256SUMS").read_text(errors="replace")
     own = {line.split("  ")[1] for line in sums.splitlines()} if SHA256SUMS.fullmatch(sums) else set()
