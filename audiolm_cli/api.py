@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolm_cli import backends, pipeline
+from audiolm_cli import models, pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.audio.files import MAX_RATE, MAX_SECONDS, MIN_RATE, Recording
 from audiolm_cli.backend import Backend
@@ -47,17 +47,17 @@ def load(
     the whole process's torch; the command line uses 1. Raises ModelError, UsageError."""
     if threads is not None:
         torch.set_num_threads(threads)
-    return Model(backends.load(name, device=device, dtype=dtype, offline=offline))
+    return Model(models.load(name, device=device, dtype=dtype, offline=offline))
 
 
 def detect(sound: Sound, sample_rate: int | None = None, *, model: str | None = None) -> dict[str, Any]:
     """Tells whether audiolm made a sound; returns the record of `audiolm detect --json` (docs/files.md). The classifier
     is that of the bundle `model`; by default, of the bundle whose watermark is found, else of `speech`."""
-    return provenance.Examiner(model).found(_recording(sound, sample_rate, watermark.RATE), _named(sound))
+    return provenance.Examiner(model).examine(_recording(sound, sample_rate, watermark.RATE), _named(sound))
 
 
 @dataclass(frozen=True)
-class Made:
+class Audio:
     """Audio, `waveform` `float32 [T]` at `sample_rate` Hz, and the metadata `tags` for a file of it."""
 
     waveform: np.ndarray
@@ -75,7 +75,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Result(Made):
+class Result(Audio):
     """An output. Its first `prompt_samples` are the prompt's. semantic, codes: the tokens from sample `tokens_start`
     on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: the time and the tokens of each stage. surprise, unfamiliar,
     candidates: as in `pipeline.Output`."""
@@ -115,8 +115,8 @@ class Model:
     ) -> Result:  # fmt: skip
         """Resynthesises a sound in the voice of the reference recording `speaker`, by default in a sampled voice.
         Options: seed, temperature, top_k, top_p, guidance, no_watermark."""
-        voice = self._voice(speaker, speaker_rate, sample_rate)
-        return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), voice)
+        reference = self._reference(speaker, speaker_rate, sample_rate)
+        return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), reference)
 
     def stream(
         self, sound: Sound | None = None, sample_rate: int | None = None, *, resynth: bool = False,
@@ -124,13 +124,12 @@ class Model:
     ) -> Iterator[np.ndarray]:  # fmt: skip
         """Yields the samples of `continue_`, to the last bit, in chunks `float32 [T]` as soon as they are final; with
         `resynth` those of `resynth`, without a sound those of `generate`. `duration` may be `math.inf`."""
-        voice, kind = None, GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
-        if resynth:
-            voice = self._voice(speaker, speaker_rate, sample_rate)
-        request = _request(kind, options)
+        request_class = GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
+        request = _request(request_class, options)
+        reference = self._reference(speaker, speaker_rate, sample_rate) if resynth else None
         samples = None if sound is None else self._samples(sound, sample_rate)
         with self._lock:
-            chunks = iter(self._stream(request, samples, voice))
+            chunks = iter(self._stream(request, samples, reference))
         return self._marked(request, 0 if resynth or samples is None else len(samples), chunks)
 
     def _marked(self, request: Request, prompt: int, chunks: Iterator[pipeline.Chunk]) -> Iterator[np.ndarray]:
@@ -155,36 +154,38 @@ class Model:
         with self._lock:
             return pipeline.encode(bundle, samples)
 
-    def decode(self, tokens: Tokens, quantizers: int | None = None) -> Made:
+    def decode(self, tokens: Tokens, quantizers: int | None = None) -> Audio:
         """Decodes the codes of tokens, those of the first `quantizers` (default: all)."""
         bundle = self._stages("decode")
         DecodeRequest(quantizers=quantizers).check(bundle.config)
         with self._lock:
             samples = pipeline.decode(bundle, tokens, quantizers)
         used = quantizers or bundle.config.tokens.quantizers
-        return Made(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
+        return Audio(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
 
     def detect(self, sound: Sound, sample_rate: int | None = None) -> dict[str, Any]:
         """The function `detect` with this bundle's classifier."""
         bundle, recording = self._stages("detect"), _recording(sound, sample_rate, watermark.RATE)
         with self._lock:
-            return provenance.found(recording, _named(sound), lambda maker: bundle)
+            return provenance.examine(recording, _named(sound), lambda maker: bundle)
 
     def _stages(self, command: str) -> Bundle:
         """The bundle, for a command that needs one. Raises UsageError if the model is a public checkpoint."""
         if not isinstance(self.bundle, Bundle):
-            raise backends.refusal(command, self.bundle.config.name)
+            raise models.refusal(command, self.bundle.config.name)
         return self.bundle
 
-    def _stream(self, request: Request, samples: np.ndarray | None, voice: np.ndarray | None) -> pipeline.Stream:
+    def _stream(self, request: Request, samples: np.ndarray | None, reference: np.ndarray | None) -> pipeline.Stream:
         bundle = self._stages("resynth") if isinstance(request, ResynthRequest) else self.bundle
         prompt = Prompt() if samples is None else Prompt(samples)
-        return pipeline.stream(bundle, request, prompt, speaker=voice)
+        return pipeline.stream(bundle, request, prompt, speaker=reference)
 
-    def _whole(self, request: Request, samples: np.ndarray | None = None, voice: np.ndarray | None = None) -> Result:
+    def _whole(
+        self, request: Request, samples: np.ndarray | None = None, reference: np.ndarray | None = None
+    ) -> Result:
         pipeline.require_end(request)
         with self._lock:
-            stream = self._stream(request, samples, voice)
+            stream = self._stream(request, samples, reference)
             made = stream.output(list(stream))
         origin = self._origin(request, made.prompt_samples)
         return Result(
@@ -205,17 +206,17 @@ class Model:
         self.bundle.config.tokens.require_token(len(samples))
         return samples
 
-    def _voice(self, speaker: Sound | None, rate: int | None, default: int | None) -> np.ndarray | None:
+    def _reference(self, speaker: Sound | None, rate: int | None, default: int | None) -> np.ndarray | None:
         return None if speaker is None else self._samples(speaker, rate or default)
 
 
-def _request(kind: type[Request], options: dict[str, Any]) -> Request:
+def _request(request_class: type[Request], options: dict[str, Any]) -> Request:
     """A request with these options. Raises UsageError for an unknown one."""
-    known = kind.options_in_memory().keys()
+    known = request_class.options_in_memory().keys()
     if unknown := options.keys() - known:
         names = ", ".join(sorted(known))
         raise UsageError(f"{sorted(unknown)[0]}: no option here; there are {names}; files are for the command line")
-    return kind(**{name: value for name, value in options.items() if value is not None})
+    return request_class(**{name: value for name, value in options.items() if value is not None})
 
 
 def _named(sound: Sound) -> str | None:

@@ -8,7 +8,7 @@ A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `in
 50/s. Outputs are rendered chunk by chunk: `stream` yields each chunk as soon as it is ready, `continue_`, `generate`
 and `resynth` collect them. From Python:
 
-    bundle = load("speech")                                                       # audiolm_cli.backends
+    bundle = load("speech")                                                       # audiolm_cli.models
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
     waveforms = [output.waveform for output in continue_(bundle, request)]
 """

@@ -46,16 +46,14 @@ Made = TypeVar("Made")
 
 def load_maker(kind: type[Request], running: Running, console: Console) -> Maker[Any, Any]:
     """Loads the bundle for requests of a class. Raises ModelError, and UsageError for what its kind cannot do."""
-    from audiolm_cli import backends
+    from audiolm_cli import models
 
-    backends.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
+    models.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
     import torch
 
     torch.set_num_threads(running.threads)
     dtype = running.dtype.value if isinstance(running, SampledRunning) else "float32"
-    loaded = backends.load(
-        running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer
-    )
+    loaded = models.load(running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer)
     makers: dict[type[Request], type[Maker[Any, Any]]] = {EncodeRequest: TokenMaker, DecodeRequest: DecodedMaker}
     maker = makers.get(kind, SampledMaker)
     return maker(loaded, running, console)
@@ -248,13 +246,13 @@ class SampledMaker(Maker["Prompt", "Output"]):
         drawn = None
         if output.picture:
             drawn = plot.png(made, config.tokens, f"{_named(output.target)}, {config.name}, seed {request.seed}")
-            _check_kept(output, origin.tags, drawn)
+            _check_existing(output, origin.tags, drawn)
         new = len(made.waveform) - made.prompt_samples
         factor = sum(made.stage_seconds.values()) * self.rate / (new * self._together)  # the seconds are the batch's
         clipped = 0
-        if output.kept != output.target:
+        if output.existing != output.target:
             clipped = files.write(output.target, waveform, self.rate, origin.tags, self.force)
-        if output.picture and drawn and output.kept != output.picture:
+        if output.picture and drawn and output.existing != output.picture:
             atomic.write(output.picture, drawn, self.force)
         self.console.note(f"{_named(output.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
         self.say_clipped(output, clipped)
@@ -359,22 +357,24 @@ class DecodedMaker(Maker["Tokens", np.ndarray]):
         )
 
 
-def _check_kept(output: PlannedOutput, tags: dict[str, str], picture: bytes) -> None:
+def _check_existing(output: PlannedOutput, tags: dict[str, str], picture: bytes) -> None:
     """Raises OutputError if an output exists without its picture, or the reverse, and was made with another seed or
     other options."""
-    if output.kept is None:
+    if output.existing is None:
         return
-    if output.kept == output.target:
+    if output.existing == output.target:
         try:
             with soundfile.SoundFile(output.target) as sound:
                 same = sound.copy_metadata().get("comment") == tags["comment"]
         except soundfile.LibsndfileError:
             same = False
     else:
-        with open(output.kept, "rb") as file:
+        with open(output.existing, "rb") as file:
             same = file.read() == picture
     if not same:
-        raise OutputError(f"{display(output.kept)}: exists already, made in another way; use --force to make both anew")
+        raise OutputError(
+            f"{display(output.existing)}: exists already, made in another way; use --force to make both again"
+        )
 
 
 def _named(target: str) -> str:

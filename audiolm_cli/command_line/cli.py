@@ -45,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(model_commands.models, name="models")
+app.add_typer(model_commands.app, name="models")
 
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
 
@@ -198,13 +198,13 @@ def detect(
     """
     console, named = console_of(ctx), _named(files)
     with console.status("loading"):
-        from audiolm_cli import backends
+        from audiolm_cli import models
 
-        backends.require("detect", model or "speech", examining.offline)
+        models.require("detect", model or "speech", examining.offline)
         from audiolm_cli.provenance import provenance
 
         examiner = provenance.Examiner(model, examining.device, examining.offline, examining.threads)
-    for file, found in runner.each(named, examiner.examine, console, examining.fail_fast):
+    for file, found in runner.each(named, examiner.examine_file, console, examining.fail_fast):
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
@@ -233,9 +233,9 @@ def score(
     console.json = True
     named = _named(files)
     with console.status(f"loading {display(model)}"):
-        from audiolm_cli import backends
+        from audiolm_cli import models
 
-        backends.require("score", model, examining.offline)
+        models.require("score", model, examining.offline)
         import torch
 
         from audiolm_cli.bundles import bundle
@@ -270,9 +270,9 @@ def train(
     if training.output is None:
         raise UsageError("-o FOLDER: name the new bundle's folder")
     with console.status("loading"):
-        from audiolm_cli import backends
+        from audiolm_cli import models
 
-        backends.require("train", training.source, training.offline)
+        models.require("train", training.source, training.offline)
         from audiolm_cli.training.adapting import adapt
 
     asked = dataclasses.asdict(training)
@@ -303,10 +303,10 @@ def serve(ctx: typer.Context, *, serving: Serving) -> None:
         with console.status(f"loading {display(serving.model)}"):
             import torch
 
-            from audiolm_cli import backends
+            from audiolm_cli import models
 
             torch.set_num_threads(serving.threads)
-            loaded = backends.load(
+            loaded = models.load(
                 serving.model,
                 device=serving.device,
                 dtype=serving.dtype.value,

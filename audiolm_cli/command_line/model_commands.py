@@ -10,7 +10,7 @@ from audiolm_cli.command_line.arguments import Debug, Json, Offline, Quiet, cons
 from audiolm_cli.command_line.help import EXAMPLES, complete_bundle
 from audiolm_cli.errors import AudioLMError, UsageError
 
-models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
+app = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
 
 BundleName = Annotated[
     str,
@@ -20,7 +20,7 @@ BundleName = Annotated[
 ]
 
 
-@models.command("list", epilog=EXAMPLES["models list"])
+@app.command("list", epilog=EXAMPLES["models list"])
 def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
     """List the bundles that are here: embedded in the program, or fetched from a hub."""
     from audiolm_cli.bundles import catalogue
@@ -31,7 +31,7 @@ def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) ->
         console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
 
 
-@models.command("show", epilog=EXAMPLES["models show"])
+@app.command("show", epilog=EXAMPLES["models show"])
 def models_show(
     ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
 ) -> None:
@@ -50,7 +50,7 @@ def models_show(
     console.data(record, "\n".join(lines))
 
 
-@models.command("pull", epilog=EXAMPLES["models pull"])
+@app.command("pull", epilog=EXAMPLES["models pull"])
 def models_pull(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="ORG/REPO[@REVISION]", help="A bundle on a hub.")],
@@ -69,7 +69,7 @@ def models_pull(
     console.data(catalogue.record(name, "cached", folder), str(folder))
 
 
-@models.command("verify", epilog=EXAMPLES["models verify"])
+@app.command("verify", epilog=EXAMPLES["models verify"])
 def models_verify(
     ctx: typer.Context,
     names: Annotated[
@@ -80,14 +80,14 @@ def models_verify(
     debug: Debug = False,
 ) -> None:
     """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
-    from audiolm_cli import backends
+    from audiolm_cli import models
     from audiolm_cli.bundles import catalogue
 
     console = console_of(ctx)
     failed = False
     for name in names or [record["name"] for record in catalogue.listed()]:
         try:
-            folder = backends.verify(name)
+            folder = models.verify(name)
             console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
         except AudioLMError as error:
             console.error(error)

@@ -70,23 +70,23 @@ class Examiner:
         self.model = model
         self.load = functools.cache(functools.partial(bundle.load, device=device, dtype="float32", offline=offline))
 
-    def examine(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
+    def examine_file(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
         """Examines a file; returns the record of `audiolm detect --json`. Raises InputError, ModelError, UsageError."""
         tell = counted(progress, "read", 1)
         recording = files.read(path, watermark.RATE)
         tell(1)
-        return self.found(recording, path, progress)
+        return self.examine(recording, path, progress)
 
-    def found(self, recording: Recording, path: str | None, progress: Progress | None = None) -> dict[str, Any]:
+    def examine(self, recording: Recording, path: str | None, progress: Progress | None = None) -> dict[str, Any]:
         """The same for a recording at `watermark.RATE`."""
-        return found(recording, path, lambda maker: self.load(self.model or maker or "speech"), progress)
+        return examine(recording, path, lambda maker: self.load(self.model or maker or "speech"), progress)
 
 
-def found(
+def examine(
     recording: Recording, path: str | None, load: Callable[[str | None], Bundle], progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The record of `Examiner.examine` for a recording at `watermark.RATE`. `load` gives the bundle of the classifier
-    for the name of the embedded bundle whose watermark was found, or None."""
+    """The record of `Examiner.examine_file` for a recording at `watermark.RATE`. `load` takes the name of the embedded
+    bundle whose watermark was found, or None, and returns the bundle of the classifier."""
     from audiolm_cli import detector
     from audiolm_cli.bundles import catalogue
 
@@ -130,7 +130,7 @@ def metadata(recording: Recording) -> dict[str, Any] | None:
 
 
 def described(found: dict[str, Any]) -> str:
-    """The record of `examine` as one line of text."""
+    """The record of `examine_file` as one line of text."""
 
     def places(by: str) -> str:
         listed = [f"{s['start']:.1f}-{s['end']:.1f} s" for s in found["segments"] if s["by"] == by]

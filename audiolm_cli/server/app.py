@@ -18,7 +18,7 @@ from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
-from audiolm_cli import __version__, backends
+from audiolm_cli import __version__, models
 from audiolm_cli.audio.encoding import FORMATS
 from audiolm_cli.backend import Backend
 from audiolm_cli.bundles.bundle import Bundle
@@ -39,7 +39,7 @@ SAFE = {
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
 }
-KINDS: dict[str, type[outputs.Sampled]] = {
+REQUESTS: dict[str, type[outputs.Sampled]] = {
     "continue": ContinueRequest,
     "generate": GenerateRequest,
     "resynth": ResynthRequest,
@@ -55,14 +55,14 @@ class Service:
         self.limits = {"max_seconds": serving.max_seconds, "max_megabytes": serving.max_megabytes}
         self.reader = asked.Reader(self.most)
         self.token = serving.token is not None
-        self.can = [*KINDS, "detect"] if isinstance(bundle, Bundle) else list(backends.SERVED)
+        self.can = [*REQUESTS, "detect"] if isinstance(bundle, Bundle) else list(models.SERVED)
 
     async def sampled(self, http: Http, command: str) -> Response:
         self._check(command)
-        kind, spec = KINDS[command], self.bundle.config.tokens
+        request_class, spec = REQUESTS[command], self.bundle.config.tokens
         async with asked.asked(http, UPLOADS[command]) as given:
             format = asked.format_of(given.options, spec.sample_rate)
-            request: outputs.Sampled = asked.request(kind, given.options, self.most)
+            request: outputs.Sampled = asked.request(request_class, given.options, self.most)
             request.check(self.bundle.config)
             if UPLOADS[command] and "audio" not in given.sounds:
                 raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
@@ -87,7 +87,7 @@ class Service:
 
             bundle = self.bundle
             assert isinstance(bundle, Bundle)
-            yield json.dumps(provenance.found(recording, None, lambda maker: bundle, pause)).encode() + b"\n"
+            yield (json.dumps(provenance.examine(recording, None, lambda maker: bundle, pause)).encode() + b"\n")
 
         return await self._answered(http, found, "application/json", {})
 
@@ -95,7 +95,7 @@ class Service:
         """Raises the errors that are known before the body is read."""
         self.workshop.check()
         if command not in self.can:
-            raise backends.refusal(command, self.bundle.config.name)
+            raise models.refusal(command, self.bundle.config.name)
 
     async def _answered(
         self, http: Http, work: Callable[[Job], Iterator[bytes]], media: str, headers: dict[str, str]
@@ -144,7 +144,7 @@ class Service:
             "prompt_seconds": config.prompt_seconds,
             "sampling": vars(config.sampling),
         }
-        options = {name: sorted([*asked.known(KINDS[name]), "format"]) for name in KINDS if name in self.can}
+        options = {name: sorted([*asked.known(REQUESTS[name]), "format"]) for name in REQUESTS if name in self.can}
         limits = {**self.limits, "formats": list(FORMATS)}
         return JSONResponse(
             {"version": __version__, "models": [model], "options": options, "limits": limits}, headers=SAFE
@@ -194,7 +194,7 @@ def app(bundle: Backend, serving: Serving, workshop: Workshop, say: Callable[[st
         return shown
 
     shown = _page()
-    routes = [Route(f"/v1/{command}", posted(command), methods=["POST"]) for command in KINDS]
+    routes = [Route(f"/v1/{command}", posted(command), methods=["POST"]) for command in REQUESTS]
     routes += [
         Route("/v1/detect", service.detect, methods=["POST"]),
         Route("/v1/models", service.models),

@@ -113,7 +113,7 @@ def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
     yield from _taken(written)
 
 
-def lines(output: Output, job: Job) -> Iterator[bytes]:
+def json_lines(output: Output, job: Job) -> Iterator[bytes]:
     """Streams JSON lines: `about` first, then 16-bit samples and tokens, then `summary`."""
     first = True
     for piece in output.pieces(job):
@@ -126,7 +126,7 @@ def lines(output: Output, job: Job) -> Iterator[bytes]:
     yield _line({"done": True, **output.summary})
 
 
-def whole(output: Output, job: Job) -> Iterator[bytes]:
+def json_object(output: Output, job: Job) -> Iterator[bytes]:
     """One JSON object: the record, the tokens, and the sound as a WAV file in base64."""
     pieces = list(output.pieces(job))
     waveform = np.concatenate([piece.waveform for piece in pieces])
@@ -150,9 +150,9 @@ def answer(accept: str, format: str) -> tuple[Answer, str]:
     """The response format for an Accept header, and its media type."""
     types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
     if LINES in types:
-        return lines, LINES
+        return json_lines, LINES
     if OBJECT in types:
-        return whole, OBJECT
+        return json_object, OBJECT
     return functools.partial(sound, format=format), MEDIA_TYPES.get(format, "application/octet-stream")
 
 

@@ -92,7 +92,7 @@ def adapt(options: Options, console: Console) -> dict[str, Any]:
         run = _Run(options, config, source, work, device)
         try:
             with Reporter(console, run.share, run.left) as run.reporter:
-                return run.whole(found, identity, out)
+                return run.run(found, identity, out)
         except KeyboardInterrupt:
             console.note("interrupted: the same command resumes")
             raise
@@ -121,7 +121,7 @@ class _Run:
         """Whether preparation has used its share of the time."""
         return not self.options.steps and self.share() > PREPARING
 
-    def whole(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
+    def run(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
         """Runs all steps that are not finished."""
         work, say, folder = self.work, self.reporter.say, self.work.folder
         if not work.fresh:

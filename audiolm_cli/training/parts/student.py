@@ -229,7 +229,7 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
     lessons = {name: Lesson(corpus, folder / f"{name}.npy") for name, corpus in corpora.items()}
     if any(len(lesson.known()) < np.count_nonzero(lesson.counts) for lesson in lessons.values()):
         torch.set_num_threads(args.threads or 1)
-        encoder = teacher.load(args.teacher).to(torch.device(args.device))
+        encoder = teacher.load_encoder(args.teacher).to(torch.device(args.device))
         file = folder / "clusters.safetensors"
         if not file.is_file():
             rng, recordings, seconds = np.random.default_rng(0), [], 0.0

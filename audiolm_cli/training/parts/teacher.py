@@ -80,7 +80,7 @@ def model_files(name: str) -> list[Path]:
     return files
 
 
-def load(name: str) -> Encoder:
+def load_encoder(name: str) -> Encoder:
     """An encoder of PACKAGES; raises ImportError if its package is not installed."""
     data = b"".join(file.read_bytes() for file in model_files(name))
     return Encoder(read_ctranslate2(data), HEADS[name])

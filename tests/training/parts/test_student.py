@@ -89,7 +89,7 @@ def test_a_model_file_is_read():
 def test_a_teacher_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(teacher.PACKAGES, "base", {"no_such_package": "model.bin"})
     with pytest.raises(ImportError, match="extra `teach`"):
-        teacher.load("base")
+        teacher.load_encoder("base")
 
 
 def test_windows_give_every_token_once(encoder: teacher.Encoder):
