@@ -104,7 +104,7 @@ def generate(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Iterator[Output]:
-    """Samples everything: what is said, by whom and where. Of prompts only what keys the random numbers counts."""
+    """Samples everything: content, voice and room. Prompts only identify the random numbers."""
     for run in _runs(bundle, request, prompts, batch_size, progress):
         yield from _whole(run, _generated(run, request))
 

@@ -39,7 +39,7 @@ from audiolm_cli.request import ContinueRequest, DecodeRequest, EncodeRequest, G
 
 app = typer.Typer(
     name="audiolm",
-    help="Continues audio: give it some seconds of somebody speaking, and it goes on in the same voice.",
+    help="Continues audio: give it some seconds of somebody speaking, and it continues in the same voice.",
     invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -224,7 +224,7 @@ def score(
     *,
     examining: Examining,
 ) -> None:
-    """Tell how likely recordings are to the language models: log-probabilities by stage and token, in nats.
+    """Score recordings with the language models: log-probabilities by stage and token, in nats.
 
     Prints a JSON line for each file, in order. As in sWUGGY and sBLIMP, the likelier of two words or sentences is the
     one with the higher sum over its tokens in the semantic stage.

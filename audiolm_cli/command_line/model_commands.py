@@ -59,7 +59,7 @@ def models_pull(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch a bundle from a hub into the cache, or go on fetching it; check it, and print where it is."""
+    """Fetch a bundle from a hub into the cache, or resume fetching it; check it, and print its folder."""
     from audiolm_cli.bundles import catalogue, hub
 
     console = console_of(ctx)
