@@ -215,7 +215,7 @@ def _request(request_class: type[Request], options: dict[str, Any]) -> Request:
     known = request_class.options_in_memory().keys()
     if unknown := options.keys() - known:
         names = ", ".join(sorted(known))
-        raise UsageError(f"{sorted(unknown)[0]}: no option here; there are {names}; files are for the command line")
+        raise UsageError(f"{sorted(unknown)[0]}: not an option here; there are {names}; files are for the command line")
     return request_class(**{name: value for name, value in options.items() if value is not None})
 
 

@@ -76,7 +76,7 @@ class Service:
         self._check("detect")
         async with asked.asked(http, ("audio",)) as given:
             if given.options:
-                raise UsageError(f"{next(iter(given.options))[:100]}: detect has no options here")
+                raise UsageError(f"{next(iter(given.options))[:100]}: detect takes no options here")
             if "audio" not in given.sounds:
                 raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
             recording = await self.reader.read(given.sounds["audio"], "audio", watermark.RATE)

@@ -62,9 +62,8 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
             for name, value in (await stack.enter_async_context(form)).multi_items():
                 if isinstance(value, UploadFile):
                     if name not in allowed or name in found.sounds:
-                        raise UsageError(
-                            f"{name[:100]}: no file of that name is wanted" + (" twice" * (name in allowed))
-                        )
+                        why = "is given twice" if name in allowed else "no file of that name is expected"
+                        raise UsageError(f"{name[:100]}: {why}")
                     found.sounds[name] = stack.enter_context(_unbuffered(value))
                 else:
                     found.option(name, value)
@@ -80,8 +79,8 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
             for option in _object(await http.body()).items():
                 found.option(*option)
         elif await http.body():
-            wanted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
-            raise RefusedError(415, f"a body of {media[:100]!a} is not wanted; send {wanted}")
+            accepted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
+            raise RefusedError(415, f"a body of {media[:100]!a} is not accepted; send {accepted}")
         yield found
 
 
@@ -113,13 +112,13 @@ def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:
     for name, value in options.items():
         if name not in specs:
             choice = ", ".join(sorted([*specs, "format"]))
-            raise UsageError(f"{ascii(name[:100])[1:-1]}: no option here; there are {choice}")
+            raise UsageError(f"{ascii(name[:100])[1:-1]}: not an option here; there are {choice}")
         if specs[name].metadata["check"] is checks.flag and isinstance(value, str):
             value = {"": True, "true": True, "false": False}.get(value.lower(), value)
         values[name] = value
     made = kind().updated(values)
     if (duration := getattr(made, "duration", 0)) > most:
-        raise UsageError(f"duration: {most:g} seconds at most here, not {duration:g}")
+        raise UsageError(f"duration: at most {most:g} seconds here, not {duration:g}")
     return made
 
 

@@ -108,7 +108,8 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
             begun = time.monotonic()
             trainer.extra["before"] = lm.keep_best(trainer, bits())[0]
             trainer.extra["validating"] = (time.monotonic() - begun) / 60
-        trainer.minutes = max(SHORTEST, plan.minutes - 3 * trainer.extra["validating"])  # validations outside the steps
+        # about three validations run outside the steps
+        trainer.minutes = max(SHORTEST, plan.minutes - 3 * trainer.extra["validating"])
         trainer.validate_seconds = 60 * trainer.minutes / VALIDATIONS
         before = float(trainer.extra["before"])
         if not math.isfinite(before):
