@@ -6,9 +6,9 @@ Under torchrun, each process takes its share of the recordings. Recordings of --
 only, for stage 1, with other rooms and microphones (`augmentation`), so that real and synthetic speech sound alike.
 
 Needs parts/codec.safetensors and parts/tokenizer.safetensors. Passes after the first shift each recording by a part of
-a frame and change its level, channel and rate (0.85 to 1.18: pitch and tempo together, which changes the speaker). Short
-recordings of one speaker are joined in order, separated by a little of their own room tone. Existing passes are kept; of
-those made with another tokenizer, only the codes.
+a frame and change its level, channel and rate (0.85 to 1.18: pitch and tempo together, which changes the speaker).
+Short recordings of one speaker are joined in order, separated by a little of their own room tone. Existing passes are
+kept; of those made with another tokenizer, only the codes.
 """
 
 from __future__ import annotations
