@@ -51,7 +51,7 @@ class Asked:
 
 @contextlib.asynccontextmanager
 async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
-    """Reads a request that may bring the `sounds`, of which the first can be the body as it is."""
+    """Parses a request with any of the `sounds`; the body itself may be the first of them."""
     found, allowed = Asked(), tuple(sounds)
     for option in http.query_params.multi_items():
         found.option(*option)
@@ -137,12 +137,12 @@ class Reader:
         self.most, self.limiter = most, anyio.CapacityLimiter(DECODING)
 
     async def read(self, file: IO[bytes], name: str, rate: int) -> Recording:
-        """Raises InputError, and TooLongError where it lasts longer."""
+        """Decodes an upload. Raises InputError, and TooLongError beyond `most` seconds."""
         work: Callable[[], Recording] = lambda: files.read_file(file, name, rate, most=self.most)  # noqa: E731
         return await to_thread.run_sync(work, limiter=self.limiter)
 
     async def samples(self, asked: Asked, name: str, spec: TokenSpec) -> np.ndarray:
-        """A sound as `float32 [T]`, of one semantic token at least."""
+        """An uploaded sound as `float32 [T]`, at least one semantic token long."""
         samples = (await self.read(asked.sounds[name], name, spec.sample_rate)).samples
         spec.require_token(len(samples), f"{name}: ")
         return samples

@@ -180,7 +180,7 @@ class Exchange:
             await self._send(message)
 
     async def refuse(self, error: RefusedError) -> None:
-        """Answers with an error, and ends the connection where more of the request would come."""
+        """Responds with an error, and closes the connection if more of the request would arrive."""
         body = json.dumps({"error": str(error)}).encode() + b"\n"
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
         if not self.complete:

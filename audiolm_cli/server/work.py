@@ -112,7 +112,7 @@ class Job:
             self.done(self)
 
     async def received(self) -> AsyncIterator[bytes]:
-        """What is made, as it comes; raises what went wrong. The work ends when nobody listens any more."""
+        """Yields the work's bytes and raises its error. The work ends once nobody iterates any more."""
         try:
             while (item := await self.items.get()) is not None:
                 if isinstance(item, Exception):
