@@ -238,9 +238,9 @@ class _Run:
     def _prompts(self, clips: Sequence[Clip]) -> list[Any]:
         """Prompts: the beginnings of the longest validation stretches."""
         rate = self.config.tokens.sample_rate
-        heard = recordings.corpus(self.work.folder / "audio", list(clips))
+        audio = recordings.corpus(self.work.folder / "audio", list(clips))
         longest = sorted(clips, key=lambda clip: -clip.samples)[:SAMPLES]
-        return [heard.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
+        return [audio.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
 
     def _sampled(self, folder: Path, prompts: Sequence[Any], when: str) -> None:
         """Continues prompts with the bundle in a folder, into samples/."""

@@ -44,9 +44,9 @@ def tokenize(
     def recordings(split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
         nonlocal done
         rng = np.random.default_rng(number)
-        heard = corpus(work / "audio", clips[split])
-        for group in groups(heard, spec.sample_rate):
-            samples = joined(heard, group, spec.sample_rate, rng)
+        audio = corpus(work / "audio", clips[split])
+        for group in groups(audio, spec.sample_rate):
+            samples = joined(audio, group, spec.sample_rate, rng)
             if number:
                 gain = np.float32(10 ** (rng.uniform(-LEVEL, LEVEL) / 20))
                 samples = (samples[rng.integers(1, spec.samples_per_semantic) :] * gain).clip(-1, 1)

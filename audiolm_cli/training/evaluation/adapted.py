@@ -60,7 +60,7 @@ class Voice:
     """Recordings to train on, float32 `[T]` each, and a case from the held-out ones."""
 
     name: str
-    heard: list[np.ndarray]
+    recordings: list[np.ndarray]
     case: Case
 
 
@@ -95,7 +95,7 @@ def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
     folder = options.runs / own.name
     (folder / "recordings").mkdir(parents=True, exist_ok=True)
     left, chosen = round(minutes * 60 * RATE), []
-    for number, samples in enumerate(own.heard):
+    for number, samples in enumerate(own.recordings):
         file = folder / "recordings" / f"{number:03}.wav"
         if not file.exists():
             files.write(file, samples, RATE, {})
@@ -104,7 +104,7 @@ def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
             left -= len(samples)
     out = folder / f"{own.name}-{minutes:g}"
     if not out.exists():
-        say(f"{own.name}: training on {min(minutes, sum(map(len, own.heard)) / RATE / 60):.1f} minutes")
+        say(f"{own.name}: training on {min(minutes, sum(map(len, own.recordings)) / RATE / 60):.1f} minutes")
         asked = adapt.Options(
             chosen, str(out), options.model, minutes=options.minutes, threads=options.threads, device=options.device,
             least=LEAST,

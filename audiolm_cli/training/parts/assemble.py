@@ -100,8 +100,8 @@ def assemble(
         shutil.copy(card, fresh)
     write_sums(fresh)
     check_parts(fresh)
-    heard = about["detector"]["trained"].get("bundle") if "detector" in found else None
-    if heard and heard != outputs_of(fresh):
+    trained_on = about["detector"]["trained"].get("bundle") if "detector" in found else None
+    if trained_on and trained_on != outputs_of(fresh):
         raise ModelError(f"{parts}/detector.safetensors was trained on the outputs of other weights")
     if (size := sum(file.stat().st_size for file in fresh.iterdir())) > most:
         raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {most / 1e6:.0f} MB")

@@ -66,7 +66,7 @@ class Item(NamedTuple):
     """A stretch's features `float32 [frames, K]`, whether it was generated, the corpus of its recording or voice (""
     for none), and how it was processed before ("" for not at all)."""
 
-    heard: Tensor
+    features: Tensor
     made: bool
     corpus: str
     handling: str = ""
@@ -138,7 +138,7 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
     """A file's items, computed and written on first use."""
     if not file.is_file():
         made = make()
-        tensors = {f"{n:06d}": item.heard.half() for n, item in enumerate(made)}
+        tensors = {f"{n:06d}": item.features.half() for n, item in enumerate(made)}
         sources = json.dumps([item[1:] for item in made])
         write_tensors(file, tensors, {"sources": sources})
     with safe_open(file, framework="pt") as handle:
@@ -148,8 +148,8 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
 
 def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One stretch of `size` frames per item, `float32 [B, size, K]`, and whether it was generated, `float32 [B]`."""
-    starts = [int(rng.integers(len(item.heard) - size + 1)) for item in chosen]
-    stretches = torch.stack([item.heard[start : start + size] for item, start in zip(chosen, starts, strict=True)])
+    starts = [int(rng.integers(len(item.features) - size + 1)) for item in chosen]
+    stretches = torch.stack([item.features[start : start + size] for item, start in zip(chosen, starts, strict=True)])
     return stretches, torch.tensor([float(item.made) for item in chosen])
 
 
@@ -179,7 +179,7 @@ def train(
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     shares /= shares.sum()
     if isinstance(detector, LikelihoodDetector):
-        everything = torch.cat([item.heard for item in training])
+        everything = torch.cat([item.features for item in training])
         detector.mean.copy_(everything.mean(0))
         detector.scale.copy_(1 / (everything.std(0) + 1e-3))
     trainer = Trainer(
@@ -220,8 +220,8 @@ def figures(
     called: dict[str, list[tuple[float, float]]] = {}
     alarms = []
     for item in held:
-        starts = range(0, len(item.heard) - WINDOW + 1, WINDOW // 2)
-        logits = detector(torch.stack([item.heard[start : start + WINDOW] for start in starts]).to(device))
+        starts = range(0, len(item.features) - WINDOW + 1, WINDOW // 2)
+        logits = detector(torch.stack([item.features[start : start + WINDOW] for start in starts]).to(device))
         found = float((logits > 0).float().mean()), float(logits.mean() > 0)
         if not item.made:
             alarms.append(found)

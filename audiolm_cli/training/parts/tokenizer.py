@@ -143,7 +143,7 @@ def finish(
     rng, recordings, tokens = np.random.default_rng(0), [], 0
     for number in rng.permutation(len(clips)):
         samples = corpus.samples(clips[number])
-        recordings.append((samples, heard(tokenizer, samples)))
+        recordings.append((samples, hidden_states(tokenizer, samples)))
         tokens += len(recordings[-1][1])
         if tokens >= CLUSTERED_TOKENS:
             break
@@ -158,7 +158,7 @@ def finish(
     return tokenizer
 
 
-def heard(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
+def hidden_states(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
     """Hidden states `[S, width]` of samples `[T]`."""
     return tokenizer.represent(torch.from_numpy(samples).to(tokenizer.mean.device)[None])[0]
 
@@ -179,7 +179,7 @@ def content_directions(
         other = altered(samples, rng)
         if len(other) < tokenizer.hop:
             continue
-        changed = tokenizer.normal(heard(tokenizer, other))
+        changed = tokenizer.normal(hidden_states(tokenizer, other))
         place = (torch.arange(len(own), device=own.device) + 0.5) * len(other) / len(samples)
         differences.append(own - changed[place.long().clamp(max=len(changed) - 1)])
         tokens += len(own)

@@ -48,7 +48,7 @@ def test_directions_leave_out_who_speaks() -> None:
     for directions in (0, 12):
         shipped = training.finish(trained(directions), sound, 16)
         assert shipped.centroids.shape == (16, directions or 32)
-        heard = torch.stack([training.heard(shipped, sound.samples(clip)) for clip in sound.clips])
+        heard = torch.stack([training.hidden_states(shipped, sound.samples(clip)) for clip in sound.clips])
         points = shipped.points(heard)  # [voices, S, D]
         told[directions] = float(points.mean(1).var(0).sum() / points.var((0, 1)).sum())
     assert told[12] < 0.5 * told[0]
