@@ -34,6 +34,8 @@ MAX_CHANGE = 0.6  # of a tile's amplitude
 THIRDS = 100 * 2 ** (np.arange(20) / 3)  # Hz: edges of third-octave bands, up to 8 kHz
 MAX_IN_THIRD = 0.09  # the mark's amplitude in a third-octave, relative to the audio's
 SPREAD = 2 * BIN  # Hz by which a mark leaks out of its band
+_middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN  # Hz, of the bands, `[BANDS, 1]`
+LEAKS = (_middles > THIRDS[:-1] - SPREAD) & (_middles < THIRDS[1:] + SPREAD)  # which bands leak into which third-octave
 ROUNDS = 4  # of lowering gains where the mark is too loud
 NEIGHBOUR_RATIO = 2.0  # a band's mark is limited by this many times the energy of the weaker neighbour
 WINDOW_TILES, STEP_TILES = 125, 25  # the search uses windows of 2 s, every 0.4 s
@@ -190,10 +192,8 @@ class Embedder:
 def _excess(sound: np.ndarray, mark: np.ndarray) -> np.ndarray:
     """The factor by which the mark exceeds its limit, per band: the highest ratio among the third-octaves that the band
     leaks into, `[BANDS]`. Otherwise leakage would change a silent third-octave beside a loud one."""
-    below, above = THIRDS[:-1] - SPREAD, THIRDS[1:] + SPREAD
     shares = np.sqrt(mark / (sound + 1e-12)) / MAX_IN_THIRD
-    middles = (FIRST + BINS * np.arange(BANDS)[:, None] + (BINS - 1) / 2) * BIN
-    return np.where((below < middles) & (middles < above), shares, 0).max(1)
+    return np.where(LEAKS, shares, 0).max(1)
 
 
 def thirds(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -202,11 +202,17 @@ def thirds(samples: np.ndarray, rate: int) -> np.ndarray:
     for first in range(0, len(samples), CHUNK):
         part = samples[first : first + CHUNK]
         spectrum = np.fft.rfft(part)
-        third = np.digitize(np.arange(len(spectrum)) * rate / len(part), THIRDS)
-        energy += np.bincount(third, spectrum.real**2 + spectrum.imag**2, len(energy))
+        energy += np.bincount(_third(len(part), rate), spectrum.real**2 + spectrum.imag**2, len(energy))
     return energy[1:-1]
 
 
+@functools.lru_cache(maxsize=4)  # every block and chunk but the last has the same size
+def _third(size: int, rate: int) -> np.ndarray:
+    """The number of each frequency's third-octave in the spectrum of `size` samples, counted from 1."""
+    return np.digitize(np.arange(size // 2 + 1) * rate / size, THIRDS)
+
+
+@functools.lru_cache(maxsize=4)
 def _window(size: int) -> np.ndarray:
     return np.hanning(size + 1)[:-1].astype(np.float32)
 
