@@ -1,4 +1,4 @@
-"""The program from Python: a loaded model that continues, generates, says again, encodes, decodes and detects.
+"""The program from Python: a loaded model that continues, generates, resynthesises, encodes, decodes and detects.
 
     import audiolm_cli
 
@@ -6,10 +6,10 @@
     result = model.continue_(waveform, 16000, duration=7, seed=1)
     result.save("out.wav")
 
-Sound goes in as an array or tensor `[T]` or `[channels, T]`, floats in [-1, 1] or signed integers, with its sample
-rate, or as a path; it comes out as `float32 [T]` at the bundle's rate, with the watermark. Options are named as those
-of the command line. Errors are those of `audiolm_cli.errors`; nothing is printed. A model may be used by several
-threads: they take turns, in streams chunk by chunk.
+A sound is a path, or an array or tensor `[T]` or `[channels, T]` of floats in [-1, 1] or signed integers with its
+sample rate. Outputs are `float32 [T]` at the bundle's rate, with the watermark. Options have the names of the command
+line's. Errors are those of `audiolm_cli.errors`; nothing is printed. Several threads may share a model: they take
+turns, in streams chunk by chunk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolm_cli import backends, pipeline
+from audiolm_cli import models, pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.audio.files import MAX_RATE, MAX_SECONDS, MIN_RATE, Recording
 from audiolm_cli.backend import Backend
@@ -43,30 +43,30 @@ def load(
     name: str = "speech", *, device: str = "auto", dtype: str = "auto", threads: int | None = None,
     offline: bool = False,
 ) -> Model:  # fmt: skip
-    """Loads a bundle or a public checkpoint: its name, a folder, or `org/repo@revision` of a hub. `threads` is set for
-    all of torch; the command line has 1. Raises ModelError, UsageError."""
+    """Loads a bundle or a public checkpoint by its name, folder, or `org/repo@revision` on a hub. `threads` is set for
+    the whole process's torch; the command line uses 1. Raises ModelError, UsageError."""
     if threads is not None:
         torch.set_num_threads(threads)
-    return Model(backends.load(name, device=device, dtype=dtype, offline=offline))
+    return Model(models.load(name, device=device, dtype=dtype, offline=offline))
 
 
 def detect(sound: Sound, sample_rate: int | None = None, *, model: str | None = None) -> dict[str, Any]:
-    """What tells that audiolm made a sound, as `audiolm detect --json` says it (docs/files.md): by the classifier of
-    the bundle `model`, or else of the one whose watermark is there, or of `speech`."""
-    return provenance.Examiner(model).found(_recording(sound, sample_rate, watermark.RATE), _named(sound))
+    """Tells whether audiolm made a sound; returns the record of `audiolm detect --json` (docs/files.md). The classifier
+    is that of the bundle `model`; by default, of the bundle whose watermark is found, else of `speech`."""
+    return provenance.Examiner(model).examine(_recording(sound, sample_rate, watermark.RATE), _named(sound))
 
 
 @dataclass(frozen=True)
-class Made:
-    """Sound `waveform`, `float32 [T]` at `sample_rate` Hz, and the `tags` that a file of it gets."""
+class Audio:
+    """Audio, `waveform` `float32 [T]` at `sample_rate` Hz, and the metadata `tags` for a file of it."""
 
     waveform: np.ndarray
     sample_rate: int
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes a file whose suffix is .wav, .flac, .ogg, .opus or .mp3, with metadata that say what made it. Raises
-        ExistsError where there is one already, unless `force`; OutputError, UsageError."""
+        """Writes a .wav, .flac, .ogg, .opus or .mp3 file, by the suffix of `path`, with its metadata. Raises
+        ExistsError if the file exists, unless `force`; OutputError, UsageError."""
         suffix = os.path.splitext(os.fspath(path))[1].lower()
         if suffix not in files.FORMATS:
             raise UsageError(f"{path}: the name must end in {', '.join(files.FORMATS)}")
@@ -75,10 +75,10 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Result(Made):
+class Result(Audio):
     """An output. Its first `prompt_samples` are the prompt's. semantic, codes: the tokens from sample `tokens_start`
-    on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: what each stage took and made. surprise, unfamiliar,
-    candidates: as `pipeline.Output` has them."""
+    on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: the time and the tokens of each stage. surprise, unfamiliar,
+    candidates: as in `pipeline.Output`."""
 
     seed: int = 0
     semantic: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False)
@@ -93,48 +93,47 @@ class Result(Made):
 
 
 class Model:
-    """A loaded bundle, or a public checkpoint, which can continue, generate and stream these."""
+    """A loaded bundle, or a loaded public checkpoint, which only continues and generates."""
 
     def __init__(self, bundle: Backend):
         self.bundle, self.sample_rate = bundle, bundle.config.tokens.sample_rate
-        self._lock, self._mark = threading.RLock(), watermark.bundle_id(bundle.config.name)
+        self._lock = threading.RLock()
 
     def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
-        """Goes on from a sound for `duration` seconds (7 unless given). Options: duration, prompt_seconds, best_of,
-        until_end, continuation_only, seed (random unless given), temperature, top_k, top_p, guidance, no_watermark."""
+        """Continues a sound for `duration` seconds (default 7). Options: duration, prompt_seconds, best_of, until_end,
+        continuation_only, seed (random by default), temperature, top_k, top_p, guidance, no_watermark."""
         return self._whole(_request(ContinueRequest, options), self._samples(sound, sample_rate))
 
     def generate(self, **options: Any) -> Result:
-        """Makes sound from nothing for `duration` seconds (10 unless given). Options: duration, until_end, seed,
-        temperature, top_k, top_p, guidance, no_watermark."""
+        """Generates `duration` seconds (default 10) without a prompt. Options: duration, until_end, seed, temperature,
+        top_k, top_p, guidance, no_watermark."""
         return self._whole(_request(GenerateRequest, options))
 
     def resynth(
         self, sound: Sound, sample_rate: int | None = None, *, speaker: Sound | None = None,
         speaker_rate: int | None = None, **options: Any,
     ) -> Result:  # fmt: skip
-        """Says a sound again in the voice of `speaker`, by default a sampled one. Options: seed, temperature, top_k,
-        top_p, guidance, no_watermark."""
-        voice = self._voice(speaker, speaker_rate, sample_rate)
-        return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), voice)
+        """Resynthesises a sound in the voice of the reference recording `speaker`, by default in a sampled voice.
+        Options: seed, temperature, top_k, top_p, guidance, no_watermark."""
+        reference = self._reference(speaker, speaker_rate, sample_rate)
+        return self._whole(_request(ResynthRequest, options), self._samples(sound, sample_rate), reference)
 
     def stream(
         self, sound: Sound | None = None, sample_rate: int | None = None, *, resynth: bool = False,
         speaker: Sound | None = None, speaker_rate: int | None = None, **options: Any,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """The same sound, to the last bit, in chunks `float32 [T]` as soon as they are there: goes on from `sound`,
-        with `resynth` says it again, without a sound makes one from nothing. `duration` may be `math.inf`."""
-        voice, kind = None, GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
-        if resynth:
-            voice = self._voice(speaker, speaker_rate, sample_rate)
-        request = _request(kind, options)
+        """Yields the samples of `continue_`, to the last bit, in chunks `float32 [T]` as soon as they are final; with
+        `resynth` those of `resynth`, without a sound those of `generate`. `duration` may be `math.inf`."""
+        request_class = GenerateRequest if sound is None else ResynthRequest if resynth else ContinueRequest
+        request = _request(request_class, options)
+        reference = self._reference(speaker, speaker_rate, sample_rate) if resynth else None
         samples = None if sound is None else self._samples(sound, sample_rate)
         with self._lock:
-            chunks = iter(self._stream(request, samples, voice))
+            chunks = iter(self._stream(request, samples, reference))
         return self._marked(request, 0 if resynth or samples is None else len(samples), chunks)
 
     def _marked(self, request: Request, prompt: int, chunks: Iterator[pipeline.Chunk]) -> Iterator[np.ndarray]:
-        marking = self._marking(request, prompt, 0 if request.continuation_only else prompt)
+        marking = self._origin(request, prompt).marking()
         while True:
             with self._lock:
                 chunk = next(chunks, None)
@@ -144,56 +143,62 @@ class Model:
             if chunk is None:
                 return
 
-    def _marking(self, request: Request, prompt: int, kept: int) -> watermark.Marking:
-        """Marks audio that begins with `prompt` samples of a prompt, of which the last `kept` stay."""
-        return watermark.Marking(self.sample_rate, None if request.no_watermark else self._mark, prompt, prompt - kept)
+    def _origin(self, request: Request, prompt: int) -> provenance.Origin:
+        """The watermark and metadata of audio that begins with `prompt` samples of a prompt."""
+        kept = 0 if request.continuation_only else prompt
+        return provenance.Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark)
 
     def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
-        """Sound as tokens: `.semantic`, `int64 [S]`, `.codes`, `int64 [Q, F]`."""
+        """Encodes a sound as tokens: `.semantic` `int64 [S]`, `.codes` `int64 [Q, F]`."""
         bundle, samples = self._stages("encode"), self._samples(sound, sample_rate)
         with self._lock:
             return pipeline.encode(bundle, samples)
 
-    def decode(self, tokens: Tokens, quantizers: int | None = None) -> Made:
-        """Tokens as sound, of the first `quantizers` code streams (default: all)."""
+    def decode(self, tokens: Tokens, quantizers: int | None = None) -> Audio:
+        """Decodes the codes of tokens, those of the first `quantizers` (default: all)."""
         bundle = self._stages("decode")
         DecodeRequest(quantizers=quantizers).check(bundle.config)
         with self._lock:
             samples = pipeline.decode(bundle, tokens, quantizers)
         used = quantizers or bundle.config.tokens.quantizers
-        return Made(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
+        return Audio(samples, self.sample_rate, provenance.tags(bundle, options={"quantizers": used}))
 
     def detect(self, sound: Sound, sample_rate: int | None = None) -> dict[str, Any]:
-        """As the function `detect`, by this bundle's classifier."""
+        """The function `detect` with this bundle's classifier."""
         bundle, recording = self._stages("detect"), _recording(sound, sample_rate, watermark.RATE)
         with self._lock:
-            return provenance.found(recording, _named(sound), lambda maker: bundle)
+            return provenance.examine(recording, _named(sound), lambda maker: bundle)
 
     def _stages(self, command: str) -> Bundle:
-        """The bundle for a command that needs three stages; raises UsageError where there is none."""
+        """The bundle, for a command that needs one. Raises UsageError if the model is a public checkpoint."""
         if not isinstance(self.bundle, Bundle):
-            raise backends.refusal(command, self.bundle.config.name)
+            raise models.refusal(command, self.bundle.config.name)
         return self.bundle
 
-    def _stream(self, request: Request, samples: np.ndarray | None, voice: np.ndarray | None) -> pipeline.Stream:
+    def _stream(self, request: Request, samples: np.ndarray | None, reference: np.ndarray | None) -> pipeline.Stream:
         bundle = self._stages("resynth") if isinstance(request, ResynthRequest) else self.bundle
         prompt = Prompt() if samples is None else Prompt(samples)
-        return pipeline.stream(bundle, request, prompt, speaker=voice)
+        return pipeline.stream(bundle, request, prompt, speaker=reference)
 
-    def _whole(self, request: Request, samples: np.ndarray | None = None, voice: np.ndarray | None = None) -> Result:
+    def _whole(
+        self, request: Request, samples: np.ndarray | None = None, reference: np.ndarray | None = None
+    ) -> Result:
         pipeline.require_end(request)
         with self._lock:
-            stream = self._stream(request, samples, voice)
+            stream = self._stream(request, samples, reference)
             made = stream.output(list(stream))
-        kept = 0 if request.continuation_only else made.prompt_samples
-        marking = self._marking(request, made.prompt_samples, kept)
-        waveform = np.concatenate([marking.push(made.waveform), marking.finish()])
-        bits = not request.no_watermark and watermark.bits(self._mark)
-        tags = provenance.tags(self.bundle, seed=request.seed, prompt_samples=kept, watermark=bits)
+        origin = self._origin(request, made.prompt_samples)
         return Result(
-            *(waveform, self.sample_rate, tags, request.seed, made.semantic, made.codes, kept),
-            made.tokens_start - made.prompt_samples + kept,
-            *(made.stage_seconds, made.stage_tokens, made.surprise, made.unfamiliar, made.candidates),
+            *(origin.marked(made.waveform), self.sample_rate, origin.tags, request.seed),
+            semantic=made.semantic,
+            codes=made.codes,
+            prompt_samples=origin.kept,
+            tokens_start=made.tokens_start - made.prompt_samples + origin.kept,
+            seconds=made.stage_seconds,
+            tokens=made.stage_tokens,
+            surprise=made.surprise,
+            unfamiliar=made.unfamiliar,
+            candidates=made.candidates,
         )
 
     def _samples(self, sound: Sound, sample_rate: int | None) -> np.ndarray:
@@ -201,17 +206,17 @@ class Model:
         self.bundle.config.tokens.require_token(len(samples))
         return samples
 
-    def _voice(self, speaker: Sound | None, rate: int | None, default: int | None) -> np.ndarray | None:
+    def _reference(self, speaker: Sound | None, rate: int | None, default: int | None) -> np.ndarray | None:
         return None if speaker is None else self._samples(speaker, rate or default)
 
 
-def _request(kind: type[Request], options: dict[str, Any]) -> Request:
-    """A request with these options. Raises UsageError for one that there is not."""
-    known = kind.options_in_memory().keys()
+def _request(request_class: type[Request], options: dict[str, Any]) -> Request:
+    """A request with these options. Raises UsageError for an unknown one."""
+    known = request_class.options_in_memory().keys()
     if unknown := options.keys() - known:
         names = ", ".join(sorted(known))
-        raise UsageError(f"{sorted(unknown)[0]}: no option here; there are {names}; files are for the command line")
-    return kind(**{name: value for name, value in options.items() if value is not None})
+        raise UsageError(f"{sorted(unknown)[0]}: not an option here; there are {names}; files are for the command line")
+    return request_class(**{name: value for name, value in options.items() if value is not None})
 
 
 def _named(sound: Sound) -> str | None:

@@ -1,7 +1,7 @@
 """The interface of a model, of any kind, that the pipeline and the command line use.
 
 There are two kinds: bundles of three stages (`bundles.bundle.Bundle`), and one language model over Mimi's codes
-(`mimi.model.MimiBackend`). `backends.load` determines a model's kind from its config.json. Each kind continues tokens
+(`mimi.model.MimiBackend`). `models.load` determines a model's kind from its config.json. Each kind continues tokens
 in its own `rendering.Run`.
 """
 

@@ -8,7 +8,7 @@ A waveform is `float32 [T]` at the bundle's rate in [-1, 1]; semantic tokens `in
 50/s. Outputs are rendered chunk by chunk: `stream` yields each chunk as soon as it is ready, `continue_`, `generate`
 and `resynth` collect them. From Python:
 
-    bundle = load("speech")                                                       # audiolm_cli.backends
+    bundle = load("speech")                                                       # audiolm_cli.models
     request = ContinueRequest("prompt.wav", duration=7, seed=1)                   # audiolm_cli.request
     waveforms = [output.waveform for output in continue_(bundle, request)]
 """
@@ -104,7 +104,7 @@ def generate(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Iterator[Output]:
-    """Samples everything: what is said, by whom and where. Of prompts only what keys the random numbers counts."""
+    """Samples everything: content, voice and room. Prompts only identify the random numbers."""
     for run in _runs(bundle, request, prompts, batch_size, progress):
         yield from _whole(run, _generated(run, request))
 

@@ -20,7 +20,7 @@ from audiolm_cli.backend import Backend
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.codec.soundstream import Decoding
 from audiolm_cli.console import Clock, Progress, Tell
-from audiolm_cli.language_models import stages
+from audiolm_cli.language_models import candidates, stages
 from audiolm_cli.language_models.likelihood import ood_scores
 from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.request import SampledRequest
@@ -171,12 +171,12 @@ class Run:
         With `least`, an output may end by itself once it has so many tokens."""
         model, count = self.bundle.semantic, sum(totals) - sum(map(len, known))
         if best_of > 1:
-            ends = [stages.first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
+            ends = [candidates.first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
             count += (best_of - 1) * (sum(ends) - sum(map(len, known)))
         context = self._context("semantic", count)
         if best_of > 1:
             with context.timed():
-                known, taken, scores = stages.best_semantic(model, known, totals, context, best_of)
+                known, taken, scores = candidates.best(model, known, totals, context, best_of)
             for n, (about, found) in enumerate(zip(self.about, scores, strict=True)):
                 about["candidates"] = tuple(found)
                 self.noise[n] = Noise(**{**vars(self.noise[n]), "candidate": taken[n]})

@@ -140,7 +140,7 @@ class SampledRequest(Request):
         "Probability kept, up to 1: all.",
         "P|S,C,F",
     )
-    guidance: float | None = option(checks.guidance, "How strongly stage 2 holds on to the voice; 0: as trained.", "W")
+    guidance: float | None = option(checks.guidance, "Classifier-free guidance of stage 2 to the voice; 0: none.", "W")
     plot: str | None = option(
         checks.picture, "PNG of spectrogram and tokens; '{stem}.{index}.png' names several.", "FILE"
     )

@@ -34,9 +34,10 @@ from audiolm_cli.config import STAGES, BundleConfig, preset
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.kinds import stage_model
+from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import Noise, StageSampling, draw
 from audiolm_cli.language_models.stages import complete, continue_coarse, continue_semantic
-from audiolm_cli.language_models.transformer import Decoder, KVCache, Linear, Stack
+from audiolm_cli.language_models.transformer import Decoder, KVCache, Stack
 from audiolm_cli.native.model import give
 
 PROMPT_SECONDS = 3.0

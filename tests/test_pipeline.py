@@ -140,7 +140,7 @@ def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
     tiny: bundle.Bundle, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than a window; with random weights `<end>` is as likely as any token."""
-    if kernel == "native" and not native.load("plain"):
+    if kernel == "native" and not native.library("plain"):
         pytest.skip("the native kernel is not compiled here")
     monkeypatch.setenv("AUDIOLM_KERNEL", kernel)
     loaded = bundle.load(str(tiny.folder), device="cpu", dtype="float32")

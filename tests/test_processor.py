@@ -17,9 +17,9 @@ from audiolm_cli import processor
 from audiolm_cli.bundles import bundle
 from audiolm_cli.config import preset
 from audiolm_cli.errors import UsageError
-from audiolm_cli.language_models import engine, transformer
+from audiolm_cli.language_models import engine, layers, transformer
+from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.transformer import Linear
 from audiolm_cli.processor import Processor
 from tests.helpers import ROOT
 from tests.helpers.bundles import modules
@@ -46,9 +46,10 @@ def one_dnn(monkeypatch: pytest.MonkeyPatch) -> Mock:
         y = F.linear(x, weight)
         return F.gelu(y) if function == "gelu" else y
 
-    monkeypatch.setattr(transformer, "packed", pack)
-    monkeypatch.setattr(transformer, "product", product)
-    monkeypatch.setattr(transformer, "product_plus", lambda x, weight, other: other + F.linear(x, weight))
+    for module in (layers, transformer):
+        monkeypatch.setattr(module, "packed", pack)
+        monkeypatch.setattr(module, "product", product)
+    monkeypatch.setattr(layers, "product_plus", lambda x, weight, other: other + F.linear(x, weight))
     return pack
 
 

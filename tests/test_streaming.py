@@ -44,7 +44,7 @@ def loaded(folder: Path, seconds: float, layout: Layout | None = None, kernel: s
 
 @pytest.fixture(scope="module", params=["1 s", "2.4 s", "plain", "torch"])
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
-    if request.param in ("1 s", "2.4 s") and not native.load("plain"):
+    if request.param in ("1 s", "2.4 s") and not native.library("plain"):
         pytest.skip("the native kernel is not compiled here")
     kinds: dict[str, dict[str, Any]] = {
         "1 s": {"seconds": 1.0}, "2.4 s": {"seconds": 2.4}, "plain": {"seconds": 1.0, "layout": "plain"},

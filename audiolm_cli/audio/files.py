@@ -1,16 +1,12 @@
-"""Reads audio files (downmixed, resampled) and writes them (encoded, atomically)."""
+"""Reads audio files (downmixed, resampled) and writes them (encoded, with tags)."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import io
 import os
 import re
-import secrets
-import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +16,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiolm_cli.audio import ffmpeg, headers, inputs
-from audiolm_cli.console import write_stdout
-from audiolm_cli.errors import ExistsError, InputError, OutputError, TooLongError, UsageError, display
+from audiolm_cli import atomic
+from audiolm_cli.audio import ffmpeg, inputs, sndfile
+from audiolm_cli.errors import InputError, OutputError, TooLongError, UsageError, display
 
 FORMATS = {  # by suffix of the output
     ".wav": ("WAV", "PCM_16"),
@@ -35,8 +31,6 @@ MAX_SECONDS = 3600  # of one input, so that a small file that decodes to days of
 MAX_END_SECONDS = 24 * 3600  # of an input of which only the end is used; bounds the time
 MIN_RATE, MAX_RATE = 1000, 1_000_000  # Hz
 CANCELLED = 0.1  # share of the energy
-
-_stderr_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -225,94 +219,23 @@ def write(
 ) -> int:
     """Encodes float32 [T] at `rate` Hz by the suffix of `target` and writes it; returns the number of clipped samples.
 
-    "-" is standard output, as WAV. Raises OutputError; see `encode` and `write_bytes`.
+    "-" is standard output, as WAV. Raises OutputError; see `encode` and `atomic.write`.
     """
     suffix = ".wav" if os.fspath(target) == "-" else Path(target).suffix.lower()
     data, clipped = encode(samples, rate, suffix, tags)
-    write_bytes(target, data, force)
+    atomic.write(target, data, force)
     return clipped
 
 
-def write_bytes(target: str | os.PathLike[str], data: bytes, force: bool = False) -> None:
-    """Writes a file atomically, through a temporary one beside it: `target` is complete or untouched.
-
-    "-" is standard output. Without `force` an existing file is never replaced, not even one that appears meanwhile;
-    with `force`, the new file gets its permissions. Raises ExistsError if it exists, OutputError if it is no regular
-    file or cannot be written.
-    """
-    if os.fspath(target) == "-":
-        write_stdout(data)
-        return
-    path = os.path.realpath(target)  # a symbolic link remains one
-    part = os.path.join(os.path.dirname(path), f".audiolm-{secrets.token_hex(6)}.tmp")
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OutputError(f"{display(target)}: not a regular file")
-        try:
-            replaced = force and os.path.exists(path)
-            _write_new(part, data, 0o600 if replaced else 0o666)
-            if replaced:
-                _like(path, part)
-            elif not force:
-                _reserve(part, path)
-            os.replace(part, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
-    except FileExistsError:
-        raise ExistsError(f"{display(target)}: exists already; use --force to replace it") from None
-    except OSError as error:
-        raise OutputError(f"{display(target)}: cannot be written: {error.strerror}") from None
-
-
-def _like(path: str, part: str) -> None:
-    """Gives `part` the owner, mode and access list of the file at `path`, as far as the system allows."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.chown(part, os.stat(path).st_uid, os.stat(path).st_gid)
-    with contextlib.suppress(OSError):
-        shutil.copystat(path, part)
-        os.utime(part)  # the time of writing
-
-
-def _write_new(path: str, data: bytes, mode: int) -> None:
-    """Writes a new file. Where the system supports it (Linux), it has no name until it is complete, so a killed process
-    leaves no partial file behind."""
-    folder, nameless = os.path.dirname(path), None
-    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the file system does not support it
-            nameless = os.open(folder, os.O_TMPFILE | os.O_WRONLY, mode)
-    own = functools.partial(os.open, mode=mode)
-    with open(path, "xb", opener=own) if nameless is None else open(nameless, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # a full disk shows here, not after the move
-        if nameless is not None:
-            place = os.open(folder, os.O_RDONLY)  # with it, link() follows the symbolic link in /proc
-            try:
-                os.link(f"/proc/self/fd/{nameless}", path, src_dir_fd=place)
-            finally:
-                os.close(place)
-
-
-def _reserve(part: str, path: str) -> None:
-    """Creates `path`, as a link to `part` where possible; raises FileExistsError if it exists."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # no hard links on this file system
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-
-
 @contextlib.contextmanager
-def _decoder(file: IO[bytes], name: str) -> Iterator[_Sound | ffmpeg.Sound]:
+def _decoder(file: IO[bytes], name: str) -> Iterator[sndfile.Sound | ffmpeg.Sound]:
     """Opens the file with libsndfile, or else ffmpeg."""
     file.seek(0)
     if not file.read(1):
         raise InputError(f"{name}: the file is empty")
-    with _without_messages():
+    with sndfile.without_messages():
         try:
-            sound = _Sound(file)
+            sound = sndfile.Sound(file)
         except soundfile.LibsndfileError:
             sound = None
         if sound is not None:
@@ -323,64 +246,11 @@ def _decoder(file: IO[bytes], name: str) -> Iterator[_Sound | ffmpeg.Sound]:
         yield other
 
 
-@contextlib.contextmanager
-def _without_messages() -> Iterator[None]:
-    """Silences libmpg123, which prints to the process's stderr, while a file is read."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # stderr is closed
-        yield
-        return
-    with _stderr_lock, open(os.devnull, "wb") as devnull:
-        os.dup2(devnull.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-class _Straight(soundfile.SoundFile):
-    """Reads MP3, Ogg, and FLAC of unknown length without the seek that soundfile adds after every read. In MP3 of a low
-    bit rate and at the end of Opus, that seek discards state that later frames need, which garbles them; such FLAC
-    cannot seek at its end."""
-
-    def seekable(self) -> bool:
-        return self.format not in ("MP3", "OGG") and self.frames < headers.UNKNOWN and super().seekable()
-
-
-class _Sound:
-    """A file decoded by libsndfile, with the interface of `ffmpeg.Sound`; `length` in frames is 0 if uncertain. Raises
-    LibsndfileError if libsndfile cannot decode it."""
-
-    def __init__(self, file: IO[bytes]):
-        mended = headers.mended(file)
-        file.seek(0)
-        self.file = sound = _Straight(mended or file.fileno(), closefd=False)
-        self.samplerate, self.channels = sound.samplerate, sound.channels
-        self.tags = {key: text for key, text in sound.copy_metadata().items() if text}  # ID3 tags can be empty
-        self.length = 0 if sound.format in ("MP3", "OGG", "FLAC") else sound.frames  # else from the file's size
-        self.complaint = "the header was never finished" if mended else ""
-        self.promised = headers.promised_frames(sound, file)
-
-    def blocks(self, skipped: int = 0) -> Iterator[np.ndarray]:
-        """The samples, float32 [n, channels], after `skipped` frames; can be called once."""
-        frames = skipped
-        with contextlib.suppress(soundfile.LibsndfileError):  # the rest is damaged or missing
-            if skipped:
-                self.file.seek(skipped)
-            while len(block := self.file.read(4096, dtype="float32", always_2d=True)):  # at most one block is lost
-                frames += len(block)
-                yield block
-        if frames < self.promised:
-            self.complaint = "the file is truncated"
-
-
 class _Mono:
     """Iterates over a file's audio as mono float32 [n] in [-1, 1] at its own rate, and gathers statistics."""
 
     def __init__(
-        self, sound: _Sound | ffmpeg.Sound, name: str, longest: float, last: int | None, channel: int | None
+        self, sound: sndfile.Sound | ffmpeg.Sound, name: str, longest: float, last: int | None, channel: int | None
     ) -> None:
         self.sound, self.name, self.channel, self.longest = sound, name, channel, longest
         self.most = longest * sound.samplerate

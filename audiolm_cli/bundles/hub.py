@@ -58,11 +58,11 @@ def _snapshot(name: str, patterns: Sequence[str], local_files_only: bool = False
     return Path(folder)
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a model is complete: for a bundle, all files that SHA256SUMS lists are there."""
     try:
         stages = files.kind(folder) == "stages"
-        return not damaged(folder, contents=False) if stages else files.whole(folder)
+        return not damaged(folder, contents=False) if stages else files.is_complete(folder)
     except ModelError:
         return False
 
@@ -79,14 +79,14 @@ def pull(name: str, offline: bool = False, say: Say | None = None) -> Path:
     """The folder of a model, downloaded if needed and checked; raises ModelError. `say` announces a large download, and
     a terminal gets progress bars; without `say` nothing is printed."""
     folder = cached(name)
-    if folder and whole(folder):
+    if folder and is_complete(folder):
         return folder
     folder = _fetched(name, OUTLINE, offline)
     stages = files.kind(folder) == "stages"
     folder = _fetched(name, [*OUTLINE, *BUNDLE] if stages else [*OUTLINE, *files.ALL], offline, say)
     if stages:
         _check(folder)
-    elif not whole(folder):
+    elif not is_complete(folder):
         raise ModelError(f"{name}: the repository lacks {files.lacking(folder)}")
     return folder
 
@@ -158,7 +158,7 @@ def listed() -> dict[str, Path]:
     found = {}
     for config in Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/config.json"):
         snapshot, repository = config.parent, config.parents[2]
-        if whole(snapshot):
+        if is_complete(snapshot):
             names = [r.relative_to(repository / "refs").as_posix() for r in repository.glob("refs/**/*")
                      if r.is_file() and r.read_text() == snapshot.name]  # fmt: skip
             owner_and_name = repository.name.removeprefix("models--").replace("--", "/")

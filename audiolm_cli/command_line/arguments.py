@@ -8,6 +8,7 @@ import inspect
 import ipaddress
 import re
 import typing
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,7 @@ import typer
 from audiolm_cli import checks
 from audiolm_cli.checks import Check
 from audiolm_cli.command_line.help import Command, complete_bundle, complete_device
+from audiolm_cli.console import Console
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import BATCH_SIZE, Request
 
@@ -78,6 +80,16 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON object for each output, instead of its path.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
+
+
+def console_of(ctx: typer.Context) -> Console:
+    """The console, set up by the command's options."""
+    console: Console = ctx.obj
+    for flag in ("quiet", "json", "debug"):
+        setattr(console, flag, ctx.params.get(flag, False))
+    if not console.debug:
+        warnings.simplefilter("ignore")
+    return console
 
 
 def model_option(help: str) -> Any:
@@ -196,7 +208,7 @@ def _token(option: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Serving:
-    """Who may ask a server, how much, and how it makes what they ask for."""
+    """A server's access, limits and resources."""
 
     model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
     host: Annotated[
@@ -209,19 +221,19 @@ class Serving:
             *(_token, "--token"),
             metavar="TOKEN",
             envvar="AUDIOLM_TOKEN",
-            help="What clients must know: Authorization: Bearer TOKEN.",
+            help="Secret that clients send: Authorization: Bearer TOKEN.",
         ),
     ] = None
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A name by which clients call the server; may be given again."),
     ] = None
-    streams: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Outputs made in turns.")] = 4
-    queue: Annotated[int, typer.Option(metavar="N", min=0, max=10000, help="Requests that wait for them.")] = 16
+    streams: Annotated[int, typer.Option(metavar="N", min=1, max=256, help="Outputs made at a time, in turns.")] = 4
+    queue: Annotated[int, typer.Option(metavar="N", min=0, max=10000, help="Requests that may wait.")] = 16
     max_seconds: Annotated[
-        int, typer.Option(metavar="N", min=1, max=3600, help="Of an uploaded sound, and of what is asked for.")
+        int, typer.Option(metavar="N", min=1, max=3600, help="Longest upload, and longest output.")
     ] = 600
-    max_megabytes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Of a request.")] = 64
+    max_megabytes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Largest request.")] = 64
     device: Device = "auto"
     dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
     threads: Threads = 1
@@ -253,7 +265,7 @@ class SampledRunning(Running):
 
 @dataclass(frozen=True)
 class Training:
-    """How a bundle is adapted to recordings."""
+    """How a bundle is fine-tuned on recordings."""
 
     output: Annotated[
         str | None, _checked(checks.path, "--output", "-o", metavar="FOLDER", help="The new bundle's folder.")
@@ -263,7 +275,7 @@ class Training:
         _checked(
             *(checks.path, "--from"),
             metavar="NAME",
-            help="Bundle to begin with: its name, a folder, or org/repo@rev.",
+            help="Bundle to start from: its name, a folder, or org/repo@rev.",
             autocompletion=complete_bundle,
         ),
     ] = "speech"
@@ -271,17 +283,17 @@ class Training:
         str | None, _checked(_called, "--name", metavar="NAME", help="The bundle's name; by default its folder's.")
     ] = None
     minutes: Annotated[
-        float, _checked(checks.minutes, "--minutes", metavar="N", help="Time for all of it, of all its runs together.")
+        float, _checked(checks.minutes, "--minutes", metavar="N", help="Total time, over all runs of the command.")
     ] = 20.0
     steps: Annotated[
         int, typer.Option(metavar="N", min=0, max=10**6, help="Steps of each stage, whatever the time; 0: by minutes.")
     ] = 0
-    semantic: Annotated[
-        bool, typer.Option("--semantic", help="Adapt stage 1, too: what is said, beside how it sounds.")
-    ] = False
+    semantic: Annotated[bool, typer.Option("--semantic", help="Fine-tune stage 1, too: content, not just sound.")] = (
+        False
+    )
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Same seed and steps, same bundle.")] = 0
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace an existing bundle; begin anew where options have changed.")
+        bool, typer.Option("--force", "-f", help="Replace an existing bundle; start over if options have changed.")
     ] = False
     device: Device = "auto"
     threads: Annotated[

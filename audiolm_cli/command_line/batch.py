@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import numpy as np
 import soundfile
 
+from audiolm_cli import atomic
 from audiolm_cli.audio import files, inputs, postfilter
 from audiolm_cli.command_line import plot, streaming
 from audiolm_cli.command_line.arguments import WHOLE, Running, SampledRunning
 from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ExistsError, InputError, OutputError, UsageError, display
-from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.provenance import provenance
+from audiolm_cli.provenance.provenance import Origin
 from audiolm_cli.request import (
     ContinueRequest,
     DecodeRequest,
@@ -44,16 +46,14 @@ Made = TypeVar("Made")
 
 def load_maker(kind: type[Request], running: Running, console: Console) -> Maker[Any, Any]:
     """Loads the bundle for requests of a class. Raises ModelError, and UsageError for what its kind cannot do."""
-    from audiolm_cli import backends
+    from audiolm_cli import models
 
-    backends.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
+    models.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
     import torch
 
     torch.set_num_threads(running.threads)
     dtype = running.dtype.value if isinstance(running, SampledRunning) else "float32"
-    loaded = backends.load(
-        running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer
-    )
+    loaded = models.load(running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer)
     makers: dict[type[Request], type[Maker[Any, Any]]] = {EncodeRequest: TokenMaker, DecodeRequest: DecodedMaker}
     maker = makers.get(kind, SampledMaker)
     return maker(loaded, running, console)
@@ -184,7 +184,6 @@ class SampledMaker(Maker["Prompt", "Output"]):
         self._recording = functools.lru_cache(2)(self.recording)
         self._silent = functools.lru_cache(2)(lambda path: postfilter.silent(self._recording(path, False), self.rate))
         self._together = 1  # outputs in the batch
-        self.mark = watermark.bundle_id(bundle.config.name)
 
     def read(self, output: PlannedOutput) -> Prompt:
         from audiolm_cli.pipeline import Prompt
@@ -230,15 +229,10 @@ class SampledMaker(Maker["Prompt", "Output"]):
                 f"on ({made.unfamiliar}); expect little of it"
             )
 
-    def tags(self, output: PlannedOutput, request: SampledRequest, kept: int) -> dict[str, str]:
-        """The metadata of an output whose first `kept` samples are the prompt's."""
-        return provenance.tags(
-            self.bundle,
-            seed=request.seed,
-            prompt_samples=kept,
-            watermark=not request.no_watermark and watermark.bits(self.mark),
-            options=self._made_with(output, request),
-        )
+    def origin(self, output: PlannedOutput, request: SampledRequest, prompt: int, kept: int) -> Origin:
+        """The watermark and metadata of an output of which the first `kept` samples are the prompt's last ones."""
+        options = self._made_with(output, request)
+        return Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark, options=options)
 
     def named(self, output: PlannedOutput) -> str:
         return "the loudspeaker" if self.streaming.play else _named(output.target)
@@ -246,24 +240,20 @@ class SampledMaker(Maker["Prompt", "Output"]):
     def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
         request, config = cast(SampledRequest, output.request), self.bundle.config
         kept = 0 if request.continuation_only else made.prompt_samples
-        waveform, bits = made.waveform, None
-        if not request.no_watermark:
-            waveform = watermark.embed(waveform, self.rate, self.mark, made.prompt_samples)
-            bits = watermark.bits(self.mark)
-        waveform = waveform[made.prompt_samples - kept :]
+        origin = self.origin(output, request, made.prompt_samples, kept)
+        waveform = origin.marked(made.waveform)
         self.say_unfamiliar(output, made)
-        tags = self.tags(output, request, kept)
         drawn = None
         if output.picture:
             drawn = plot.png(made, config.tokens, f"{_named(output.target)}, {config.name}, seed {request.seed}")
-            _check_kept(output, tags, drawn)
+            _check_existing(output, origin.tags, drawn)
         new = len(made.waveform) - made.prompt_samples
         factor = sum(made.stage_seconds.values()) * self.rate / (new * self._together)  # the seconds are the batch's
         clipped = 0
-        if output.kept != output.target:
-            clipped = files.write(output.target, waveform, self.rate, tags, self.force)
-        if output.picture and drawn and output.kept != output.picture:
-            files.write_bytes(output.picture, drawn, self.force)
+        if output.existing != output.target:
+            clipped = files.write(output.target, waveform, self.rate, origin.tags, self.force)
+        if output.picture and drawn and output.existing != output.picture:
+            atomic.write(output.picture, drawn, self.force)
         self.console.note(f"{_named(output.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
         self.say_clipped(output, clipped)
         return self.record(
@@ -271,7 +261,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
             seed=request.seed,
             position=output.position,
             sample=output.sample,
-            watermark_bits=bits,
+            watermark_bits=origin.bits,
             prompt_seconds=kept / self.rate,
             new_seconds=new / self.rate,
             seconds=len(waveform) / self.rate,
@@ -338,7 +328,7 @@ class TokenMaker(Maker[np.ndarray, "tuple[Tokens, int]"]):
 
     def write(self, output: PlannedOutput, made: tuple[Tokens, int]) -> dict[str, Any]:
         tokens, samples = made
-        files.write_bytes(output.target, tokens.save_bytes(), self.force)
+        atomic.write(output.target, tokens.save_bytes(), self.force)
         return self.record(output, seconds=samples / self.rate)
 
 
@@ -367,22 +357,24 @@ class DecodedMaker(Maker["Tokens", np.ndarray]):
         )
 
 
-def _check_kept(output: PlannedOutput, tags: dict[str, str], picture: bytes) -> None:
+def _check_existing(output: PlannedOutput, tags: dict[str, str], picture: bytes) -> None:
     """Raises OutputError if an output exists without its picture, or the reverse, and was made with another seed or
     other options."""
-    if output.kept is None:
+    if output.existing is None:
         return
-    if output.kept == output.target:
+    if output.existing == output.target:
         try:
             with soundfile.SoundFile(output.target) as sound:
                 same = sound.copy_metadata().get("comment") == tags["comment"]
         except soundfile.LibsndfileError:
             same = False
     else:
-        with open(output.kept, "rb") as file:
+        with open(output.existing, "rb") as file:
             same = file.read() == picture
     if not same:
-        raise OutputError(f"{display(output.kept)}: exists already, made in another way; use --force to make both anew")
+        raise OutputError(
+            f"{display(output.existing)}: exists already, made in another way; use --force to make both again"
+        )
 
 
 def _named(target: str) -> str:

@@ -1,4 +1,5 @@
-"""The command line: the commands, and what becomes of errors. `runner` does what those that make outputs share."""
+"""The command line: the commands, exit codes and signals. `runner` runs what makes outputs; `model_commands` has
+`audiolm models`."""
 
 from __future__ import annotations
 
@@ -9,21 +10,17 @@ import gc
 import os
 import signal
 import traceback
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from audiolm_cli import __version__
-from audiolm_cli.command_line import runner
+from audiolm_cli.command_line import model_commands, runner
 from audiolm_cli.command_line.arguments import (
-    Debug,
     Examining,
     Json,
     Naming,
-    Offline,
-    Quiet,
     RayCommand,
     Running,
     SampledRunning,
@@ -31,43 +28,26 @@ from audiolm_cli.command_line.arguments import (
     Stage,
     Streaming,
     Training,
+    console_of,
     model_option,
     with_options,
 )
-from audiolm_cli.command_line.help import EXAMPLES, Command, complete_bundle
+from audiolm_cli.command_line.help import EXAMPLES, Command
 from audiolm_cli.console import Console
-from audiolm_cli.errors import AudioLMError, UsageError, display, explain
+from audiolm_cli.errors import UsageError, display, explain
 from audiolm_cli.request import ContinueRequest, DecodeRequest, EncodeRequest, GenerateRequest, ResynthRequest
 
 app = typer.Typer(
     name="audiolm",
-    help="Continues audio: give it some seconds of somebody speaking, and it goes on in the same voice.",
+    help="Continues audio: give it some seconds of somebody speaking, and it continues in the same voice.",
     invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-models = typer.Typer(help="List, show, fetch and check bundles.", no_args_is_help=False)
-app.add_typer(models, name="models")
+app.add_typer(model_commands.app, name="models")
 
 Inputs = Annotated[list[str] | None, typer.Argument(metavar="INPUT", help="Recordings, or - for standard input.")]
-BundleName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="Its name, a folder, or org/repo@revision of a hub.", autocompletion=complete_bundle
-    ),
-]
-
-
-def console_of(ctx: typer.Context) -> Console:
-    """The console, told what the command's options say."""
-    console: Console = ctx.obj
-    for flag in ("quiet", "json", "debug"):
-        setattr(console, flag, ctx.params.get(flag, False))
-    if not console.debug:
-        warnings.simplefilter("ignore")
-    return console
 
 
 def _version(wanted: bool) -> None:
@@ -106,10 +86,10 @@ def continue_(
     The output is the whole prompt, of up to an hour, and DURATION new seconds; with --continuation-only the prompt can
     be a day long. `-o a.wav` with several samples writes a.0.wav, a.1.wav and so on; the suffix chooses WAV, FLAC, Ogg
     (Vorbis), Opus or MP3. The paths of the outputs go to standard output, all else to standard error. Without INPUT and
-    output, from standard input to standard output.
+    -o, the command reads standard input and writes standard output.
 
-    With --best-of the first stage samples several candidates of the next seconds and keeps the one whose likelihood
-    rises most with the prompt before it. Only that stage takes longer.
+    With --best-of, the first stage samples several candidates for the next seconds and keeps the one whose likelihood
+    gains most from the prompt. Only that stage takes longer.
     """
     runner.run(request, prompts or [], naming, running, console_of(ctx), streaming)
 
@@ -119,7 +99,8 @@ def continue_(
 def generate(
     ctx: typer.Context,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="From nothing. There is no other way yet, so it may be left out.")
+        bool,
+        typer.Option("--unconditional", help="Without a prompt: the only way yet, so it may be left out."),
     ] = False,
     *,
     naming: Naming,
@@ -127,11 +108,11 @@ def generate(
     streaming: Streaming,
     running: SampledRunning,
 ) -> None:
-    """Make audio from nothing: what is said, by whom and in which room, is all sampled.
+    """Generate audio without a prompt: content, voice and room are all sampled.
 
-    `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: what comes without it may change.
-    There is no --best-of here: candidates are ranked by what a prompt does for them, and by likelihood alone the best
-    would be silence and loops.
+    `-o a.wav -n 4` writes a.0.wav to a.3.wav. Scripts should give --unconditional: the command's meaning without it may
+    change. There is no --best-of here: it ranks candidates by how much a prompt raises their likelihood, and by
+    likelihood alone silence and loops would win.
     """
     runner.run(request, [None], naming, running, console_of(ctx), streaming)
 
@@ -147,11 +128,11 @@ def resynth(
     streaming: Streaming,
     running: SampledRunning,
 ) -> None:
-    """Say recordings again in another voice: that of a reference recording, or a sampled one.
+    """Resynthesise recordings in another voice: that of a reference recording, or a sampled one.
 
-    What is said and when stays; an output is as long as its source. The 3 seconds of the reference that are fullest of
-    speech are used. Without INPUT and output, from standard input to standard output. Cloning somebody's voice needs
-    their consent.
+    Words and timing stay; an output is as long as its source. The 3 seconds with the most speech of the reference are
+    used. Without INPUT and -o, the command reads standard input and writes standard output. Cloning somebody's voice
+    needs their consent.
     """
     runner.run(request, sources or [], naming, running, console_of(ctx), streaming)
 
@@ -168,7 +149,7 @@ def encode(
 ) -> None:
     """Turn recordings into tokens, in safetensors files.
 
-    Without INPUT and output, from standard input to standard output.
+    Without INPUT and -o, the command reads standard input and writes standard output.
     """
     runner.run(request, recordings or [], naming, running, console_of(ctx))
 
@@ -187,7 +168,7 @@ def decode(
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio.
 
-    Without TOKENS and output, from standard input to standard output.
+    Without TOKENS and -o, the command reads standard input and writes standard output.
     """
     runner.run(request, tokens or [], naming, running, console_of(ctx))
 
@@ -212,18 +193,18 @@ def detect(
 ) -> None:
     """Tell whether recordings, or stretches of them, were made by audiolm.
 
-    A line each on standard output: the watermark, and where; how likely the sound was made by the bundle, by its
-    classifier, and where; what the metadata says. Silence proves nothing: handling can remove all three.
+    Prints a line for each file: the watermark, and where; the probability that the bundle generated the sound, by its
+    classifier, and where; what the metadata says. Finding nothing proves nothing: processing can remove all three.
     """
     console, named = console_of(ctx), _named(files)
     with console.status("loading"):
-        from audiolm_cli import backends
+        from audiolm_cli import models
 
-        backends.require("detect", model or "speech", examining.offline)
+        models.require("detect", model or "speech", examining.offline)
         from audiolm_cli.provenance import provenance
 
         examiner = provenance.Examiner(model, examining.device, examining.offline, examining.threads)
-    for file, found in runner.each(named, examiner.examine, console, examining.fail_fast):
+    for file, found in runner.each(named, examiner.examine_file, console, examining.fail_fast):
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
@@ -243,18 +224,18 @@ def score(
     *,
     examining: Examining,
 ) -> None:
-    """Tell how likely recordings are to the language models: log-probabilities by stage and token, in nats.
+    """Score recordings with the language models: log-probabilities by stage and token, in nats.
 
-    A JSON line for each file on standard output, in order. The likelier of two words or sentences is the one whose
-    tokens have the higher sum in the semantic stage, as in sWUGGY and sBLIMP.
+    Prints a JSON line for each file, in order. As in sWUGGY and sBLIMP, the likelier of two words or sentences is the
+    one with the higher sum over its tokens in the semantic stage.
     """
     console = console_of(ctx)
     console.json = True
     named = _named(files)
     with console.status(f"loading {display(model)}"):
-        from audiolm_cli import backends
+        from audiolm_cli import models
 
-        backends.require("score", model, examining.offline)
+        models.require("score", model, examining.offline)
         import torch
 
         from audiolm_cli.bundles import bundle
@@ -278,20 +259,20 @@ def train(
     *,
     training: Training,
 ) -> None:
-    """Adapt a bundle to recordings: to a voice, or to a piano.
+    """Fine-tune a bundle on recordings of a voice, or of a piano.
 
-    Needs two minutes of recordings, better ten, and the 20 minutes of --minutes. Recordings are cut at pauses; silence,
-    clipped and noisy parts and music are left out. The ends of the recordings tell how well it goes. After Ctrl-C the
-    same command goes on. A file manifest.tsv in a folder may list recordings (`path`) and who speaks in them
-    (`speaker`). A voice needs its owner's consent.
+    Needs two minutes of recordings, better ten, and takes 20 minutes (--minutes). Recordings are cut at pauses;
+    silence, clipped and noisy parts and music are left out. The ends of the recordings are held out for validation.
+    After Ctrl-C, the same command resumes. A manifest.tsv in a folder may list recordings (`path`) and their speakers
+    (`speaker`). Fine-tuning on a voice needs its owner's consent.
     """
     console, named = console_of(ctx), _named(recordings)
     if training.output is None:
         raise UsageError("-o FOLDER: name the new bundle's folder")
     with console.status("loading"):
-        from audiolm_cli import backends
+        from audiolm_cli import models
 
-        backends.require("train", training.source, training.offline)
+        models.require("train", training.source, training.offline)
         from audiolm_cli.training.adapting import adapt
 
     asked = dataclasses.asdict(training)
@@ -305,10 +286,10 @@ def train(
 @app.command(cls=Command, epilog=EXAMPLES["serve"])
 @with_options
 def serve(ctx: typer.Context, *, serving: Serving) -> None:
-    """Serve a model over HTTP, and a page to try it on, until Ctrl-C.
+    """Serve a model over HTTP, with a page to try it on, until Ctrl-C.
 
-    POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and options as the commands name them, and
-    answer while it is made. Outputs have the marks of the command line's. Needs the extra: pip install 'audiolm[serve]'
+    POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and the options of the commands, and stream
+    the output. Outputs have watermark and metadata. Needs the extra: pip install 'audiolm[serve]'
     """
     console = console_of(ctx)
     try:
@@ -322,10 +303,10 @@ def serve(ctx: typer.Context, *, serving: Serving) -> None:
         with console.status(f"loading {display(serving.model)}"):
             import torch
 
-            from audiolm_cli import backends
+            from audiolm_cli import models
 
             torch.set_num_threads(serving.threads)
-            loaded = backends.load(
+            loaded = models.load(
                 serving.model,
                 device=serving.device,
                 dtype=serving.dtype.value,
@@ -333,82 +314,6 @@ def serve(ctx: typer.Context, *, serving: Serving) -> None:
                 say=console.hearer,
             )
         server.run(loaded, serving, console, listener)
-
-
-@models.command("list", epilog=EXAMPLES["models list"])
-def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) -> None:
-    """List the bundles that are here: embedded in the program, or fetched from a hub."""
-    from audiolm_cli.bundles import catalogue
-
-    console = console_of(ctx)
-    for record in catalogue.listed():
-        size = f"{record['bytes'] / 1e6:.0f} MB"
-        console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
-
-
-@models.command("show", epilog=EXAMPLES["models show"])
-def models_show(
-    ctx: typer.Context, name: BundleName, offline: Offline = False, json: Json = False, debug: Debug = False
-) -> None:
-    """Show a bundle's sizes, training, model card and licence."""
-    from audiolm_cli.bundles import catalogue
-
-    console = console_of(ctx)
-    record = catalogue.shown(name, catalogue.find(name, offline, console.hearer))
-    lines = [
-        f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
-        *record.pop("about"),
-        "",
-        record["card"],
-        record["licence_text"],
-    ]
-    console.data(record, "\n".join(lines))
-
-
-@models.command("pull", epilog=EXAMPLES["models pull"])
-def models_pull(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="ORG/REPO[@REVISION]", help="A bundle on a hub.")],
-    offline: Offline = False,
-    quiet: Quiet = False,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Fetch a bundle from a hub into the cache, or go on fetching it; check it, and print where it is."""
-    from audiolm_cli.bundles import catalogue, hub
-
-    console = console_of(ctx)
-    if not hub.is_id(name):
-        raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
-    folder = hub.pull(name, offline, console.hearer)
-    console.data(catalogue.record(name, "cached", folder), str(folder))
-
-
-@models.command("verify", epilog=EXAMPLES["models verify"])
-def models_verify(
-    ctx: typer.Context,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Bundles; all that are here by default.", autocompletion=complete_bundle),
-    ] = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Check every file of bundles against SHA256SUMS, and that their parts belong together."""
-    from audiolm_cli import backends
-    from audiolm_cli.bundles import catalogue
-
-    console = console_of(ctx)
-    failed = False
-    for name in names or [record["name"] for record in catalogue.listed()]:
-        try:
-            folder = backends.verify(name)
-            console.data({"name": name, "path": str(folder), "verified": True}, f"{name}: whole")
-        except AudioLMError as error:
-            console.error(error)
-            failed = True
-    if failed:
-        raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

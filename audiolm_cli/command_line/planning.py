@@ -33,7 +33,7 @@ class PlannedOutput:
     sample: int
     target: str  # path, or "-" for standard output
     picture: str | None = None  # path
-    kept: str | None = None  # the one of output and picture that exists already, if only one does
+    existing: str | None = None  # the one of output and picture that exists already, if only one does
 
 
 def requests(request: SomeRequest, sources: Sequence[str | None], naming: Naming) -> list[SomeRequest]:
@@ -116,7 +116,7 @@ def plan(
     An output a.wav with several samples means a.0.wav, a.1.wav, ...; in `out_dir`, which is created if needed, x.flac
     becomes x.wav, or x.0.wav and so on, or a name by the template `name` ({stem}, {index}, {position}). Pictures are
     named by such templates, too. `reads` lists further files for `Places` besides the inputs. `skip_existing` omits
-    existing outputs; if only the output or only its picture exists, that one is its `kept`.
+    existing outputs; if only the output or only its picture exists, that one is its `existing`.
 
     Raises UsageError for an impossible combination and for a format that cannot be written here, OutputError for a name
     that exists (without `force`) or that `Places` refuses, and for a folder that cannot be created.
@@ -205,7 +205,7 @@ def _left(planned: list[PlannedOutput], places: Places, force: bool, skip_existi
         if force or not there:
             left.append(output)
         elif output.picture is not None and len(there) == 1:
-            left.append(replace(output, kept=there[0]))
+            left.append(replace(output, existing=there[0]))
     return left
 
 

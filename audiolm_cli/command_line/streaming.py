@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from audiolm_cli.audio import files
+from audiolm_cli import atomic
 from audiolm_cli.audio.encoding import Encoder, wav_header
 from audiolm_cli.command_line import plot
 from audiolm_cli.console import write_stdout
 from audiolm_cli.errors import AudioLMError, OutputError, UsageError
-from audiolm_cli.provenance import watermark
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 
 if TYPE_CHECKING:
@@ -58,10 +57,9 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
         prompt = maker.read(output)
         speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
     extent = request.extent(len(prompt.waveform), maker.rate)
-    mark = None if request.no_watermark else maker.mark
-    marking = watermark.Marking(maker.rate, mark, extent.prompt, extent.prompt - extent.kept)
-    tags = maker.tags(output, request, extent.kept)
-    sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, tags, extent.total)
+    origin = maker.origin(output, request, extent.prompt, extent.kept)
+    marking = origin.marking()
+    sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, origin.tags, extent.total)
     found: list[Chunk] = []
     samples = 0
     with contextlib.closing(sink):
@@ -80,7 +78,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
     made = stream.output(found)
     if output.picture:
         title = f"{maker.named(output)}, {maker.bundle.config.name}, seed {request.seed}"
-        files.write_bytes(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)
+        atomic.write(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)
     new = (samples - made.prompt_samples) / maker.rate
     factor = sum(made.stage_seconds.values()) / new if new else 0.0
     console.note(f"{maker.named(output)}: {new:g} s of new audio, real-time factor {factor:.2f}")

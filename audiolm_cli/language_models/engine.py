@@ -20,9 +20,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.tokens import Item, until_stop
-from audiolm_cli.language_models.transformer import Autoregressive, KVCache, Linear
+from audiolm_cli.language_models.transformer import Autoregressive, KVCache
 from audiolm_cli.processor import row_block
 
 # Attention reads the cache in multiples of this, so that longer items in the batch do not change how sums are grouped.

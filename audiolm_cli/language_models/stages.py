@@ -22,7 +22,6 @@ from torch import Tensor
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.kinds import CoarseModel, FineModel
-from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.language_models.sampling import Noise, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import Filling, Item, Piece, TokenBuffer, TokenSequence, Window, frames, windows
@@ -372,33 +371,3 @@ def whole(stage: SemanticStage | CoarseStage) -> list[Tensor]:
         buffer.release("whole", 0)
     stage.extend_to([math.inf] * len(stage.buffers))
     return [buffer.slice(0, len(buffer)) for buffer in stage.buffers]
-
-
-def first_window(model: SemanticTransformer, known: int, total: float) -> Window:
-    """The first window of an item in stage 1, the only one that is sure to see the known tokens."""
-    return next(iter(model.windows(total, known)))
-
-
-def best_semantic(
-    model: SemanticTransformer, known: list[Tensor], totals: Sequence[float], context: StageContext, candidates: int
-) -> tuple[list[Tensor], list[int], list[list[float]]]:
-    """Samples the first window of several candidates for each item. Returns the best candidates' tokens, their numbers,
-    and the scores of all.
-
-    `prompt_gain` scores candidates; of equal ones the first wins. Memory holds one batch of candidates and one
-    candidate for each item.
-    """
-    best, scores = list(known), [list[float]() for _ in known]
-    asked = [(i, candidate) for i in range(len(known)) for candidate in range(candidates)]
-    for start in range(0, len(asked), context.batch_size):
-        batch = asked[start : start + context.batch_size]
-        places = [first_window(model, len(known[i]), totals[i]) for i, _ in batch]
-        noise = [replace(context.noise[i], candidate=candidate) for i, candidate in batch]
-        own = replace(context, noise=noise)
-        made = whole(SemanticStage(model, [known[i] for i, _ in batch], [end for *_, end in places], own))
-        for (i, _), (first, begin, end), tokens in zip(batch, places, made, strict=True):
-            score = prompt_gain(model, tokens[first:begin], tokens[begin:end])
-            if score > max(scores[i], default=-math.inf):
-                best[i] = tokens
-            scores[i].append(score)
-    return best, [found.index(max(found)) for found in scores], scores

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiolm_cli.config import StageSampling
+from audiolm_cli.language_models.layers import Attention, Linear, Rotation, rotate
 from audiolm_cli.language_models.sampling import draw
-from audiolm_cli.language_models.transformer import Attention, Autoregressive, Linear, Rotation, rotate
+from audiolm_cli.language_models.transformer import Autoregressive
 from audiolm_cli.public.config import DecoderConfig, RopeScaling
 from audiolm_cli.public.layout import CODEBOOK_SIZE
 

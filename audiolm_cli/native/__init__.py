@@ -120,7 +120,7 @@ def kernel() -> str | None:
         raise UsageError(f"AUDIOLM_KERNEL: must be one of {', '.join(CHOICES)}, not {wanted!r}")
     if wanted == "torch":
         return None
-    there = (name for name in build.KERNELS if wanted in ("native", name) and load(name) is not None)
+    there = (name for name in build.KERNELS if wanted in ("native", name) and library(name) is not None)
     found = next(there, None)
     if found is None and os.environ.get("AUDIOLM_KERNEL"):
         raise UsageError(f"AUDIOLM_KERNEL: {wanted} is not compiled, or not for this processor")
@@ -139,7 +139,7 @@ def described() -> str:
 
 
 @functools.cache
-def load(name: str) -> ctypes.CDLL | None:
+def library(name: str) -> ctypes.CDLL | None:
     """A kernel's library; None if it is not compiled from this source, or the processor cannot run it."""
     try:
         plain = ctypes.CDLL(str(build.library("plain")))

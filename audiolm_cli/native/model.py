@@ -109,7 +109,7 @@ def give(model: nn.Module) -> None:
     """Lets the native kernel decode a model if it supports its kind and sizes. The weights must be on a CPU and not
     packed. Raises ModelError if they are not finite."""
     name = native.kernel()
-    library = native.load(name) if name else None
+    library = native.library(name) if name else None
     if library is not None and fits(model):
         stack = cast("Stack", model)
         stack.native = prepare(stack, library)

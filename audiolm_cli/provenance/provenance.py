@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from audiolm_cli import __version__
 from audiolm_cli.audio import files
 from audiolm_cli.audio.files import Recording
@@ -31,6 +33,29 @@ def tags(bundle: Backend, **made_with: Any) -> dict[str, str]:
     }
 
 
+class Origin:
+    """What tells an output's origin: its metadata `tags`, and the watermark on the new audio after the prompt, with
+    the message `bits` (None: no watermark). Of the `prompt` samples, the output has the last `kept`."""
+
+    def __init__(
+        self, bundle: Backend, seed: int, prompt: int, kept: int, *, marked: bool, options: dict[str, Any] | None = None
+    ) -> None:
+        self.rate, self.prompt, self.kept = bundle.config.tokens.sample_rate, prompt, kept
+        self.id = watermark.bundle_id(bundle.config.name) if marked else None
+        self.bits = None if self.id is None else watermark.bits(self.id)
+        more = {} if options is None else {"options": options}
+        self.tags = tags(bundle, seed=seed, prompt_samples=kept, watermark=self.bits or False, **more)
+
+    def marking(self) -> watermark.Marking:
+        """Marks a stream that begins with the whole prompt."""
+        return watermark.Marking(self.rate, self.id, self.prompt, self.prompt - self.kept)
+
+    def marked(self, samples: np.ndarray) -> np.ndarray:
+        """The same for audio `float32 [T]` in one piece."""
+        marking = self.marking()
+        return np.concatenate([marking.push(samples), marking.finish()], dtype=np.float32)
+
+
 class Examiner:
     """Examines the origin of files, with the classifier of the bundle `model`; by default, that of the embedded bundle
     whose watermark a file has, else of `speech`."""
@@ -45,23 +70,23 @@ class Examiner:
         self.model = model
         self.load = functools.cache(functools.partial(bundle.load, device=device, dtype="float32", offline=offline))
 
-    def examine(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
+    def examine_file(self, path: str, progress: Progress | None = None) -> dict[str, Any]:
         """Examines a file; returns the record of `audiolm detect --json`. Raises InputError, ModelError, UsageError."""
         tell = counted(progress, "read", 1)
         recording = files.read(path, watermark.RATE)
         tell(1)
-        return self.found(recording, path, progress)
+        return self.examine(recording, path, progress)
 
-    def found(self, recording: Recording, path: str | None, progress: Progress | None = None) -> dict[str, Any]:
+    def examine(self, recording: Recording, path: str | None, progress: Progress | None = None) -> dict[str, Any]:
         """The same for a recording at `watermark.RATE`."""
-        return found(recording, path, lambda maker: self.load(self.model or maker or "speech"), progress)
+        return examine(recording, path, lambda maker: self.load(self.model or maker or "speech"), progress)
 
 
-def found(
+def examine(
     recording: Recording, path: str | None, load: Callable[[str | None], Bundle], progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The record of `Examiner.examine` for a recording at `watermark.RATE`. `load` gives the bundle of the classifier
-    for the name of the embedded bundle whose watermark was found, or None."""
+    """The record of `Examiner.examine_file` for a recording at `watermark.RATE`. `load` takes the name of the embedded
+    bundle whose watermark was found, or None, and returns the bundle of the classifier."""
     from audiolm_cli import detector
     from audiolm_cli.bundles import catalogue
 
@@ -105,7 +130,7 @@ def metadata(recording: Recording) -> dict[str, Any] | None:
 
 
 def described(found: dict[str, Any]) -> str:
-    """The record of `examine` as one line of text."""
+    """The record of `examine_file` as one line of text."""
 
     def places(by: str) -> str:
         listed = [f"{s['start']:.1f}-{s['end']:.1f} s" for s in found["segments"] if s["by"] == by]

@@ -76,7 +76,7 @@ def needed(folder: Path) -> list[str]:
     return ["config.json", *(name for name in (TOKENIZER, INDEX) if (folder / name).is_file()), *shards(folder)]
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a model is complete."""
     try:
         return all((folder / name).is_file() for name in needed(folder))

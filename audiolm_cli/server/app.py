@@ -1,4 +1,4 @@
-"""The routes: what can be asked of the server, and how it answers."""
+"""The server's routes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
-from audiolm_cli import __version__, backends
+from audiolm_cli import __version__, models
 from audiolm_cli.audio.encoding import FORMATS
 from audiolm_cli.backend import Backend
 from audiolm_cli.bundles.bundle import Bundle
@@ -39,32 +39,32 @@ SAFE = {
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
 }
-KINDS: dict[str, type[outputs.Sampled]] = {
+REQUESTS: dict[str, type[outputs.Sampled]] = {
     "continue": ContinueRequest,
     "generate": GenerateRequest,
     "resynth": ResynthRequest,
 }
-BRINGS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker")}  # sounds that they take
+UPLOADS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker")}  # sounds, by command
 
 
 class Service:
-    """A loaded model and the workshop where its outputs are made."""
+    """A loaded model and the workshop that runs its requests."""
 
     def __init__(self, bundle: Backend, serving: Serving, workshop: Workshop):
         self.bundle, self.workshop, self.most = bundle, workshop, float(serving.max_seconds)
         self.limits = {"max_seconds": serving.max_seconds, "max_megabytes": serving.max_megabytes}
         self.reader = asked.Reader(self.most)
         self.token = serving.token is not None
-        self.can = [*KINDS, "detect"] if isinstance(bundle, Bundle) else list(backends.SERVED)
+        self.can = [*REQUESTS, "detect"] if isinstance(bundle, Bundle) else list(models.SERVED)
 
     async def sampled(self, http: Http, command: str) -> Response:
         self._check(command)
-        kind, spec = KINDS[command], self.bundle.config.tokens
-        async with asked.asked(http, BRINGS[command]) as given:
+        request_class, spec = REQUESTS[command], self.bundle.config.tokens
+        async with asked.asked(http, UPLOADS[command]) as given:
             format = asked.format_of(given.options, spec.sample_rate)
-            request: outputs.Sampled = asked.request(kind, given.options, self.most)
+            request: outputs.Sampled = asked.request(request_class, given.options, self.most)
             request.check(self.bundle.config)
-            if BRINGS[command] and "audio" not in given.sounds:
+            if UPLOADS[command] and "audio" not in given.sounds:
                 raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
             sounds = {name: await self.reader.samples(given, name, spec) for name in given.sounds}
         output = outputs.Output(self.bundle, request, sounds.get("audio"), sounds.get("speaker"))
@@ -76,7 +76,7 @@ class Service:
         self._check("detect")
         async with asked.asked(http, ("audio",)) as given:
             if given.options:
-                raise UsageError(f"{next(iter(given.options))[:100]}: detect has no options here")
+                raise UsageError(f"{next(iter(given.options))[:100]}: detect takes no options here")
             if "audio" not in given.sounds:
                 raise UsageError("there is no sound: send it as the body, or as the file `audio` of a form")
             recording = await self.reader.read(given.sounds["audio"], "audio", watermark.RATE)
@@ -87,20 +87,20 @@ class Service:
 
             bundle = self.bundle
             assert isinstance(bundle, Bundle)
-            yield json.dumps(provenance.found(recording, None, lambda maker: bundle, pause)).encode() + b"\n"
+            yield (json.dumps(provenance.examine(recording, None, lambda maker: bundle, pause)).encode() + b"\n")
 
         return await self._answered(http, found, "application/json", {})
 
     def _check(self, command: str) -> None:
-        """Raises what can be known before the body is read."""
+        """Raises the errors that are known before the body is read."""
         self.workshop.check()
         if command not in self.can:
-            raise backends.refusal(command, self.bundle.config.name)
+            raise models.refusal(command, self.bundle.config.name)
 
     async def _answered(
         self, http: Http, work: Callable[[Job], Iterator[bytes]], media: str, headers: dict[str, str]
     ) -> Response:
-        """The answer, once its first bytes are there: until then it can still be an error."""
+        """The response, once its first bytes are ready: until then it can still become an error."""
         job = self.workshop.begin(work)
         received = job.received()
         first, gone = asyncio.ensure_future(anext(received)), asyncio.ensure_future(_gone(http))
@@ -144,7 +144,7 @@ class Service:
             "prompt_seconds": config.prompt_seconds,
             "sampling": vars(config.sampling),
         }
-        options = {name: sorted([*asked.known(KINDS[name]), "format"]) for name in KINDS if name in self.can}
+        options = {name: sorted([*asked.known(REQUESTS[name]), "format"]) for name in REQUESTS if name in self.can}
         limits = {**self.limits, "formats": list(FORMATS)}
         return JSONResponse(
             {"version": __version__, "models": [model], "options": options, "limits": limits}, headers=SAFE
@@ -161,7 +161,7 @@ async def _gone(http: Http) -> None:
 
 
 def _page() -> Response:
-    """The page, which may run its own script and ask this server, and nothing else."""
+    """The page. Its content security policy allows its own script and requests to this server, and nothing else."""
     text = PAGE.read_bytes()
 
     def digest(tag: bytes) -> str:
@@ -176,7 +176,7 @@ def _page() -> Response:
 
 
 def app(bundle: Backend, serving: Serving, workshop: Workshop, say: Callable[[str], None]) -> Guard:
-    """The application of a loaded model."""
+    """The ASGI application that serves a loaded model."""
     service = Service(bundle, serving, workshop)
 
     def posted(command: str) -> Callable[[Http], Awaitable[Response]]:
@@ -194,7 +194,7 @@ def app(bundle: Backend, serving: Serving, workshop: Workshop, say: Callable[[st
         return shown
 
     shown = _page()
-    routes = [Route(f"/v1/{command}", posted(command), methods=["POST"]) for command in KINDS]
+    routes = [Route(f"/v1/{command}", posted(command), methods=["POST"]) for command in REQUESTS]
     routes += [
         Route("/v1/detect", service.detect, methods=["POST"]),
         Route("/v1/models", service.models),

@@ -1,6 +1,6 @@
-"""What a client asks for: options in the query, in form fields or as a JSON object, sound as the body or in a form.
+"""Parses requests: options from the query, form fields or a JSON object, sounds from the body or a form.
 
-Options have the names and checks of the command line's; those that name files are refused, whatever they name.
+Options have the names and checks of the command line's; options that name files are refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from audiolm_cli.errors import UsageError
 from audiolm_cli.request import Request
 from audiolm_cli.server.guard import RefusedError
 
-SOUNDS = ("audio", "speaker")  # files of a form
+SOUNDS = ("audio", "speaker")  # a form's files
 RAW = ("audio/", "video/", "application/octet-stream", "application/ogg")  # media types of sound as the body
 FIELDS, FIELD_BYTES = 64, 4096  # of a form
 DECODING = 2  # uploads at a time
@@ -38,7 +38,7 @@ Kind = TypeVar("Kind", bound=Request)
 
 @dataclass
 class Asked:
-    """Options by name, and uploaded sounds: open files without a name, unbuffered."""
+    """A request's options by name, and its uploaded sounds: unbuffered, nameless open files."""
 
     options: dict[str, Any] = field(default_factory=dict)
     sounds: dict[str, IO[bytes]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Asked:
 
 @contextlib.asynccontextmanager
 async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
-    """Reads a request that may bring the `sounds`, of which the first can be the body as it is."""
+    """Parses a request with any of the `sounds`; the body itself may be the first of them."""
     found, allowed = Asked(), tuple(sounds)
     for option in http.query_params.multi_items():
         found.option(*option)
@@ -62,9 +62,8 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
             for name, value in (await stack.enter_async_context(form)).multi_items():
                 if isinstance(value, UploadFile):
                     if name not in allowed or name in found.sounds:
-                        raise UsageError(
-                            f"{name[:100]}: no file of that name is wanted" + (" twice" * (name in allowed))
-                        )
+                        why = "is given twice" if name in allowed else "no file of that name is expected"
+                        raise UsageError(f"{name[:100]}: {why}")
                     found.sounds[name] = stack.enter_context(_unbuffered(value))
                 else:
                     found.option(name, value)
@@ -80,14 +79,14 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
             for option in _object(await http.body()).items():
                 found.option(*option)
         elif await http.body():
-            wanted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
-            raise RefusedError(415, f"a body of {media[:100]!a} is not wanted; send {wanted}")
+            accepted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
+            raise RefusedError(415, f"a body of {media[:100]!a} is not accepted; send {accepted}")
         yield found
 
 
 def _unbuffered(upload: UploadFile) -> IO[bytes]:
     spooled: Any = upload.file
-    spooled.rollover()  # into a file that has a descriptor
+    spooled.rollover()  # to disk: decoding needs a file descriptor
     spooled.flush()
     return os.fdopen(os.dup(spooled.fileno()), "rb", buffering=0)
 
@@ -103,7 +102,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def known(kind: type[Request]) -> dict[str, Any]:
-    """The options that clients have, by name."""
+    """The options open to clients, by name."""
     return {name.replace("_", "-"): spec for name, spec in kind.options_in_memory().items()}
 
 
@@ -113,18 +112,18 @@ def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:
     for name, value in options.items():
         if name not in specs:
             choice = ", ".join(sorted([*specs, "format"]))
-            raise UsageError(f"{ascii(name[:100])[1:-1]}: no option here; there are {choice}")
+            raise UsageError(f"{ascii(name[:100])[1:-1]}: not an option here; there are {choice}")
         if specs[name].metadata["check"] is checks.flag and isinstance(value, str):
             value = {"": True, "true": True, "false": False}.get(value.lower(), value)
         values[name] = value
     made = kind().updated(values)
     if (duration := getattr(made, "duration", 0)) > most:
-        raise UsageError(f"duration: {most:g} seconds at most here, not {duration:g}")
+        raise UsageError(f"duration: at most {most:g} seconds here, not {duration:g}")
     return made
 
 
 def format_of(options: dict[str, Any], rate: int) -> str:
-    """Takes the format of the answer out of the options. Raises UsageError."""
+    """Removes the response's format from the options and returns it. Raises UsageError."""
     format: str = check_format("format", options.pop("format", "wav"))
     if format != "s16le":
         files.check_format(f".{format}", rate)
@@ -132,18 +131,18 @@ def format_of(options: dict[str, Any], rate: int) -> str:
 
 
 class Reader:
-    """Decodes uploads, in threads, some at a time, under the limits that files have, up to `most` seconds."""
+    """Decodes uploads of up to `most` seconds in threads, DECODING at a time, with the limits of files."""
 
     def __init__(self, most: float):
         self.most, self.limiter = most, anyio.CapacityLimiter(DECODING)
 
     async def read(self, file: IO[bytes], name: str, rate: int) -> Recording:
-        """Raises InputError, and TooLongError where it lasts longer."""
+        """Decodes an upload. Raises InputError, and TooLongError beyond `most` seconds."""
         work: Callable[[], Recording] = lambda: files.read_file(file, name, rate, most=self.most)  # noqa: E731
         return await to_thread.run_sync(work, limiter=self.limiter)
 
     async def samples(self, asked: Asked, name: str, spec: TokenSpec) -> np.ndarray:
-        """A sound as `float32 [T]`, of one semantic token at least."""
+        """An uploaded sound as `float32 [T]`, at least one semantic token long."""
         samples = (await self.read(asked.sounds[name], name, spec.sample_rate)).samples
         spec.require_token(len(samples), f"{name}: ")
         return samples

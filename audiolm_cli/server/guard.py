@@ -1,8 +1,8 @@
-"""Who may ask, and how much: what stands in front of everything else. Every refusal is one line of JSON.
+"""Middleware that checks access and limits before anything else. Every refusal is one line of JSON.
 
-A page of any web site can have a browser post to this machine, and a name can be pointed at it ("rebinding"), so the
-Host must be an address or a name that is known, and the Origin, where there is one, this server. Bodies are counted
-while they come: what a client says of their length proves nothing.
+A page of any web site can make a browser post to this machine, and a DNS name can be pointed at it (rebinding). So the
+Host must be an address or a known name, and the Origin, if there is one, this server. Bodies are counted while they
+arrive, because the stated length proves nothing.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-BODY_SECONDS, IDLE_SECONDS = 60.0, 10.0  # for a whole body, and between two pieces of it
-STALL_SECONDS = 60.0  # in which a client takes nothing of what it asked for
-LINGER_SECONDS = 2.0  # in which what a refused client still sends is read, so that it sees the refusal
-ARRIVING = 64  # bodies on their way at the same time
+BODY_SECONDS, IDLE_SECONDS = 60.0, 10.0  # timeouts for a whole body, and between two pieces of it
+STALL_SECONDS = 60.0  # timeout for a client that reads nothing of its response
+LINGER_SECONDS = 2.0  # for reading what a refused client still sends, so that it sees the refusal
+ARRIVING = 64  # bodies received at the same time
 RETRY_SECONDS = 5
-OPEN = ("/", "/healthz")  # without a token, which says nothing
+OPEN = ("/", "/healthz")  # paths without a token; they disclose nothing
 
 
 class RefusedError(Exception):
-    """A status, and one line that says why."""
+    """An HTTP status, and one line with the reason."""
 
     def __init__(self, status: int, message: str, **headers: str):
         super().__init__(message)
@@ -48,7 +48,7 @@ class RefusedError(Exception):
 
 
 def refused(error: Exception) -> RefusedError:
-    """What an error means to a client. Of what nobody expects it learns no more than that."""
+    """An error as a client sees it. Details of unexpected errors are withheld."""
     retry = {"retry-after": str(RETRY_SECONDS)}
     if isinstance(error, RefusedError):
         return error
@@ -68,7 +68,7 @@ def refused(error: Exception) -> RefusedError:
 
 
 class Guard:
-    """Lets through what is allowed. `say` is told of what nobody expects."""
+    """ASGI middleware that lets allowed requests through. `say` gets unexpected errors."""
 
     def __init__(self, app: App, serving: Serving, say: Callable[[str], None]):
         self.app, self.serving, self.say, self.arriving = app, serving, say, 0
@@ -77,7 +77,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        scope["app"] = self  # has routes raise what they refuse
+        scope["app"] = self  # makes routes raise their refusals instead of answering
         exchange = Exchange(self, receive, send)
         try:
             headers = Headers(raw=scope["headers"])
@@ -92,11 +92,11 @@ class Guard:
             if found.status == 500:
                 self.say(f"error: {explain(error)[1]}")
             if exchange.started:
-                raise  # nothing but the end of the connection can tell
+                raise  # after the first byte, only closing the connection signals an error
             await exchange.refuse(found)
 
     def check(self, path: str, headers: Headers) -> None:
-        """Raises RefusedError for who may not ask."""
+        """Raises RefusedError for a request without access."""
         host = headers.get("host", "")
         if not known_host(host, {self.serving.host, *(self.serving.allow_host or [])}):
             raise RefusedError(403, f"the host {host[:100]!a} is not allowed: --allow-host NAME allows it")
@@ -116,7 +116,7 @@ class Guard:
 
 
 def known_host(host: str, names: set[str]) -> bool:
-    """Whether a Host is an address, which nobody can point elsewhere, localhost, or one of the names."""
+    """Whether a Host is localhost, one of the names, or an IP address, which DNS cannot point elsewhere."""
     name = host.lower()
     if name.rpartition(":")[2].isdigit() and (name.startswith("[") or name.count(":") == 1):
         name = name.rpartition(":")[0]
@@ -128,7 +128,7 @@ def known_host(host: str, names: set[str]) -> bool:
 
 
 class Exchange:
-    """A request and its answer, within bounds of bytes and seconds; a context manager, inside which the body comes."""
+    """A request and its response, with limits of bytes and seconds; a context manager around receiving the body."""
 
     def __init__(self, guard: Guard, receive: Receive, send: Send):
         self.guard, self._receive, self._send = guard, receive, send
@@ -180,7 +180,7 @@ class Exchange:
             await self._send(message)
 
     async def refuse(self, error: RefusedError) -> None:
-        """Answers with an error, and ends the connection where more of the request would come."""
+        """Responds with an error, and closes the connection if more of the request would arrive."""
         body = json.dumps({"error": str(error)}).encode() + b"\n"
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
         if not self.complete:

@@ -1,4 +1,4 @@
-"""What is made for a request, and the three ways to answer with it: sound, lines of JSON as it comes, one object."""
+"""The output of a request, and its three response formats: sound, a stream of JSON lines, one JSON object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.audio.encoding import Encoder, wav_header
 from audiolm_cli.backend import Backend
-from audiolm_cli.provenance import provenance, watermark
+from audiolm_cli.provenance import provenance
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from audiolm_cli.server.work import Job
 
@@ -26,7 +26,7 @@ Sampled = ContinueRequest | GenerateRequest | ResynthRequest
 
 @dataclass(frozen=True)
 class Piece:
-    """Marked sound `float32 [T]`, and tokens `int64 [S]`, `int64 [Q, F]`, of which it lags behind."""
+    """Watermarked sound `float32 [T]`, and tokens `int64 [S]`, `int64 [Q, F]`, which are ahead of it."""
 
     waveform: np.ndarray
     semantic: Tensor
@@ -35,7 +35,7 @@ class Piece:
 
 class Output:
     """The output of a request for `sound`, the prompt or source, in the voice of `speaker`; both `float32 [T]`. `about`
-    says what is known of it when its first piece is there, `summary` what is known in the end."""
+    is its record once the first piece is ready, `summary` the rest of the record at the end."""
 
     def __init__(
         self, bundle: Backend, request: Sampled, sound: np.ndarray | None = None, speaker: np.ndarray | None = None
@@ -43,10 +43,10 @@ class Output:
         self.bundle, self.request, self.sound, self.speaker = bundle, request, sound, speaker
         self.rate, self.summary = bundle.config.tokens.sample_rate, dict[str, Any]()
         extent = request.extent(0 if sound is None else len(sound), self.rate)
-        self.prompt, self.kept, self.samples = extent.prompt, extent.kept, extent.total
-        self.mark = None if request.no_watermark else watermark.bundle_id(bundle.config.name)
-        bits = self.mark is not None and watermark.bits(self.mark)
-        self.tags = provenance.tags(bundle, seed=request.seed, prompt_samples=self.kept, watermark=bits)
+        self.kept, self.samples = extent.kept, extent.total
+        self.origin = provenance.Origin(
+            bundle, request.seed, extent.prompt, extent.kept, marked=not request.no_watermark
+        )
         self.about: dict[str, Any] = {
             "model": bundle.config.name,
             "identity": bundle.identity,
@@ -54,7 +54,7 @@ class Output:
             "sample_rate": self.rate,
             "samples": None if self.samples == math.inf else self.samples,
             "prompt_samples": self.kept,
-            "watermark_bits": bits or None,
+            "watermark_bits": self.origin.bits,
         }
 
     def pieces(self, job: Job) -> Iterator[Piece]:
@@ -71,7 +71,7 @@ class Output:
             speaker=self.speaker, progress=pause,
         )  # fmt: skip
         try:
-            marking = watermark.Marking(self.rate, self.mark, self.prompt, self.prompt - self.kept)
+            marking = self.origin.marking()
             chunk = None
             for chunk in stream:
                 if "surprise" not in self.about:
@@ -93,19 +93,19 @@ class Output:
                 }
             }
         finally:
-            stream = None  # which has `pause`, which has it: nothing shall wait for the garbage collector
+            stream = None  # breaks its reference cycle with `pause`, so that it is freed at once
 
 
 Answer = Callable[[Output, Job], Iterator[bytes]]
 
 
 def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
-    """A file of that format, as it comes."""
+    """Streams a file of that format."""
     written: list[bytes] = []
     encoder = None
     for piece in output.pieces(job):
-        if encoder is None:  # not before: what cannot be made shall answer with an error
-            encoder = Encoder(written.append, output.rate, format, output.tags, output.samples)
+        if encoder is None:  # not before the first piece: a failure to make it must become an error response
+            encoder = Encoder(written.append, output.rate, format, output.origin.tags, output.samples)
         encoder.push(piece.waveform)
         yield from _taken(written)
     assert encoder is not None
@@ -113,12 +113,12 @@ def sound(output: Output, job: Job, format: str) -> Iterator[bytes]:
     yield from _taken(written)
 
 
-def lines(output: Output, job: Job) -> Iterator[bytes]:
-    """What is known first, then 16-bit samples and tokens as they come, then what is known in the end."""
+def json_lines(output: Output, job: Job) -> Iterator[bytes]:
+    """Streams JSON lines: `about` first, then 16-bit samples and tokens, then `summary`."""
     first = True
     for piece in output.pieces(job):
         if first:
-            header = wav_header(output.rate, output.tags, output.samples)
+            header = wav_header(output.rate, output.origin.tags, output.samples)
             yield _line({**output.about, "wav_header": base64.b64encode(header).decode()})
             first = False
         samples = base64.b64encode(files.pcm16(piece.waveform).astype("<i2").tobytes()).decode()
@@ -126,11 +126,11 @@ def lines(output: Output, job: Job) -> Iterator[bytes]:
     yield _line({"done": True, **output.summary})
 
 
-def whole(output: Output, job: Job) -> Iterator[bytes]:
-    """One object: what is known, the tokens, and the sound as a WAV file in base64."""
+def json_object(output: Output, job: Job) -> Iterator[bytes]:
+    """One JSON object: the record, the tokens, and the sound as a WAV file in base64."""
     pieces = list(output.pieces(job))
     waveform = np.concatenate([piece.waveform for piece in pieces])
-    data, _ = files.encode(waveform, output.rate, ".wav", output.tags)
+    data, _ = files.encode(waveform, output.rate, ".wav", output.origin.tags)
     codes = [np.asarray(piece.codes) for piece in pieces]
     yield _line({
         **output.about,
@@ -147,12 +147,12 @@ LINES, OBJECT = "application/x-ndjson", "application/json"
 
 
 def answer(accept: str, format: str) -> tuple[Answer, str]:
-    """How to answer whoever accepts these media types, and the type of it."""
+    """The response format for an Accept header, and its media type."""
     types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
     if LINES in types:
-        return lines, LINES
+        return json_lines, LINES
     if OBJECT in types:
-        return whole, OBJECT
+        return json_object, OBJECT
     return functools.partial(sound, format=format), MEDIA_TYPES.get(format, "application/octet-stream")
 
 

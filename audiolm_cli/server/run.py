@@ -1,4 +1,4 @@
-"""The server as a process: it listens, and ends in order."""
+"""The server process: listens, and shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
     from audiolm_cli.command_line.arguments import Serving
 
-HEAD_SECONDS = 10.0  # in which a connection brings the head of a request, or is closed some seconds later
-GRACE_SECONDS = 30  # in which what has begun may end when the server shuts down
+HEAD_SECONDS = 10.0  # timeout for the head of a request; connections are closed within seconds after it
+GRACE_SECONDS = 30  # for requests in progress when the server shuts down
 CONNECTIONS = 512  # more are answered with 503
 
 
 class Connection(H11Protocol):
-    """Closes itself when no request comes, and breaks off when what was closed is not read."""
+    """Closes itself if no request comes, and aborts if the client does not read the rest after closing."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._before: object = self  # the request at the last look
+        self._before: object = self  # the request at the last check
         self._look()
 
     def _look(self) -> None:
@@ -48,7 +48,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Lets what has begun end, and refuses the rest, from the first signal on."""
+    """From the first signal on, finishes the requests in progress and refuses new ones."""
 
     def __init__(self, config: uvicorn.Config, workshop: Workshop):
         super().__init__(config)
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises OutputError."""
+    """A listening socket. Raises OutputError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=256)
@@ -69,9 +69,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make(bundle: Backend, serving: Serving, console: Console) -> Server:
-    """A server of a model, which does not run yet."""
+    """A server for a model, not yet running."""
     workshop = Workshop(serving.streams, serving.queue)
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the console says what is to be said
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the console reports instead
     config = uvicorn.Config(
         app(bundle, serving, workshop, console.say), http=Connection, ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS,
@@ -81,15 +81,15 @@ def make(bundle: Backend, serving: Serving, console: Console) -> Server:
 
 
 def run(bundle: Backend, serving: Serving, console: Console, listener: socket.socket) -> None:
-    """Serves a model until Ctrl-C or SIGTERM; a second one ends what has begun, too."""
+    """Serves a model until Ctrl-C or SIGTERM; a second signal also ends the requests in progress."""
     server = make(bundle, serving, console)
     host, port = listener.getsockname()[:2]
     console.note(f"serves {bundle.config.name} at http://{f'[{host}]' if ':' in host else host}:{port} until Ctrl-C")
-    gc.freeze()  # what is loaded stays, so that looking for garbage takes no time, and is done often
+    gc.freeze()  # the loaded model stays: collections skip it, so they are fast and can be frequent
     gc.set_threshold(2000, 10, 10)
     try:
         server.run(sockets=[listener])
-    except (KeyboardInterrupt, SystemExit):  # which it hands on when it is done
+    except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again at the end
         if not server.should_exit:
             raise
     finally:

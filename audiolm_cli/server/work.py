@@ -1,8 +1,8 @@
-"""Many clients and one processor: who is working takes turns, who waits has a place in a queue, who leaves is dropped.
+"""Schedules many clients on one processor: running jobs take turns, others queue, and those of departed clients end.
 
-Each job has a thread, of which one works at a time; it hands the turn on within a stage, after `SLICE` seconds. A first
-turn goes on to the first sound, if that comes soon: all would hear theirs late if they shared that time. What is made
-does not depend on who else is there: nothing of a stream is shared.
+Each job has a thread, and one thread works at a time; it hands over within a stage, after `SLICE` seconds. A job's
+first turn lasts until its first sound, up to `FIRST` seconds: shared, that time would delay everybody's first sound.
+Outputs do not depend on the other jobs, which share nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-SLICE = 0.1  # seconds of work, after which others have their turn
-FIRST = 2.0  # the same before there is anything to hear
+SLICE = 0.1  # seconds of work before the turn is handed over
+FIRST = 2.0  # the same before the first sound
 
 
 class BusyError(Exception):
-    """There is no place left in the queue."""
+    """The queue is full."""
 
 
 class ClosingError(Exception):
@@ -28,7 +28,7 @@ class ClosingError(Exception):
 
 
 class _DroppedError(Exception):
-    """Nobody waits for it any more."""
+    """The client has gone."""
 
 
 class Turns:
@@ -50,14 +50,14 @@ class Turns:
     def give(self) -> None:
         with self._guard:
             if self.waiting:
-                self.waiting.popleft().set()  # it stays taken
+                self.waiting.popleft().set()  # handed over without being released
             else:
                 self._taken = False
 
 
 class Job:
-    """Work for one client, whose bytes `received` yields in the event loop. The work may call `pause` at any time, in
-    which others have their turns, and which says for how long, in seconds."""
+    """Work for one client; `received` yields its bytes in the event loop. The work may call `pause` at any time, which
+    lets others take their turns and returns for how long, in seconds."""
 
     def __init__(self, work: Callable[[Job], Iterator[bytes]], turns: Turns, done: Callable[[Job], None]):
         self.work, self.turns, self.done, self.dropped = work, turns, done, False
@@ -79,7 +79,7 @@ class Job:
         return self.since - now
 
     def run(self) -> None:
-        """Works, in a thread of its own."""
+        """Runs the work in this thread."""
         last: Exception | None = None
         self.turns.take()
         try:
@@ -92,7 +92,7 @@ class Job:
         except _DroppedError:
             last = ClosingError()
         except Exception as error:
-            last = error.with_traceback(None)  # which would keep all that was made
+            last = error.with_traceback(None)  # the traceback would keep the output in memory
         finally:
             self.turns.give()
             self.done(self)
@@ -106,13 +106,13 @@ class Job:
             self.loop.call_soon_threadsafe(self.items.put_nowait, item)
 
     def drop(self) -> None:
-        """Ends the work at its next pause; what has not begun does not begin."""
+        """Ends the work at its next pause, or before it begins."""
         self.dropped = True
         if self.future and self.future.cancel():
             self.done(self)
 
     async def received(self) -> AsyncIterator[bytes]:
-        """What is made, as it comes; raises what went wrong. The work ends when nobody listens any more."""
+        """Yields the work's bytes and raises its error. The work ends once nobody iterates any more."""
         try:
             while (item := await self.items.get()) is not None:
                 if isinstance(item, Exception):
@@ -123,14 +123,14 @@ class Job:
 
 
 class Workshop:
-    """Up to `streams` jobs at a time, and as many as `queue` that wait for them."""
+    """Runs up to `streams` jobs at a time; up to `queue` more wait."""
 
     def __init__(self, streams: int, queue: int):
         self.pool = ThreadPoolExecutor(streams, "audiolm-serve")
         self.turns, self.places, self.jobs, self.closing = Turns(), streams + queue, set[Job](), False
 
     def check(self) -> None:
-        """Raises BusyError, ClosingError where no job could begin."""
+        """Raises BusyError or ClosingError if no job can begin."""
         if self.closing:
             raise ClosingError
         if len(self.jobs) >= self.places:
@@ -144,7 +144,7 @@ class Workshop:
         return job
 
     def refuse(self) -> None:
-        """Lets nothing begin any more; what has begun goes on."""
+        """Refuses new jobs; those that have begun continue."""
         self.closing = True
         for job in list(self.jobs):
             if job.future and job.future.cancel():
@@ -152,7 +152,7 @@ class Workshop:
                 job.say(ClosingError())
 
     def close(self) -> None:
-        """Ends all work."""
+        """Ends all jobs."""
         self.refuse()
         for job in list(self.jobs):
             job.drop()

@@ -11,7 +11,7 @@ from audiolm_cli.config import BundleConfig, Domain, preset
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a bundle is trained on, with which sizes and for how long.
+    """The training of a bundle: data, sizes and durations.
 
     Minutes are those of two CPU cores with AVX2; `run` can scale them for other machines.
     """
@@ -26,7 +26,7 @@ class Recipe:
     vocabulary: int = 0  # semantic tokens; the preset's number by default
     tokenizer: float = 44.0  # minutes
     passes: int = 2  # over the recordings when tokenizing; all but the first augment voices
-    read_hours: float = 0.0  # of books read by a synthetic voice, for stage 1
+    read_hours: float = 0.0  # of synthetic speech, books read aloud, for stage 1
     semantic: float = 10.0  # minutes
     coarse: float = 61.0  # minutes
     quantizers: int = 0  # of stage 2 in a bundle without stage 3; 0: there is one

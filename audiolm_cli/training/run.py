@@ -1,9 +1,9 @@
-"""The whole recipe: from a folder of recordings with manifest.tsv to a bundle.
+"""Runs a whole recipe: from a folder of recordings with manifest.tsv to a bundle.
 
     python -m audiolm_cli.training.run speech --data DATA --text BOOKS --out weights/speech [--minutes 210]
 
-Runs every step as its own process, in order, and resumes: what is finished is not done again, what was broken off goes
-on. The minutes are of the trainings; reading books aloud, tokenizing, and the detector's training come on top.
+Runs every step in its own process, in order, and resumes: finished steps are skipped, interrupted ones continue.
+--minutes counts the trainings only; synthesising speech, tokenizing, and training the detector come on top.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
-    parser.add_argument("--text", type=Path, help="folder of books, where the recipe has some read aloud")
+    parser.add_argument("--text", type=Path, help="folder of books, for recipes with synthetic speech")
     parser.add_argument("--runs", type=Path, help="folder for caches and checkpoints (default runs/RECIPE)")
     parser.add_argument("--out", type=Path, help="the bundle's folder (default weights/RECIPE)")
     parser.add_argument("--name", help="the bundle's name; its folder's by default")
-    parser.add_argument("--minutes", type=float, help=f"of {', '.join(TRAININGS)} in all, shared out as the recipe has")
-    parser.add_argument("--processes", type=int, default=1, help="that train together: GPUs, or cores of a CPU")
-    parser.add_argument("--device", help="such as cpu or cuda; a GPU by default where there is one")
+    parser.add_argument("--minutes", type=float, help=f"for {', '.join(TRAININGS)} together, divided as in the recipe")
+    parser.add_argument("--processes", type=int, default=1, help="that train together: GPUs, or CPU cores")
+    parser.add_argument("--device", help="such as cpu or cuda; by default a GPU if there is one")
     add_matrices(parser)
     add_fields(parser)
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What all training scripts share: arguments, schedule, log lines and checkpoints.
+"""What all training scripts share: arguments, learning rate schedule, log and checkpoints.
 
-A run lives in its own folder: checkpoint.pt (modules, optimizer, step, seconds trained), log.jsonl (one object a line:
-step, seconds, steps_per_second, then the script's figures; lines with validation figures have `"valid": true`).
-The learning rate follows the share of the minutes that are over, so a run ends with a small one on any machine.
+Each run has a folder with checkpoint.pt (modules, optimizer, step, seconds trained) and log.jsonl (an object a line:
+step, seconds, steps_per_second, then the script's figures; lines with validation figures have `"valid": true`). The
+learning rate decays with the share of the minutes used, so that a run ends with a small one on any machine.
 
-Several processes (GPUs, or CPU cores: one thread each is faster than two threads in one process) train together by
-torchrun: each draws crops of its own, gradients are averaged, and the first one alone writes.
+torchrun trains with several processes: GPUs, or CPU cores (one thread each is faster than two threads in one process).
+Each process draws its own crops, gradients are averaged, and only the first process writes files.
 
     torchrun --nproc-per-node 2 -m audiolm_cli.training.parts.lm --stage coarse --data DATA
 """
@@ -34,19 +34,17 @@ from audiolm_cli.checks import threads
 from audiolm_cli.processor import Processor, processor
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
-VALIDATIONS = 8  # in a training of a number of steps
+VALIDATIONS = 8  # in a training with a fixed number of steps
 
 
 def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
-    """The options that every training script has."""
+    """The options of every training script."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches and checkpoints")
-    parser.add_argument("--minutes", type=float, default=minutes, help="time to train, of all resumed runs together")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
-    parser.add_argument(
-        "--warm-start", action="store_true", help="begin with the weights of the part that RUNS has in parts/"
-    )
+    parser.add_argument("--minutes", type=float, default=minutes, help="training time in total, over all resumed runs")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint, if there is one")
+    parser.add_argument("--warm-start", action="store_true", help="initialise from the part in RUNS/parts/")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=threads(0), default=0, help="CPU threads; 0: all")
     parser.add_argument("--seed", type=int, default=0)
@@ -54,21 +52,21 @@ def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
 
 
 def add_matrices(parser: argparse.ArgumentParser) -> None:
-    """The option of those trainings whose part can have matrices in int8."""
-    parser.add_argument("--matrices", choices=("int8", "bfloat16"), default="int8", help="of a part on disk")
+    """Adds the option of trainings whose part can store matrices in int8."""
+    parser.add_argument("--matrices", choices=("int8", "bfloat16"), default="int8", help="matrices on disk")
 
 
 def matrices(args: argparse.Namespace, part: str) -> tuple[str, ...]:
-    """How the names of the matrices begin that a part stores in int8."""
+    """The name prefixes of the matrices that a part stores in int8."""
     return int8.MATRICES[part] if args.matrices == "int8" else ()
 
 
 def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> dict[str, Any]:
-    """With --warm-start, gives a module the weights of a part that was trained before, and returns what that part says
-    of its training, as `before`; raises ModelError.
+    """With --warm-start, loads the weights of an earlier part into a module, and returns that part's training metadata
+    as `before`. Raises ModelError.
 
-    They may come from other tokens, even another material: tensors of other names or shapes, such as embeddings of
-    another vocabulary, begin anew, and `anew` says which.
+    The part may come from other tokens, even another domain: tensors without a counterpart of the same name and shape,
+    such as embeddings of another vocabulary, stay at their random initialisation and are listed in `anew`.
     """
     if not args.warm_start:
         return {}
@@ -81,7 +79,7 @@ def warm_start(args: argparse.Namespace, part: str, module: nn.Module) -> dict[s
 
 
 class Trainer:
-    """Runs steps until the time is over: `for step in trainer: ...; trainer.update(loss, figures)`."""
+    """Yields steps until the time is over: `for step in trainer: ...; trainer.update(loss, figures)`."""
 
     def __init__(
         self,
@@ -98,8 +96,8 @@ class Trainer:
         steps: int = 0,
         tell: Callable[[dict[str, object]], object] | None = None,
     ):
-        """`args` has minutes, threads, device, seed, runs, resume. With `steps` so many are made, whatever the time,
-        and validation comes VALIDATIONS times. `tell` hears of every log line, which is printed by default."""
+        """`args` has minutes, threads, device, seed, runs, resume. `steps` replaces the minutes by a number of steps,
+        with VALIDATIONS validations. `tell` gets every log line; by default it is printed."""
         if args.threads:
             torch.set_num_threads(args.threads)
         self.rank, self.device = 0, torch.device(args.device)
@@ -126,13 +124,13 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the training that is over, 0 to 1."""
+        """Share of the training that is done, 0 to 1."""
         if self.extra.get("stopped"):
             return 1.0
         return min(1.0, self.step / self.steps if self.steps else self.seconds / (60 * self.minutes))
 
     def stop(self) -> None:
-        """Ends the training with this step, for good."""
+        """Ends the training after this step; a resumed run does not continue it."""
         self.extra["stopped"] = True
 
     def autocast(self, enabled: bool = True) -> torch.autocast:
@@ -173,7 +171,7 @@ class Trainer:
             self._sums[key] = self._sums.get(key, 0.0) + float(torch.as_tensor(value).detach())
 
     def due(self) -> bool:
-        """Whether validation figures are wanted after this step: at regular times."""
+        """Whether to validate after this step, which is so at regular intervals."""
         if self.steps:
             return (self.step + 1) % max(1, self.steps // VALIDATIONS) == 0
         if self.seconds - self._validated < self.validate_seconds:
@@ -182,14 +180,14 @@ class Trainer:
         return True
 
     def broadcast(self) -> None:
-        """Gives every process the first one's module."""
+        """Copies the first process's module to all processes."""
         if distributed.is_initialized():
             for tensor in self.module.state_dict().values():
                 distributed.broadcast(tensor, 0)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """What the first process does before the others: they find its files."""
+        """A block that the first process runs before the others, so that they find its files."""
         if self.rank:
             distributed.barrier()
         yield
@@ -228,7 +226,7 @@ class Trainer:
         self._logged_step = self.step
 
     def _same(self, seconds: float) -> float:
-        """The first process's seconds, in all of them."""
+        """The first process's seconds, the same in all processes."""
         if not distributed.is_initialized():
             return seconds
         value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
@@ -258,7 +256,7 @@ def optimizers(
     module: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the matrices of repeated layers, AdamW for all else: embeddings, convolutions, the
-    first and the last layer. Steps of both have the size that AdamW's would have."""
+    first and the last layer. Muon's steps are scaled to the size of AdamW's."""
     matrices = {
         id(layer.weight)
         for name, layer in module.named_modules()
@@ -282,8 +280,8 @@ def optimizers(
 
 
 class Float32Muon(torch.optim.Muon):
-    """Muon whose iteration runs in float32, for processors that emulate bfloat16: there torch's takes four times as
-    long. Its state is the same, so that a run goes on with either. Processes share out the matrices."""
+    """Muon with its iteration in float32, for processors that emulate bfloat16, where torch's takes four times as long.
+    Its state is the same, so a run can resume with either. Processes divide the matrices among them."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -303,7 +301,7 @@ class Float32Muon(torch.optim.Muon):
 
 
 def shared_out(matrices: list[Tensor], coefficients: tuple[float, float, float], steps: int) -> list[Tensor]:
-    """All matrices `orthogonalised`; under torchrun each process does its share and gets the others'."""
+    """All matrices `orthogonalised`; under torchrun each process computes its share and receives the others'."""
     if not distributed.is_initialized():
         return [orthogonalised(x, coefficients, steps) for x in matrices]
     rank, count = distributed.get_rank(), distributed.get_world_size()
@@ -316,14 +314,14 @@ def shared_out(matrices: list[Tensor], coefficients: tuple[float, float, float],
 
 
 def summed(tensors: list[Tensor]) -> list[Tensor]:
-    """Sums tensors over all processes, in one message."""
+    """Sums tensors over all processes, in one all-reduce."""
     together = torch.cat([x.flatten() for x in tensors])
     distributed.all_reduce(together)
     return [part.view_as(x) for part, x in zip(together.split([x.numel() for x in tensors]), tensors, strict=True)]
 
 
 def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """A matrix with its singular values brought near 1 by Newton and Schulz's iteration (Jordan et al., 2024)."""
+    """A matrix with its singular values brought near 1 by the Newton-Schulz iteration (Jordan et al., 2024)."""
     a, b, c = coefficients
     wide = x.T if x.shape[0] > x.shape[1] else x
     wide = wide / wide.norm().clamp(min=1e-7)
@@ -339,7 +337,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """Mixed precision, where the device gains by it."""
+    """Mixed precision, on devices where it is faster."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and fast_bfloat16(device))
 
 

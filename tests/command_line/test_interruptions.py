@@ -60,9 +60,8 @@ def test_killed_batches_leave_whole_files_and_go_on(tmp_path: Path) -> None:
 # The real program, which interrupts itself in a stage as Ctrl-C would.
 SELF_INTERRUPTING = """
 import os, signal
-from audiolm_cli.audio import files
-from audiolm_cli import console
-timed, write = console.Clock.timed, files._write_new
+from audiolm_cli import atomic, console
+timed, write = console.Clock.timed, atomic._write_new
 def begun(self, name):
     if name == os.environ["STAGE"]:
         signal.setitimer(signal.ITIMER_REAL, 0.002)
@@ -72,7 +71,7 @@ def written(*whole):
         os.kill(os.getpid(), signal.SIGINT)
     return write(*whole)
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-console.Clock.timed, files._write_new = begun, written
+console.Clock.timed, atomic._write_new = begun, written
 """
 
 

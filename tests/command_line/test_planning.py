@@ -137,7 +137,7 @@ def test_pictures_from_a_template():
 def test_an_output_and_its_picture_are_a_pair():
     def left(count=2, force=False):
         planned = plan(["a.mp3"], "b.wav", samples=count, plot="{index}.png", skip_existing=not force, force=force)
-        return [(job.sample, job.kept) for job in planned]
+        return [(job.sample, job.existing) for job in planned]
 
     assert left() == [(0, None), (1, None)]
     open("b.0.wav", "w").close()
@@ -286,11 +286,11 @@ def test_names_that_are_too_long(name):
 
 
 def test_the_longest_possible_name(tmp_path):
-    from audiolm_cli.audio import files
+    from audiolm_cli import atomic
 
     name = "x" * 251 + ".wav"
     assert plan(["a.wav"], name)[0].target == name
-    files.write_bytes(name, b"x")
+    atomic.write(name, b"x")
     assert os.listdir() == [name]
 
 
@@ -356,7 +356,7 @@ def test_half_of_a_pair_is_completed_by_what_belongs_to_it(audiolm, fake, prompt
         os.unlink(name)
         code, out, err = audiolm(*command, 2)
         assert (code, out, os.path.exists(name)) == (1, "", False)
-        assert err == f"audiolm: error: {other}: exists already, made in another way; use --force to make both anew\n"
+        assert err == f"audiolm: error: {other}: exists already, made in another way; use --force to make both again\n"
         assert audiolm(*command, 1) == (0, "a.wav\n", "")
         assert {name: (tmp_path / name).read_bytes() for name in pair} == pair
     (tmp_path / "a.wav").write_bytes(b"no sound")

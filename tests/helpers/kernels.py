@@ -30,11 +30,11 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Each kernel that this machine can run."""
     name = request.param
     if name in build.KERNELS and not SANITIZED:
-        found = native.load(name)
+        found = native.library(name)
         if found is None:
             pytest.skip(f"the kernel {name} is not compiled here, or not for this processor")
         return found
-    plain = native.load("plain")
+    plain = native.library("plain")
     if not build.compiler() or plain is None:
         pytest.skip("there is no C compiler here")
     if name in build.KERNELS and not plain.audiolm_supports(name.encode()):
@@ -68,9 +68,9 @@ def generated(
 @pytest.fixture(scope="session")
 def best(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernel that the program would use."""
-    name = next((name for name in build.KERNELS if native.load(name)), None)
+    name = next((name for name in build.KERNELS if native.library(name)), None)
     if name is None:
         pytest.skip("the native kernel is not compiled here")
-    found = native.load(name)
+    found = native.library(name)
     assert found is not None
     return compiled(OPTIONS[name], tmp_path_factory.mktemp("kernels") / "best.so") if SANITIZED else found

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 import audiolm_cli
-from audiolm_cli import backends, pipeline
+from audiolm_cli import models, pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine
@@ -39,7 +39,7 @@ def name(request: pytest.FixtureRequest, twins: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def bundle(name: str) -> MimiBackend:
-    loaded = backends.load(name, device="cpu", dtype="float32")
+    loaded = models.load(name, device="cpu", dtype="float32")
     assert isinstance(loaded, MimiBackend)
     return loaded
 
@@ -118,7 +118,7 @@ def test_what_is_made_from_nothing_begins_behind_the_header(bundle: MimiBackend)
 def test_a_stream_has_the_samples_of_the_whole_in_pieces(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
     """Beyond the model's window, and piece by piece."""
     monkeypatch.setattr(codec, "PIECE_SECONDS", 1)
-    bundle, request = backends.load(name, device="cpu", dtype=dtype), ContinueRequest("-", duration=5)
+    bundle, request = models.load(name, device="cpu", dtype=dtype), ContinueRequest("-", duration=5)
     prompts = [prompt(1.0), prompt(0.4)]
     wholes = list(pipeline.continue_(bundle, request, prompts, batch_size=2))
     for given, whole in zip(prompts, wholes, strict=True):
@@ -231,7 +231,7 @@ def test_what_needs_three_stages_is_refused(audiolm: Any, options: str, says: st
 def test_commands_that_it_cannot_serve_say_so_before_anything_loads(
     audiolm: Any, command: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backends, "load", None)
+    monkeypatch.setattr(models, "load", None)
     soundfile.write("in.wav", prompt().waveform, RATE)
     output = {"resynth": ["-o", "a.wav", "--seed", "1"], "encode": ["-o", "a.safetensors"], "decode": ["-o", "a.wav"]}
     code, out, err = audiolm(command, "in.wav", *output.get(command, []), "-q")

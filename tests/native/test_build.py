@@ -61,7 +61,7 @@ def test_a_kernel_that_is_not_here_is_said(monkeypatch, tmp_path, audiolm) -> No
     code, _, err = audiolm("--version")
     assert (code, "AUDIOLM_KERNEL: must be one of" in err) == (2, True)
     monkeypatch.setattr(build, "FOLDER", tmp_path)
-    native.load.cache_clear()
+    native.library.cache_clear()
     try:
         monkeypatch.setenv("AUDIOLM_KERNEL", "native")
         with pytest.raises(UsageError, match="not compiled"):
@@ -70,7 +70,7 @@ def test_a_kernel_that_is_not_here_is_said(monkeypatch, tmp_path, audiolm) -> No
         assert native.kernel() is None
         assert native.described() == "torch"
     finally:
-        native.load.cache_clear()
+        native.library.cache_clear()
 
 
 def test_what_was_compiled_of_another_source_is_not_used(best, tmp_path, monkeypatch) -> None:

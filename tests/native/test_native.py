@@ -38,7 +38,7 @@ from tests.program.test_golden import settled
 
 GOLDEN = ROOT / "tests" / "golden" / "native.safetensors"
 GREEDY, LIVELY = StageSampling(0.0, 0, 1.0), StageSampling(1.0, 0, 0.9)
-needs_kernel = pytest.mark.skipif(not native.load("plain"), reason="the native kernel is not compiled here")
+needs_kernel = pytest.mark.skipif(not native.library("plain"), reason="the native kernel is not compiled here")
 
 
 def state_of(weights: Weights, item: Item) -> np.ndarray:
@@ -313,6 +313,6 @@ def test_tokens_are_what_they_were_on_every_processor(library) -> None:
 
 
 if __name__ == "__main__":
-    plain = native.load("plain")
+    plain = native.library("plain")
     assert plain is not None
     save_file(golden(plain), GOLDEN)

@@ -42,7 +42,7 @@ def test_decode_counts_tokens_steps_and_bytes(
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(not native.load("plain"), reason="the native kernel is not compiled here")
+@pytest.mark.skipif(not native.library("plain"), reason="the native kernel is not compiled here")
 def test_decode_counts_native_steps(tiny_bundle: Path, tmp_path: Path) -> None:
     common = ("--batches", "2", "--lengths", "0.8", "--runs", 1)
     found = benchmark("decode.py", "--model", tiny_bundle, *common, "--json", tmp_path / "d")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-BASE = {"checks", "errors", "config", "console", "processor", "backend"}
+BASE = {"checks", "errors", "config", "console", "processor", "backend", "atomic"}
 # Each room, and what it may import beside itself and BASE.
 ROOMS = {
     "audio": set[str](),
@@ -30,9 +30,9 @@ ROOMS = {
     "rendering": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
     "pipeline": {"audio", "bundles", "language_models", "rendering", "request", "token_file"},
     "mimi": {"public", "bundles", "language_models", "pipeline", "rendering", "token_file"},
-    "backends": {"public", "bundles", "mimi"},
-    "server": {"audio", "backends", "bundles", "pipeline", "provenance", "request", "__init__"},
-    "api": {"audio", "backends", "bundles", "pipeline", "provenance", "request", "token_file"},
+    "models": {"public", "bundles", "mimi"},
+    "server": {"audio", "models", "bundles", "pipeline", "provenance", "request", "__init__"},
+    "api": {"audio", "models", "bundles", "pipeline", "provenance", "request", "token_file"},
 }
 
 

@@ -21,6 +21,7 @@ import pytest
 import soundfile
 import typer
 
+from audiolm_cli import __version__
 from audiolm_cli.command_line import cli
 from audiolm_cli.command_line.help import bundle_defaults
 from audiolm_cli.config import Sampling, preset
@@ -29,7 +30,7 @@ from tests.helpers.bundles import write_bundle
 from tests.helpers.sounds import tone
 from tests.program.test_borders import ROOMS
 
-README, COMMANDS = ROOT / "README.md", ROOT / "docs" / "commands.md"
+README, COMMANDS, CHANGELOG = ROOT / "README.md", ROOT / "docs" / "commands.md", ROOT / "CHANGELOG.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 RECIPES = re.compile(r"(?<=```sh\n).*?(?=```)", re.DOTALL)
@@ -58,6 +59,12 @@ def leaves(command: Any, name: str = "audiolm") -> Iterator[tuple[str, Any]]:
             yield from leaves(inner, f"{name} {part}")
     else:
         yield name, command
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    newest = re.search(r"^## (\S+) - ", read(CHANGELOG), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == __version__
 
 
 ALL_COMMANDS = dict(leaves(typer.main.get_command(cli.app)))

@@ -177,10 +177,10 @@ def test_files_of_an_index(tmp_path: Path):
     names = ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"]
     weight_map = {"weight_map": dict(zip("ab", names, strict=True))}
     assert files.shards(written(tmp_path, weight_map, files.INDEX)) == sorted(names)
-    assert not files.whole(written(tmp_path, LLAMA))
+    assert not files.is_complete(written(tmp_path, LLAMA))
     for name in names:
         (tmp_path / name).touch()
-    assert files.whole(tmp_path)
+    assert files.is_complete(tmp_path)
     for hostile in ("../a.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", "", 7):
         with pytest.raises(ModelError, match=r"is no name of a safetensors file|has no weight_map"):
             files.shards(written(tmp_path, {"weight_map": {"a": hostile}}, files.INDEX))

@@ -170,8 +170,8 @@ def test_it_says_what_there_is(served: Served) -> None:
         ("/v1/continue", wav(0.01), "audio/wav", 400, "audio: shorter than one token"),
         ("/v1/continue", wav(25), "audio/wav", 413, "audio: longer than 20 seconds"),
         ("/v1/continue", b"x" * (1 << 20) + b"x", "audio/wav", 413, "1 MB at most"),
-        ("/v1/continue", b"duration=2", "application/x-www-form-urlencoded", 415, "is not wanted; send audio/*"),
-        ("/v1/continue", b"hello", "text/plain", 415, "is not wanted"),
+        ("/v1/continue", b"duration=2", "application/x-www-form-urlencoded", 415, "is not accepted; send audio/*"),
+        ("/v1/continue", b"hello", "text/plain", 415, "is not accepted"),
         ("/v1/generate", wav(), "audio/wav", 415, "send application/json"),
         ("/v1/generate", b"{", "application/json", 400, "not JSON"),
         ("/v1/generate", b"[" * 100000, "application/json", 400, "not JSON"),
@@ -185,12 +185,12 @@ def test_it_says_what_there_is(served: Served) -> None:
         ("/v1/generate?seed=1&seed=2", b"", "", 400, "seed: is given twice"),
         ("/v1/generate?until-end=yes", b"", "", 400, "until-end: must be true or false"),
         ("/v1/generate?format=mp3", b"", "", 400, "format: must be wav"),
-        ("/v1/generate?output=/tmp/a.wav", b"", "", 400, "output: no option here"),
-        ("/v1/generate?plot=/tmp/a.png", b"", "", 400, "plot: no option here"),
-        ("/v1/generate?num-samples=3", b"", "", 400, "num-samples: no option here"),
-        ("/v1/continue?input=/etc/passwd", b"", "", 400, "input: no option here"),
-        ("/v1/resynth?speaker=/etc/passwd", wav(), "audio/wav", 400, "speaker: no option here"),
-        ("/v1/resynth?audio=/etc/passwd", b"", "", 400, "audio: no option here"),
+        ("/v1/generate?output=/tmp/a.wav", b"", "", 400, "output: not an option here"),
+        ("/v1/generate?plot=/tmp/a.png", b"", "", 400, "plot: not an option here"),
+        ("/v1/generate?num-samples=3", b"", "", 400, "num-samples: not an option here"),
+        ("/v1/continue?input=/etc/passwd", b"", "", 400, "input: not an option here"),
+        ("/v1/resynth?speaker=/etc/passwd", wav(), "audio/wav", 400, "speaker: not an option here"),
+        ("/v1/resynth?audio=/etc/passwd", b"", "", 400, "audio: not an option here"),
         ("/v1/nothing", b"", "", 404, "not found"),
         ("/v1/models", b"", "", 405, "not allowed"),
         ("/../../etc/passwd", b"", "", 404, "not found"),
@@ -206,9 +206,9 @@ def test_forms_bring_no_other_files(served: Served) -> None:
     body, media = form(speaker=wav(), audio=wav())
     refused(served.ask("POST", "/v1/continue", body, content_type=media), 400, "speaker: no file of that name")
     body, media = form(audio=wav(), speaker="/etc/passwd")
-    refused(served.ask("POST", "/v1/resynth", body, content_type=media), 400, "speaker: no option here")
+    refused(served.ask("POST", "/v1/resynth", body, content_type=media), 400, "speaker: not an option here")
     body, media = form(audio="/etc/passwd")
-    refused(served.ask("POST", "/v1/continue", body, content_type=media), 400, "audio: no option here")
+    refused(served.ask("POST", "/v1/continue", body, content_type=media), 400, "audio: not an option here")
     body, media = form(audio=wav(), speaker=files.encode(np.zeros(16000, np.float32), 16000, ".wav", {})[0])
     refused(served.ask("POST", "/v1/resynth", body, content_type=media), 400, "the reference is silent")
 

@@ -1,1 +1,1 @@
-"""A bundle adapted to somebody's own recordings: what `audiolm train` does."""
+"""`audiolm train`: adapts a bundle to a user's own recordings."""

@@ -1,10 +1,10 @@
-"""What `audiolm train` does: from recordings to a bundle of their voice, or their piano.
+"""`audiolm train`: fine-tunes a bundle on recordings of one voice, or one piano.
 
     recordings --cut at pauses, checked, split by time--> stretches --the bundle's tokenizer and codec--> tokens
-               --> adapters of coarse and fine stage, merged --> the bundle, its card, samples before and after
+               --> LoRA adapters of coarse and fine stage, merged --> new bundle, model card, samples before and after
 
-Tokenizer and codec stay as they are, so that tokens of both bundles mean the same. Every finished step stays in a
-folder beside the bundle until that is there.
+Tokenizer and codec are frozen, so tokens mean the same in both bundles. The results of finished steps stay in a folder
+beside the new bundle until it is complete.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from audiolm_cli.training.evaluation import curves
 from audiolm_cli.training.parts.assemble import SETTINGS, assemble, unpack, write_sums
 
 LEAST = 120.0  # s of usable recordings
-HEARD_SHARE, HEARD_LEAST = 3.0, 10.0  # of the minutes of training, and minutes, that are learned from at most
+HEARD_SHARE, HEARD_LEAST = 3.0, 10.0  # train on at most 3 x the training time of recordings, or on 10 minutes if more
 SAMPLES, SAMPLE_SECONDS = 3, 5.0
-PREPARING = 0.2  # of the time; passes over the recordings end then
-NARROW = 0.75  # of the bundle's band; recordings with less are said to be narrow
+PREPARING = 0.2  # share of the time after which no further pass over the recordings begins
+NARROW = 0.75  # share of the bundle's bandwidth; recordings below it get a note
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,9 @@ class Options:
 
 
 def adapt(options: Options, console: Console) -> dict[str, Any]:
-    """Makes the bundle, or goes on making it, and returns what --json says of it.
+    """Trains the bundle, or resumes training it, and returns the record that --json prints.
 
-    Raises OutputError for a place where it cannot be, InputError where there are too few recordings, ModelError,
-    UsageError.
+    Raises OutputError if it cannot be written there, InputError for too few recordings, ModelError, UsageError.
     """
     if not hasattr(torch.optim, "Muon"):
         raise UsageError(f"train: needs torch 2.9 or newer, not {torch.__version__}: pip install 'audiolm[train]'")
@@ -93,14 +92,14 @@ def adapt(options: Options, console: Console) -> dict[str, Any]:
         run = _Run(options, config, source, work, device)
         try:
             with Reporter(console, run.share, run.left) as run.reporter:
-                return run.whole(found, identity, out)
+                return run.run(found, identity, out)
         except KeyboardInterrupt:
-            console.note("interrupted: the same command goes on")
+            console.note("interrupted: the same command resumes")
             raise
 
 
 class _Run:
-    """One run of a training, whose finished steps are in `work`."""
+    """One run of a training; `work` holds the results of finished steps."""
 
     reporter: Reporter
 
@@ -111,22 +110,22 @@ class _Run:
         self.progress = 0.0  # of the stages
 
     def share(self) -> float:
-        """Done, 0 to 1."""
+        """The share done, 0 to 1."""
         return self.progress if self.options.steps else self.work.seconds / (60 * self.options.minutes)
 
     def left(self) -> float | None:
-        """Seconds."""
+        """Seconds left."""
         return None if self.options.steps else 60 * self.options.minutes - self.work.seconds
 
     def _enough(self) -> bool:
-        """Whether preparing has taken its share of the time."""
+        """Whether preparation has used its share of the time."""
         return not self.options.steps and self.share() > PREPARING
 
-    def whole(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
-        """All steps, as far as they are not done."""
+    def run(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
+        """Runs all steps that are not finished."""
         work, say, folder = self.work, self.reporter.say, self.work.folder
         if not work.fresh:
-            say(f"goes on where it was after {work.seconds / 60:.1f} minutes")
+            say(f"resuming after {work.seconds / 60:.1f} minutes")
         report, clips, unreadable = self._gathered(found)
         self.reporter.doing("unpacking the bundle")
         work.once("parts", lambda: unpack(self.source, folder / "parts"))
@@ -153,13 +152,14 @@ class _Run:
             "stages": results,
             "seconds": round(work.seconds, 1),
         }
-        check_place(out, self.source, self.options.force)  # something may have come there meanwhile
+        check_place(out, self.source, self.options.force)  # again: something may have been created there meanwhile
         put(made, out, folder / "replaced")
         work.remove()
         return record
 
     def _gathered(self, found: Sequence[recordings.Source]) -> tuple[dict[str, Any], dict[str, list[Clip]], list[str]]:
-        """What the recordings are, and their clips. Raises InputError where they are too few."""
+        """The report on the recordings, their clips, and a message for each unreadable file. Raises InputError if there
+        is too little usable audio."""
         say, options = self.reporter.say, self.options
 
         def gather() -> dict[str, Any]:
@@ -180,11 +180,11 @@ class _Run:
                 needed = f"at least {options.least / 60:g} are needed"
                 raise InputError(f"{report.usable / 60:.1f} minutes of usable recordings: {needed}")
             if report.bandwidth < NARROW * rate / 2:
-                say("the recordings are narrow: so will be what the bundle makes")
+                say("the recordings have little bandwidth, and so will the bundle's outputs")
             unused = report.usable - report.training - report.validation
             learn, held = report.training / 60, report.validation / 60
             more = f"; {unused / 60:.0f} more than {options.minutes:g} minutes can use" if unused > 60 else ""
-            say(f"{learn:.1f} minutes to learn from, {held:.1f} from the recordings' ends for validation{more}")
+            say(f"{learn:.1f} minutes for training, {held:.1f} from the recordings' ends for validation{more}")
             say(CONSENT)
             kept = {split: [dataclasses.asdict(clip) for clip in some] for split, some in clips.items()}
             return {"report": recordings.as_json(report), "clips": kept, "unreadable": report.unreadable}
@@ -194,7 +194,7 @@ class _Run:
         return gave["report"], clips, gave["unreadable"]
 
     def _told(self, doing: str) -> Any:
-        """What hears of a step's progress."""
+        """A callback for a step's progress."""
 
         def tell(*told: Any) -> None:
             self.work.tick()
@@ -203,14 +203,14 @@ class _Run:
         return tell
 
     def _adapted(self, name: StageName) -> dict[str, Any]:
-        """What became of a stage."""
+        """Adapts a stage; returns a `stages.Result` as JSON."""
         result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name))
-        change = "better: kept" if result["kept"] else "no better: left as it was"
+        change = "improved: kept" if result["kept"] else "no improvement: left unchanged"
         self.reporter.say(f"{name}: {result['before']:.3f} bits before, {result['after']:.3f} after; {change}")
         return result
 
     def _trained(self, name: StageName) -> dict[str, Any]:
-        """A stage's training, in its share of the time that is left."""
+        """Trains a stage for its share of the time left."""
         work, names, lowest = self.work, self.names, [float("inf")]
         planned: dict[str, float] = work.state.setdefault("planned", {})
         if name not in planned:
@@ -236,14 +236,14 @@ class _Run:
         return dataclasses.asdict(stages.adapt(work.folder, name, plan, tell))
 
     def _prompts(self, clips: Sequence[Clip]) -> list[Any]:
-        """The beginnings of the longest validation stretches."""
+        """Prompts: the beginnings of the longest validation stretches."""
         rate = self.config.tokens.sample_rate
-        heard = recordings.corpus(self.work.folder / "audio", list(clips))
+        audio = recordings.corpus(self.work.folder / "audio", list(clips))
         longest = sorted(clips, key=lambda clip: -clip.samples)[:SAMPLES]
-        return [heard.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
+        return [audio.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
 
     def _sampled(self, folder: Path, prompts: Sequence[Any], when: str) -> None:
-        """Continues prompts by the bundle in a folder, into samples/."""
+        """Continues prompts with the bundle in a folder, into samples/."""
         model = api.load(str(folder), device=self.device, offline=True)
         target = self.work.folder / "samples"
         target.mkdir(exist_ok=True)
@@ -253,13 +253,13 @@ class _Run:
             result.save(target / f"sample{number}.{when}.ogg", force=True)
 
     def _assembled(self, made: Path, name: str, report: Mapping[str, Any], identity: str) -> None:
-        """The bundle, but for its card."""
+        """Assembles the bundle, without its card."""
         parts, adapted = self.work.folder / "parts", self.work.folder / "adapted"
         for file in parts.glob("*.safetensors"):
             if file.stem not in self.names:
                 shutil.copy(file, adapted)
         detector = adapted / "detector.safetensors"
-        if detector.is_file():  # it knows outputs of the bundle that this one was made from
+        if detector.is_file():  # trained on outputs of the source bundle
             about = read_about(detector)
             about["trained"] = {"reused_from": self.config.name, "before": about["trained"]}
             write_tensors(detector, load_file(detector), {"about": json.dumps(about)})
@@ -274,7 +274,7 @@ class _Run:
     def _carded(
         self, made: Path, name: str, report: Mapping[str, Any], results: Mapping[str, Any], identity: str
     ) -> None:
-        """Card, licence, samples and curve, and the sums of all."""
+        """Adds model card, licence, samples, training curve and SHA256SUMS."""
         samples = sorted((self.work.folder / "samples").glob("*.ogg"))
         for file in samples:
             shutil.copy(file, made)

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA; Hu et al., 2021) on the matrices of a stage, which merging makes part of them."""
+"""Low-rank adapters (LoRA; Hu et al., 2021) on the matrices of a stage, merged into them after training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RANK = 16
 
 
 class LowRank(nn.Module):
-    """What is added to a matrix `[rows, columns]`: the product of two narrow ones, at first 0."""
+    """The product of two narrow matrices, initially 0, that is added to a matrix `[rows, columns]`."""
 
     def __init__(self, rows: int, columns: int, rank: int):
         super().__init__()
@@ -25,8 +25,8 @@ class LowRank(nn.Module):
 
 
 def adapt(model: Stack, rank: int = RANK) -> nn.ModuleDict:
-    """Gives every matrix of linear layers and the ids' embeddings an adapter; the model itself is frozen. Returns the
-    adapters, by the name of their module."""
+    """Freezes the model and adds an adapter to every linear layer and to the id embedding. Returns the adapters by the
+    name of their module."""
     model.requires_grad_(False)
     found = nn.ModuleDict()
     for name, module in list(model.named_modules()):
@@ -39,7 +39,7 @@ def adapt(model: Stack, rank: int = RANK) -> nn.ModuleDict:
 
 
 def merge(model: Stack) -> None:
-    """Makes adapters part of their matrices, and so an ordinary model again."""
+    """Adds the adapters to their matrices, which leaves an ordinary model."""
     for module in model.modules():
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

@@ -14,8 +14,8 @@ def card(
     name: str, source: str, identity: str, licence: str, found: Mapping[str, Any], stages: Mapping[str, Any],
     samples: Sequence[tuple[str, str]], bits: str, detector: bool, curve: bool,
 ) -> str:  # fmt: skip
-    """README.md. `found` is what `recordings.as_json` says, `stages` has a `stages.Result` as JSON for each that was
-    trained, `samples` pairs of files, before and after; `bits` is the watermark's message."""
+    """The text of README.md. `found` comes from `recordings.as_json`, `stages` has a `stages.Result` as JSON for each
+    trained stage, `samples` are pairs of files, before and after; `bits` is the watermark's message."""
     minutes, trained = found["minutes"], {k: v for k, v in stages.items() if v["kept"]}
     figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} bits" for k, v in trained.items())
     lines = [
@@ -26,33 +26,33 @@ def card(
         "",
         f"# {name}",
         "",
-        f"Made by `audiolm train` from the bundle {source}, adapted to {minutes.get('usable', 0):.1f} minutes of "
-        "recordings. Tokenizer, codec and the detector are that bundle's: tokens of both mean the same. LICENSE is of "
-        "its weights.",
+        f"Made by `audiolm train` from the bundle {source}, fine-tuned on {minutes.get('usable', 0):.1f} minutes of "
+        "recordings. Tokenizer, codec and detector are that bundle's, so tokens mean the same in both. LICENSE is that "
+        "of its weights.",
         "",
         f"Consent: {CONSENT}.",
         "",
         "## Recordings",
         "",
         f"{shares(minutes)}, in files: {found['recordings']}; level {found['level_dbfs']:.0f} dBFS, bandwidth "
-        f"{found['bandwidth_hz'] / 1000:.1f} kHz. {found['training_minutes']:.1f} minutes were learned from; the ends "
-        f"of the recordings, {found['validation_minutes']:.1f} minutes, were for validation alone.",
+        f"{found['bandwidth_hz'] / 1000:.1f} kHz. Training used {found['training_minutes']:.1f} minutes; the ends "
+        f"of the recordings, {found['validation_minutes']:.1f} minutes, were held out for validation.",
         "",
         "## Figures",
         "",
-        "Bits per token of the validation recordings, fewer is better, as the stages are stored:",
+        "Bits per token on the validation recordings, lower is better, with the weights as stored:",
         "",
         "| stage | before | after | steps | minutes |",
         "|---|---|---|---|---|",
         *(
-            f"| {k} | {v['before']:.3f} | {v['after']:.3f}{'' if v['kept'] else ' (left as it was)'} | {v['steps']} | "
+            f"| {k} | {v['before']:.3f} | {v['after']:.3f}{'' if v['kept'] else ' (left unchanged)'} | {v['steps']} | "
             f"{v['minutes']:.1f} |"
             for k, v in stages.items()
         ),
         "",
         *(["![Bits per token over the minutes of training](training.png)", ""] if curve else []),
         *_heard(samples),
-        "## Marks",
+        "## Watermark",
         "",
         f"Outputs carry a watermark of this bundle's own name, {bits}.",
     ]

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a moment at which everything can be saved."""
+"""Defers Ctrl-C to a moment at which everything can be saved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def deferred(save: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM wait until the function is called that this gives; it calls `save` first. A second one does
-    not wait. Elsewhere than in the main thread, which alone gets signals, nothing changes."""
+    """Defers SIGINT and SIGTERM until the yielded function is called, which calls `save` first. A second signal acts at
+    once. Outside the main thread, which alone gets signals, nothing changes."""
     caught: list[tuple[int, Any]] = []
     before: dict[int, Any] = {}
 

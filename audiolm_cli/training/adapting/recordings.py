@@ -1,8 +1,8 @@
-"""Recordings as what a bundle can learn from: found, heard, cut into stretches, and split by time.
+"""Prepares recordings for training: lists and decodes them, cuts them into stretches, and splits these by time.
 
-What is of use is kept in one array of samples on disk; two lists of clips in it are for training and for validation:
-the last tenth of each recording's stretches. Recordings of less than a minute count as one, in the order of their
-names. No stretch is in both, and they are cut in pauses, so that nothing of one is heard in the other.
+Usable stretches go into one array of samples on disk, as a list of training clips and one of validation clips: the
+last tenth of each recording's stretches. Recordings with less than a minute of usable audio are split together, in the
+order of their names. No stretch is in both lists, and cuts lie in pauses, so the lists share no sound.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from audiolm_cli.errors import InputError, UsageError, display
 from audiolm_cli.training.adapting.stretches import Stretch, cut
 from audiolm_cli.training.corpora.data import Clip, Corpus
 
-SUFFIXES = (  # of what is a recording in a folder
+SUFFIXES = (  # of recordings in a folder
     *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac", ".m4a", ".mka", ".mkv"),
     *(".mov", ".mp3", ".mp4", ".mpeg", ".mpg", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".tta", ".voc", ".w64"),
     *(".wav", ".webm", ".wma", ".wv"),
 )
-CHUNK = 120.0  # s that are cut at a time
-OWN = 60.0  # s of use, from which on a recording is split by itself
-HELD_OUT, LEAST_HELD_OUT = 0.1, 20.0  # share for validation, and s of it in all
+CHUNK = 120.0  # s cut at a time
+OWN = 60.0  # usable s from which a recording is split by itself
+HELD_OUT, LEAST_HELD_OUT = 0.1, 20.0  # share for validation, and its least s in all
 BAND, AUDIBLE = 16, 60.0  # bins of 16 Hz; dB that a band of so many lies below the strongest, at most, to count
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and who speaks in it if a manifest says so."""
+    """A file, and its speaker if a manifest names one."""
 
     path: str
     speaker: str = ""
@@ -43,9 +43,8 @@ class Source:
 
 @dataclass
 class Report:
-    """What was found: recordings, and seconds of each fate (`stretches`); of what is usable the level, dB of full
-    scale, and the highest frequency, Hz, that is there; seconds kept for training and validation; notes, and why files
-    were `unreadable`, in a line each."""
+    """Statistics of the recordings: their number, and seconds by `Stretch.fate`; level (dBFS) and bandwidth (Hz) of the
+    usable part; seconds for training and for validation; notes, and a line for each `unreadable` file."""
 
     recordings: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -62,7 +61,7 @@ class Report:
         return self.seconds.get("usable", 0.0)
 
     def lines(self) -> Iterator[str]:
-        """The same for people."""
+        """The report as lines of text."""
         minutes = {fate: seconds / 60 for fate, seconds in self.seconds.items()}
         yield f"{self.recordings} recording{'s' * (self.recordings != 1)}, {shares(minutes)}"
         if self.usable:
@@ -71,15 +70,15 @@ class Report:
 
 
 def listed(given: Sequence[str]) -> list[Source]:
-    """The recordings among files and folders, in order, each once. Of a folder those that its manifest.tsv lists for
-    training, or else all files in it with a suffix of SUFFIXES.
+    """The recordings in files and folders, in order, without duplicates. A folder stands for the files that its
+    manifest.tsv lists for training, or without a manifest for all files in it with a suffix of SUFFIXES.
 
-    Raises InputError where there are none, UsageError for standard input.
+    Raises InputError if there are none, UsageError for standard input.
     """
     found: dict[Path, Source] = {}
     for name in given:
         if name == "-":
-            raise UsageError("standard input: recordings to learn from must be files, so that training can go on later")
+            raise UsageError("standard input: recordings to train on must be files, so that training can be resumed")
         place = Path(name)
         sources: Iterable[Source] = [Source(name)]
         if (place / "manifest.tsv").is_file():
@@ -99,7 +98,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _of_manifest(folder: Path) -> Iterator[Source]:
-    """The files that a manifest.tsv lists, but those of another split than `train`."""
+    """The files that a manifest.tsv lists for the split `train`, or without a split."""
     with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             if not row.get("path"):
@@ -111,8 +110,8 @@ def _of_manifest(folder: Path) -> Iterator[Source]:
 def gather(
     sources: Sequence[Source], folder: Path, rate: int, speech: bool, most: float, tell: Callable[[str, float], None]
 ) -> tuple[Report, dict[str, list[Clip]]]:
-    """Writes what is of use, `most` seconds of it at most, into `folder`, and says what was found and where it lies:
-    clips of `train` and of `valid`. `tell` hears which file is read and the share that is done."""
+    """Writes up to `most` seconds of usable audio into `folder`; returns the report and the clips of `train` and
+    `valid`. `tell` gets the file being read and the share done."""
     folder.mkdir(parents=True, exist_ok=True)
     report, kept, spectrum = Report(), list[Clip](), np.zeros(rate // 32 + 1)
     offset = 0
@@ -148,12 +147,12 @@ def gather(
 
 
 def corpus(folder: Path, clips: list[Clip]) -> Corpus:
-    """Some of what `gather` wrote."""
+    """Clips of the audio that `gather` wrote."""
     return Corpus(np.memmap(folder / "samples.int16", np.int16, "r"), clips)
 
 
 def stretches(samples: np.ndarray, rate: int, speech: bool) -> Iterator[Stretch]:
-    """The stretches of a recording int16 `[T]` of any length, chunk by chunk."""
+    """Cuts a recording int16 `[T]` of any length into stretches, chunk by chunk."""
     start = 0
     while start < len(samples):
         end = min(len(samples), start + round(CHUNK * rate))
@@ -166,13 +165,13 @@ def stretches(samples: np.ndarray, rate: int, speech: bool) -> Iterator[Stretch]
 
 
 def spread(clips: list[Clip], most: float) -> list[Clip]:
-    """Clips of `most` samples in all, evenly among those that there are."""
+    """Selects clips of `most` samples in total, spread evenly."""
     share = most / max(1, sum(clip.samples for clip in clips))
     return [clip for n, clip in enumerate(clips) if share >= 1 or int((n + 1) * share) > int(n * share)]
 
 
 def split(clips: list[Clip], rate: int) -> dict[str, list[Clip]]:
-    """Clips in order -> those to learn from, `train`, and those behind them, `valid`."""
+    """Splits clips in order: the first ones are `train`, the last ones `valid`."""
     lengths: Counter[str] = Counter()
     for clip in clips:
         lengths[clip.path[:6]] += clip.samples
@@ -193,7 +192,7 @@ def split(clips: list[Clip], rate: int) -> dict[str, list[Clip]]:
 
 
 def _read(path: str, copy: Path, rate: int, report: Report) -> np.ndarray:
-    """A recording as int16 `[T]` in a file."""
+    """Reads a recording as int16 `[T]`, mapped from a file."""
     with copy.open("wb") as file:
         notes = files.unpack(path, rate, file)
     report.notes += [f"{display(path)}: {note}" for note in notes if "used" in note or "full scale" in note]
@@ -201,34 +200,34 @@ def _read(path: str, copy: Path, rate: int, report: Report) -> np.ndarray:
 
 
 def _spectrum(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Energy by frequency, in windows of 1/16 s."""
+    """Energy by frequency, from windows of 1/16 s."""
     size = rate // 16
     frames = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float32) / 32768 * np.hanning(size)
     return np.asarray(np.square(np.abs(np.fft.rfft(frames))).sum(0))
 
 
 def _loudness(spectrum: np.ndarray, seconds: float) -> float:
-    """dB of full scale of windows whose energies are summed."""
+    """Level in dBFS, from the summed energies of windows."""
     size = 2 * (len(spectrum) - 1)
     return 10 * math.log10(2 * spectrum.sum() / (size**2 * 0.375 * seconds * 16) + 1e-10)
 
 
 def _bandwidth(spectrum: np.ndarray, rate: int) -> float:
-    """The upper edge, Hz, of the highest band that is there."""
+    """The upper edge, in Hz, of the highest audible band."""
     bands = np.add.reduceat(spectrum, edges := np.arange(0, len(spectrum) - 1, BAND))
     there = np.flatnonzero(bands > bands.max() * 10 ** (-AUDIBLE / 10))
     return float(min(rate / 2, (edges[there[-1]] + BAND) * 16))
 
 
 def shares(minutes: Mapping[str, float]) -> str:
-    """Minutes of each fate in words."""
+    """Minutes by fate, in words."""
     usable = f"{minutes.get('usable', 0.0):.1f} usable"
     some = [f"{value:.1f} {fate}" for fate, value in minutes.items() if fate != "usable" and value >= 0.05]
     return f"{sum(minutes.values()):.1f} minutes: {', '.join([usable, *some])}"
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """What a bundle and --json keep of a report."""
+    """The report as a bundle and --json keep it."""
     minutes = {fate: round(seconds / 60, 2) for fate, seconds in report.seconds.items()}
     return {
         "recordings": report.recordings,

@@ -1,4 +1,4 @@
-"""What a training says while it runs: a bar with the time left on a terminal, lines elsewhere."""
+"""Reports the progress of a training: a bar with the time left on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from audiolm_cli.console import Console, clock
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
-    """Says things through a console. The bar goes from 0 to 1 by `share`; `left` gives the seconds that are left, None
-    where nobody knows."""
+    """Reports through a console. `share` gives the bar's position, 0 to 1; `left` the seconds left, None if unknown."""
 
     def __init__(self, console: Console, share: Callable[[], float], left: Callable[[], float | None]):
         self.console, self.share, self.left = console, share, left
@@ -45,7 +44,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self.console.note(text)
 
     def doing(self, text: str) -> None:
-        """What is being done, with the bar as it is now."""
+        """The current step, with the bar's position."""
         if self._bars is not None:
             left = self.left()
             more = "" if left is None else f"{clock(max(0.0, left))} left"

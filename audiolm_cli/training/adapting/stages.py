@@ -1,4 +1,4 @@
-"""Adapts one language model of a bundle to tokens of recordings, and keeps what it became only if it is better."""
+"""Fine-tunes one language model of a bundle on tokens of recordings; keeps the result only if validation improves."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from audiolm_cli.training.trainer import VALIDATIONS, Trainer
 SHARES: dict[StageName, float] = {"semantic": 0.3, "coarse": 0.7, "fine": 0.3}  # of the time, in order
 PEAK_RATE, DROPOUT, WARMUP = 2e-3, 0.1, 20
 BATCH_SECONDS = {"semantic": 60.0, "coarse": 9.0, "fine": 4.5, "parallel": 24.0, "frames": 36.0}  # of audio
-PATIENCE = 3  # validations without a better one, after which a stage is done
-BATCHES = 3  # of 8 crops that a validation is on
+PATIENCE = 3  # validations without improvement before early stopping
+BATCHES = 3  # of 8 crops, in a validation
 SAVE_SECONDS = 30.0
 SHORTEST = 0.01  # minutes of a stage: a step or two
 
@@ -50,8 +50,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """Bits per token of the validation recordings `before` and `after`, as stored; what it took; whether the stage was
-    `kept` as it became."""
+    """Bits per token on the validation recordings `before` and `after`, with the weights as stored; the cost; whether
+    the fine-tuned weights were `kept`."""
 
     before: float
     after: float
@@ -60,15 +60,15 @@ class Result:
     kept: bool
 
 
-# stage, share done, the lowest bits until now, those before
+# stage, share done, lowest bits so far, bits before training
 Tell = Callable[[StageName, float, float, float], None]
 
 
 def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
-    """Trains adapters on the matrices of the part that `work` has in parts/, on its tokens/, and writes the part that
-    ships to adapted/: what it became, or the same as before where validation says that it became no better.
+    """Trains adapters for the part in parts/ of `work` on its tokens/, and writes the part that ships to adapted/: with
+    the adapters merged, or unchanged if the validation bits did not improve.
 
-    Goes on from the last checkpoint. The same steps give the same part, interrupted or not.
+    Resumes from the last checkpoint. The same number of steps gives the same part, interrupted or not.
     """
     file = work / "parts" / f"{stage}.safetensors"
     model, about = load_stage(file, stage)
@@ -97,9 +97,9 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
         return figures
 
     def batch() -> Batch | None:
-        check()  # here alone is the step before whole, and counted
+        check()  # only here is the previous step complete and counted
         tell(stage, trainer.progress, trainer.extra["best"][0], before)
-        torch.manual_seed(plan.seed + 1 + trainer.step)  # every step by itself, so that it can be the first one
+        torch.manual_seed(plan.seed + 1 + trainer.step)  # seeded by step, so a resumed run draws the same
         crops.rng = np.random.default_rng((plan.seed, trainer.step))
         return crops.batch(lm.drawn_shape(kind, crops.rng), BATCH_SECONDS[kind])
 
@@ -108,7 +108,8 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
             begun = time.monotonic()
             trainer.extra["before"] = lm.keep_best(trainer, bits())[0]
             trainer.extra["validating"] = (time.monotonic() - begun) / 60
-        trainer.minutes = max(SHORTEST, plan.minutes - 3 * trainer.extra["validating"])  # as often outside of the steps
+        # about three validations run outside the steps
+        trainer.minutes = max(SHORTEST, plan.minutes - 3 * trainer.extra["validating"])
         trainer.validate_seconds = 60 * trainer.minutes / VALIDATIONS
         before = float(trainer.extra["before"])
         if not math.isfinite(before):
@@ -133,7 +134,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
 
 
 def load_stage(file: Path, stage: StageName) -> tuple[Stack, dict[str, Any]]:
-    """A part's model, in float32 with dropout, and what the part says of itself."""
+    """A part's model, in float32 with dropout, and the part's metadata."""
     about = read_about(file)
     config: StageConfig = from_json(StageConfig, about["config"], stage)
     spec: TokenSpec = from_json(TokenSpec, about["tokens"], "tokens")

@@ -1,11 +1,11 @@
-"""Cuts a recording at its pauses, and says of each stretch whether it is of use or why not.
+"""Cuts a recording at its pauses, and says of each stretch whether it is usable or why not.
 
-Simple measures, and what they miss (figures are of recordings of three corpora, a minute each of piano, guitar, strings
-and flute, and mixtures of these). A stretch is `noisy` where its level hardly falls between syllables, by less than 20
-dB: clean recordings have 28 dB at least; white noise 10 dB below speech is nearly always found (93 %), 15 dB below
-hardly ever (3 %). It is `music` where its spectrum stays the same over 0.16 s, as notes do and voices do not: clean
-recordings have a correlation of 0.17 at most, all of the music more than 0.35. Of speech over equally loud music 69 %
-are dropped as one or the other, with music 10 dB below 43 %. Drums alone, echo and a second voice pass.
+The measures are simple; their figures come from three speech corpora, a minute each of piano, guitar, strings and
+flute, and mixtures of these. A stretch is `noisy` if its level falls by less than 20 dB between syllables: clean
+recordings have at least 28 dB. White noise 10 dB below speech is caught in 93 % of the stretches, 15 dB below in 3 %. A
+stretch is `music` if its spectrum stays the same over 0.16 s, as notes do and voices do not: the correlation of clean
+recordings is at most 0.17, that of all the music above 0.35. Of speech over equally loud music 69 % is dropped as
+either, over music 10 dB below it 43 %. Drums alone, echo and a second voice pass.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from audiolm_cli.audio.postfilter import CLIPPED, overload
 Fate = Literal["usable", "silent", "clipped", "noisy", "music"]
 
 FRAMES = 100  # a second, in which levels are measured
-SILENT = -60.0  # dB of full scale: there is nothing louder where nobody speaks
-PAUSE = 0.3  # s; cuts are made in pauses of this length at least
-LONG_PAUSE = 1.0  # s, which end a stretch
-MARGIN = 0.25  # s of a pause that a stretch keeps on either side
+SILENT = -60.0  # dBFS: pauses are quieter
+PAUSE = 0.3  # s, the shortest pause to cut in
+LONG_PAUSE = 1.0  # s, a pause that ends a stretch
+MARGIN = 0.25  # s of pause that a stretch keeps on either side
 SHORTEST, LONGEST = 1.0, 12.0  # s of a stretch; a longer one is cut at a pause, or where it is quietest
 SPREAD = 20.0  # dB between the 5th and the 95th percentile of levels
-SAME = 0.35  # correlation of a spectrum with that of LAG later
+SAME = 0.35  # correlation of a spectrum with the one LAG later
 LAG, WINDOW, HOP = 0.16, 0.064, 0.016  # s
-TONES = 100.0, 4000.0  # Hz where notes are looked for
+TONES = 100.0, 4000.0  # Hz, the band in which notes are detected
 DETAIL = 15  # bins over which a spectrum is smoothed to get its envelope
 
 
 class Stretch(NamedTuple):
-    """Samples `first` to `last` of a recording, and what becomes of them."""
+    """Samples `first` to `last` of a recording, and their `fate`: usable, or why not."""
 
     first: int
     last: int
@@ -41,16 +41,16 @@ class Stretch(NamedTuple):
 
 
 def cut(samples: np.ndarray, rate: int, speech: bool = True) -> list[Stretch]:
-    """The stretches of a recording `float32 [T]` in which there is sound, in order; what lies between is silent. Where
-    it is no `speech`, neither noise nor music is looked for."""
+    """The stretches with sound of a recording `float32 [T]`, in order; the rest is silent. Noise and music are detected
+    only if the recording is `speech`."""
     return [Stretch(a, b, _fate(samples[a:b], rate, speech)) for a, b in _sounding(levels(samples, rate), rate)]
 
 
 def levels(samples: np.ndarray, rate: int) -> np.ndarray:
-    """dB of full scale, `[T * FRAMES / rate]`."""
+    """Levels in dBFS, `[T * FRAMES / rate]`."""
     size = rate // FRAMES
     frames = samples[: len(samples) // size * size].reshape(-1, size)
-    return 10 * np.log10(frames.var(1) + 1e-10)  # a constant is silent
+    return 10 * np.log10(frames.var(1) + 1e-10)  # variance: a DC offset is silence
 
 
 def _sounding(level: np.ndarray, rate: int) -> Iterator[tuple[int, int]]:
@@ -84,7 +84,7 @@ def _runs(active: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _joined(runs: list[tuple[int, int]], pause: float) -> list[tuple[int, int]]:
-    """Runs with shorter pauses between them as one."""
+    """Merges runs with shorter pauses between them."""
     found: list[tuple[int, int]] = []
     for first, last in runs:
         if found and first - found[-1][1] < pause * FRAMES:
@@ -95,7 +95,7 @@ def _joined(runs: list[tuple[int, int]], pause: float) -> list[tuple[int, int]]:
 
 
 def _split(level: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """A run without a pause in pieces that are not too long, cut where it is quietest."""
+    """Cuts a run without a pause where it is quietest, into pieces that are not too long."""
     half = round(LONGEST / 2 * FRAMES)
     while last - first > 2 * half:
         quietest = first + half + int(np.argmin(level[first + half : first + 2 * half]))
@@ -115,7 +115,7 @@ def _fate(samples: np.ndarray, rate: int, speech: bool) -> Fate:
 
 
 def sameness(samples: np.ndarray, rate: int) -> float:
-    """How much the fine structure of a sound's spectrum is that of LAG before, where it is loud: a correlation."""
+    """The correlation of the spectrum's fine structure with that LAG before, over loud frames."""
     size, hop, lag = round(WINDOW * rate), round(HOP * rate), round(LAG / HOP)
     if len(samples) < size + lag * hop:
         return 0.0

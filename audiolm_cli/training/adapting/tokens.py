@@ -1,4 +1,4 @@
-"""The tokens of recordings that a bundle adapts to, by its own tokenizer and codec."""
+"""Turns recordings into tokens with the tokenizer and codec of the bundle that is fine-tuned."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from audiolm_cli.training.adapting.recordings import corpus
 from audiolm_cli.training.corpora.data import Clip
 from audiolm_cli.training.corpora.tokenize import groups, joined, load_part, write_tokens
 
-WANTED, MOST_PASSES = 1800.0, 4  # s of speech over all passes, as far as so many do it
+WANTED, MOST_PASSES = 1800.0, 4  # s of audio over all passes, within so many passes
 LEVEL = 3.0  # dB up or down in all passes but the first
 
 
 def passes(seconds: float) -> int:
-    """How often recordings of that length become tokens: little speech more often."""
+    """The number of passes over `seconds` of recordings: more for short ones."""
     return max(1, min(MOST_PASSES, round(WANTED / max(1.0, seconds))))
 
 
 def tokenize(
     work: Path, clips: dict[str, list[Clip]], device: str, tell: Callable[[float], None], enough: Callable[[], bool]
 ) -> None:
-    """Writes tokens/ of `valid` once and of `train` in several passes, unless they are there. Passes behind the first
-    begin at another sample and have another level; the voice stays what it is. `tell` hears of the share done. There
-    are no more passes when it has been `enough`."""
+    """Writes tokens/ in one pass over `valid` and several over `train`; keeps existing passes. Passes after the first
+    are shifted by a part of a token and change the level, but not the voice. `tell` gets the share done. No further
+    pass begins once `enough()` is true."""
     (codec, codec_identity), (tokenizer, tokenizer_identity) = (
         load_part(work, part) for part in ("codec", "tokenizer")
     )
@@ -44,9 +44,9 @@ def tokenize(
     def recordings(split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
         nonlocal done
         rng = np.random.default_rng(number)
-        heard = corpus(work / "audio", clips[split])
-        for group in groups(heard, spec.sample_rate):
-            samples = joined(heard, group, spec.sample_rate, rng)
+        audio = corpus(work / "audio", clips[split])
+        for group in groups(audio, spec.sample_rate):
+            samples = joined(audio, group, spec.sample_rate, rng)
             if number:
                 gain = np.float32(10 ** (rng.uniform(-LEVEL, LEVEL) / 20))
                 samples = (samples[rng.integers(1, spec.samples_per_semantic) :] * gain).clip(-1, 1)

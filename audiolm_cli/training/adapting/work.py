@@ -1,7 +1,7 @@
-"""The folder beside a bundle in which it is made: what is finished stays, so that the same command goes on.
+"""The working folder beside a new bundle. It holds the results of finished steps, so the same command resumes.
 
-Laid out as a training's: parts/, audio/, tokens/, a folder with checkpoint and log for each stage; and state.json. It
-is removed when the bundle is there.
+Its layout is that of a training run (parts/, audio/, tokens/, a folder with checkpoint and log for each stage), plus
+state.json. It is removed once the bundle is complete.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SAVE_SECONDS = 10.0
 
 
 class Work(contextlib.AbstractContextManager["Work"]):
-    """The folder, which nobody else uses meanwhile, and what is known there of a training that `asked` describes.
+    """The locked working folder, and the state of the training that `asked` describes.
 
-    Raises OutputError where another one has been begun, unless `force`, which removes that, or is at work.
+    Raises OutputError if another training was begun there (`force` removes it), or is running there now.
     """
 
     def __init__(self, out: Path, asked: Mapping[str, Any], force: bool):
@@ -48,7 +48,7 @@ class Work(contextlib.AbstractContextManager["Work"]):
                 differs = ", ".join(key for key in wanted if self.state["asked"].get(key) != wanted[key])
                 raise OutputError(
                     f"{display(self.folder)}: a training with other {differs} was begun there; give the same again to "
-                    "go on, or --force to begin anew"
+                    "resume it, or --force to start over"
                 )
             self.fresh = True
         if self.fresh:
@@ -58,11 +58,11 @@ class Work(contextlib.AbstractContextManager["Work"]):
 
     @property
     def seconds(self) -> float:
-        """That the training has taken until now, in all its runs."""
+        """Seconds of training so far, over all runs."""
         return self._before + time.monotonic() - self.begun
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What a step gives, as JSON has it; it is done only if it was not finished before."""
+        """A step's result as JSON; runs the step unless it is finished."""
         if name not in self.state["done"]:
             begun = time.monotonic()
             self.state["done"][name] = {"gave": make(), "seconds": time.monotonic() - begun}
@@ -71,11 +71,11 @@ class Work(contextlib.AbstractContextManager["Work"]):
         return self.state["done"][name]["gave"]
 
     def took(self, name: str) -> float:
-        """Seconds of a step."""
+        """Seconds that a step took."""
         return float(self.state["done"][name]["seconds"])
 
     def tick(self) -> None:
-        """Notes the time, now and then."""
+        """Saves the time from time to time."""
         if self.seconds - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -85,7 +85,7 @@ class Work(contextlib.AbstractContextManager["Work"]):
             part.write_text(json.dumps(self.state))
 
     def remove(self) -> None:
-        """Takes the folder away."""
+        """Removes the folder."""
         shutil.rmtree(self.folder)
 
     def __exit__(self, *error: object) -> None:
@@ -94,7 +94,7 @@ class Work(contextlib.AbstractContextManager["Work"]):
     def _read(self) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
-        except (OSError, ValueError):  # none yet
+        except (OSError, ValueError):  # none yet, or damaged
             return {}
         return found
 
@@ -107,8 +107,8 @@ class Work(contextlib.AbstractContextManager["Work"]):
 
 
 def check_place(out: Path, source: Path, force: bool) -> None:
-    """Raises OutputError where a bundle cannot be written: in a folder that is not there, or in place of what is; with
-    `force`, in place of anything but another bundle than the one it comes from, and nothing beside that."""
+    """Raises OutputError if a bundle cannot be written to `out`: the parent folder is missing, or `out` exists. `force`
+    allows replacing a bundle other than the source that holds no foreign files."""
     name, parent = display(out), out.parent
     if not parent.is_dir():
         raise OutputError(f"{name}: there is no folder {display(parent)}")
@@ -119,9 +119,9 @@ def check_place(out: Path, source: Path, force: bool) -> None:
     if not force:
         raise ExistsError(f"{name}: exists already; use --force to replace it")
     if out.is_symlink() or not (out / "config.json").is_file() or not (out / "SHA256SUMS").is_file():
-        raise OutputError(f"{name}: is no bundle, and is not replaced")
+        raise OutputError(f"{name}: is not a bundle, and is not replaced")
     if out.samefile(source):
-        raise OutputError(f"{name}: is the bundle that training begins with")
+        raise OutputError(f"{name}: is the bundle that training starts from")
     read_config(out)
     sums = (out / "SHA256SUMS").read_text(errors="replace")
     own = {line.split("  ")[1] for line in sums.splitlines()} if SHA256SUMS.fullmatch(sums) else set()
@@ -130,7 +130,7 @@ def check_place(out: Path, source: Path, force: bool) -> None:
 
 
 def put(made: Path, out: Path, aside: Path) -> None:
-    """Moves a finished bundle to its place; what was there goes aside first."""
+    """Moves a finished bundle to its place; moves what was there aside first."""
     if out.exists():
         shutil.rmtree(aside, ignore_errors=True)
         out.rename(aside)

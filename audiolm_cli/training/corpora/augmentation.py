@@ -1,4 +1,4 @@
-"""Data augmentation: recordings as through another microphone, room, vocal tract or line, for students of clean speech.
+"""Data augmentation: another microphone, room, vocal tract or line, for models that learn from clean speech.
 
 Everything keeps its timing, except for `changed`, which returns its rate.
 """
@@ -14,12 +14,12 @@ from audiolm_cli.training import RATE
 
 @dataclass(frozen=True)
 class Changes:
-    """How often and how strongly. Chances are shares of all crops."""
+    """How often and how strongly crops are augmented. Chances are shares of all crops."""
 
     rate: tuple[float, float] = (0.85, 1.18)  # pitch, formants and tempo together
     rate_chance: float = 0.5
     equaliser: float = 3.0  # dB, standard deviation
-    room: tuple[float, float] = (0.1, 0.7)  # s until the echo is 60 dB down
+    room: tuple[float, float] = (0.1, 0.7)  # s, reverberation time (RT60)
     room_chance: float = 0.35
     band: tuple[float, float] = (2800.0, 7500.0)  # Hz, of a low-pass
     band_chance: float = 0.25
@@ -74,5 +74,5 @@ def noise(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """Gains in dB with that standard deviation, `[bins]`, interpolated from six random ones along frequency."""
+    """Gains in dB with a standard deviation, `[bins]`, interpolated from six random ones along frequency."""
     return np.interp(np.linspace(0, 5, bins), np.arange(6), rng.normal(0, deviation, 6))

@@ -68,9 +68,9 @@ def read_manifest(data: Path, split: str, hours: float | None = None) -> list[di
 def half(corpus: Corpus, which: str) -> frozenset[str]:
     """The speakers of one of two HALVES of a split: settings are chosen on `tuning` and reported on `testing`.
 
-    Among the speakers of one corpus and sex, ordered by amount of speech, each two neighbours go to different halves,
-    the one with more speech to the half that has less so far. So both have equally many speakers of every kind, and
-    equal amounts of their speech. The same recordings give the same halves.
+    Within a corpus and sex, speakers are ordered by amount of speech; of every two neighbours, the one with more speech
+    goes to the half with less so far. So the halves are balanced in number of speakers and in speech, by corpus and
+    sex. The same recordings give the same halves.
     """
     amounts: dict[tuple[str, str, str], int] = {}
     for clip in corpus.clips:

@@ -2,13 +2,13 @@
 
     python -m audiolm_cli.training.corpora.synthetic --text TEXTS --data DATA --out runs/synthetic [--hours 200]
 
-Reads every *.txt of TEXTS, a paragraph a line, and writes 16 kHz mono Ogg files and the manifest.tsv that `data` reads.
-A recording is a passage: sentences in a row, about a minute of them, across paragraphs, so that a language model hears
-real context. Passages come in random order, the same for the same texts and seed; one that is there already is kept, so
-a run that was broken off goes on.
+Reads every *.txt of TEXTS, one paragraph a line, and writes 16 kHz mono Ogg files and the manifest.tsv that `data`
+reads. A recording is a passage: about a minute of consecutive sentences, across paragraphs, so that a language model
+sees real context. The order of passages is random but depends only on texts and seed. Existing recordings are kept, so
+an interrupted run resumes.
 
-No sentence is read that shares seven words in a row with a transcript of DATA's validation split, and the books of the
-authors that are held out (SOURCES.tsv of TEXTS says who wrote what) are the corpus's validation split.
+Sentences that share seven consecutive words with a transcript of DATA's validation split are skipped. The books of the
+held-out authors (SOURCES.tsv in TEXTS names the authors) are the corpus's validation split.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest, writing_manifest
 
-LEVEL = 10 ** (-24 / 20)  # RMS of a recording: -24 dB below full scale, like this project's real ones
+LEVEL = 10 ** (-24 / 20)  # RMS of a recording: 24 dB below full scale, like this project's real ones
 PEAK = 0.95  # highest peak
 QUALITY = 0.6  # libsndfile's compression level for Vorbis: about 35 kbit/s
-SPEEDS = (0.85, 1.2)  # of reading, random per passage
+SPEEDS = (0.85, 1.2)  # reading speed, random per passage
 PAUSES = (0.3, 0.8)  # seconds between paragraphs
 PASSAGE = (450, 900)  # letters, about 15 a second: a passage ends with a paragraph after the first, or at the second
 SENTENCE = 500  # letters at most; longer ones are skipped
@@ -70,7 +70,7 @@ class Passage(NamedTuple):
 
     @property
     def digest(self) -> int:
-        """The random seed of its reading."""
+        """The random seed for reading it."""
         return int.from_bytes(hashlib.sha256("\n".join(self.paragraphs).encode()).digest()[:8], "big")
 
 
@@ -187,9 +187,9 @@ def record(out: Path, say: Speak, passage: Passage) -> float:
 def make(
     found: Sequence[Passage], out: Path, hours: float, say: Speak, name: str, processes: int = 1, seed: int = 0
 ) -> float:
-    """Makes `hours` of corpus in `out`; returns its seconds, fewer if there are too few passages.
+    """Writes `hours` of corpus to `out`; returns its seconds, fewer if there are too few passages.
 
-    With several processes, the engine `say` must be a module-level function; `name` is the speaker's name.
+    With several processes, the engine `say` must be a module-level function. `name` is the speaker's name.
     """
     wanted = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
     out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,14 @@
-"""Turns the corpus into tokens for the language models, once plain and several times as other voices.
+"""Turns the corpus into tokens for the language models: one pass unaltered, further passes with altered voices.
 
     python -m audiolm_cli.training.corpora.tokenize --data DATA --passes 2
 
-torchrun starts several processes of it, each with its share of the recordings. With --synthetic FOLDER the recordings
-there get semantic tokens only, for stage 1, as other rooms and microphones would have them (`hearing`): what is real
-and what is not should sound alike.
+Under torchrun, each process takes its share of the recordings. Recordings of --synthetic FOLDER get semantic tokens
+only, for stage 1, with other rooms and microphones (`augmentation`), so that real and synthetic speech sound alike.
 
-Needs parts/codec.safetensors and parts/tokenizer.safetensors, as codec and tokenizer training leave them. Every pass
-shifts each recording by a part of a frame; passes behind the first also change its level, its channel and its rate
-(0.85 to 1.18: pitch and tempo together, so every speaker becomes another one). Short recordings of one speaker are
-joined in order, with a little of their own room tone between them. Passes that are there already are kept; of those
-made with another tokenizer, the codes.
+Needs parts/codec.safetensors and parts/tokenizer.safetensors. Passes after the first shift each recording by a part of
+a frame and change its level, channel and rate (0.85 to 1.18: pitch and tempo together, which changes the speaker).
+Short recordings of one speaker are joined in order, separated by a little of their own room tone. Existing passes are
+kept; of those made with another tokenizer, only the codes.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus, read_ma
 from audiolm_cli.training.trainer import arguments
 
 TRACK_SECONDS = 24.0  # recordings of a speaker are joined up to about this length
-SHARD = 200  # synthetic recordings in a file, some two hours
+SHARD = 200  # synthetic recordings in a file, about two hours
 SYNTHETIC = Changes(rate=(0.88, 1.14), rate_chance=0.4, noise=(10.0, 45.0), noise_chance=0.8)  # as real ones differ
 
 
@@ -87,14 +85,14 @@ def load_part(runs: Path, part: str) -> tuple[SoundStream | SemanticTokenizer, s
 
 
 def vocabulary_of(runs: Path) -> int:
-    """How many semantic tokens a run's tokenizer knows."""
+    """The vocabulary size of a run's tokenizer."""
     about = read_about(runs / "parts" / "tokenizer.safetensors")
     spec: TokenSpec = from_json(TokenSpec, about["tokens"], "tokens")
     return spec.semantic_vocabulary
 
 
 def groups(corpus: Corpus, rate: int) -> list[list[Clip]]:
-    """Clips of one speaker in the order of their names, up to TRACK_SECONDS together."""
+    """Groups the clips of each speaker, in the order of their names, into tracks of up to TRACK_SECONDS."""
     result: list[list[Clip]] = []
     for clip in sorted(corpus.clips, key=lambda c: (c.speaker, c.path)):
         last = result[-1] if result else []
@@ -106,7 +104,7 @@ def groups(corpus: Corpus, rate: int) -> list[list[Clip]]:
 
 
 def joined(corpus: Corpus, clips: list[Clip], rate: int, rng: np.random.Generator) -> np.ndarray:
-    """The clips one after another, 0.2 to 0.4 s of the quietest stretch of each behind it."""
+    """Joins clips, each followed by 0.2 to 0.4 s of its own quietest stretch."""
     parts = []
     for n, clip in enumerate(clips):
         samples = corpus.samples(clip)
@@ -120,7 +118,7 @@ def joined(corpus: Corpus, clips: list[Clip], rate: int, rng: np.random.Generato
 
 
 def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The same at another rate, level and channel."""
+    """Changes rate, level and channel of a recording at random."""
     factor = float(np.exp(rng.uniform(np.log(0.85), np.log(1.18))))
     spectrum = np.fft.rfft(samples, len(samples))
     size = int(len(samples) / factor) // 2 * 2
@@ -132,8 +130,8 @@ def altered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, share: tuple[int, int]) -> None:
-    """Writes pass `number` of a split, unless it is there; of `share` (i, n) every n-th group of recordings, from the
-    i-th on."""
+    """Writes pass `number` over a split unless it exists; with `share` (i, n), only every n-th group of recordings,
+    from the i-th on."""
     parts = (load_part(args.runs, part) for part in ("codec", "tokenizer"))
     (codec, codec_identity), (tokenizer, tokenizer_identity) = parts
     sources = {"codec": codec_identity, "tokenizer": tokenizer_identity}
@@ -161,7 +159,7 @@ def tokenize(args: argparse.Namespace, file: Path, split: str, number: int, shar
 
 @torch.inference_mode()
 def tokenize_synthetic(args: argparse.Namespace, split: str, number: int, share: tuple[int, int]) -> None:
-    """Writes pass `number` over a split of synthetic recordings, in files of SHARD recordings that are there or not."""
+    """Writes pass `number` over a split of synthetic recordings, in files of SHARD recordings; keeps existing files."""
     tokenizer, identity = load_part(args.runs, "tokenizer")
     assert isinstance(tokenizer, SemanticTokenizer)
     tokenizer.to(args.device)
@@ -196,8 +194,8 @@ def write_tokens(
     sources: dict[str, str],
     known: Tensor | None = None,
 ) -> None:
-    """Writes recordings as the file that `read_tokens` reads, one track each, but none shorter than a token, with the
-    codes that are `known` of all of them, if any."""
+    """Writes the tokens of recordings, one track each, to the file that `read_tokens` reads; drops recordings shorter
+    than a token. `known` has the codes of all of them, if they are already known."""
     device, semantic, codes, tracks, offset = next(codec.parameters()).device, [], [], [], 0
     for speaker, samples in recordings:
         length = len(samples) // spec.samples_per_semantic
@@ -205,7 +203,7 @@ def write_tokens(
             continue
         audio = torch.from_numpy(samples[: length * spec.samples_per_semantic]).to(device)[None]
         semantic.append(tokenizer.tokenize(audio)[0].short().cpu())
-        if known is None:  # in one piece: quicker for short recordings than pieces of 4 s
+        if known is None:  # in one piece: faster for short recordings than pieces of 4 s
             codes.append(codec.quantizer.encode(codec.encoder(audio, State()))[0].short().cpu())
         tracks.append(asdict(Track(speaker, offset, length)))
         offset += length
@@ -224,7 +222,7 @@ def save_tokens(
 
 
 def read_tokens(file: Path) -> TokenData:
-    """What `write_tokens` wrote."""
+    """Reads a file of `write_tokens`."""
     with safe_open(file, framework="pt") as handle:
         about = handle.metadata()
         tracks = [Track(**track) for track in json.loads(about["tracks"])]
@@ -234,7 +232,7 @@ def read_tokens(file: Path) -> TokenData:
 
 
 def load_tokens(runs: Path, split: str) -> list[TokenData]:
-    """All passes of a split; raises ModelError where there are none or they come from different models."""
+    """All passes over a split. Raises ModelError if there are none, or if they come from different models."""
     result = [read_tokens(file) for file in sorted((runs / "tokens").glob(f"{split}_*.safetensors"))]
     if not result:
         raise ModelError(f"{runs}/tokens: no tokens of the split {split!r}; run audiolm_cli.training.corpora.tokenize")

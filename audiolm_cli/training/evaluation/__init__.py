@@ -1,1 +1,1 @@
-"""`evaluate` prints the quality figures; the other files make one table or curve each."""
+"""`evaluate` prints the quality figures; each other file computes one table or curve."""

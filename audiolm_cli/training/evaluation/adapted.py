@@ -1,13 +1,14 @@
-"""What `audiolm train` brings: the same resyntheses by a bundle and by what it became, voice by voice.
+"""Evaluates `audiolm train`: the same resyntheses by a bundle before and after fine-tuning, voice by voice.
 
     python -m audiolm_cli.training.evaluation.adapted --data DATA [--minutes 20] [--amounts 1 5 10] [--voice FOLDER]
 
-Of the validation speakers with the most recordings, and of the voice in each --voice FOLDER, which no part has heard,
-the last recordings are kept apart and up to so many minutes of the others (--amounts) are trained on. Then sources of
-other validation speakers are said again in the voice of a recording kept apart, by both bundles: whether that voice is
-the nearest of all (`resyntheses`), DNSMOS, and whether the classifier, which is reused, finds them. The same in voices
-of others tells what became of those. Bundles that are there already in --runs are measured, not trained again.
-Intervals are 95 % by bootstrap over the voices, of one voice over the speakers of the sources. Needs the extra `eval`.
+The voices are the validation speakers with the most recordings, and one for each --voice FOLDER, on which no part was
+trained. The last recordings of a voice are held out; up to --amounts minutes of the others are trained on. Then both
+bundles resynthesise sources of other validation speakers with a held-out recording as the reference. The figures are:
+whether the reference's voice is the nearest of all (`resyntheses`), DNSMOS, and whether the reused classifier detects
+the outputs. The same with references of other speakers shows what fine-tuning costs them. Bundles already in --runs
+are measured, not trained again. Intervals are 95 % by bootstrap over voices; for one voice, over the speakers of its
+sources. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from audiolm_cli.training.evaluation.tables import Table, plain, show
 from audiolm_cli.training.measures import phones, pitch
 from audiolm_cli.training.measures.measures import Clip, voice
 
-KEPT_APART = 40.0  # s of a voice, the last ones: a prompt and the reference that it is told by
+KEPT_APART = 40.0  # s at the end of a voice's recordings: a prompt, and reference audio to identify the speaker by
 LEAST = 30.0  # s to train on
 
 
 class Score(NamedTuple):
-    """Of one resynthesis; as `resyntheses.Score`, and whether the classifier calls it generated."""
+    """Scores of one resynthesis: those of `resyntheses.Score`, and whether the classifier calls it generated."""
 
     speaker_is_reference: float
     dnsmos: float
@@ -56,15 +57,15 @@ class Score(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """Recordings to train on, float32 `[T]` each, and a case from those that are kept apart."""
+    """Recordings to train on, float32 `[T]` each, and a case from the held-out ones."""
 
     name: str
-    heard: list[np.ndarray]
+    recordings: list[np.ndarray]
     case: Case
 
 
 def kept_apart(name: str, clips: Sequence[np.ndarray]) -> Voice:
-    """A voice by its recordings in order. Raises InputError where they are too short."""
+    """The voice of recordings, given in order. Raises InputError if they are too short."""
     apart, place = 0, len(clips)
     while place and apart < KEPT_APART * RATE:
         place -= 1
@@ -78,7 +79,7 @@ def kept_apart(name: str, clips: Sequence[np.ndarray]) -> Voice:
 
 
 def voices(clips: Sequence[Clip], count: int, folders: Sequence[Path]) -> Iterator[Voice]:
-    """The speakers with the most recordings, and the voices in the folders."""
+    """The voices: speakers with the most recordings, and one for each folder."""
     by_speaker: dict[str, list[np.ndarray]] = {}
     for clip in clips:
         by_speaker.setdefault(clip.speaker, []).append(clip.samples)
@@ -90,11 +91,11 @@ def voices(clips: Sequence[Clip], count: int, folders: Sequence[Path]) -> Iterat
 
 
 def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
-    """The bundle adapted to so many minutes of a voice; it is made if it is not there."""
+    """The bundle fine-tuned on so many minutes of a voice; trains it unless it exists."""
     folder = options.runs / own.name
     (folder / "recordings").mkdir(parents=True, exist_ok=True)
     left, chosen = round(minutes * 60 * RATE), []
-    for number, samples in enumerate(own.heard):
+    for number, samples in enumerate(own.recordings):
         file = folder / "recordings" / f"{number:03}.wav"
         if not file.exists():
             files.write(file, samples, RATE, {})
@@ -103,7 +104,7 @@ def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
             left -= len(samples)
     out = folder / f"{own.name}-{minutes:g}"
     if not out.exists():
-        say(f"{own.name}: training on {min(minutes, sum(map(len, own.heard)) / RATE / 60):.1f} minutes")
+        say(f"{own.name}: training on {min(minutes, sum(map(len, own.recordings)) / RATE / 60):.1f} minutes")
         asked = adapt.Options(
             chosen, str(out), options.model, minutes=options.minutes, threads=options.threads, device=options.device,
             least=LEAST,
@@ -113,7 +114,7 @@ def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
 
 
 def scores(bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize: Any) -> list[Score]:
-    """What a bundle makes of pairings with one reference."""
+    """Scores of a bundle's resyntheses with one reference."""
     found = []
     for pairing, made in zip(pairings, said_again(bundle, bundle.config.sampling, list(pairings), 0), strict=True):
         wanted, melody = tokenize(pairing.source.real), pitch.contour(pairing.source.real)
@@ -125,7 +126,7 @@ def scores(bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize:
 
 
 def tables(options: argparse.Namespace) -> dict[str, Table]:
-    """All figures: of each voice, of all of them, and of other voices."""
+    """All figures: for each voice, for all voices, and for references of other speakers."""
     clips = of_corpus(load_corpus(options.data, "valid", RATE, options.runs / "audio"), "librispeech")
     chosen = list(voices(clips, options.speakers, options.voice))
     names = {own.name for own in chosen}
@@ -173,14 +174,14 @@ def tables(options: argparse.Namespace) -> dict[str, Table]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What training on recordings of a voice brings.")
+    parser = argparse.ArgumentParser(description="Evaluates fine-tuning on recordings of a voice.")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
-    parser.add_argument("--model", default="weights/speech", help="name or folder of the bundle to begin with")
+    parser.add_argument("--model", default="weights/speech", help="name or folder of the bundle to fine-tune")
     parser.add_argument("--runs", type=Path, default=Path("runs/adapted"), help="folder for caches and bundles")
-    parser.add_argument("--speakers", type=int, default=4, help="of the validation split, to adapt to")
+    parser.add_argument("--speakers", type=int, default=4, help="number of validation speakers to fine-tune on")
     parser.add_argument("--voice", type=Path, nargs="+", default=[], help="folders of recordings of other voices")
     parser.add_argument("--amounts", type=float, nargs="+", default=[10.0], help="minutes of recordings: a row each")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of each training")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes of each training")
     parser.add_argument("--pairings", type=int, default=20, help="resyntheses in each voice")
     parser.add_argument("--threads", type=int, help="processor threads of a training; all cores but one")
     parser.add_argument("--device", default="auto")

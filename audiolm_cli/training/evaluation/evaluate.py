@@ -1,13 +1,13 @@
-"""The figures on quality of a bundle, on the validation split: `make eval`.
+"""Measures the quality of a bundle on the validation split: `make eval`.
 
     python -m audiolm_cli.training.evaluation.evaluate --data DATA [--model weights/speech] [--quick] [--json FILE]
     python -m audiolm_cli.training.evaluation.evaluate --data CORPUS --runs RUNS --model weights/piano
 
-Sections: the codec beside Opus; the semantic tokens beside MFCC k-means; bits per token of every stage beside unigram
-and bigram; words beside pseudo-words; real tokens beside synthetic ones; continuations of 3 s by 7 s beside four
-trivial baselines, the words recognised in them and across the join, the sound between the words, and the end of long
-ones; resynthesis beside the source itself. For piano: codec, bits per token, and continuations of 4 s by 6 s beside
-trivial baselines and what the acoustic stages make alone. For both: the watermark's robustness and the classifier's
+Sections: the codec against Opus; the semantic tokens against MFCC k-means; bits per token of every stage against
+unigram and bigram; words against pseudo-words; real tokens against synthetic ones; continuations of 3 s by 7 s against
+four trivial baselines, the words recognised in them and across the join, the sound between the words, and the end of
+long ones; resynthesis against the source itself. For piano: codec, bits per token, and continuations of 4 s by 6 s
+against trivial baselines and the acoustic stages alone. For both: the watermark's robustness and the classifier's
 accuracy. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the extra
 `eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
 
@@ -145,7 +145,7 @@ def word_tables(setting: Setting) -> dict[str, Table]:
 
 
 def music_tables(setting: Setting) -> dict[str, Table]:
-    """Continuations of real piano music, beside trivial baselines and what the acoustic stages make alone."""
+    """Continuations of real piano music, beside trivial baselines and the acoustic stages alone."""
     bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED)
     tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
     prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
@@ -260,7 +260,7 @@ def which_half(options: argparse.Namespace, piano: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The figures on quality of a bundle, on the validation split.")
+    parser = argparse.ArgumentParser(description="Measures the quality of a bundle on the validation split.")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches")
@@ -277,12 +277,12 @@ def main() -> None:
         default=[],
         help='continuations with these instead of the defaults, such as {"guidance": 2}: a row each',
     )
-    parser.add_argument("--best-of", type=int, nargs="+", default=[], help="of so many candidates, too: a row each")
+    parser.add_argument("--best-of", type=int, nargs="+", default=[], help="also with so many candidates: a row each")
     parser.add_argument(
         "--half", choices=(*HALVES, "both"), help="of the speakers whose recordings are continued or said again"
     )
-    parser.add_argument("--text", type=Path, help="folder of books, some held out, to tell English by")
-    parser.add_argument("--synthetic", type=Path, help="folder of the synthetic speech that stage 1 has heard")
+    parser.add_argument("--text", type=Path, help="folder of books, some held out, for the words' perplexity")
+    parser.add_argument("--synthetic", type=Path, help="folder of the synthetic speech that stage 1 was trained on")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     audio = options.runs / "audio"

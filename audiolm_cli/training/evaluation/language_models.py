@@ -1,4 +1,4 @@
-"""Bits per token of a bundle's three stages on held-out recordings, beside unigram and bigram.
+"""Bits per token of a bundle's three stages on held-out recordings, beside unigram and bigram models.
 
 All figures use the same crops; intervals are by bootstrap over speakers. For stage 2 also: how much the right semantic
 tokens help, compared with those of another speaker's crop, and how much a reference of the same speaker helps, compared
@@ -89,8 +89,8 @@ def semantic_bits(bundle: Bundle, data: Sequence[TokenData], crops: int = 96, by
 
 
 def synthetic_tokens(bundle: Bundle, runs: Path, split: str) -> list[TokenData]:
-    """The synthetic speech that stage 1 was trained on (`train`) or not (`valid`), as tokens of this bundle: those that
-    `tokenize` left in `runs` with its tokenizer. Empty if there are none."""
+    """The synthetic speech that stage 1 was trained on (`train`) or not (`valid`), as tokens of this bundle, from
+    `tokenize`'s files in `runs`. Empty if there are none."""
     name = {"train": "synthetic", "valid": "synthetic-valid"}[split]
     found = [read_tokens(file) for file in sorted((runs / "tokens").glob(f"{name}_*.safetensors"))]
     return [data for data in found if data.sources == {"tokenizer": bundle.config.depends["tokenizer"]["self"]}]

@@ -196,7 +196,7 @@ def long_tables(setting: Setting) -> dict[str, Table]:
 
 
 def resynthesis_tables(setting: Setting) -> dict[str, Table]:
-    """Recordings resynthesised in another's voice: whose it is, and how well content and melody are kept."""
+    """Recordings resynthesised in another's voice: whose voice it is, and how well content and melody are preserved."""
     bundle = setting.bundle
     cases, voices = setting.cases(setting.prompts)
     groups = resyntheses.pairings(cases, setting.prompts // 2)

@@ -1,1 +1,1 @@
-"""Programs that each train a part of a bundle, and `assemble`, which makes the bundle of them."""
+"""Programs that each train one part of a bundle, and `assemble`, which puts the parts together."""

@@ -1,12 +1,12 @@
-"""Puts trained parts together into a bundle, and refuses parts that do not belong together.
+"""Assembles trained parts into a bundle; refuses parts that do not fit together.
 
     python -m audiolm_cli.training.parts.assemble --runs runs/speech --name speech --out weights/speech
     python -m audiolm_cli.training.parts.assemble --unpack --runs runs/more --out weights/speech
     python -m audiolm_cli.training.parts.assemble --quantize semantic coarse fine --runs runs/more
 
-The second takes a bundle apart again, into the parts from which training goes on (`--warm-start`) or that stay as they
-are. The third stores the matrices of trained parts in int8 (`int8`). Another precision makes another tokenizer, whose
-tokens the other parts do not know: it comes before `tokenize`, as the stages come before the detector.
+--unpack writes a bundle's parts back to RUNS, to fine-tune them (`--warm-start`) or to reuse them. --quantize stores
+the matrices of trained parts in int8. A tokenizer changes its tokens with its precision, so quantize it before
+`tokenize`; likewise quantize the stages before training the detector.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.training.parts.detector_data import outputs_of
 from audiolm_cli.training.recipes import RECIPES, Recipe
 
-MAX_BYTES = 64_000_000  # of a bundle that travels in the wheel
-# of config.json, besides what the parts say
+MAX_BYTES = 64_000_000  # of a bundle inside the wheel
+# fields of config.json that do not come from the parts
 SETTINGS = (
     *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens"),
     *("familiar_bits", "familiar_semantic_bits"),
@@ -43,13 +43,12 @@ def assemble(
     parts: Path, name: str, out: Path, given: dict[str, Any] | None = None, recipe: Recipe | None = None,
     trained: dict[str, Any] | None = None, most: float = MAX_BYTES,
 ) -> None:  # fmt: skip
-    """Writes config.json, the parts and SHA256SUMS into `out`; its model card (`hub.CARD`) stays as it is, and so do
-    SETTINGS of its config.json that are not `given`, and the recipe; `trained` is what it says of training beside the
-    parts. With a recipe whose stage 2 has all `quantizers`, there is no stage 3 and the codec has no more of them: the
-    codes are those of its first ones.
+    """Writes config.json, the parts and SHA256SUMS to `out`. Keeps its model card (`hub.CARD`), its recipe, and those
+    SETTINGS of its config.json that are not `given`. `trained` is added to the training metadata of the parts. With a
+    recipe whose stage 2 has all `quantizers`, there is no stage 3, and the codec keeps only these first quantizers.
 
-    Raises ModelError when a part is missing, was trained on another codec's or tokenizer's tokens, or when the bundle
-    would be larger than `most` bytes. Nothing in `out` changes then.
+    Raises ModelError if a part is missing or was trained on the tokens of another codec or tokenizer, or if the bundle
+    would be larger than `most` bytes; `out` is unchanged then.
     """
     quantizers = recipe.quantizers if recipe else 0
     found = [
@@ -68,7 +67,7 @@ def assemble(
     depends: dict[str, dict[str, str]] = {part: {"self": value} for part, value in final.items()}
     for part in found:
         for source in NEEDS.get(part, ()):
-            known = final if part == "detector" else identity  # it hears the bundle's codec, as it became
+            known = final if part == "detector" else identity  # the detector was trained on the final codec
             if about[part]["depends"].get(source) != known[source]:
                 raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
             depends.setdefault(part, {})[source] = final[source]
@@ -95,14 +94,14 @@ def assemble(
     fresh.mkdir(parents=True)
     for part in found:
         save_file(tensors[part], fresh / f"{part}.safetensors")
-        (fresh / f"{part}.safetensors").chmod(0o644)  # safetensors leaves them to their owner
+        (fresh / f"{part}.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
     (fresh / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     for card in itertools.chain.from_iterable(out.glob(pattern) for pattern in CARD):
         shutil.copy(card, fresh)
     write_sums(fresh)
     check_parts(fresh)
-    heard = about["detector"]["trained"].get("bundle") if "detector" in found else None
-    if heard and heard != outputs_of(fresh):
+    trained_on = about["detector"]["trained"].get("bundle") if "detector" in found else None
+    if trained_on and trained_on != outputs_of(fresh):
         raise ModelError(f"{parts}/detector.safetensors was trained on the outputs of other weights")
     if (size := sum(file.stat().st_size for file in fresh.iterdir())) > most:
         raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {most / 1e6:.0f} MB")
@@ -111,10 +110,9 @@ def assemble(
 
 
 def unpack(folder: Path, parts: Path, only: Sequence[str] = PARTS) -> None:
-    """Writes a bundle's parts, or `only` some, into `parts`, as training leaves them there; those already there are
-    replaced.
+    """Writes a bundle's parts, or `only` some, to `parts` as training would; replaces existing ones.
 
-    Raises ModelError when the bundle is not sound.
+    Raises ModelError if the bundle is damaged.
     """
     check_parts(folder)
     config = json.loads(json.dumps(dataclasses.asdict(read_config(folder))))
@@ -134,9 +132,9 @@ def unpack(folder: Path, parts: Path, only: Sequence[str] = PARTS) -> None:
 
 
 def quantize(parts: Path, names: Sequence[str]) -> None:
-    """Stores matrices of trained parts in int8, those of `int8.MATRICES`; where they are already, nothing changes.
+    """Stores the matrices of trained parts that `int8.MATRICES` names in int8, unless they are already.
 
-    Raises ModelError when there is no such part.
+    Raises ModelError if there is no such part.
     """
     for part in names:
         file = parts / f"{part}.safetensors"
@@ -158,10 +156,10 @@ def main() -> None:
     parser.add_argument("--name", default="speech")
     parser.add_argument("--out", type=Path, default=Path("weights/speech"))
     parser.add_argument(
-        "--settings", type=json.loads, help=f"JSON of {', '.join(SETTINGS)}; else they stay as they are"
+        "--settings", type=json.loads, help=f"JSON with any of {', '.join(SETTINGS)}; by default they stay"
     )
-    parser.add_argument("--recipe", choices=RECIPES, help="that the parts were trained by, for the bundle to keep")
-    parser.add_argument("--unpack", action="store_true", help="take the bundle OUT apart into the parts of RUNS")
+    parser.add_argument("--recipe", choices=RECIPES, help="the recipe of the training, which the bundle keeps")
+    parser.add_argument("--unpack", action="store_true", help="write the parts of the bundle OUT to RUNS")
     parser.add_argument("--quantize", nargs="+", choices=int8.MATRICES, help="store these parts of RUNS in int8")
     args = parser.parse_args()
     if args.quantize:

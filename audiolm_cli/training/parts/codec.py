@@ -1,12 +1,12 @@
-"""Trains SoundStream: by reconstruction, then its decoder against discriminators as well.
+"""Trains SoundStream by reconstruction, then its decoder against discriminators as well.
 
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--recipe tiny]
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 20 [--resume] --decoder-only
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
 points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
-quantizers (quantizer dropout), so that every prefix can be decoded. With `--decoder-only` encoder and codebooks stay as
-they are, so that codes stay valid, also for language models that were trained on them.
+quantizers (quantizer dropout), so that every prefix can be decoded. --decoder-only freezes encoder and codebooks, so
+that codes stay valid, also for language models trained on them.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class DiscriminatorTrainer:
 
 
 class CodecTraining(nn.Module):
-    """The state in a checkpoint of codec training."""
+    """The module whose state is in the checkpoints of codec training."""
 
     def __init__(self, config: SpectralConfig | WaveformConfig, tokens: TokenSpec):
         super().__init__()

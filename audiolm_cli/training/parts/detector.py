@@ -1,14 +1,14 @@
-"""Trains the detector of a bundle: its own outputs against recordings, both as tokens of its codec and tokenizer.
+"""Trains a bundle's detector, a classifier of its own outputs against recordings, both as tokens of the bundle.
 
     python -m audiolm_cli.training.parts.detector --model weights/speech --data DATA --runs RUNS
 
-Needs what audiolm_cli.training.parts.detector_data made, of both splits. Half of them is changed first: level,
-equaliser, band, noise, MP3 and Ogg; and all are cut somewhere, so that frames do not begin where the bundle
-began them. Of the recordings a third has been through the codec once before, as every output has; otherwise its traces
-would tell, and whatever somebody kept as tokens would count as generated. Outputs carry no watermark, which tells for
-itself and makes them less likely to the stages: with half of them marked, the rest would be missed more often. Writes
-parts/detector.safetensors, and with --report figures on speakers and pieces of `valid`: accuracy beside a detector that
-hears spectra of the raw audio, and false alarms on each corpus by detectors that never heard it.
+Needs the outputs of audiolm_cli.training.parts.detector_data for both splits. Half of the data is augmented first
+(level, equaliser, bandwidth, noise, MP3, Ogg), and all of it is cut at a random place, so that frames do not begin
+where the bundle's did. A third of the recordings has been through the codec before, as every output has; otherwise the
+codec's traces would decide, and recordings stored as tokens would count as generated. Outputs carry no watermark: it is
+detected by itself, and it makes outputs less likely to the stages; with half of them marked, unmarked ones would be
+missed more often. Writes parts/detector.safetensors. --report adds figures on speakers and pieces of `valid`: accuracy
+beside a detector on spectra of the raw audio, and false alarms on each corpus by detectors trained without it.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, arguments
 
 BATCH = 64
-SECONDS = 4.0  # of a recording: Common Voice has hardly any longer than 6
+SECONDS = 4.0  # of a recording: few of Common Voice's are longer than 6
 ALTERED, THROUGH_CODEC = 0.5, 1 / 3  # shares of training data, and of recordings
 WINDOW = round(WINDOW_SECONDS * 50)  # frames
-MINUTES = {"traces": 0.2, "spectra": 4.0}  # of training; with more, on one core, the former memorises its recordings
+MINUTES = {"traces": 0.2, "spectra": 4.0}  # of training on one core; "traces" memorises its recordings with more
 REAL_WEIGHT = 8.0  # a false alarm costs as much as this many missed outputs
 
 
@@ -66,7 +66,7 @@ class Item(NamedTuple):
     """A stretch's features `float32 [frames, K]`, whether it was generated, the corpus of its recording or voice (""
     for none), and how it was processed before ("" for not at all)."""
 
-    heard: Tensor
+    features: Tensor
     made: bool
     corpus: str
     handling: str = ""
@@ -117,7 +117,7 @@ def items(
     seed: int,
     share: float,
 ) -> list[Item]:
-    """Features, by `listen`, of the outputs and of twice as many recordings. A `share` of them is augmented before."""
+    """Features, by `listen`, of the outputs and of twice as many recordings; a `share` of them is augmented first."""
     rng, tokens = np.random.default_rng(seed), bundle.config.tokens
     cut = tokens.samples_per_semantic
     real = recordings(corpus, round(SECONDS * tokens.sample_rate) + cut, 2 * len(outputs), seed)
@@ -135,10 +135,10 @@ def items(
 
 
 def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
-    """A file's items, made and written on first use."""
+    """A file's items, computed and written on first use."""
     if not file.is_file():
         made = make()
-        tensors = {f"{n:06d}": item.heard.half() for n, item in enumerate(made)}
+        tensors = {f"{n:06d}": item.features.half() for n, item in enumerate(made)}
         sources = json.dumps([item[1:] for item in made])
         write_tensors(file, tensors, {"sources": sources})
     with safe_open(file, framework="pt") as handle:
@@ -148,8 +148,8 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
 
 def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One stretch of `size` frames per item, `float32 [B, size, K]`, and whether it was generated, `float32 [B]`."""
-    starts = [int(rng.integers(len(item.heard) - size + 1)) for item in chosen]
-    stretches = torch.stack([item.heard[start : start + size] for item, start in zip(chosen, starts, strict=True)])
+    starts = [int(rng.integers(len(item.features) - size + 1)) for item in chosen]
+    stretches = torch.stack([item.features[start : start + size] for item, start in zip(chosen, starts, strict=True)])
     return stretches, torch.tensor([float(item.made) for item in chosen])
 
 
@@ -179,7 +179,7 @@ def train(
     shares = np.array([voices[item.corpus] / recorded[item.corpus] for item in real])
     shares /= shares.sum()
     if isinstance(detector, LikelihoodDetector):
-        everything = torch.cat([item.heard for item in training])
+        everything = torch.cat([item.features for item in training])
         detector.mean.copy_(everything.mean(0))
         detector.scale.copy_(1 / (everything.std(0) + 1e-3))
     trainer = Trainer(
@@ -220,8 +220,8 @@ def figures(
     called: dict[str, list[tuple[float, float]]] = {}
     alarms = []
     for item in held:
-        starts = range(0, len(item.heard) - WINDOW + 1, WINDOW // 2)
-        logits = detector(torch.stack([item.heard[start : start + WINDOW] for start in starts]).to(device))
+        starts = range(0, len(item.features) - WINDOW + 1, WINDOW // 2)
+        logits = detector(torch.stack([item.features[start : start + WINDOW] for start in starts]).to(device))
         found = float((logits > 0).float().mean()), float(logits.mean() > 0)
         if not item.made:
             alarms.append(found)

@@ -1,10 +1,10 @@
-"""Outputs of a bundle in all its ways, with many seeds and settings: what its detector learns to tell from recordings.
+"""Generates outputs of a bundle with many seeds and settings, on which its detector is trained.
 
     python -m audiolm_cli.training.parts.detector_data --model weights/speech --data DATA --runs RUNS --batches 30
 
-Each batch is made in one way (continued prompts, from nothing, recordings said again in another's voice) of recordings
-of the split, with sampling settings of its own; every third has the bundle's. Batches that are there already are kept,
-so the same line with more of them goes on. They carry no watermark.
+Each batch comes from one command (continue, generate, or resynth in another's voice) on recordings of the split, with
+its own sampling settings; every third batch has the bundle's. Existing batches are kept, so the same command line with
+more batches resumes. Outputs carry no watermark.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from audiolm_cli.training.parts.ood_threshold import prompts, stretches
 SECONDS = 6.0  # of an output
 BATCH = 16
 BATCHES, VALID_BATCHES = 65, 10
-WAYS = ("continue", "continue", "continue", "generate", "resynth")  # by turns
+WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def needed(bundle: Bundle, number: int) -> float:
 
 
 def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
-    """The new audio of a batch's outputs, `float32 [BATCH, SECONDS * rate]`."""
+    """Generates a batch; returns the new audio, `float32 [BATCH, SECONDS * rate]`."""
     how, rate, seconds = plan(bundle, number), bundle.config.tokens.sample_rate, needed(bundle, number)
     length = round(SECONDS * rate)
     common: dict[str, Any] = {"seed": number, **vars(how.sampling)}
@@ -110,7 +110,7 @@ def load_outputs(runs: Path, split: str, bundle: Bundle, corpus: Corpus) -> list
 
 
 def complete(bundle: Bundle, corpus: Corpus, runs: Path, split: str, batches: int) -> None:
-    """Makes those of a split's first `batches` that are missing."""
+    """Generates the missing ones of a split's first `batches`."""
     common = f"{split}-{outputs_of(bundle.folder)}"
     for number in range(batches):
         file = runs / "outputs" / f"{common}-{number:04d}.safetensors"

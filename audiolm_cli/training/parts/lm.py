@@ -2,12 +2,13 @@
 
     python -m audiolm_cli.training.parts.lm --stage coarse --data DATA --minutes 25 [--resume]
 
-Crops have one shape per batch, drawn from the stage's shapes; part of those of stage 2 begin with a reference from
-elsewhere in the recording or speaker, behind the gap token. Loss on the tokens that the stage makes, each quantizer
-among its own codes, as its kind has it. The best validation state is kept as the part that ships.
+The crops of a batch share one shape, drawn from the stage's SHAPES. Some of stage 2's crops begin with a reference from
+elsewhere in the same track, followed by the gap token. The loss is that of the stage's kind: cross entropy over the
+tokens that the stage predicts, each quantizer among its own codes. The part that ships has the weights with the lowest
+validation loss.
 
-Stage 1 learns from synthetic speech as well where `tokenize --synthetic` made tokens of some: its share of the batches
-goes from the first to the second number of --synthetic-share over the training.
+Stage 1 also trains on the tokens of `tokenize --synthetic`, if there are any. Their share of the batches goes linearly
+from the first to the second number of --synthetic-share.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from audiolm_cli.training.corpora.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
 
-Best = tuple[float, dict[str, Tensor]]  # the lowest validation bits and the state that reached them
+Best = tuple[float, dict[str, Tensor]]  # lowest validation bits so far, and the state dict with them
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a batch looks like: seconds of reference (0: none), seconds of crop, relative frequency."""
+    """The shape of a batch's crops: seconds of reference (0: none), seconds of crop, relative frequency."""
 
     reference: float
     crop: float
@@ -52,17 +53,17 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "parallel": (Shape(0, 6), Shape(0, 3, 3)),
     "frames": (Shape(3, 7, 3), Shape(3, 4, 2), Shape(1.6, 2.4), Shape(0, 10, 2), Shape(0, 4)),
 }
-# of audio in a batch
+# seconds of audio in a batch
 BATCH_SECONDS = {"semantic": 120.0, "coarse": 18.0, "fine": 9.0, "parallel": 72.0, "frames": 90.0}
 
 
 def crop_kind(layout: Layout, stage: StageName) -> str:
-    """The key of a stage's crops in SHAPES and BATCH_SECONDS: its layout, if that has its own, or its name."""
+    """A stage's key in SHAPES and BATCH_SECONDS: its layout if that has an entry, else its name."""
     return layout if layout in SHAPES else stage
 
 
 def drawn_shape(kind: str, rng: np.random.Generator) -> Shape:
-    """A random shape, as frequent as its share."""
+    """A random shape, with probability proportional to `share`."""
     shares = np.array([shape.share for shape in SHAPES[kind]])
     return SHAPES[kind][rng.choice(len(shares), p=shares / shares.sum())]
 
@@ -77,7 +78,7 @@ class Crops:
         self.lengths = np.array([track.length for _, track in self.tracks])
 
     def draw(self, shape: Shape, count: int) -> list[tuple[TokenData, Track, int, int]]:
-        """(data, track, first token of the crop, first token of its reference), longer tracks more often."""
+        """Draws (data, track, first token of the crop, first token of its reference), longer tracks more often."""
         crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
         room = self.lengths - crop - reference
         weight = np.where(room >= 0, room + crop, 0).astype(np.float64)
@@ -101,8 +102,8 @@ class Crops:
         return self.build(drawn, shape) if drawn else None
 
     def build(self, drawn: list, shape: Shape, *, shuffled: bool = False, others: bool = False) -> Batch:
-        """Sequences of the drawn crops. `shuffled`: each with the semantic tokens of another crop; `others`: with the
-        reference of another one (both for validation)."""
+        """The batch of the drawn crops. For validation, `shuffled` gives each the semantic tokens of another crop, and
+        `others` the reference of another crop."""
         crop, reference = self._tokens(shape.crop), self._tokens(shape.reference)
         pieces = [data.cut(track, first, crop) for data, track, first, _ in drawn]
         references = [data.cut(track, first, reference) for data, track, _, first in drawn] if reference else []
@@ -122,11 +123,10 @@ class Crops:
 def validation_bits(
     model: Stack, data: list[TokenData], batches: int = 6, conditioning: bool = True
 ) -> dict[str, object]:
-    """Bits per token on fixed crops: all, per quantizer, and for stage 2 its `conditioning`, what should help taken
-    away.
+    """Bits per token on fixed crops: overall, per quantizer, and for stage 2 with `conditioning` also for wrong inputs.
 
-    `shuffled`: with the semantic tokens of other crops (compare `bits_reference`); `other_speaker`: behind a reference
-    of another track (likewise).
+    Compare with `bits_reference`: `bits_shuffled` has the semantic tokens of other crops, `bits_other_speaker` the
+    reference of another track.
     """
     crops = Crops(data, model, seed=1)
     device, was_training = next(model.parameters()).device, model.training
@@ -162,8 +162,8 @@ def train(
     batch: Callable[[], Batch | None],
     validated: Callable[[], dict[str, object]],
 ) -> Best:
-    """Trains a model on what `batch` gives until the trainer's time is over, and returns the state of the trainer's
-    module at which `validated` had the fewest bits. A step without a batch is none lost."""
+    """Trains a model on the batches of `batch()` until the trainer's time is over. Returns the state of the trainer's
+    module with the lowest bits of `validated()`. Where `batch()` returns None, the step does nothing."""
     for _ in trainer:
         if (drawn := batch()) is None:
             continue
@@ -176,7 +176,7 @@ def train(
 
 
 def keep_best(trainer: Trainer, figures: dict[str, object], finished: bool = False) -> Best:
-    """Logs validation figures; the best state until now, which the trainer's checkpoints hold."""
+    """Logs validation figures; returns the best state so far, which the trainer's checkpoints hold."""
     trainer.log(valid=True, finished=finished, **figures)
     best: Best | None = trainer.extra.get("best")
     bits = float(figures["bits"])  # type: ignore[arg-type]
@@ -188,9 +188,9 @@ def keep_best(trainer: Trainer, figures: dict[str, object], finished: bool = Fal
 def main() -> None:
     parser = arguments(__doc__, minutes=25)
     parser.add_argument("--stage", choices=("semantic", "coarse", "fine"), required=True)
-    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
-    parser.add_argument("--batch-seconds", type=float, help="audio in a batch")
-    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 when training takes several epochs")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="recipe that gives the model's sizes")
+    parser.add_argument("--batch-seconds", type=float, help="seconds of audio in a batch")
+    parser.add_argument("--dropout", type=float, default=0.0, help="use 0.1 if training takes several epochs")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument(
         "--synthetic-share",
@@ -198,9 +198,9 @@ def main() -> None:
         nargs=2,
         default=(0.9, 0.3),
         metavar=("FIRST", "LAST"),
-        help="of stage 1's batches",
+        help="share of synthetic speech in stage 1's batches, at first and at last",
     )
-    parser.add_argument("--coarse", type=int, help="quantizers of stage 2; as many as the tokens have by default")
+    parser.add_argument("--coarse", type=int, help="quantizers of stage 2; by default as in the tokens")
     add_matrices(parser)
     args = parser.parse_args()
     stage: StageName = args.stage
@@ -213,9 +213,9 @@ def main() -> None:
     before = warm_start(args, stage, model)
     kind = crop_kind(config.layout, stage)
     trainer = Trainer(stage, args, model, rate=args.rate, weight_decay=0.1, warmup=80, validate_seconds=480)
-    before = trainer.extra.setdefault("before", before)  # of the first run, when this one goes on
+    before = trainer.extra.setdefault("before", before)  # of the first run, if this one resumes
     corpora = [Crops(data, model, (args.seed, trainer.step, trainer.rank)) for data in (recorded, read) if data]
-    shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes: they wait for each other
+    shapes = np.random.default_rng((args.seed, trainer.step))  # the same in all processes, since they wait for another
 
     def batch() -> Batch | None:
         shape = drawn_shape(kind, shapes)
@@ -246,7 +246,8 @@ def main() -> None:
 
 
 def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:
-    """The tokens of synthetic speech, if there are any, by the tokenizer of the real ones; raises ModelError."""
+    """The tokens of synthetic speech, if there are any. Raises ModelError if another tokenizer made them than the real
+    ones."""
     if not any((runs / "tokens").glob(f"{split}_*.safetensors")):
         return []
     found = load_tokens(runs, split)
@@ -256,7 +257,7 @@ def load_synthetic(runs: Path, real: TokenData, split: str) -> list[TokenData]:
 
 
 def split_at(data: TokenData, coarse: int | None) -> TokenData:
-    """The same tokens with other quantizers for stage 2, the rest for stage 3."""
+    """The same tokens with `coarse` quantizers for stage 2 and the rest for stage 3."""
     return dataclasses.replace(data, spec=dataclasses.replace(data.spec, coarse=coarse or data.spec.coarse))
 
 

