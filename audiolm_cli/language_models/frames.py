@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audiolm_cli.config import StageConfig, TokenSpec
+from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import StageSampling, draw
 from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
-from audiolm_cli.language_models.transformer import REPLACED, Decoder, Linear, Measure, NativeParts, cross_entropy
+from audiolm_cli.language_models.transformer import REPLACED, Decoder, Measure, NativeParts, cross_entropy
 
 SEMANTIC_DIVISOR = 8  # the model's width by that of a semantic token's embedding
 OFFSETS = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8)  # frames, relative to one, whose semantic tokens condition it
