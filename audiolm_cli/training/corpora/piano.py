@@ -8,7 +8,11 @@ pianos, in its own room and at its own level, and cut before attacks into 20 to 
 equal shares of every piece, and more hours keep what fewer ones took. Composers in VALID are the validation split, with
 all their works: the same work may occur twice, by different players under different names, but not in both splits.
 
-The same data, seed and timbres give the same corpus. Existing files are kept, so an interrupted run resumes.
+With --passes each training piece is played again and again, each time in another key and tempo and as if recorded
+elsewhere (`piano_variety`); the first pass and the validation split stay as they are without.
+
+The same data, seed, timbres and variety give the same corpus. Existing files are kept, so an interrupted run resumes;
+names of further passes say which settings made them.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import writing_manifest
 from audiolm_cli.training.corpora.piano_synth import HELD, Note, Piano, fluidsynth, in_room, room, sound_font
+from audiolm_cli.training.corpora.piano_variety import Variety, performed, recorded
 
 TIMBRES = ("sampled", "fluidsynth")
 FLUIDSYNTH_SHARE = 1 / 3  # of the pieces, if both pianos play
@@ -62,12 +67,15 @@ LEVELS = (-28.0, -20.0)  # dB below full scale: the range of the pieces' RMS
 
 
 class Piece(NamedTuple):
-    """A performance; `name` is unique and fit for files, `seconds` ends after its last note."""
+    """A performance; `name` is unique and fit for files, `seconds` ends after its last note. `number` is its pass, and
+    the first one has no `variety`."""
 
     name: str
     corpus: str
     composer: str
     notes: tuple[Note, ...]
+    number: int = 0
+    variety: Variety | None = None
 
     @property
     def seconds(self) -> float:
@@ -171,6 +179,13 @@ def read_piece(path: Path, collection: Path) -> Piece | None:
     return Piece(name, collection.name, COMPOSERS.get(composer, composer), without_pauses(notes))
 
 
+def varied(piece: Piece, number: int, variety: Variety, seed: int) -> Piece:
+    """The piece of pass `number`, from 1 on, in another key and tempo."""
+    named = piece._replace(name=f"{piece.name}-{variety.identity}-{number}", number=number, variety=variety)
+    moved = performed(piece.notes, _random(seed, named, 2), variety, KEYS)
+    return named._replace(notes=without_pauses(_one_per_key(moved)))
+
+
 def edges(piece: Piece) -> list[float]:
     """Where to cut a piece, in s, including its start and end; empty if it is too short.
 
@@ -193,7 +208,7 @@ def edges(piece: Piece) -> list[float]:
 def plan(pieces: Iterable[Piece], hours: float, timbres: Sequence[str] = TIMBRES, seed: int = 0) -> list[Cut]:
     """The corpus's cuts, at most `hours` of them, as evenly distributed over the pieces as possible.
 
-    More hours take the same cuts first.
+    More hours take the same cuts first, those of earlier passes before those of later ones.
     """
     ranked = []
     for piece in pieces:
@@ -205,7 +220,8 @@ def plan(pieces: Iterable[Piece], hours: float, timbres: Sequence[str] = TIMBRES
         for place, index in enumerate(random.permutation(len(parts))):
             start, end = parts[index]
             path = f"{piece.corpus}/{piece.name}-{timbre}-s{seed}-{start * 1000 // RATE:07d}.flac"
-            ranked.append(((place + first) / len(parts), Cut(path, piece, timbre, start, end)))
+            share = (place + first) / len(parts)
+            ranked.append(((piece.number, share), Cut(path, piece, timbre, start, end)))
     taken, rest = [], round(hours * 3600 * RATE)
     for _, cut in sorted(ranked, key=lambda entry: (entry[0], entry[1].path)):
         rest -= cut.end - cut.start
@@ -231,7 +247,10 @@ def render(piece: Piece, timbre: str, data: Path, seed: int) -> np.ndarray:
     else:
         played = _piano(data / "headroom").play(piece.notes, samples)
     random = _random(seed, piece, 1)
-    sound = in_room(played, room(random))
+    if piece.variety is None:
+        sound = in_room(played, room(random))
+    else:
+        sound = recorded(played, room(random), random, piece.variety)
     level = 10 ** (random.uniform(*LEVELS) / 20)
     return sound * np.float32(min(level / np.sqrt(np.mean(np.square(sound)) + 1e-12), PEAK / np.abs(sound).max()))
 
@@ -247,7 +266,14 @@ def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
 
 
 def make(
-    data: Path, out: Path, hours: float, processes: int = 1, seed: int = 0, timbres: Sequence[str] = TIMBRES
+    data: Path,
+    out: Path,
+    hours: float,
+    processes: int = 1,
+    seed: int = 0,
+    timbres: Sequence[str] = TIMBRES,
+    passes: int = 1,
+    variety: Variety = Variety(),  # noqa: B008
 ) -> float:
     """Makes the corpus in `out`; returns its seconds: at most `hours`, less if the pieces are too short.
 
@@ -262,6 +288,8 @@ def make(
     began, total = time.monotonic(), 0.0
     with Pool(processes) as pool:
         pieces = [piece for piece in pool.starmap(read_piece, files, chunksize=4) if piece is not None]
+        train = [piece for piece in pieces if piece.split == "train"]
+        pieces += [varied(piece, number, variety, seed) for number in range(1, passes) for piece in train]
         cuts = plan(pieces, hours, timbres, seed)
         by_piece: dict[tuple[str, str], list[Cut]] = {}
         for cut in cuts:
@@ -284,12 +312,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the recordings and manifest.tsv")
     parser.add_argument("--hours", type=float, default=15.0, help="of music to make at most")
     parser.add_argument("--processes", type=int, default=1, help="that play at once")
+    parser.add_argument("--passes", type=int, default=1, help="over the training pieces; further ones vary them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timbres", nargs="+", choices=TIMBRES, default=TIMBRES, help="the pianos that play")
     options = parser.parse_args()
     try:
         seconds = make(
-            options.data, options.out, options.hours, max(1, options.processes), options.seed, options.timbres
+            options.data,
+            options.out,
+            options.hours,
+            max(1, options.processes),
+            options.seed,
+            options.timbres,
+            options.passes,
         )
     except AudioLMError as error:
         sys.exit(f"piano: {error}")

@@ -6,10 +6,11 @@
 Sections: the codec against Opus; the semantic tokens against MFCC k-means; bits per token of every stage against
 unigram and bigram; words against pseudo-words; real tokens against synthetic ones; continuations of 3 s by 7 s against
 four trivial baselines, the words recognised in them and across the join, the sound between the words, and the end of
-long ones; resynthesis against the source itself. For piano: codec, bits per token, and continuations of 4 s by 6 s
-against trivial baselines and the acoustic stages alone. For both: the watermark's robustness and the classifier's
-accuracy. Seeds are fixed; intervals in parentheses are 95 % by bootstrap over speakers, or pieces. Needs the extra
-`eval`, and for all rows Debian's packages opus-tools, flite and ffmpeg.
+long ones; resynthesis against the source itself. For piano: codec, bits per token, continuations of 4 s by 6 s and by
+30 s against trivial baselines and the acoustic stages alone, and the noise behind single notes. For both: the
+watermark's robustness and the classifier's accuracy. Seeds are fixed; intervals in parentheses are 95 % by bootstrap
+over speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools, flite, ffmpeg,
+fluidsynth and fluid-soundfont-gm.
 
 Settings are chosen on one half of the validation speakers and reported on the other (`data.half`): with --sampling or
 --best-of prompts and sources come from the tuning half, otherwise from the testing half.
@@ -18,6 +19,7 @@ Settings are chosen on one half of the validation speakers and reported on the o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -34,10 +36,10 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
-from audiolm_cli.errors import AudioLMError, InputError
+from audiolm_cli.errors import AudioLMError, InputError, UsageError
 from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.data import HALVES, load_corpus
-from audiolm_cli.training.evaluation import continuations, language_models, music, speech, watermark_robustness
+from audiolm_cli.training.evaluation import language_models, music, speech, watermark_robustness
 from audiolm_cli.training.evaluation.setting import (
     BATCH,
     SEED,
@@ -58,6 +60,7 @@ from audiolm_cli.training.measures.measures import (
     autoencoder,
     clips_per_speaker,
     codec_figures,
+    figure,
     opus_rows,
 )
 from audiolm_cli.training.measures.memorised import Training
@@ -68,7 +71,7 @@ SPEECH = (  # sections
     "codec", "tokenizer", "bits", "words", "synthetic", "continuation", "spoken", "join", "pauses", "long",
     "resynthesis", "marks", "detector",
 )  # fmt: skip
-PIANO = ("codec", "bits", "music", "marks", "detector")
+PIANO = ("codec", "bits", "music", "long", "notes", "marks", "detector")
 
 
 def codec_tables(setting: Setting) -> dict[str, Table]:
@@ -144,28 +147,60 @@ def word_tables(setting: Setting) -> dict[str, Table]:
     return {"words against pseudo-words of the same sounds, spoken by flite; chance 0.5": rows}
 
 
-def music_tables(setting: Setting) -> dict[str, Table]:
-    """Continuations of real piano music, beside trivial baselines and the acoustic stages alone."""
-    bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED)
+def music_tables(setting: Setting, new: int | None = None) -> dict[str, Table]:
+    """Continuations of real piano music by `new` samples (`music.NEW` by default), beside trivial baselines and what
+    the acoustic stages make alone: a table of their notes and one of their sound."""
+    new = new or music.NEW
+    bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED, new)
+    if not chosen:
+        say(f"no piece is long enough for continuations of {new / RATE:g} s")
+        return {}
     tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
     prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
     others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
     answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
-    if bundle.coarse.unconditional:
-        seconds = music.NEW / RATE
-        answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, seconds)
+    if bundle.coarse.unconditional and new <= music.NEW:  # they fit into one window
+        answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, new / RATE)
     half = len(chosen) // 2  # far enough to be another piece
     answers["another piece"] = lambda: [chosen[n - half].real for n in range(len(chosen))]
-    rows: Table = {}
+    rows: dict[str, dict[str, Figure]] = {}
     for name, make in answers.items():
         say(f"music: {name}")
         scores = [
             music.score(prompt, real, rest, made, tokenize(made), memory)
             for prompt, real, rest, made in zip(prompts, reals, others, make(), strict=True)
         ]
-        rows[name] = dict(continuations.summarise([case.piece for case in chosen], scores))
-    lengths = f"{music.PROMPT / music.RATE:g} s + {music.NEW / music.RATE:g} s"
-    return {f"{len(chosen)} continuations, {lengths}, of {len({case.piece for case in chosen})} pieces": rows}
+        rows[name] = music.summarise([case.piece for case in chosen], scores)
+    lengths = f"{music.PROMPT / RATE:g} s + {new / RATE:g} s"
+    title = f"{len(chosen)} continuations, {lengths}, of {len({case.piece for case in chosen})} pieces"
+    split = music.Score._fields.index("noise")
+    return {
+        f"{title}: {what}": {row: {column: scores[column] for column in columns} for row, scores in rows.items()}
+        for what, columns in (("notes", music.Score._fields[:split]), ("sound", music.Score._fields[split:]))
+    }
+
+
+def long_tables(setting: Setting) -> dict[str, Table]:
+    """Long continuations: of speech their end, of music all of them."""
+    return music_tables(setting, music.LONG) if setting.piano else speech.long_tables(setting)
+
+
+def note_tables(setting: Setting) -> dict[str, Table]:
+    """The noise behind single notes, as played, through the codec and continued; none if FluidSynth is missing."""
+    try:
+        chosen = music.single_notes(-(-setting.prompts // 4), seed=SEED)
+    except UsageError as error:
+        say(str(error))
+        return {}
+    rows: Table = {}
+    for name, make in usual_answers(dataclasses.replace(setting, made={}), chosen).items():
+        say(f"single notes: {name}")
+        heard = [(case.piece, music.hear(made)) for case, made in zip(chosen, make(), strict=True)]
+        rows[name] = {
+            "noise": figure((piece, found.noise) for piece, found in heard),
+            "flatness": figure(((piece, found.flatness) for piece, found in heard), np.median),
+        }
+    return {f"{len(chosen)} continuations of single notes, {music.NEW / RATE:g} s": rows}
 
 
 def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
@@ -237,9 +272,10 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "spoken": speech.spoken_tables,
         "join": speech.join_tables,
         "pauses": speech.pause_tables,
-        "long": speech.long_tables,
+        "long": long_tables,
         "resynthesis": speech.resynthesis_tables,
         "music": music_tables,
+        "notes": note_tables,
         "marks": mark_tables,
         "detector": detector_tables,
     }

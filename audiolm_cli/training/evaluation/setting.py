@@ -102,9 +102,9 @@ def usual_answers(setting: Setting, chosen: Sequence[Case]) -> dict[str, Callabl
     seconds = len(chosen[0].real) / RATE
 
     def kept(name: str, sampling: Sampling, candidates: int) -> list[np.ndarray]:
-        if name not in setting.made:
-            setting.made[name] = generated(bundle, chosen, sampling, seconds, best_of=candidates)
-        return setting.made[name]
+        if (key := f"{name}, {seconds:g} s") not in setting.made:
+            setting.made[key] = generated(bundle, chosen, sampling, seconds, best_of=candidates)
+        return setting.made[key]
 
     made: dict[str, Callable[[], Sequence[np.ndarray]]] = {}
     for name, sampling in setting.samplings.items():

@@ -56,8 +56,8 @@ def bootstrap(
     return float(low), float(high)
 
 
-def figure(values: Iterable[tuple[str, float]]) -> Figure:
-    """(speaker, value) pairs -> average over speakers; skips NaN; NaN if nothing is left."""
+def figure(values: Iterable[tuple[str, float]], average: Callable[[list[float]], Any] = np.mean) -> Figure:
+    """(speaker, value) pairs -> average over speakers' means; skips NaN; NaN if nothing is left."""
     by_speaker: dict[str, list[float]] = {}
     for speaker, value in values:
         if not np.isnan(value):
@@ -65,7 +65,7 @@ def figure(values: Iterable[tuple[str, float]]) -> Figure:
     if not by_speaker:
         return Figure(np.nan, np.nan, np.nan)
     means = [float(np.mean(group)) for group in by_speaker.values()]
-    return Figure(float(np.mean(means)), *bootstrap(means, lambda chosen: float(np.mean(chosen))))
+    return Figure(float(average(means)), *bootstrap(means, lambda chosen: float(average(chosen))))
 
 
 def pesq(reference: np.ndarray, degraded: np.ndarray) -> float:

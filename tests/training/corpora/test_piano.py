@@ -173,6 +173,31 @@ def test_pieces_are_cut_before_attacks(seconds):
         assert after - before >= np.diff(onsets[near]).max()
 
 
+def test_further_passes_play_training_pieces_in_other_keys_and_tempi():
+    tune, how = piece(100), piano.Variety()
+    again = [piano.varied(tune, number, how, 0) for number in (1, 2)]
+    assert len({again[0].name, again[1].name, tune.name}) == 3
+    assert all(how.identity in other.name for other in again)
+    assert again[0].notes != again[1].notes
+    assert [other.split for other in again] == ["train"] * 2
+    for other in again:
+        assert len(other.notes) == len(tune.notes)
+        assert other.seconds != pytest.approx(tune.seconds, abs=0.01)
+        assert 0.84 < (other.seconds - piano.TAIL) / (tune.seconds - piano.TAIL) < 1.19
+    assert piano.varied(tune, 1, piano.Variety(semitones=3), 0).name != again[0].name
+    high = piece(100)._replace(notes=(Note(0.1, 0.3, 86, 64), Note(4.0, 4.2, 60, 64)))
+    ends = {note.key: note.end - note.onset for n in range(1, 100) for note in piano.varied(high, n, how, 0).notes}
+    assert {key for key, seconds in ends.items() if seconds >= piano.RING} == {89, 90, 91}  # where dampers end
+
+
+def test_first_passes_are_planned_first():
+    tune, other = piece(100, "tune"), piece(100, "other one")
+    pieces = [tune, other, *(piano.varied(each, 1, piano.Variety(), 0) for each in (tune, other))]
+    alone, full = piano.plan(pieces[:2], 10), piano.plan(pieces, 10)
+    assert full[: len(alone)] == alone
+    assert {cut.piece.number for cut in full[len(alone) :]} == {1}
+
+
 def test_what_is_too_short_is_left_out():
     assert piano.edges(piece(6)) == []
 
@@ -314,3 +339,19 @@ def test_errors_are_one_line(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mido", None)
     with pytest.raises(SystemExit, match=r"^piano: mido is not installed"):
         run("--data", data, *out)
+
+
+def test_more_passes_keep_what_one_made_and_never_vary_validation(data, tmp_path):
+    plain = make(data, tmp_path / "one", 5000)
+    rows = make(data, tmp_path / "three", 5000, passes=3)
+    assert rows[: len(plain)] == plain
+    assert rows[len(plain) :]
+    more = rows[len(plain) :]
+    assert {row["split"] for row in more} == {"train"}
+    assert len({row["speaker"] for row in more}) == 2 * len(
+        {row["speaker"] for row in plain if row["split"] == "train"}
+    )
+    one, three = contents(tmp_path / "one"), contents(tmp_path / "three")
+    assert all(three[name] == one[name] for name in one if name != "manifest.tsv")
+    assert make(data, tmp_path / "again", 5000, passes=3) == rows
+    assert contents(tmp_path / "again") == three

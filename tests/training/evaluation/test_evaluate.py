@@ -246,7 +246,8 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
             [60, 64, 67], (1 + (1000 * np.abs(samples[: len(samples) // 3 * 3].reshape(3, -1)).mean(1)).astype(int))
         )
         onsets, classes = np.linspace(0, len(samples) / RATE, len(pitches)), np.bincount(pitches % 12, minlength=12)
-        return music.Heard(onsets, pitches, classes, float(20 * np.log10(samples.std() + 1e-9)), len(samples) / RATE)
+        level = float(20 * np.log10(samples.std() + 1e-9))
+        return music.Heard(onsets, pitches, classes, level, level - 20, 0.1, len(samples) / RATE)
 
     monkeypatch.setattr(music, "hear", hear)
     monkeypatch.setattr(music, "NEW", RATE * 3 // 2)
@@ -259,12 +260,44 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         prompts=4,
         samplings=setting.samplings(bundle, []),
     )
-    ((title, table),) = evaluate.music_tables(asked).items()
-    assert title == "4 continuations, 4 s + 1.5 s, of 4 pieces"
-    assert next(iter(table)) == "AudioLM"
-    assert "acoustic stages alone" in table
-    assert table["real continuation"]["intervals"].mean == 1
-    assert all(np.isfinite(table[name]["level"].mean) for name in table)
+    (first, notes), (second, sound) = evaluate.music_tables(asked).items()
+    assert first == "4 continuations, 4 s + 1.5 s, of 4 pieces: notes"
+    assert second == "4 continuations, 4 s + 1.5 s, of 4 pieces: sound"
+    assert list(notes) == list(sound)
+    assert next(iter(notes)) == "AudioLM"
+    assert "acoustic stages alone" in notes
+    assert notes["real continuation"]["intervals"].mean == 1
+    assert all(np.isfinite(row["level"].mean) for row in sound.values())
+    assert {*notes["AudioLM"], *sound["AudioLM"]} == set(music.Score._fields)
+    monkeypatch.setattr(music, "LONG", 2 * RATE)
+    monkeypatch.setattr(bundle, "config", dataclasses.replace(bundle.config, domain="piano"))
+    longer = evaluate.long_tables(asked)
+    assert list(longer) == [f"4 continuations, 4 s + 2 s, of 4 pieces: {what}" for what in ("notes", "sound")]
+    monkeypatch.setattr(music, "LONG", 20 * RATE)
+    assert evaluate.long_tables(asked) == {}
+
+
+def test_single_notes_have_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
+    def missing(count: int, seed: int) -> list[music.Case]:
+        raise UsageError("fluidsynth is not installed")
+
+    def silent(count: int, seed: int) -> list[music.Case]:
+        return [music.Case(f"scale {n}", np.zeros(music.PROMPT, np.float32), np.zeros(8000, np.float32))
+                for n in range(count)]  # fmt: skip
+
+    asked = setting.Setting(bundle, corpus, corpus, tmp_path, True, 8, setting.samplings(bundle, []))
+    monkeypatch.setattr(music, "single_notes", missing)
+    assert evaluate.note_tables(asked) == {}
+    monkeypatch.setattr(music, "single_notes", silent)
+    none = np.zeros(0)
+    monkeypatch.setattr(
+        music, "hear", lambda samples: music.Heard(none, none, none, -20.0, float(len(samples)), 0.1, 1.0)
+    )
+    ((title, table),) = evaluate.note_tables(asked).items()
+    assert title == "2 continuations of single notes, 6 s"
+    assert list(table) == ["AudioLM", "prompt looped", "real continuation", "real, through the codec"]
+    assert table["AudioLM"]["noise"].mean == 8000
+    assert asked.made == {}
 
 
 def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypatch):

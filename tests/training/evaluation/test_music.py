@@ -7,19 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audiolm_cli.errors import UsageError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.evaluation import music
 from audiolm_cli.training.evaluation.music import NEW, PROMPT, REACH, Heard
 from audiolm_cli.training.measures.memorised import Training
+from tests.training.corpora.test_piano_synth import attacks
 
 NOTHING = Training([])
 LIVELY = np.random.default_rng(0).integers(1000, size=150)  # tokens
 
 
-def heard(*notes: tuple[float, int], level: float = -20.0, seconds: float = 6.0) -> Heard:
+def heard(*notes: tuple[float, int], level: float = -20.0, flatness: float = 0.01, seconds: float = 6.0) -> Heard:
     onsets, pitches = (np.array(column) for column in zip(*notes, strict=True)) if notes else (np.zeros(0),) * 2
-    return Heard(onsets, pitches, np.bincount(pitches.astype(int) % 12, minlength=12), level, seconds)
+    chroma = np.bincount(pitches.astype(int) % 12, minlength=12)
+    return Heard(onsets, pitches, chroma, level, -30.0, flatness, seconds)
+
+
+def beaten(*waits: float, pitch: int = 60) -> Heard:
+    """One note again and again, after these waits."""
+    return heard(*((float(onset), pitch) for onset in np.cumsum(waits)), seconds=float(sum(waits)))
 
 
 SCALE = heard(*((n / 2, pitch) for n, pitch in enumerate((60, 62, 64, 65, 67, 69, 71, 72, 71, 69, 67, 65))))
@@ -43,6 +51,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, made: Heard, loudness: float = 0.1, 
 def test_the_real_continuation_has_all_points(monkeypatch):
     score = judged(monkeypatch, SCALE)
     assert (score.key_kept, score.density_kept, score.level, score.intervals) == (1, 1, 0, 1)
+    assert (score.rate_kept, score.tempo_kept, score.figures, score.flatness) == (1, 1, 1, 1)
     assert (score.silent, score.drones, score.loops) == (0, 0, 0)
 
 
@@ -54,17 +63,57 @@ def test_another_key_is_not_kept(monkeypatch):
 def test_nothing_heard_keeps_nothing(monkeypatch):
     score = judged(monkeypatch, heard())
     assert (score.key_kept, score.density_kept, score.intervals) == (0, 0, 0)
+    assert (score.rate_kept, score.tempo_kept) == (0, 0)
+    assert np.isnan(score.figures)
 
 
 def test_a_silent_prompt_says_nothing_of_key_and_density(monkeypatch):
     score = judged(monkeypatch, SCALE, prompt=heard())
-    assert np.isnan([score.key_kept, score.density_kept]).all()
+    assert np.isnan([score.key_kept, score.density_kept, score.rate_kept, score.tempo_kept, score.figures]).all()
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(0.4, 0), (0.6, 1), (1.9, 1), (2.1, 0)])
 def test_density_is_kept_within_a_factor_of_two(monkeypatch, rate, kept):
     notes = [(float(onset), 60) for onset in np.linspace(0, 6, round(12 * rate))]
     assert judged(monkeypatch, heard(*notes)).density_kept == kept
+
+
+@pytest.mark.parametrize(
+    ("factor", "rate", "tempo"), [(0.9, 1, 1), (1.1, 1, 1), (1.3, 0, 0), (0.75, 0, 0), (0.5, 0, 1), (2.05, 0, 1)]
+)
+def test_pace_is_kept_within_15_percent_and_tempo_in_any_metre(monkeypatch, factor, rate, tempo):
+    score = judged(monkeypatch, beaten(*[0.5 * factor] * 12), prompt=beaten(*[0.5] * 12))
+    assert (score.rate_kept, score.tempo_kept) == (rate, tempo)
+
+
+def test_the_pulse_is_the_commonest_wait_however_unsteady(monkeypatch):
+    waits = np.array([0.3] * 7 + [0.9, 1.1, 0.15, 0.6]) * np.random.default_rng(0).uniform(0.98, 1.02, 11)
+    assert beaten(*waits).pulse == pytest.approx(1 / 0.3, rel=0.02)
+    chords = heard(*((0.3 * n + strum, 60 + k) for n in range(8) for k, strum in enumerate((0, 0.01, 0.03))))
+    assert chords.pulse == pytest.approx(1 / 0.3, rel=0.02)
+    assert chords.rate == 8 / 6
+    assert np.isnan(beaten(0.5, 0.5, 0.5).pulse)
+
+
+def test_figures_are_the_prompts_own_in_any_octave(monkeypatch):
+    turn, other = (60, 64, 62, 67), (61, 66, 63, 70)
+
+    def tune(*pitches: int) -> Heard:
+        return heard(*((n / 4, pitch) for n, pitch in enumerate(pitches)))
+
+    known = tune(*turn)
+    assert judged(monkeypatch, tune(*turn, *turn), prompt=tune(*turn, *turn)).figures == 1
+    assert judged(monkeypatch, tune(*(p + 12 for p in turn)), prompt=known).figures == 1
+    assert judged(monkeypatch, tune(*other), prompt=known).figures == 0
+    assert judged(monkeypatch, tune(*turn[:3], *other[:2]), prompt=known).figures == pytest.approx(1 / 3)
+
+
+def test_flatness_is_relative_to_the_prompts_and_its_average_the_median(monkeypatch):
+    scores = [judged(monkeypatch, SCALE._replace(flatness=f)) for f in (0.01, 0.02, 0.09)]
+    found = music.summarise(["a", "b", "c"], scores)
+    assert found["flatness"].mean == pytest.approx(2)
+    assert found["flatness"].low == pytest.approx(1)
+    assert found["noise"].mean == -30
 
 
 def test_an_end_without_sound_is_silent_and_one_without_attacks_a_drone(monkeypatch):
@@ -98,6 +147,8 @@ def test_cases_go_round_the_pieces_and_leave_out_what_is_short():
     assert [case.piece for case in cases[2:]] == ["a"]
     assert {(len(case.prompt), len(case.real)) for case in cases} == {(PROMPT, NEW)}
     assert [case.piece for case in music.cases(corpus, 10)] == [case.piece for case in cases]
+    longer = music.cases(corpus, 10, new=8 * RATE)
+    assert {(case.piece, len(case.real)) for case in longer} == {("a", 8 * RATE)}
 
 
 def test_played_notes_are_heard():
@@ -116,3 +167,21 @@ def test_played_notes_are_heard():
         assert any(abs(at - onset) < 0.07 and key == pitch for at, key in zip(found.onsets, found.pitches, strict=True))
     assert len(found.pitches) <= 8
     assert found.seconds == 6
+    assert found.noise < -50
+    noisy = sound + 0.003 * np.random.default_rng(0).standard_normal(len(sound))
+    assert music.hear(noisy.astype(np.float32)).noise > found.noise + 15
+
+
+def test_single_notes_are_played_one_at_a_time():
+    pytest.importorskip("mido", reason="needs the extra 'train'")
+    try:
+        cases = music.single_notes(2)
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert [(case.piece, len(case.prompt), len(case.real)) for case in cases] == [
+        ("scale 0", PROMPT, NEW), ("scale 1", PROMPT, NEW)
+    ]  # fmt: skip
+    found = attacks(cases[0].real)  # but for those that the note before drowns
+    assert 3 <= len(found) <= round(NEW / RATE / music.NOTES)
+    assert np.abs((found - 0.05 + music.NOTES / 2) % music.NOTES - music.NOTES / 2).max() < 0.02
+    assert not np.array_equal(cases[0].prompt, cases[1].prompt)
