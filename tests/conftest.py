@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import soundfile
 
@@ -16,6 +17,9 @@ from tests.helpers.kernels import best, library  # noqa: F401
 from tests.helpers.sounds import tone
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy machine
+# a busy machine is no fault
+hypothesis.settings.register_profile("audiolm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("audiolm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
