@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 # a busy machine is no fault
 hypothesis.settings.register_profile("audiolm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("audiolm")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

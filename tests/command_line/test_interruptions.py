@@ -176,8 +176,6 @@ def test_with_force_nothing_is_said_of_skipping(audiolm, prompt, fake):
 
 
 def test_an_interrupt_that_compiled_code_turned_into_an_error(audiolm, prompt, fake, monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
-
     def load(*_: object, **__: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
