@@ -133,7 +133,7 @@ class Model:
         return self._marked(request, 0 if resynth or samples is None else len(samples), chunks)
 
     def _marked(self, request: Request, prompt: int, chunks: Iterator[pipeline.Chunk]) -> Iterator[np.ndarray]:
-        marking = self._origin(request, prompt).marking()
+        marking = provenance.Origin(self.bundle, request, prompt).marking()
         while True:
             with self._lock:
                 chunk = next(chunks, None)
@@ -142,11 +142,6 @@ class Model:
                 yield samples
             if chunk is None:
                 return
-
-    def _origin(self, request: Request, prompt: int) -> provenance.Origin:
-        """The watermark and metadata of audio that begins with `prompt` samples of a prompt."""
-        kept = 0 if request.continuation_only else prompt
-        return provenance.Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark)
 
     def encode(self, sound: Sound, sample_rate: int | None = None) -> Tokens:
         """Encodes a sound as tokens: `.semantic` `int64 [S]`, `.codes` `int64 [Q, F]`."""
@@ -187,7 +182,7 @@ class Model:
         with self._lock:
             stream = self._stream(request, samples, reference)
             made = stream.output(list(stream))
-        origin = self._origin(request, made.prompt_samples)
+        origin = provenance.Origin(self.bundle, request, made.prompt_samples)
         return Result(
             *(origin.marked(made.waveform), self.sample_rate, origin.tags, request.seed),
             semantic=made.semantic,

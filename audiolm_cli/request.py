@@ -148,11 +148,15 @@ class SampledRequest(Request):
         checks.flag, "Leave out the mark that `detect` finds.", None, "--no-watermark", default=False
     )
 
+    def kept(self, prompt: int) -> int:
+        """How many of a prompt's samples, its last ones, an output begins with."""
+        return 0 if self.continuation_only else prompt
+
     def extent(self, given: int, rate: int) -> Extent:
         """The samples of an output at `rate` Hz. `given`: those of the prompt or source."""
         duration = getattr(self, "duration", None)
         prompt = 0 if duration is None else given  # a resynthesis does not contain its source
-        kept = 0 if self.continuation_only else prompt
+        kept = self.kept(prompt)
         if duration == math.inf or getattr(self, "until_end", False):
             return Extent(prompt, kept, math.inf)
         return Extent(prompt, kept, kept + (given if duration is None else round(duration * rate)))

@@ -229,18 +229,16 @@ class SampledMaker(Maker["Prompt", "Output"]):
                 f"on ({made.unfamiliar}); expect little of it"
             )
 
-    def origin(self, output: PlannedOutput, request: SampledRequest, prompt: int, kept: int) -> Origin:
-        """The watermark and metadata of an output of which the first `kept` samples are the prompt's last ones."""
-        options = self._made_with(output, request)
-        return Origin(self.bundle, request.seed, prompt, kept, marked=not request.no_watermark, options=options)
+    def origin(self, output: PlannedOutput, request: SampledRequest, prompt: int) -> Origin:
+        """The watermark and metadata of an output behind `prompt` samples."""
+        return Origin(self.bundle, request, prompt, self._made_with(output, request))
 
     def named(self, output: PlannedOutput) -> str:
         return "the loudspeaker" if self.streaming.play else _named(output.target)
 
     def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
         request, config = cast(SampledRequest, output.request), self.bundle.config
-        kept = 0 if request.continuation_only else made.prompt_samples
-        origin = self.origin(output, request, made.prompt_samples, kept)
+        origin = self.origin(output, request, made.prompt_samples)
         waveform = origin.marked(made.waveform)
         self.say_unfamiliar(output, made)
         drawn = None
@@ -262,7 +260,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
             position=output.position,
             sample=output.sample,
             watermark_bits=origin.bits,
-            prompt_seconds=kept / self.rate,
+            prompt_seconds=origin.kept / self.rate,
             new_seconds=new / self.rate,
             seconds=len(waveform) / self.rate,
             batch=self._together,

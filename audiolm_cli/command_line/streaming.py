@@ -57,7 +57,7 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
         prompt = maker.read(output)
         speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
     extent = request.extent(len(prompt.waveform), maker.rate)
-    origin = maker.origin(output, request, extent.prompt, extent.kept)
+    origin = maker.origin(output, request, extent.prompt)
     marking = origin.marking()
     sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, origin.tags, extent.total)
     found: list[Chunk] = []

@@ -44,9 +44,7 @@ class Output:
         self.rate, self.summary = bundle.config.tokens.sample_rate, dict[str, Any]()
         extent = request.extent(0 if sound is None else len(sound), self.rate)
         self.kept, self.samples = extent.kept, extent.total
-        self.origin = provenance.Origin(
-            bundle, request.seed, extent.prompt, extent.kept, marked=not request.no_watermark
-        )
+        self.origin = provenance.Origin(bundle, request, extent.prompt)
         self.about: dict[str, Any] = {
             "model": bundle.config.name,
             "identity": bundle.identity,
