@@ -182,7 +182,7 @@ SEEDS = {
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_mutated_files_are_read_or_refused(tmp_path, no_ffmpeg, data):
     content = bytearray(SEEDS[data.draw(st.sampled_from(sorted(SEEDS)))])

@@ -43,7 +43,7 @@ def test_resampling_keeps_what_both_rates_can_hold_and_nothing_else(rate):
         assert np.abs(files.resampled(tone_at(8300, rate), rate, 16000)[middle]).max() < 1e-5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     old=st.integers(1000, 200_000),
     lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=6),

@@ -46,7 +46,7 @@ def load(folder: Path, dtype: str = "float32") -> bundle.Bundle:
     return bundle.load(str(folder), device="cpu", dtype=dtype)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 40), st.integers(1, 80), st.integers(0, 999), st.sampled_from([0, 1e-40, 1e-29, 1e-3, 1, 1e30]))
 def test_what_is_quantized_again_stays_to_the_bit(rows: int, width: int, seed: int, size: float) -> None:
     random = np.random.default_rng(seed)

@@ -81,7 +81,7 @@ def any_model_and_window(draw: st.DrawFn) -> tuple[ParallelTransformer, int, int
     return parallel_model(draw(st.integers(0, 99)), config, spec), frames, draw(st.integers(0, frames - 1)), sampling
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(any_model_and_window())
 def test_any_size_gives_the_bits_of_the_plain_arithmetic(best, case) -> None:
     model, frames, known, sampling = case

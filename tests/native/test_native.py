@@ -132,7 +132,7 @@ def any_model_and_item(draw: st.DrawFn) -> tuple[Decoder, Item, StageSampling]:
     return model.eval(), item, sampling
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(any_model_and_item())
 def test_any_size_gives_the_bits_of_the_plain_arithmetic(best, case) -> None:
     model, item, sampling = case
@@ -140,7 +140,7 @@ def test_any_size_gives_the_bits_of_the_plain_arithmetic(best, case) -> None:
     same_bits(best, model, item, sampling)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(0, 140), st.integers(0, 99))
 def test_products_of_any_size(best, outputs: int, inputs: int, rows: int, seed: int) -> None:
     random = np.random.default_rng(seed)

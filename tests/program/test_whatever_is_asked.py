@@ -21,7 +21,7 @@ from audiolm_cli.command_line.arguments import RAY_ADDRESS
 pytestmark = pytest.mark.slow
 
 ARBITRARY = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 SUFFIX = {"encode": ".safetensors", "plot": ".png"}
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]

@@ -5,9 +5,12 @@ Everything keeps its timing, except for `changed`, which returns its rate.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import soundfile
 
 from audiolm_cli.training import RATE
 
@@ -71,6 +74,16 @@ def noise(length: int, rng: np.random.Generator) -> np.ndarray:
     spectrum *= np.maximum(np.arange(len(spectrum)) * RATE / length, 50.0) ** -rng.uniform(0, 1)
     out = np.fft.irfft(spectrum, length)
     return out / np.sqrt(np.mean(np.square(out)))
+
+
+def transcoded(samples: np.ndarray, rate: int, **how: Any) -> np.ndarray:
+    """Audio written and read again by libsndfile, with options `how` of soundfile.write. Lossy formats may add to the
+    length."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **how)
+    file.seek(0)
+    decoded: np.ndarray = soundfile.read(file, dtype="float32")[0]
+    return decoded
 
 
 def equaliser(bins: int, rng: np.random.Generator, deviation: float) -> np.ndarray:

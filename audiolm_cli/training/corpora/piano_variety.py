@@ -8,14 +8,13 @@ given. Audio is `float32 [T]` at 16 kHz and is changed in blocks, as pieces may 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from audiolm_cli.training import RATE
-from audiolm_cli.training.corpora.augmentation import equaliser, noise
+from audiolm_cli.training.corpora.augmentation import equaliser, noise, transcoded
 from audiolm_cli.training.corpora.piano_synth import Note, in_room
 
 TAPS = 1023  # of filters, linear in phase: 16 Hz
@@ -67,15 +66,15 @@ def performed(notes: Sequence[Note], random: np.random.Generator, how: Variety, 
 
 def recorded(played: np.ndarray, response: np.ndarray, random: np.random.Generator, how: Variety) -> np.ndarray:
     """What is played, in a room with that impulse `response`, as recorded: the same length."""
-    draws = dict(zip(("drift", "touch", "noise", "mp3"), random.random(4), strict=True))
-    sound = drifted(played, random, how.drift) if draws["drift"] < how.drift_chance else played
-    if draws["touch"] < how.touch_chance:
+    drift, touch, noisy, mp3 = random.random(4)
+    sound = drifted(played, random, how.drift) if drift < how.drift_chance else played
+    if touch < how.touch_chance:
         sound = touched(sound, random.uniform(*how.touch), random.uniform(*how.response))
     sound = filtered(in_room(sound, response), tone(random, how))
-    if draws["noise"] < how.noise_chance:
+    if noisy < how.noise_chance:
         loud = np.sqrt(np.mean(np.square(sound), dtype=float)) * 10 ** (-random.uniform(*how.noise) / 20)
         sound += np.resize(noise(NOISE_PERIOD, random).astype(np.float32), len(sound)) * np.float32(loud)
-    return through_mp3(sound, random.uniform(*how.mp3)) if draws["mp3"] < how.mp3_chance else sound
+    return through_mp3(sound, random.uniform(*how.mp3)) if mp3 < how.mp3_chance else sound
 
 
 def drifted(samples: np.ndarray, random: np.random.Generator, cents: float) -> np.ndarray:
@@ -143,15 +142,10 @@ def filtered(samples: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 def through_mp3(samples: np.ndarray, kbits: float) -> np.ndarray:
     """Through MP3 at about that constant rate, in kbit/s: the same length and place."""
-    import soundfile
-
     peak = max(float(np.abs(samples).max()), 1e-9)
-    file = io.BytesIO()
     level = np.clip((MP3_RATES[1] - kbits) / (MP3_RATES[1] - MP3_RATES[0]), 0, 1)
     options = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": level}
-    soundfile.write(file, samples * (0.5 / peak), RATE, **options)
-    file.seek(0)
-    decoded = soundfile.read(file, dtype="float32")[0]
+    decoded = transcoded(samples * (0.5 / peak), RATE, **options)
     if len(decoded) > len(samples):  # at low rates the file does not say how much of it is padding
         decoded = decoded[MP3_DELAY:]
     decoded = np.pad(decoded, (0, max(0, len(samples) - len(decoded))))[: len(samples)]

@@ -198,10 +198,10 @@ def summarise(pieces: Sequence[str], scores: Sequence[Score]) -> dict[str, Figur
     return {name: figure(zip(pieces, column, strict=True), averages.get(name, np.mean)) for name, column in columns}
 
 
-def single_notes(count: int, new: int | None = None, seed: int = 0) -> list[Case]:
+def single_notes(count: int, seed: int = 0) -> list[Case]:
     """Cases of notes that are played one at a time, in the keys of a major scale, by FluidSynth. Raises UsageError if
     it is missing."""
-    found, random, samples = [], np.random.default_rng(seed), PROMPT + (new or NEW)
+    found, random, samples = [], np.random.default_rng(seed), PROMPT + NEW
     for number in range(count):
         tonic = int(random.integers(12))
         keys = [key for key in range(*SINGLE) if (key - tonic) % 12 in SCALE]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import sys
 from collections import Counter
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -45,7 +43,7 @@ from audiolm_cli.detector import (
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
 from audiolm_cli.request import ContinueRequest
-from audiolm_cli.training.corpora.augmentation import equaliser
+from audiolm_cli.training.corpora.augmentation import equaliser, transcoded
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.parts.detector_data import BATCH as OUTPUT_BATCH
 from audiolm_cli.training.parts.detector_data import SECONDS as OUTPUT_SECONDS
@@ -87,11 +85,8 @@ def altered(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndar
     changed = (changed * (0.5 / (np.abs(changed).max() + 1e-9))).astype(np.float32)
     if rng.random() < 0.4:
         container, subtype = (("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"))[int(rng.integers(2))]
-        file = io.BytesIO()
         level = float(rng.uniform(0.1, 0.95))
-        soundfile.write(file, changed, rate, format=container, subtype=subtype, compression_level=level)
-        file.seek(0)
-        changed = soundfile.read(file, dtype="float32")[0]
+        changed = transcoded(changed, rate, format=container, subtype=subtype, compression_level=level)
     return changed
 
 

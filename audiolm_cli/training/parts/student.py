@@ -96,8 +96,10 @@ class Lesson:
             raise ValueError(f"{file} was made from other recordings: remove it")
 
     def make(self, encoder: teacher.Encoder, layer: int, clusters: Clusters, share: tuple[int, int]) -> None:
-        """With `share` (i, n), labels every n-th recording from the i-th on that has no labels yet."""
-        for number in range(share[0], len(self.corpus.clips), share[1]):
+        """With `share` (i, n), labels every n-th recording from the i-th on that has no labels yet, in random order: an
+        interrupted run leaves some of every corpus."""
+        order = np.random.default_rng(0).permutation(len(self.corpus.clips))
+        for number in order[share[0] :: share[1]]:
             start, end = self.first[number], self.first[number + 1]
             if end > start and self.labels[start, 0] == UNKNOWN:
                 self.labels[start:end] = clusters.label(encoder, layer, self.corpus.samples(self.corpus.clips[number]))

@@ -39,7 +39,7 @@ def altered(random: np.random.Generator, tokens: np.ndarray, places: int) -> np.
     return copy
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 9), st.integers(0, 2 * PIECE))
 def test_as_by_brute_force(seed: int, differences: int, length: int) -> None:
     random = np.random.default_rng(seed)
