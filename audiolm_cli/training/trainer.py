@@ -333,7 +333,7 @@ def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], steps: i
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster than in float32."""
-    return device.type != "cpu" or processor() >= Processor.AMX
+    return device.type != "cpu" or processor() >= Processor.AVX512_BF16
 
 
 def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
