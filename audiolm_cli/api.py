@@ -77,16 +77,16 @@ class Audio:
 @dataclass(frozen=True)
 class Result(Audio):
     """An output. Its first `prompt_samples` are the prompt's. semantic, codes: the tokens from sample `tokens_start`
-    on, `int64 [S]` and `int64 [Q, F]`. seconds, tokens: the time and the tokens of each stage. surprise, unfamiliar,
-    candidates: as in `pipeline.Output`."""
+    on, `int64 [S]` and `int64 [Q, F]`. stage_seconds, stage_tokens, surprise, unfamiliar, candidates: as in
+    `pipeline.Output`."""
 
     seed: int = 0
     semantic: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False)
     codes: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False)
     prompt_samples: int = 0
     tokens_start: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stage_tokens: dict[str, int] = field(default_factory=dict)
     surprise: float | None = None
     unfamiliar: str = ""
     candidates: tuple[float, ...] = ()
@@ -189,8 +189,8 @@ class Model:
             codes=made.codes,
             prompt_samples=origin.kept,
             tokens_start=made.tokens_start - made.prompt_samples + origin.kept,
-            seconds=made.stage_seconds,
-            tokens=made.stage_tokens,
+            stage_seconds=made.stage_seconds,
+            stage_tokens=made.stage_tokens,
             surprise=made.surprise,
             unfamiliar=made.unfamiliar,
             candidates=made.candidates,

@@ -29,7 +29,7 @@ def load(
     if catalogue.kind(name, offline) == "stages":
         from audiolm_cli.bundles import bundle
 
-        if catalogue.local(name) is None and hub.is_id(name):
+        if catalogue.is_remote(name):
             hub.pull(name, offline, say)
         return bundle.load(name, device=device, dtype=dtype, offline=offline)
     from audiolm_cli.mimi import run  # noqa: F401  (registers this kind's run)

@@ -1,4 +1,4 @@
-"""AudioLM from end to end: start reading here.
+"""AudioLM from end to end: what the command line, the Python API and the server call.
 
     prompt --semantic tokenizer--> semantic tokens --stage 1--> more semantic tokens
            --SoundStream encoder--> coarse codes   --stage 2--> more coarse codes  (reads the semantic tokens)

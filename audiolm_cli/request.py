@@ -130,7 +130,7 @@ class SampledRequest(Request):
         "Of all stages, or semantic, coarse, fine.",
         "T|S,C,F",
     )
-    top_k: float | tuple[float, float, float] | None = option(
+    top_k: int | tuple[int, int, int] | None = option(
         checks.for_stages(int, lambda k: 0 <= k < 2**31, "from 0 to 2147483647"),
         "Most likely tokens kept; 0: all.",
         "K|S,C,F",

@@ -47,8 +47,8 @@ def test_what_is_made_is_what_the_command_line_makes(
     assert '"seed":3' in api_written.tags["comment"]
     assert (result.sample_rate, result.prompt_samples, result.seed) == (16000, 16000, 3)
     assert result.codes.shape == (12, 2 * len(result.semantic))
-    assert set(result.seconds) == {"tokenize", "semantic", "coarse", "fine", "decode"}
-    assert result.tokens["semantic"] > 0
+    assert set(result.stage_seconds) == {"tokenize", "semantic", "coarse", "fine", "decode"}
+    assert result.stage_tokens["semantic"] > 0
     with pytest.raises(ExistsError):
         result.save(tmp_path / "api.wav")
     result.save(tmp_path / "api.wav", force=True)

@@ -22,7 +22,7 @@ def find(name: str, offline: bool = False, say: hub.Say | None = None) -> Path:
     downloaded unless it is cached."""
     if folder := local(name):
         return folder
-    if hub.is_id(name) and not Path(name).exists():
+    if is_remote(name):
         return hub.pull(name, offline, say)
     raise ModelError(f"{name}: no such bundle; embedded here: {', '.join(embedded()) or 'none'}")
 
@@ -35,12 +35,15 @@ def local(name: str) -> Path | None:
     return next((folder for folder in candidates if os.path.isfile(folder / "config.json")), None)  # whatever the name
 
 
+def is_remote(name: str) -> bool:
+    """Whether a name means a repository on a hub: it looks like one, and nothing here has that path."""
+    return local(name) is None and hub.is_id(name) and not Path(name).exists()
+
+
 def kind(name: str, offline: bool = False) -> files.Kind:
     """A model's kind, by its config.json; if a hub's model is not cached, this fetches only what tells its kind. Raises
     ModelError."""
-    folder = local(name)
-    if folder is None and hub.is_id(name) and not Path(name).exists():
-        folder = hub.outline(name, offline)
+    folder = hub.outline(name, offline) if is_remote(name) else local(name)
     return files.kind(folder) if folder else "stages"  # loading it reports that there is none
 
 

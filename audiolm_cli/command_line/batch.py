@@ -279,6 +279,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
             clipped=clipped,
             surprise=made.surprise,
             unfamiliar=bool(made.unfamiliar),
+            unfamiliar_reason=made.unfamiliar or None,
             candidates=list(made.candidates) or None,
             candidate=made.candidates.index(max(made.candidates)) if made.candidates else None,
         )

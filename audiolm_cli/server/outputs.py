@@ -77,7 +77,8 @@ class Output:
                     self.about |= {
                         "tokens_start": made.tokens_start - made.prompt_samples + self.kept,
                         "surprise": made.surprise,
-                        "unfamiliar": made.unfamiliar or None,
+                        "unfamiliar": bool(made.unfamiliar),
+                        "unfamiliar_reason": made.unfamiliar or None,
                         "candidates": list(made.candidates) or None,
                     }
                 yield Piece(marking.push(chunk.waveform), chunk.semantic, chunk.codes)

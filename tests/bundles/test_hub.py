@@ -156,3 +156,11 @@ def test_what_the_hub_does_not_have(audiolm, hub: FakeHub) -> None:
         assert says in result.stderr
     assert audiolm("models", "pull", "tiny").returncode == 2
     shutil.rmtree(hub.repositories["org/tiny"])
+
+
+def test_a_folder_that_is_no_bundle_is_not_looked_for_on_the_hub(
+    audiolm, hub: FakeHub, prompt: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "org" / "tiny").mkdir(parents=True)
+    result = audiolm("continue", prompt, "-m", "org/tiny", "-o", "out.wav")
+    assert (result.returncode, "no such bundle" in result.stderr, hub.requests) == (1, True, [])

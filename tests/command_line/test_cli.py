@@ -148,6 +148,7 @@ def test_json_has_one_object_for_each_output(audiolm, prompt):
         "clipped": 0,
         "surprise": None,
         "unfamiliar": False,
+        "unfamiliar_reason": None,
         "candidates": None,
         "candidate": None,
     }

@@ -90,7 +90,7 @@ SAMPLED = {
     "real_time_factor",
     "stages",
 }
-SAMPLED |= {"surprise", "unfamiliar", "watermark_bits", "candidates", "candidate"}
+SAMPLED |= {"surprise", "unfamiliar", "unfamiliar_reason", "watermark_bits", "candidates", "candidate"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from scipy import fft
 
 from audiolm_cli.training import RATE
 
@@ -35,12 +36,14 @@ def changed(
     samples: np.ndarray, rng: np.random.Generator, how: Changes, length: int | None = None
 ) -> tuple[np.ndarray, float]:
     """Speech `float32 [T]` -> `float32 [length]`, by default all of it, and the rate: new sample n corresponds to old
-    sample n * rate. T must be at least length * rate, for the highest rate that `how` allows.
+    sample n * rate. T must be at least length * rate, for the highest rate that `how` allows. By default some samples
+    at the end are left out, and the rate changes by as little, for fast transforms.
     """
     rate = float(np.exp(rng.uniform(*np.log(how.rate)))) if rng.random() < how.rate_chance else 1.0
-    length = length or int(len(samples) / rate)
-    old = samples[: round(length * rate)]
-    spectrum = np.fft.rfft(old)
+    length = length or fft.prev_fast_len(int(len(samples) / rate), real=True)
+    old = samples[: fft.prev_fast_len(round(length * rate), real=True)]
+    rate = len(old) / length
+    spectrum = fft.rfft(old.astype(np.float32))
     bins = length // 2 + 1
     spectrum = np.pad(spectrum, (0, max(0, bins - len(spectrum))))[:bins] * (length / len(old))
     gain = equaliser(bins, rng, how.equaliser)
@@ -49,8 +52,8 @@ def changed(
         gain -= np.clip(np.linspace(0, RATE / 2, bins) / edge - 1, 0, 1) * 200  # dB
     spectrum *= 10 ** (gain / 20)
     if rng.random() < how.room_chance:
-        spectrum *= np.fft.rfft(room(rng, float(rng.uniform(*how.room))), length)
-    out = np.fft.irfft(spectrum, length)
+        spectrum *= fft.rfft(room(rng, float(rng.uniform(*how.room))), length)
+    out = fft.irfft(spectrum, length)
     loud = np.sqrt(np.mean(np.square(out))) + 1e-6
     if rng.random() < how.noise_chance:
         out += noise(length, rng) * loud * 10 ** (-rng.uniform(*how.noise) / 20)
@@ -70,9 +73,10 @@ def room(rng: np.random.Generator, seconds: float) -> np.ndarray:
 
 def noise(length: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of unit power with a random slope: white to brown."""
-    spectrum = np.fft.rfft(rng.standard_normal(length))
-    spectrum *= np.maximum(np.arange(len(spectrum)) * RATE / length, 50.0) ** -rng.uniform(0, 1)
-    out = np.fft.irfft(spectrum, length)
+    spectrum = fft.rfft(rng.standard_normal(length, np.float32))
+    frequency = np.arange(len(spectrum), dtype=np.float32) * (RATE / length)
+    spectrum *= np.maximum(frequency, 50.0) ** np.float32(-rng.uniform(0, 1))
+    out = fft.irfft(spectrum, length)
     return out / np.sqrt(np.mean(np.square(out)))
 
 

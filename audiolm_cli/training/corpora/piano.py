@@ -39,7 +39,7 @@ from audiolm_cli.audio import files
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import writing_manifest
-from audiolm_cli.training.corpora.piano_synth import HELD, Note, Piano, fluidsynth, in_room, room, sound_font
+from audiolm_cli.training.corpora.piano_synth import HELD, Note, Piano, convolved, fluidsynth, room_response, sound_font
 from audiolm_cli.training.corpora.piano_variety import Variety, performed, recorded
 
 TIMBRES = ("sampled", "fluidsynth")
@@ -248,9 +248,9 @@ def render(piece: Piece, timbre: str, data: Path, seed: int) -> np.ndarray:
         played = _piano(data / "headroom").play(piece.notes, samples)
     random = _random(seed, piece, 1)
     if piece.variety is None:
-        sound = in_room(played, room(random))
+        sound = convolved(played, room_response(random))
     else:
-        sound = recorded(played, room(random), random, piece.variety)
+        sound = recorded(played, room_response(random), random, piece.variety)
     level = 10 ** (random.uniform(*LEVELS) / 20)
     return sound * np.float32(min(level / np.sqrt(np.mean(np.square(sound)) + 1e-12), PEAK / np.abs(sound).max()))
 

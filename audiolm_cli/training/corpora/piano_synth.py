@@ -166,7 +166,7 @@ def sound_font() -> str:
     raise UsageError(f"no sound font for fluidsynth, such as {SOUND_FONTS[0]}; --timbres sampled does without it")
 
 
-def room(random: np.random.Generator) -> np.ndarray:
+def room_response(random: np.random.Generator) -> np.ndarray:
     """A room's impulse response, float32 [T]: the direct sound, a few early reflections and a tail of 0.2 to 0.7 s."""
     reverberation = random.uniform(0.2, 0.7)  # s, until the tail has decayed by 60 dB
     seconds = np.arange(round(reverberation * RATE)) / RATE
@@ -181,7 +181,7 @@ def room(random: np.random.Generator) -> np.ndarray:
     return response.astype(np.float32)
 
 
-def in_room(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
+def convolved(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
     """Convolves audio with a room's response, float32 [T] of the same length; in blocks, as pieces may last an hour."""
     size = 2**17
     spectrum, step = np.fft.rfft(response, size), size - len(response) + 1

@@ -15,7 +15,7 @@ import numpy as np
 
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.augmentation import equaliser, noise, transcoded
-from audiolm_cli.training.corpora.piano_synth import Note, in_room
+from audiolm_cli.training.corpora.piano_synth import Note, convolved
 
 TAPS = 1023  # of filters, linear in phase: 16 Hz
 SINC, PHASES, BLOCK = 16, 512, 2**16  # taps, positions between two samples, and samples at once, of resampling
@@ -70,7 +70,7 @@ def recorded(played: np.ndarray, response: np.ndarray, random: np.random.Generat
     sound = drifted(played, random, how.drift) if drift < how.drift_chance else played
     if touch < how.touch_chance:
         sound = touched(sound, random.uniform(*how.touch), random.uniform(*how.response))
-    sound = filtered(in_room(sound, response), tone(random, how))
+    sound = filtered(convolved(sound, response), tone(random, how))
     if noisy < how.noise_chance:
         loud = np.sqrt(np.mean(np.square(sound), dtype=float)) * 10 ** (-random.uniform(*how.noise) / 20)
         sound += np.resize(noise(NOISE_PERIOD, random).astype(np.float32), len(sound)) * np.float32(loud)
@@ -137,7 +137,7 @@ def upright(frequencies: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def filtered(samples: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """Audio with these gains, dB `[TAPS // 2 + 1]` from 0 Hz to half the rate, without delay."""
     response = np.roll(np.fft.irfft(10 ** (gains / 20), TAPS), TAPS // 2) * np.hanning(TAPS + 2)[1:-1]
-    return in_room(np.pad(samples, (0, TAPS // 2)), response.astype(np.float32))[TAPS // 2 :]
+    return convolved(np.pad(samples, (0, TAPS // 2)), response.astype(np.float32))[TAPS // 2 :]
 
 
 def through_mp3(samples: np.ndarray, kbits: float) -> np.ndarray:

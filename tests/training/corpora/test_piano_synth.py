@@ -164,7 +164,7 @@ def test_recordings_that_are_missing_are_named(tmp_path):
 
 
 def test_rooms_answer_softly_and_differ():
-    rooms = [piano_synth.room(np.random.default_rng(seed)) for seed in range(5)]
+    rooms = [piano_synth.room_response(np.random.default_rng(seed)) for seed in range(5)]
     for response in rooms:
         assert response[0] == 1
         assert 0.2 <= len(response) / RATE <= 0.7
@@ -174,7 +174,7 @@ def test_rooms_answer_softly_and_differ():
         assert loudness(tail[:third]) - loudness(tail[-third:]) > 15
     assert len({len(response) for response in rooms}) > 1
     sound = np.random.default_rng(0).standard_normal(140_000).astype(np.float32)
-    heard = piano_synth.in_room(sound, rooms[0][:500])
+    heard = piano_synth.convolved(sound, rooms[0][:500])
     assert heard.dtype == np.float32
     assert heard == pytest.approx(np.convolve(sound, rooms[0][:500])[: len(sound)], abs=1e-3)
 

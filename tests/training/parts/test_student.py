@@ -122,10 +122,10 @@ def test_changes_keep_the_clock(rate: float):
     samples[RATE : RATE + 160] = np.hanning(160)
     how = Changes(rate=(rate, rate + 1e-9), rate_chance=1, room_chance=1, noise_chance=0)
     heard, found = augmentation.changed(samples, np.random.default_rng(0), how, 2 * RATE)
-    assert found == pytest.approx(rate)
+    assert found == pytest.approx(rate, rel=0.02)  # a length whose Fourier transform is fast
     assert len(heard) == 2 * RATE
     onset = int(np.flatnonzero(np.abs(heard) > 0.2 * np.abs(heard).max())[0])
-    assert onset * rate == pytest.approx(RATE, abs=400)
+    assert onset * found == pytest.approx(RATE, abs=400)
 
 
 def test_a_row_names_what_it_holds(recordings: Path, tmp_path: Path):
