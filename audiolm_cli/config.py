@@ -271,7 +271,7 @@ def preset(name: str) -> BundleConfig:
             TokenSpec(semantic_vocabulary=1024),
             SpectralConfig(),
             TokenizerConfig(right=2, units="classes"),
-            StageConfig(6),
+            StageConfig(6, 6, 1, 384, 1536),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
             DetectorConfig(),
