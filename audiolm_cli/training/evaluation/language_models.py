@@ -16,7 +16,7 @@ import torch
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.corpora.tokenize import TokenData, groups, joined, read_tokens, write_tokens
+from audiolm_cli.training.corpora.tokenize import TokenData, Track, groups, joined, read_tokens, write_tokens
 from audiolm_cli.training.measures.measures import Figure, figure
 from audiolm_cli.training.measures.ngrams import ngram_bits
 from audiolm_cli.training.parts.lm import Crops, Shape
@@ -28,16 +28,38 @@ EFFECTS = Shape(3, 4)  # seconds of reference and of crop
 def bundle_tokens(bundle: Bundle, corpus: Corpus, split: str, cache: Path, hours: float | None = None) -> TokenData:
     """A split as tokens of this bundle, recordings of a speaker joined as in training; at most `hours` of it.
 
-    Cached in `cache`, under a name with the identities of the codec and the tokenizer.
+    Cached in `cache`, under a name with the identities of the codec and the tokenizer. The whole training split is that
+    of `tokenize`, if its files lie in `cache/../tokens`.
     """
     depends = bundle.config.depends
     sources = {part: depends[part]["self"] for part in ("codec", "tokenizer")}
     amount = "all" if hours is None else f"{hours:g}h"
     file = cache / f"{split}-{amount}-{sources['codec'][:12]}-{sources['tokenizer'][:12]}.safetensors"
     if not file.is_file():
+        if split == "train" and hours is None and (found := _unaltered(cache.parent, sources)):
+            return found
         recordings = _recordings(bundle, corpus, hours)
         write_tokens(file, bundle.config.tokens, recordings, bundle.codec, bundle.tokenizer, sources)
     return read_tokens(file)
+
+
+def _unaltered(runs: Path, sources: dict[str, str]) -> TokenData | None:
+    """The unaltered pass over the training split that `tokenize` made with these models, if all of it is there."""
+    files = sorted((runs / "tokens").glob("train_0*.safetensors"))
+    shares = [file.stem.partition("of")[2] for file in files]
+    if not files or (shares != [str(len(files))] * len(files) and shares != [""]):
+        return None
+    parts = [read_tokens(file) for file in files]
+    if any(part.sources != sources for part in parts):
+        return None
+    tracks: list[Track] = []
+    offset = 0
+    for part in parts:
+        for track in part.tracks:
+            tracks.append(Track(track.speaker.rpartition("/")[0], offset + track.offset, track.length))
+        offset += len(part.semantic)
+    semantic, codes = torch.cat([part.semantic for part in parts]), torch.cat([part.codes for part in parts], 1)
+    return TokenData(parts[0].spec, semantic, codes, tracks, sources)
 
 
 def _recordings(bundle: Bundle, corpus: Corpus, hours: float | None) -> Iterator[tuple[str, np.ndarray]]:

@@ -61,6 +61,25 @@ def test_tokens_are_kept_under_the_identity_of_their_models(bundle, corpus, tmp_
     assert torch.equal(again.codes, first.codes)
 
 
+def test_the_training_tokens_are_those_that_training_made(bundle, corpus, tmp_path):
+    sources = {part: bundle.config.depends[part]["self"] for part in ("codec", "tokenizer")}
+    spec, runs = bundle.config.tokens, tmp_path / "runs"
+    (runs / "tokens").mkdir(parents=True)
+    semantic, codes = torch.arange(30).short() % 16, torch.zeros(spec.quantizers, 60, dtype=torch.int16)
+    for share in range(2):
+        tracks = [{"speaker": f"s{share}/0", "offset": 0, "length": 30}]
+        for number in (0, 1):  # the second one is altered
+            file = runs / "tokens" / f"train_{number}_{share}of2.safetensors"
+            save_tokens(file, spec, semantic, codes + share, tracks, sources)
+    found = language_models.bundle_tokens(bundle, corpus, "train", runs / "eval")
+    assert [(track.speaker, track.offset) for track in found.tracks] == [("s0", 0), ("s1", 30)]
+    assert [int(found.cut(track, 0, 30)[1].max()) for track in found.tracks] == [0, 1]
+    file.with_name("train_0_1of2.safetensors").unlink()
+    (runs / "eval").mkdir()
+    made = language_models.bundle_tokens(bundle, corpus, "train", runs / "eval")
+    assert len(made.semantic) > 60
+
+
 def test_hours_bound_the_tokens(bundle, corpus, tmp_path):
     some = language_models.bundle_tokens(bundle, corpus, "train", tmp_path, hours=20 / 3600)
     assert 20 * 25 <= len(some.semantic) < 60 * 25
