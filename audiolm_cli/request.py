@@ -28,7 +28,7 @@ AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported form
 
 VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
 UNTIL_END = "Stop where the model would, after that time at most."
-MAX_PAUSE = "Longest pause, before hotter sampling ends it; inf: any."
+MAX_PAUSE = "Sample hotter in a pause that lasts longer; inf: never."
 SomeRequest = TypeVar("SomeRequest", bound="Request")
 
 
