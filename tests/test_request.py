@@ -161,7 +161,8 @@ def test_the_longest_pause_is_what_is_asked_for_or_the_bundles() -> None:
     own = dataclasses.replace(QUIET, max_pause=0.5)
     assert [DEFAULT.pause_limit(config) for config in (QUIET, own)] == [math.inf, 0.5]
     for kind in (ContinueRequest, GenerateRequest):
-        assert [kind(max_pause=asked).pause_limit(own) for asked in (2, "0.2", "inf")] == [2, 0.2, math.inf]
+        asked: tuple[Any, ...] = (2, "0.2", "inf")
+        assert [kind(max_pause=seconds).pause_limit(own) for seconds in asked] == [2, 0.2, math.inf]
         kind(max_pause=1).check(QUIET)
     assert ResynthRequest().pause_limit(own) == math.inf
     assert ContinueRequest(temperature=0).pause_limit(own) == math.inf
