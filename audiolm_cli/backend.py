@@ -53,6 +53,14 @@ class Settings(Protocol):
     def familiar_semantic_bits(self) -> float: ...
 
     @property
+    def pause_tokens(self) -> tuple[int, ...]:
+        """The semantic tokens that stand for silence, if they are known."""
+
+    @property
+    def max_pause(self) -> float:
+        """The default of the option, in seconds; 0: no limit."""
+
+    @property
     def depends(self) -> dict[str, dict[str, str]]:
         """The codec and tokenizer that tokens come from: keys `codec` and `tokenizer`, their `self`."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,11 +21,12 @@ Domain = Literal["speech", "piano"]
 Layout = Literal["aligned", "plain", "frames", "parallel"]  # see `StageConfig`
 LAYOUTS = {"semantic": ("aligned", "plain"), "coarse": ("frames", "plain"), "fine": ("parallel", "plain")}
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
+COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
 
 
-def bounded(low: float, high: float, **kwargs: Any) -> Any:
-    """A dataclass field whose value (or, for tuples, each value) must lie in [low, high]."""
-    return field(metadata={"bounds": (low, high)}, **kwargs)
+def bounded(low: float, high: float, sizes: tuple[int, int] = (1, 16), **kwargs: Any) -> Any:
+    """A dataclass field whose value must lie in [low, high]; of a tuple each value, and its length in `sizes`."""
+    return field(metadata={"bounds": (low, high), "sizes": sizes}, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,8 @@ class BundleConfig:
     resampled_tokens: int = bounded(0, 64, default=64)  # of a prompt's end; at most the lookahead
     familiar_bits: float = bounded(0, 32, default=0.0)  # `surprise` threshold, rarely exceeded in distribution; 0: none
     familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # lower threshold, in bits per semantic token
+    pause_tokens: tuple[int, ...] = bounded(0, 65535, (0, 65536), default=())  # semantic tokens that mean silence
+    max_pause: float = bounded(0, 3600, default=0.0)  # seconds from which on a pause is made unlikely; 0: no limit
     depends: dict[str, dict[str, str]] = field(default_factory=dict)  # part -> SHA-256 of the sources of its tokens
     trained: dict[str, Any] = field(default_factory=dict)  # data, hours and steps, for information
     format_version: int = bounded(1, FORMAT_VERSION, default=1)
@@ -237,6 +241,10 @@ class BundleConfig:
                 raise ModelError(f"config.json: {stage}.window_seconds must hold two semantic tokens at least")
             if getattr(self, stage).layout not in LAYOUTS[stage]:
                 raise ModelError(f"config.json: {stage}.layout must be one of {', '.join(LAYOUTS[stage])}")
+        if any(token >= self.tokens.semantic_vocabulary for token in self.pause_tokens):
+            raise ModelError("config.json: pause_tokens must be below tokens.semantic_vocabulary")
+        if self.max_pause and not self.pause_tokens:
+            raise ModelError("config.json: max_pause needs pause_tokens")
         if isinstance(self.codec, WaveformConfig):
             product = 1
             for stride in self.codec.strides:
@@ -318,7 +326,7 @@ def from_json(kind: Any, value: Any, where: str = "") -> Any:
     arguments = {}
     for name, spec in known.items():
         if name in value:
-            arguments[name] = _checked(hints[name], value[name], prefix + name, spec.metadata.get("bounds"))
+            arguments[name] = _checked(hints[name], value[name], prefix + name, spec.metadata)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ModelError(f"config.json: {prefix}{name} is missing")
     result = kind(**arguments)
@@ -327,14 +335,14 @@ def from_json(kind: Any, value: Any, where: str = "") -> Any:
     return result
 
 
-def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | None) -> Any:
+def _checked(hint: Any, value: Any, where: str, limits: Mapping[str, Any]) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         if value is None and type(None) in options:
             return None
         kinds = [option for option in options if option is not type(None)]
         if len(kinds) == 1:
-            return _checked(kinds[0], value, where, bounds)
+            return _checked(kinds[0], value, where, limits)
         for kind in kinds:  # distinguished by their field `kind`
             if isinstance(value, dict) and value.get("kind") == kind.kind:
                 return from_json(kind, value, where)
@@ -346,9 +354,10 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
             raise ModelError(f"config.json: {where} must be one of {', '.join(map(str, options))}")
         return value
     if origin is tuple:
-        if not isinstance(value, list) or not 0 < len(value) <= 16:
-            raise ModelError(f"config.json: {where} must be a short list")
-        return tuple(_checked(options[0], item, where, bounds) for item in value)
+        least, most = limits.get("sizes", (1, 16))
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise ModelError(f"config.json: {where} must be a list of {least} to {most}")
+        return tuple(_checked(options[0], item, where, limits) for item in value)
     if origin is dict:
         if not isinstance(value, dict):
             raise ModelError(f"config.json: {where} must be an object")
@@ -357,6 +366,7 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
         value = float(value)
     if type(value) is not hint:
         raise ModelError(f"config.json: {where} must be {hint.__name__}")
+    bounds = limits.get("bounds")
     if bounds and not bounds[0] <= value <= bounds[1]:
         raise ModelError(f"config.json: {where} must be between {bounds[0]:g} and {bounds[1]:g}")
     return value
@@ -364,5 +374,5 @@ def _checked(hint: Any, value: Any, where: str, bounds: tuple[float, float] | No
 
 def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
     """The config of either kind from parsed JSON; raises ModelError."""
-    config: SpectralConfig | WaveformConfig = _checked(SpectralConfig | WaveformConfig, value, "codec", None)
+    config: SpectralConfig | WaveformConfig = _checked(SpectralConfig | WaveformConfig, value, "codec", {})
     return config

@@ -7,8 +7,9 @@ are decoded, post-filtered and joined to the prompt here. Nothing depends on an 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from audiolm_cli.codec.soundstream import Decoding
 from audiolm_cli.console import Clock, Progress, Tell
 from audiolm_cli.language_models import candidates, stages
 from audiolm_cli.language_models.likelihood import ood_scores
+from audiolm_cli.language_models.pauses import PauseLimit
 from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.request import SampledRequest
 from audiolm_cli.token_file import Tokens
@@ -173,7 +175,7 @@ class Run:
         if best_of > 1:
             ends = [candidates.first_window(model, len(k), total)[2] for k, total in zip(known, totals, strict=True)]
             count += (best_of - 1) * (sum(ends) - sum(map(len, known)))
-        context = self._context("semantic", count)
+        context = replace(self._context("semantic", count), pauses=self._longest_pause())
         if best_of > 1:
             with context.timed():
                 known, taken, scores = candidates.best(model, known, totals, context, best_of)
@@ -184,6 +186,10 @@ class Run:
             with context.timed():
                 known = stages.whole(stages.SemanticStage(model, known, least, context))
         return stages.SemanticStage(model, known, totals, context, until_end=least is not None)
+
+    def _longest_pause(self) -> PauseLimit | None:
+        config, seconds = self.bundle.config, self.request.pause_limit(self.bundle.config)
+        return None if seconds == math.inf else PauseLimit.of(config.pause_tokens, seconds, config.tokens.semantic_rate)
 
     def rendered(
         self,

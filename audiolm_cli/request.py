@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from audiolm_cli import checks
 from audiolm_cli.backend import Settings
 from audiolm_cli.checks import Check
-from audiolm_cli.config import Sampling
+from audiolm_cli.config import COLDEST, Sampling
 from audiolm_cli.errors import UsageError
 
 NAME_FILES = (checks.path, checks.source, checks.picture)  # checks of options that name files
@@ -28,6 +28,7 @@ AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported form
 
 VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
 UNTIL_END = "Stop where the model would, after that time at most."
+MAX_PAUSE = "Sample hotter in a pause that lasts longer; inf: never."
 SomeRequest = TypeVar("SomeRequest", bound="Request")
 
 
@@ -55,6 +56,7 @@ class Request:
     # options of some commands, with fixed values for the others
     num_samples: int = field(default=1, init=False)
     speaker: str | None = field(default=None, init=False)
+    max_pause: float | None = field(default=None, init=False)
     plot: str | None = field(default=None, init=False)
     continuation_only: bool = field(default=False, init=False)
     no_watermark: bool = field(default=False, init=False)
@@ -166,6 +168,28 @@ class SampledRequest(Request):
         given = {name: getattr(self, name) for name in vars(defaults)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
+    def pause_limit(self, config: Settings) -> float:
+        """The longest pause in seconds, infinite without a limit: as asked for, or the bundle's default, which does not
+        apply at temperature 0."""
+        if "max_pause" not in self.options():
+            return math.inf
+        if self.max_pause is not None:
+            return self.max_pause
+        return config.max_pause if config.max_pause and not self._greedy(config) else math.inf
+
+    def _greedy(self, config: Settings) -> bool:
+        """Whether stage 1 takes the likeliest token."""
+        return self.sampling(config.sampling).temperature[0] < COLDEST
+
+    def check(self, config: Settings) -> None:
+        super().check(config)
+        if self.max_pause is None or self.max_pause == math.inf:
+            return
+        if not config.pause_tokens:
+            raise UsageError(f"max-pause: {config.name} has no list of the tokens that stand for silence")
+        if self._greedy(config):
+            raise UsageError("max-pause: samples hotter in a pause, which a temperature of 0 in stage 1 excludes")
+
 
 @dataclass(frozen=True)
 class ContinueRequest(SampledRequest):
@@ -180,6 +204,7 @@ class ContinueRequest(SampledRequest):
         default=1,
     )
     until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
+    max_pause: float | None = option(checks.duration, MAX_PAUSE, "SECONDS")
     continuation_only: bool = option(checks.flag, "Leave the prompt out.", None, "--continuation-only", default=False)
 
     def __post_init__(self) -> None:
@@ -201,6 +226,7 @@ class GenerateRequest(SampledRequest):
     input: None = field(default=None, init=False)
     duration: float = option(checks.duration, "Seconds of audio; inf: until Ctrl-C.", "SECONDS", default=10)
     until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
+    max_pause: float | None = option(checks.duration, MAX_PAUSE, "SECONDS")
 
     def check(self, config: Settings) -> None:
         super().check(config)

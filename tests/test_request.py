@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -151,6 +152,44 @@ def test_what_is_not_asked_for_is_as_the_bundle_has_it() -> None:
 def test_what_a_bundle_cannot_do(request_: Request, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         request_.check(preset("tiny"))
+
+
+QUIET = dataclasses.replace(preset("tiny"), pause_tokens=(1, 2))
+
+
+def test_the_longest_pause_is_what_is_asked_for_or_the_bundles() -> None:
+    own = dataclasses.replace(QUIET, max_pause=0.5)
+    assert [DEFAULT.pause_limit(config) for config in (QUIET, own)] == [math.inf, 0.5]
+    for kind in (ContinueRequest, GenerateRequest):
+        asked: tuple[Any, ...] = (2, "0.2", "inf")
+        assert [kind(max_pause=seconds).pause_limit(own) for seconds in asked] == [2, 0.2, math.inf]
+        kind(max_pause=1).check(QUIET)
+    assert ResynthRequest().pause_limit(own) == math.inf
+    assert ContinueRequest(temperature=0).pause_limit(own) == math.inf
+    for anything in (ContinueRequest(max_pause=math.inf), ContinueRequest(temperature=0, max_pause=math.inf)):
+        anything.check(preset("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "says"),
+    [
+        ({"max_pause": 1}, preset("tiny"), "max-pause: tiny has no list of the tokens that stand for silence"),
+        ({"max_pause": 1, "temperature": (0, 1, 1)}, QUIET, "max-pause: .* a temperature of 0 in stage 1"),
+        ({"max_pause": 0}, QUIET, "max-pause: must be above 0 and at most 3600 seconds, not 0"),
+        ({"max_pause": -1}, QUIET, "max-pause: must be above 0"),
+        ({"max_pause": math.nan}, QUIET, "max-pause: must be above 0"),
+        ({"max_pause": "short"}, QUIET, "max-pause: must be a number"),
+    ],
+)
+def test_longest_pauses_that_are_refused(options: Any, config: Any, says: str) -> None:
+    for kind in (ContinueRequest, GenerateRequest):
+        with pytest.raises(UsageError, match=f"^{says}"):
+            kind(**options).check(config)
+
+
+def test_a_resynthesis_has_no_longest_pause() -> None:
+    with pytest.raises(UsageError, match=r"^unknown key 'max-pause'"):
+        ResynthRequest().updated({"max-pause": 1})
 
 
 def test_what_requests_of_a_batch_share() -> None:

@@ -27,6 +27,7 @@ LIVELY: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 1.0, "
 WAYS: dict[str, Any] = {
     "continue": ContinueRequest(duration=3.11, prompt_seconds=0.8, **LIVELY),
     "until end": ContinueRequest(duration=3, prompt_seconds=0.8, until_end=True, **LIVELY),
+    "longest pause": ContinueRequest(duration=2.3, prompt_seconds=0.8, max_pause=0.08, **LIVELY),
     "best of": ContinueRequest(duration=2.3, prompt_seconds=0.8, best_of=3, **LIVELY),
     "generate": GenerateRequest(duration=3.11, **LIVELY),
     "resynth": ResynthRequest(**LIVELY),
@@ -37,6 +38,7 @@ def loaded(folder: Path, seconds: float, layout: Layout | None = None, kernel: s
     config = preset("tiny")
     how: dict[str, Any] = {"window_seconds": seconds, **({"layout": layout} if layout else {})}
     config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **how) for name in STAGES})
+    config = dataclasses.replace(config, pause_tokens=tuple(range(9)))  # of 16
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIOLM_KERNEL", kernel)
         return bundle.load(str(write_bundle(folder / "tiny", config)), device="cpu", dtype="float32")

@@ -5,6 +5,7 @@ Needs no torch, like everything that `audiolm models` calls.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -101,6 +102,7 @@ def _of_stages(folder: Path) -> list[str]:
             f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for name, value in vars(config.sampling).items()
         ),
+        f"max_pause: {config.max_pause or math.inf:g}, by {len(config.pause_tokens) or 'no'} pause tokens",
         *(
             f"{part if part == 'recipe' else f'{part} trained'}: {', '.join(f'{k} {v}' for k, v in how.items())}"
             for part, how in config.trained.items()

@@ -291,6 +291,8 @@ class SampledMaker(Maker["Prompt", "Output"]):
             asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
             asked["best_of"] = request.best_of if request.best_of > 1 else None  # as without the option
         asked["until_end"] = asked.get("until_end") or None  # as without the option
+        limit = request.pause_limit(self.bundle.config)
+        asked["max_pause"] = limit if limit < math.inf else None
         if asked.get("duration") == math.inf:
             asked["duration"] = "inf"  # JSON has no such number
         if request.speaker:

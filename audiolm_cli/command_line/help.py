@@ -6,6 +6,7 @@ None of it needs torch.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ GROUPS = {  # options by name; all others come first, under "Options"
     "Output": "output out_dir name num_samples format play continuation_only no_watermark plot force skip_existing "
     "json",
     "Clients": "host port token allow_host streams queue max_seconds max_megabytes",
-    "Sampling": "seed temperature top_k top_p guidance best_of",
+    "Sampling": "seed temperature top_k top_p guidance max_pause best_of",
     "Running": "device dtype threads batch_size ray offline fail_fast quiet debug help",
 }
 GROUP = {name: group for group, names in GROUPS.items() for name in names.split()}
-OF_BUNDLES = {"prompt_seconds", *vars(Sampling())}  # options with a default from the bundle
+OF_BUNDLES = {"prompt_seconds", "max_pause", *vars(Sampling())}  # options with a default from the bundle
 COMMAND_LINES = {
     "continue": (
         "audiolm continue prompt.wav -o out.wav --duration 10 --seed 7",
@@ -110,6 +111,8 @@ def bundle_defaults(name: str) -> str:
         with contextlib.suppress(AudioLMError):  # a damaged bundle must not break the help
             config = read_config(catalogue.find(bundle))
             value = vars(config.sampling).get(name, vars(config).get(name))
+            if name == "max_pause" and not value:
+                value = math.inf
             numbers = value if isinstance(value, tuple) else (value,)
             alike = len(set(numbers)) == 1
             having[",".join(f"{number:g}" for number in (numbers[:1] if alike else numbers))].append(bundle)

@@ -48,6 +48,9 @@ class Generation(Protocol):
     def shorten(self, number: int, steps: int) -> None:
         """Ends an item after that many steps, at least those already sampled."""
 
+    def heat(self, number: int, factor: float) -> None:
+        """Multiplies the temperature of an item's steps to come by a factor of at least 1."""
+
     def close(self) -> None:
         """Frees its buffers."""
 
@@ -152,6 +155,11 @@ class TorchGeneration:
     def shorten(self, number: int, steps: int) -> None:
         self.wanted[number] = steps
 
+    @torch.inference_mode()
+    def heat(self, number: int, factor: float) -> None:
+        self.batch.heated = True
+        self.batch.heat[number] = factor
+
     def close(self) -> None:
         if self.graphs:  # they are the buffers' own
             self.model.__dict__["workspace"] = self.batch.key, self.batch
@@ -172,6 +180,7 @@ class _Batch:
         self.made = torch.zeros(slots, length, *codes, dtype=torch.int64, device=self.device)
         self.rows = torch.arange(slots, device=self.device)
         self.steps, self.lengths = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
+        self.heat, self.heated = torch.ones(slots, device=self.device), False  # factors of the temperature; any but 1
         self.zero = weight.new_zeros(())
         self.recorded: object = None  # what the graphs were captured for
         self.graphs: dict[int, Callable[[], None] | None] = {}  # by how much of the cache they read
@@ -205,7 +214,8 @@ class _Batch:
 
     def draw(self, now: Any, low: int, size: int, sampling: StageSampling) -> Tensor:
         """Samples the ids of a step; `now` is its index in buffers `[slots, steps]`."""
-        ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling)
+        heat = self.heat if self.heated else None
+        ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling, heat)
         self.made[now] = ids
         return ids
 
@@ -231,8 +241,8 @@ class _Batch:
                 self.steps += 1
 
         read = min(_round_up(longest + len(low), GRAPH_STEP), self.bias.shape[1])
-        if self.recorded != (low, size, sampling):
-            self.recorded = low, size, sampling
+        if self.recorded != (low, size, sampling, self.heated):
+            self.recorded = low, size, sampling, self.heated
             self.graphs.clear()
         if read not in self.graphs:
             self.graphs[read] = None
@@ -284,6 +294,8 @@ def _workspace(model: Autoregressive, slots: int, length: int, uniform: Tensor, 
     batch.key = key
     batch.steps.zero_()
     batch.lengths.zero_()
+    batch.heat.fill_(1)
+    batch.heated = False
     return batch
 
 

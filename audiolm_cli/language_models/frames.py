@@ -165,14 +165,16 @@ class FrameTransformer(Decoder):
         states = [hidden, *(level(hidden, before[..., q, :]) for q, level in enumerate(self.levels))]
         return [self.logits(state, q * self.rows, self.spec.codebook_size) for q, state in enumerate(states)]
 
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
+    def draw(
+        self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling, heat: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         codes: list[Tensor] = []
         state, before = hidden, torch.zeros_like(hidden)
         for q in range(self.spec.coarse):
             if q:
                 before = before + self.ids(codes[-1] + (q - 1) * self.rows)
                 state = self.levels[q - 1](hidden, before)
-            codes.append(draw(self.logits(state, q * self.rows + low, size), uniform[:, q], sampling) + low)
+            codes.append(draw(self.logits(state, q * self.rows + low, size), uniform[:, q], sampling, heat) + low)
         return torch.stack(codes, -1)
 
     def _embedded(self, ids: Tensor) -> Tensor:

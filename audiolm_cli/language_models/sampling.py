@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiolm_cli.config import StageSampling
+from audiolm_cli.config import COLDEST, StageSampling
 
-COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -52,30 +51,34 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def draw(logits: Tensor, uniform: Tensor, s: StageSampling) -> Tensor:
-    """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
+def draw(logits: Tensor, uniform: Tensor, s: StageSampling, heat: Tensor | None = None) -> Tensor:
+    """Logits `[B, V]`, uniform numbers `[B]`, factors of the temperature `[B]` -> tokens `int64 [B]`.
 
     With classifier-free guidance the rows are the items, then the items as each guide sees them; guides get the same
     tokens as their items.
     """
     if not s.guidance:
-        return sample(logits, uniform, s.temperature, s.top_k, s.top_p)
+        return sample(logits, uniform, s.temperature, s.top_k, s.top_p, heat)
     branches = 1 + len(s.guide_weights)
     own, *less = logits.float().chunk(branches)
     without = torch.stack([share * part for share, part in zip(s.guide_weights, less, strict=True)]).sum(0)
     guided = torch.lerp(without, own, 1 + s.guidance)
-    return sample(guided, uniform.chunk(branches)[0], s.temperature, s.top_k, s.top_p).repeat(branches)
+    hot = None if heat is None else heat.chunk(branches)[0]
+    return sample(guided, uniform.chunk(branches)[0], s.temperature, s.top_k, s.top_p, hot).repeat(branches)
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Logits `[B, V]`, uniform numbers `[B]` -> tokens `int64 [B]`.
+def sample(
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, heat: Tensor | None = None
+) -> Tensor:
+    """Logits `[B, V]`, uniform numbers `[B]`, factors of the temperature `[B]` -> tokens `int64 [B]`.
 
     Temperature 0 takes the most likely token. top_k keeps the k most likely, 0 all; of these top_p keeps the most
     likely ones up to and including the one that reaches that probability. Ties with the last one kept are kept as well.
     """
     if temperature < COLDEST:
         return logits.argmax(-1)
-    share = (logits.float() / temperature).softmax(-1)
+    tempered = logits.float() / temperature
+    share = (tempered if heat is None else tempered / heat[:, None]).softmax(-1)
     if top_k or top_p < 1:
         ascending = _sorted(share)
         if top_k:

@@ -22,6 +22,7 @@ from torch import Tensor
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.kinds import CoarseModel, FineModel
+from audiolm_cli.language_models.pauses import Pause, PauseLimit
 from audiolm_cli.language_models.sampling import Noise, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import Filling, Item, Piece, TokenBuffer, TokenSequence, Window, frames, windows
@@ -38,13 +39,14 @@ PIECES_SECONDS = 0.5, 1.0  # of coarse codes passed on without a stage 3: the fi
 @dataclass(frozen=True)
 class StageContext:
     """What a stage samples with: each item's random numbers, the sampling settings, the engine's batch size, a progress
-    callback, and a timer."""
+    callback, a timer and, in stage 1, the longest pause."""
 
     noise: Sequence[Noise]
     sampling: StageSampling
     batch_size: int
     progress: Callable[[int], None] | None = None
     timed: Callable[[], AbstractContextManager[None]] = nullcontext
+    pauses: PauseLimit | None = None
 
 
 class TokenSource:
@@ -72,6 +74,7 @@ class BatchedSource(TokenSource):
     """A source that the engine samples in rounds: one window of every incomplete item at a time."""
 
     per_token = 1  # engine steps
+    at_once = engine.STEPS  # tokens of each item that the engine samples without a word from here
 
     def __init__(self, model: Autoregressive, known: Sequence[Tensor], context: StageContext):
         super().__init__(known)
@@ -110,7 +113,8 @@ class BatchedSource(TokenSource):
         goal = self.done + min(tokens, left)
         self._prepare(int(goal))
         while self.done < goal:
-            some = int(min(engine.STEPS, goal - self.done))
+            some = int(min(self.at_once, goal - self.done))
+            self._heat()
             sampled = self.generation.advance(some * self.per_token)
             self.done += some
             if self.context.progress:
@@ -133,6 +137,9 @@ class BatchedSource(TokenSource):
     def _prepare(self, goal: int) -> None:
         """Provides the conditioning for the round's tokens up to `goal`."""
 
+    def _heat(self) -> None:
+        """Tells the engine of items that sample their next `at_once` tokens at another temperature."""
+
     def _collect(self) -> None:
         """Appends what the engine has sampled."""
         raise NotImplementedError
@@ -151,6 +158,10 @@ class SemanticStage(BatchedSource):
         self.limits, self.until_end = limits, until_end
         self.totals = [None if until_end and len(k) < most else most for k, most in zip(known, limits, strict=True)]
         self.plans = [model.windows(math.inf, len(k)) for k in known]
+        limit = context.pauses
+        self.pauses = [Pause(limit, k.tolist()) for k in known] if limit else []
+        if limit:
+            self.at_once = 1
 
     def limit(self, number: int) -> float:
         return min(super().limit(number), self.limits[number])
@@ -164,6 +175,11 @@ class SemanticStage(BatchedSource):
         sequence = self.model.sequence(torch.cat([known, known.new_full((end - start,), -1)]))
         return (self.model.ending_item if self.until_end else self.model.item)(sequence, numbers)
 
+    def _heat(self) -> None:
+        assert self.generation is not None
+        for place, i in enumerate(self.windows if self.pauses else ()):
+            self.generation.heat(place, self.pauses[i].heat)
+
     def _collect(self) -> None:
         assert self.generation is not None
         for place, (i, (first, start, end)) in enumerate(self.windows.items()):
@@ -171,7 +187,10 @@ class SemanticStage(BatchedSource):
             if len(buffer) < end:
                 ids = self.generation.ids(place)
                 tokens = self.model.before_end(ids)
-                buffer.append(tokens[len(buffer) - start :])
+                more = tokens[len(buffer) - start :]
+                buffer.append(more)
+                if self.pauses:
+                    self.pauses[i].add(more.tolist())
                 if len(tokens) < len(ids) or len(buffer) == self.limits[i]:
                     self.totals[i], self.windows[i] = len(buffer), (first, start, len(buffer))
 
@@ -335,10 +354,11 @@ def _pieces(known: int, spec: TokenSpec) -> Iterator[Window]:
 def continue_semantic(
     model: SemanticTransformer, known: list[Tensor], totals: list[int], noise: list[Noise], sampling: StageSampling,
     batch_size: int, progress: Callable[[int], None] | None = None, until_end: bool = False,
+    pauses: PauseLimit | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`, or fewer where `<end>` may come."""
-    stage = SemanticStage(model, known, totals, StageContext(noise, sampling, batch_size, progress), until_end)
-    return whole(stage)
+    context = StageContext(noise, sampling, batch_size, progress, pauses=pauses)
+    return whole(SemanticStage(model, known, totals, context, until_end))
 
 
 def continue_coarse(

@@ -202,9 +202,11 @@ class Autoregressive(Trunk):
         """ids `int64 [B, L]` or `[B, L, Q]`, features `[B, L, width]` -> `[B, L, width]`."""
 
     @abstractmethod
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
+    def draw(
+        self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling, heat: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """Samples the next ids: hidden `[B, width]`, uniform numbers `[B]` or `[B, Q]` -> ids of the same shape, in
-        [low, low + size)."""
+        [low, low + size). heat: factors of the temperature `[B]`."""
 
     def forward(self, ids: Tensor, fields: Tensor) -> Tensor:
         """A full sequence without cache: hidden states `[B, L, width]` after the final norm."""
@@ -275,8 +277,10 @@ class Transformer(Decoder):
         embedded: Tensor = self.ids(ids)
         return embedded + features
 
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
-        return draw(self.logits(hidden, low, size), uniform, sampling) + low
+    def draw(
+        self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling, heat: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        return draw(self.logits(hidden, low, size), uniform, sampling, heat) + low
 
     def item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
         lows = self.vocabulary.lows

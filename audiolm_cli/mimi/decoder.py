@@ -93,8 +93,10 @@ class CodeDecoder(Autoregressive):
         embedded: Tensor = self.ids(ids)
         return embedded
 
-    def draw(self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling) -> Tensor:
-        return draw(self.logits(hidden, low, size), uniform, sampling) + low
+    def draw(
+        self, hidden: Tensor, uniform: Tensor, low: int, size: int, sampling: StageSampling, heat: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        return draw(self.logits(hidden, low, size), uniform, sampling, heat) + low
 
 
 @functools.cache

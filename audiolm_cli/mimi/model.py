@@ -44,6 +44,8 @@ class MimiSettings:
     resampled_tokens: ClassVar[int] = 0
     familiar_bits: ClassVar[float] = 0.0
     familiar_semantic_bits: ClassVar[float] = 0.0
+    pause_tokens: ClassVar[tuple[int, ...]] = ()  # silence has many codes
+    max_pause: ClassVar[float] = 0.0
 
     @property
     def longest_prompt(self) -> float:

@@ -82,6 +82,7 @@ class Item(Structure):
         ("steps", c_int32),
         ("branches", c_int32),
         ("stop", c_int32),
+        ("heat", c_float),
         ("lows", POINTER(c_int32)),
         ("uniform", POINTER(c_float)),
         ("made", POINTER(c_int32)),

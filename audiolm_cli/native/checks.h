@@ -82,6 +82,8 @@ static inline int good_window(const audiolm_model *m, const audiolm_window *w, c
     return 1;
 }
 
+static inline int good_heat(const audiolm_item *item) { return item->heat >= 1 && item->heat <= AUDIOLM_HOTTEST; }
+
 /* The total number of the items' branches, or an error. */
 static inline int32_t checked_items(const audiolm_model *m, int32_t count, const audiolm_item *items,
                              const audiolm_branch *branches, const audiolm_sampling *s) {
@@ -91,7 +93,8 @@ static inline int32_t checked_items(const audiolm_model *m, int32_t count, const
         return AUDIOLM_BAD_SIZE;
     for (int32_t n = 0; n < count; n++) {
         const audiolm_item *item = items + n;
-        if (item->steps < 1 || item->steps > MOST_LENGTH || !item->lows || !item->uniform || !item->made ||
+        if (item->steps < 1 || item->steps > MOST_LENGTH || !good_heat(item) || !item->lows || !item->uniform ||
+            !item->made ||
             (item->branches != 1 && item->branches != 1 + s->guides) || number + item->branches > MOST_SLOTS)
             return AUDIOLM_BAD_SIZE;
         for (int32_t t = 0; t < item->steps; t++)

@@ -74,6 +74,11 @@ class Sessions:
         session, place = self.places[number]
         session.entries[place].steps = steps
 
+    def heat(self, number: int, factor: float) -> None:
+        if number in self.places:
+            session, place = self.places[number]
+            session.entries[place].heat = factor
+
     def close(self) -> None:
         if self.pool:
             self.pool.shutdown()
@@ -167,6 +172,7 @@ class Session:
             steps,
             len(sequences),
             -1 if item.stop is None else item.stop,
+            1.0,
             self._keep(np.asarray(item.low, np.int32)),
             self._keep(np.ascontiguousarray(item.uniform.numpy(), np.float32)),
             pointer(self.made[-1]),

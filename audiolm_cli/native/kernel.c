@@ -170,8 +170,8 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
     int32_t step = s->made[number];
     size_t place = (size_t)step * (size_t)s->work.model.quantizers + (size_t)q;
     if (item->branches > 1) guide(s, logits);
-    item->made[place] =
-        item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, s->work.words, &s->work.finite);
+    item->made[place] = item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, item->heat,
+                                                s->work.words, &s->work.finite);
 }
 
 /* Samples one code of each item from the states in `attended`, one row per branch. Items that sample from the same ids
@@ -263,6 +263,8 @@ static int64_t advance_items(audiolm_session *s, int32_t first, int32_t last) {
 
 int64_t audiolm_advance(audiolm_session *s, int32_t steps) {
     if (!s || steps < 0 || s->prefilled < s->slots) return AUDIOLM_BAD_SIZE;
+    for (int32_t n = 0; n < s->count; n++)
+        if (!good_heat(s->items + n)) return AUDIOLM_BAD_SIZE;
     fenv_t before;
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);

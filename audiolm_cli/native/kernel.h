@@ -19,6 +19,8 @@ enum {
     AUDIOLM_NOT_FINITE = -3, /* activations or logits are not finite: the weights are broken */
 };
 
+enum { AUDIOLM_HOTTEST = 1000 };
+
 /* Weights w[outputs][inputs] as int8 in [-127, 127] times a scale per output. In memory they are stored as
  * [outputs / 16][inputs / 4][16][4], padded with zeros to 16 outputs and 8 inputs. */
 typedef struct {
@@ -71,6 +73,7 @@ typedef struct {
     int32_t steps;        /* to sample */
     int32_t branches;     /* 1, or 1 plus the number of guides */
     int32_t stop;         /* an id after which nothing is sampled, or -1 */
+    float heat;           /* factor of the temperature, from 1 to AUDIOLM_HOTTEST; may change between calls */
     const int32_t *lows;  /* [steps]: ids are sampled from low to low + size */
     const float *uniform; /* [steps][quantizers], in (0, 1) */
     int32_t *made;        /* [steps][quantizers]: the result */

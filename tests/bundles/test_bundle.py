@@ -92,6 +92,11 @@ def test_configs_survive_json(name: str) -> None:
         ),
         (lambda c: c["coarse"].update(layers=96, width=16384, feedforward=65536), "larger than any"),
         (lambda c: c.update(tokens=[]), "tokens must be an object"),
+        (lambda c: c.update(pause_tokens=[3, 16]), "pause_tokens must be below tokens.semantic_vocabulary"),
+        (lambda c: c.update(pause_tokens=[-1]), "pause_tokens must be between 0 and 65535"),
+        (lambda c: c.update(pause_tokens="1"), "pause_tokens must be a list of 0 to 65536"),
+        (lambda c: c.update(max_pause=1.0), "max_pause needs pause_tokens"),
+        (lambda c: c.update(max_pause=-1.0, pause_tokens=[1]), "max_pause must be between 0 and 3600"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_by_field(folder: Path, change, message: str) -> None:

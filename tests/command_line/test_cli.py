@@ -1,6 +1,8 @@
 """The command line with the models replaced by a stand-in; the real ones are in test_pipeline.py and test_wheel.py."""
 
+import dataclasses
 import json
+import math
 import os
 import subprocess
 
@@ -12,6 +14,7 @@ from audiolm_cli.command_line import cli
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import ModelError
 from audiolm_cli.request import AUDIO
+from tests.helpers import fakes
 from tests.helpers.processes import spawn
 from tests.helpers.sounds import tone
 
@@ -167,6 +170,26 @@ def test_the_best_of_several_candidates(audiolm, prompt, fake, tmp_path):
     assert [call["request"].best_of for call in fake.calls[-2:]] == [2, 4]
 
 
+def test_the_longest_pause(audiolm, prompt, fake, tmp_path, monkeypatch):
+    base = ("continue", "--seed", "1", "-q")
+    refused = audiolm(*base, prompt, "-o", "a.wav", "--max-pause", "1")
+    assert refused == (2, "", "audiolm: error: --max-pause: speech has no list of the tokens that stand for silence\n")
+    quiet = dataclasses.replace(fakes.CONFIG, pause_tokens=(1,), max_pause=1.5)
+    monkeypatch.setattr(fakes, "CONFIG", quiet)
+    lines = [{"input": str(prompt), "output": f"{n}.wav"} for n in range(3)]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, [lines[0] | {"max-pause": "inf"}, *lines[1:]])))
+    assert audiolm(*base, "--jobs", "jobs.jsonl", "--max-pause", "0.5")[0] == 0
+    assert [call["request"].max_pause for call in fake.calls] == [math.inf, 0.5]
+    assert audiolm(*base, prompt, "-o", "3.wav")[0] == 0  # the bundle's default
+    made_with = [json.loads(soundfile.SoundFile(f"{n}.wav").comment)["options"] for n in range(4)]
+    assert [options.get("max_pause") for options in made_with] == [None, 0.5, 0.5, 1.5]
+    refused = audiolm(*base, prompt, "-o", "a.wav", "--max-pause", "1", "--temperature", "0")
+    assert refused[0] == 2
+    assert "--max-pause: samples hotter in a pause" in refused[2]
+    refused = audiolm("resynth", prompt, "-o", "a.wav", "--max-pause", "1")
+    assert refused == (2, "", "audiolm: error: No such option: --max-pause\n")
+
+
 def test_the_best_of_one_is_what_it_was(audiolm, prompt):
     for name, options in (("a.wav", ()), ("b.wav", ("--best-of", "1"))):
         assert audiolm("continue", prompt, "-o", name, "--seed", "1", *options)[0] == 0
@@ -261,6 +284,7 @@ def test_without_a_usable_input_the_model_is_not_loaded(audiolm, fake):
         (["IN", "-o", "a.wav", "--duration", "1e9"], "--duration"),
         (["IN", "-o", "a.wav", "--duration", "0.001"], "--duration"),
         (["IN", "-o", "a.wav", "--prompt-seconds", "-1"], "--prompt-seconds"),
+        (["IN", "-o", "a.wav", "--max-pause", "0"], "--max-pause: must be above 0 and at most 3600 seconds, not 0"),
         (["IN", "-o", "a.wav", "--num-samples", "0"], "--num-samples"),
         (["IN", "-o", "a.wav", "--best-of", "0"], "--best-of: must be from 1 to 64, not 0"),
         (["IN", "-o", "a.wav", "--best-of", "65"], "--best-of: must be from 1 to 64, not 65"),

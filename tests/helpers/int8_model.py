@@ -4,6 +4,8 @@ by bit. Every float operation is one that IEEE 754 defines, in the order that th
 from __future__ import annotations
 
 import decimal
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -203,8 +205,11 @@ class Int8Model:
             hidden = self.step(cache, ids[n], features[n], int(positions[n]))
         return cache, hidden
 
-    def generate(self, item: Any, sampling: StageSampling) -> tuple[np.ndarray, np.ndarray]:
-        """The ids `[steps, Q]` of an engine's item, and the hidden state before the first of them."""
+    def generate(
+        self, item: Any, sampling: StageSampling, heats: Sequence[float] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids `[steps, Q]` of an engine's item, and the hidden state before the first of them. `heats`: each step's
+        factor of the temperature."""
         sequences = [item.sequence, *(item.guides if sampling.guidance else ())]
         known = [s.known for s in sequences]
         features = [self.features(s.fields.numpy()) for s in sequences]
@@ -216,12 +221,13 @@ class Int8Model:
         uniform, made = item.uniform.view(steps, -1).numpy(), np.zeros((steps, self.quantizers), np.int64)
         for n in range(steps):
             before = np.zeros(self.c.width, F)
+            how = replace(sampling, temperature=sampling.temperature * heats[n]) if heats else sampling
             for q in range(self.quantizers):
                 if q:
                     before = before + self.ids[(q - 1) * self.rows + made[n, q - 1]]
                 low = q * self.rows + item.low[n]
                 logits = [self.logits(self.state(h, before, q), low, item.size) for h in hidden]
-                made[n, q] = item.low[n] + draw(guided(logits, sampling), uniform[n, q], sampling)
+                made[n, q] = item.low[n] + draw(guided(logits, sampling), uniform[n, q], how)
             if n + 1 < steps:
                 for b in range(len(sequences)):
                     place = known[b] + n

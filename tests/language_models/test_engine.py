@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import Mock
 
@@ -89,19 +89,20 @@ def slow_frame_logits(model: Decoder, hidden: Tensor, codes: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def slow_generate(model: Decoder, item: Item, temperature: float, top_p: float) -> Tensor:
-    """All logits anew for every token."""
+def slow_generate(model: Decoder, item: Item, temperature: float, top_p: float, heats: Sequence[float] = ()) -> Tensor:
+    """All logits anew for every token; `heats`: each step's factor of the temperature."""
     ids, known = item.sequence.ids.clone(), item.sequence.known
     for n in range(known, len(ids)):
         hidden = slow_hidden(model, ids[:n], item.sequence.fields[:n])[-1:]
+        hot = temperature * (heats[n - known] if heats else 1)
         if model.config.layout == "frames":
             for q, number in enumerate(item.uniform[n - known]):
                 logits = slow_frame_logits(model, hidden, ids[n : n + 1, :q])
-                ids[n, q] = sample(logits.float(), number[None], temperature, 0, top_p)[0]
+                ids[n, q] = sample(logits.float(), number[None], hot, 0, top_p)[0]
             continue
         low = item.low[n - known]
         logits = hidden @ model.ids.weight[low : low + item.size].double().T
-        ids[n] = sample(logits.float(), item.uniform[n - known : n - known + 1], temperature, 0, top_p)[0] + low
+        ids[n] = sample(logits.float(), item.uniform[n - known : n - known + 1], hot, 0, top_p)[0] + low
     return ids[known:]
 
 

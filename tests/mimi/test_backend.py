@@ -155,6 +155,12 @@ def test_python_loads_it_and_says_what_it_cannot(name: str, bundle: MimiBackend)
         model.decode(Tokens(result.semantic, result.codes))
 
 
+def test_no_code_is_known_to_stand_for_silence(bundle: MimiBackend):
+    with pytest.raises(UsageError, match=r"^max-pause: .* has no list of the tokens that stand for silence$"):
+        ContinueRequest("-", max_pause=1).check(bundle.config)
+    ContinueRequest("-", max_pause=float("inf")).check(bundle.config)
+
+
 def test_the_defaults_are_those_of_the_family(bundle: MimiBackend, name: str):
     stage = GenerateRequest(duration=1).sampling(bundle.config.sampling).stage("semantic")
     expected = (1.0, 0, 0.9) if name.endswith("soda") else (0.8, 30, 1.0)

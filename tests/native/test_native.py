@@ -34,6 +34,7 @@ from tests.helpers.bundles import modules
 from tests.helpers.int8_model import Int8Model
 from tests.helpers.kernels import generated
 from tests.language_models.test_engine import SPEC, coarse_item, coarse_model, four_items, slow_hidden
+from tests.language_models.test_pauses import some_heats, stepped
 from tests.program.test_golden import settled
 
 GOLDEN = ROOT / "tests" / "golden" / "native.safetensors"
@@ -88,6 +89,17 @@ def test_guidance_gives_the_bits_of_the_plain_arithmetic(library, layout, shares
     weights = prepare(coarse_model(layout), library)
     unguided = generated(weights, [dataclasses.replace(item, guides=())], sampling, 1)
     assert not torch.equal(unguided[0], generated(weights, [item], sampling, 1)[0])
+
+
+@pytest.mark.parametrize("layout", ["aligned", "frames"])
+def test_steps_at_other_temperatures_give_the_bits_of_the_plain_arithmetic(library, layout) -> None:
+    model = coarse_model(layout)
+    items = [coarse_item(6, 4, 0, layout), coarse_item(5, 3, 1, layout)]
+    wanted = [some_heats(len(item.uniform), n) for n, item in enumerate(items)]
+    made = stepped(decode.Sessions(prepare(model, library), items, LIVELY), wanted)
+    for item, heats, got in zip(items, wanted, made, strict=True):
+        ids, _ = Int8Model(model).generate(item, LIVELY, heats)
+        assert torch.equal(got, int8_model.tokens(item, ids))
 
 
 @pytest.mark.parametrize("sampling", [

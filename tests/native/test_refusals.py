@@ -89,6 +89,25 @@ def test_models_of_impossible_sizes_are_refused(best, name, value) -> None:
     assert item.size
 
 
+@pytest.mark.parametrize("heat", [0.0, 0.5, -2.0, 1001.0, np.nan, np.inf])
+def test_temperatures_that_are_no_hotter_are_refused(best, heat) -> None:
+    """When the items are opened, and between steps."""
+    weights, items = prepare(coarse_model("aligned"), best), four_items("aligned")
+    session = decode.Session(weights, items, LIVELY)
+    session.prefill()
+    session.advance(1)
+    session.entries[3].heat = heat
+    with pytest.raises(ModelError, match="refuses"):
+        session.advance(1)
+    error, how = ctypes.c_int(), native.Sampling(1.0, 0.9, 0, items[0].size)
+    branches = (native.Branch * len(session.branches))(*session.branches)
+    assert best.audiolm_open(weights.model, 4, session.entries, branches, how, error) is None
+    assert error.value == -2
+    session.entries[3].heat = 1.0
+    assert session.advance(1) == 4
+    session.close()
+
+
 def test_steps_before_the_prefill_are_refused(best) -> None:
     session = decode.Session(prepare(coarse_model("frames"), best), four_items("frames"), LIVELY)
     with pytest.raises(ModelError, match="refuses"):

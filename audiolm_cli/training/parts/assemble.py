@@ -35,8 +35,9 @@ MAX_BYTES = 64_000_000  # of a bundle inside the wheel
 # fields of config.json that do not come from the parts
 SETTINGS = (
     *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens"),
-    *("familiar_bits", "familiar_semantic_bits"),
+    *("familiar_bits", "familiar_semantic_bits", "pause_tokens", "max_pause"),
 )
+OF_TOKENS = ("pause_tokens", "max_pause")  # worthless with another tokenizer
 
 
 def assemble(
@@ -44,8 +45,9 @@ def assemble(
     trained: dict[str, Any] | None = None, most: float = MAX_BYTES,
 ) -> None:  # fmt: skip
     """Writes config.json, the parts and SHA256SUMS to `out`. Keeps its model card (`hub.CARD`), its recipe, and those
-    SETTINGS of its config.json that are not `given`. `trained` is added to the training metadata of the parts. With a
-    recipe whose stage 2 has all `quantizers`, there is no stage 3, and the codec keeps only these first quantizers.
+    SETTINGS of its config.json that are not `given`, without OF_TOKENS if its tokenizer was another one. `trained` is
+    added to the training metadata of the parts. With a recipe whose stage 2 has all `quantizers`, there is no stage 3,
+    and the codec keeps only these first quantizers.
 
     Raises ModelError if a part is missing or was trained on the tokens of another codec or tokenizer, or if the bundle
     would be larger than `most` bytes; `out` is unchanged then.
@@ -73,6 +75,8 @@ def assemble(
             depends.setdefault(part, {})[source] = final[source]
     before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
     settings = {field: before[field] for field in SETTINGS if field in before}
+    if before.get("depends", {}).get("tokenizer", {}).get("self") != final["tokenizer"]:
+        settings = {field: value for field, value in settings.items() if field not in OF_TOKENS}
     kept = {"recipe": before["trained"]["recipe"]} if "recipe" in before.get("trained", {}) else {}
     if recipe:
         kept = {"recipe": dataclasses.asdict(recipe)}
