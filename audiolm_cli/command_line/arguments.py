@@ -291,6 +291,7 @@ class Training:
     semantic: Annotated[bool, typer.Option("--semantic", help="Fine-tune stage 1, too: content, not just sound.")] = (
         False
     )
+    decoder: Annotated[bool, typer.Option("--decoder", help="Fine-tune the codec's decoder, too; codes stay.")] = False
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Same seed and steps, same bundle.")] = 0
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace an existing bundle; start over if options have changed.")
