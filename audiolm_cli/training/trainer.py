@@ -161,7 +161,7 @@ class Trainer:
                 self.save()
         self.save()
 
-    def update(self, loss: Tensor, figures: dict[str, float | Tensor]) -> None:
+    def update(self, loss: Tensor, figures: Mapping[str, float | Tensor]) -> None:
         """One optimizer step; `figures` are averaged into the next log line. A loss that is not finite is skipped."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()

@@ -47,7 +47,8 @@ LEAST = 120.0  # s of usable recordings
 HEARD_SHARE, HEARD_LEAST = 3.0, 10.0  # train on at most 3 x the training time of recordings, or on 10 minutes if more
 SHARES = {"semantic": 0.3, "coarse": 0.7, "fine": 0.3, "decoder": 0.3}  # of the time for training, in order
 SAMPLES, SAMPLE_SECONDS = 3, 5.0
-READING = 0.2  # share of the time after which no more recordings are read, if there is enough of them
+# shares of the time after which no more recordings are read, if there are 10 minutes, or if there is the least
+READING = 0.2, 0.4
 NARROW = 0.75  # share of the bundle's bandwidth; recordings below it get a note
 
 
@@ -175,7 +176,8 @@ class _Run:
             audio = self.work.folder / "audio"
 
             def enough(usable: float) -> bool:
-                return usable >= options.least and self._used() > READING
+                plenty, least = READING
+                return self._used() > (plenty if usable >= 60 * HEARD_LEAST else least) and usable >= options.least
 
             report, clips = recordings.gather(found, audio, rate, speech, most, self._told("reading"), enough)
             for line in [*report.notes[:5], *report.lines()]:

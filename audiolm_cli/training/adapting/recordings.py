@@ -161,8 +161,8 @@ def gather(
             own["silent"] = len(samples) - own.total()
             if not own["usable"]:
                 report.notes.append(f"{display(source.path)}: left out: {REASONS[own.most_common(1)[0][0]]}")
-            for fate, count in own.items():
-                report.seconds[fate] += count / rate
+            for each, count in own.items():
+                report.seconds[each] += count / rate
             del samples
     (folder / "recording.int16").unlink(missing_ok=True)
     if report.usable:

@@ -14,7 +14,7 @@ from the first to the second number of --synthetic-share.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,7 @@ def train(
     trainer: Trainer,
     model: Stack,
     batch: Callable[[], Batch | None],
-    validated: Callable[[], dict[str, object]],
+    validated: Callable[[], Mapping[str, object]],
 ) -> Best:
     """Trains a model on the batches of `batch()` until the trainer's time is over. Returns the state of the trainer's
     module with the lowest bits of `validated()`. Where `batch()` returns None, the step does nothing."""
