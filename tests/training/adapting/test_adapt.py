@@ -261,13 +261,13 @@ def test_what_cannot_work_is_refused_in_a_line(command, tmp_path: Path):
     for name, samples in sounds.items():
         soundfile.write(tmp_path / name, samples, rate)
     (tmp_path / "empty.wav").touch()
-    reasons = dict.fromkeys(("silent.wav", "second.wav"), recordings.REASONS["silent"])
-    reasons |= {"music.wav": recordings.REASONS["music"], "noise.wav": recordings.REASONS["noisy"]}
+    reasons = {"silent.wav": "silent", "music.wav": "music", "noise.wav": "noisy"}
     for name in sounds:
         code, out, err = command(name, "-o", "mine")
         assert (code, out) == (1, "")
         assert "0.0 minutes of usable recordings: at least 2 are needed" in err.splitlines()[-1]
-        assert f"audiolm: {name}: left out: {reasons[name]}" in err.splitlines()
+        lines = [line for line in err.splitlines() if name in line]
+        assert lines == [f"audiolm: {name}: left out: {recordings.REASONS[r]}" for n, r in reasons.items() if n == name]
     for name, message in (("empty.wav", "the file is empty"), ("none.wav", "no such file")):
         code, out, err = command(name, "-o", "mine")
         assert (code, out, len([line for line in err.splitlines() if "error" in line])) == (1, "", 1)
@@ -283,7 +283,7 @@ def test_what_cannot_work_is_refused_in_a_line(command, tmp_path: Path):
 def test_of_a_mixed_folder_what_is_good_is_used(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokens, "MOST_PASSES", 1)
     (folder := tmp_path / "recordings").mkdir()
-    sounds = {"good.flac": speech(140), "silent.wav": np.zeros(5 * RATE), "second.wav": speech(1.0)}
+    sounds = {"good.flac": speech(140), "silent.wav": np.zeros(5 * RATE), "second.wav": speech(0.9)}
     for name, samples in sounds.items():
         soundfile.write(folder / name, samples, RATE)
     (folder / "empty.wav").touch()
