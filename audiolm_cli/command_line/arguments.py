@@ -286,11 +286,12 @@ class Training:
         float, _checked(checks.minutes, "--minutes", metavar="N", help="Total time, over all runs of the command.")
     ] = 20.0
     steps: Annotated[
-        int, typer.Option(metavar="N", min=0, max=10**6, help="Steps of each stage, whatever the time; 0: by minutes.")
+        int, typer.Option(metavar="N", min=0, max=10**6, help="Steps of each part, whatever the time; 0: by minutes.")
     ] = 0
     semantic: Annotated[bool, typer.Option("--semantic", help="Fine-tune stage 1, too: content, not just sound.")] = (
         False
     )
+    decoder: Annotated[bool, typer.Option("--decoder", help="Fine-tune the codec's decoder, too; codes stay.")] = False
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Same seed and steps, same bundle.")] = 0
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace an existing bundle; start over if options have changed.")

@@ -56,7 +56,7 @@ COMMAND_LINES = {
     ),
     "train": (
         "audiolm train recordings/ -o my-voice",
-        "audiolm train talk.m4a reading.wav -o my-voice --semantic --minutes 60",
+        "audiolm train talk.m4a -o my-voice --semantic --decoder --minutes 60",
     ),
     "serve": (
         "audiolm serve --port 8000",

@@ -13,11 +13,12 @@ Each process draws its own crops, gradients are averaged, and only the first pro
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from audiolm_cli.processor import Processor, processor
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
 VALIDATIONS = 8  # in a training with a fixed number of steps
+
+Best = tuple[float, dict[str, Tensor]]  # the lowest validation figure so far, and the module's state with it
 
 
 def arguments(description: str, minutes: float) -> argparse.ArgumentParser:
@@ -94,10 +97,12 @@ class Trainer:
         validate_seconds: float = 300,
         save_seconds: float = SAVE_SECONDS,
         steps: int = 0,
+        muon: bool = True,
         tell: Callable[[dict[str, object]], object] | None = None,
     ):
         """`args` has minutes, threads, device, seed, runs, resume. `steps` replaces the minutes by a number of steps,
-        with VALIDATIONS validations. `tell` gets every log line; by default it is printed."""
+        with VALIDATIONS validations. Without `muon`, AdamW trains all. `tell` gets every log line; by default it is
+        printed."""
         if args.threads:
             torch.set_num_threads(args.threads)
         self.rank, self.device = 0, torch.device(args.device)
@@ -112,7 +117,7 @@ class Trainer:
         self.minutes, self.module = args.minutes, module.to(self.device)
         self.rate, self.warmup, self.validate_seconds = rate, warmup, validate_seconds
         self.save_seconds, self.steps, self.tell = save_seconds, steps, tell or _print
-        self.optimizers = optimizers(module, rate, betas, weight_decay)
+        self.optimizers = optimizers(module, rate, betas, weight_decay, muon)
         self.step, self.seconds = 0, 0.0
         self.extra: dict[str, Any] = {}  # what a script keeps in its checkpoint
         self._sums: dict[str, float] = {}
@@ -156,7 +161,7 @@ class Trainer:
                 self.save()
         self.save()
 
-    def update(self, loss: Tensor, figures: dict[str, float | Tensor]) -> None:
+    def update(self, loss: Tensor, figures: Mapping[str, float | Tensor]) -> None:
         """One optimizer step; `figures` are averaged into the next log line. A loss that is not finite is skipped."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -201,6 +206,15 @@ class Trainer:
         self.tell(line)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def keep_best(self, figures: Mapping[str, object], key: str = "bits", finished: bool = False) -> Best:
+        """Logs validation figures; returns the state with the lowest `key` so far, which the checkpoints hold."""
+        self.log(valid=True, finished=finished, **figures)
+        best: Best | None = self.extra.get("best")
+        figure = float(figures[key])  # type: ignore[arg-type]
+        if best is None or figure < best[0]:
+            best = self.extra["best"] = figure, copy.deepcopy(self.module.state_dict())
+        return best
 
     def save(self) -> None:
         self._saved = self.seconds
@@ -253,14 +267,14 @@ def _print(line: dict[str, object]) -> None:
 
 
 def optimizers(
-    module: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float
+    module: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float, muon: bool = True
 ) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al., 2024) for the matrices of repeated layers, AdamW for all else: embeddings, convolutions, the
-    first and the last layer. Muon's steps are scaled to the size of AdamW's."""
+    first and the last layer; without `muon`, AdamW for all. Muon's steps are scaled to the size of AdamW's."""
     matrices = {
         id(layer.weight)
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and any(part.isdigit() for part in name.split("."))
+        if muon and isinstance(layer, nn.Linear) and any(part.isdigit() for part in name.split("."))
     }
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "others": []}
     for parameter in module.parameters():
@@ -274,8 +288,7 @@ def optimizers(
     result: list[torch.optim.Optimizer] = [torch.optim.AdamW(adam, lr=rate, betas=betas, fused=True)]
     if groups["muon"]:
         muon_kind = torch.optim.Muon if fast_bfloat16(groups["muon"][0].device) else Float32Muon
-        muon = muon_kind(groups["muon"], lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        result.append(muon)
+        result.append(muon_kind(groups["muon"], lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return result
 
 

@@ -1,10 +1,11 @@
 """`audiolm train`: fine-tunes a bundle on recordings of one voice, or one piano.
 
     recordings --cut at pauses, checked, split by time--> stretches --the bundle's tokenizer and codec--> tokens
-               --> LoRA adapters of coarse and fine stage, merged --> new bundle, model card, samples before and after
+               --> LoRA adapters of coarse and fine stage, merged; the codec's decoder --> new bundle, model card,
+                   samples before and after
 
-Tokenizer and codec are frozen, so tokens mean the same in both bundles. The results of finished steps stay in a folder
-beside the new bundle until it is complete.
+Tokenizer, encoder and codebooks are frozen, so tokens mean the same in both bundles. The results of
+finished steps stay in a folder beside the new bundle until it is complete.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -34,8 +35,8 @@ from audiolm_cli.console import Console
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.provenance import watermark
-from audiolm_cli.training.adapting import recordings, stages, tokens
-from audiolm_cli.training.adapting.card import CONSENT, card
+from audiolm_cli.training.adapting import decoder, fitting, recordings, stages, tokens
+from audiolm_cli.training.adapting.card import CONSENT, UNITS, card
 from audiolm_cli.training.adapting.reporter import Reporter
 from audiolm_cli.training.adapting.work import Work, check_place, put
 from audiolm_cli.training.corpora.data import Clip
@@ -44,8 +45,10 @@ from audiolm_cli.training.parts.assemble import SETTINGS, assemble, unpack, writ
 
 LEAST = 120.0  # s of usable recordings
 HEARD_SHARE, HEARD_LEAST = 3.0, 10.0  # train on at most 3 x the training time of recordings, or on 10 minutes if more
+SHARES = {"semantic": 0.3, "coarse": 0.7, "fine": 0.3, "decoder": 0.3}  # of the time for training, in order
 SAMPLES, SAMPLE_SECONDS = 3, 5.0
-PREPARING = 0.2  # share of the time after which no further pass over the recordings begins
+# shares of the time after which no more recordings are read, if there are 10 minutes, or if there is the least
+READING = 0.2, 0.4
 NARROW = 0.75  # share of the bundle's bandwidth; recordings below it get a note
 
 
@@ -60,6 +63,7 @@ class Options:
     minutes: float = 20.0
     steps: int = 0
     semantic: bool = False
+    decoder: bool = False
     seed: int = 0
     force: bool = False
     device: str = "auto"
@@ -86,7 +90,10 @@ def adapt(options: Options, console: Console) -> dict[str, Any]:
     asked = {
         "recordings": [_stamp(item) for item in found],
         "bundle": identity,
-        "options": [options.name or out.name, options.minutes, options.steps, options.semantic, options.seed],
+        "options": [
+            *(options.name or out.name, options.minutes, options.steps, options.semantic, options.decoder),
+            options.seed,
+        ],
     }
     with Work(out, asked, options.force) as work:
         run = _Run(options, config, source, work, device)
@@ -105,9 +112,9 @@ class _Run:
 
     def __init__(self, options: Options, config: BundleConfig, source: Path, work: Work, device: str):
         self.options, self.config, self.source, self.work, self.device = options, config, source, work, device
-        self.names: list[StageName] = ["semantic"] if options.semantic else []
-        self.names += ["coarse", *(["fine"] if config.fine else [])]  # type: ignore[list-item]
-        self.progress = 0.0  # of the stages
+        wanted = {"semantic": options.semantic, "coarse": True, "fine": config.fine, "decoder": options.decoder}
+        self.names = [name for name in SHARES if wanted[name]]  # of what is trained
+        self.progress = 0.0  # of the trainings
 
     def share(self) -> float:
         """The share done, 0 to 1."""
@@ -117,9 +124,9 @@ class _Run:
         """Seconds left."""
         return None if self.options.steps else 60 * self.options.minutes - self.work.seconds
 
-    def _enough(self) -> bool:
-        """Whether preparation has used its share of the time."""
-        return not self.options.steps and self.share() > PREPARING
+    def _used(self) -> float:
+        """The share of the time that is over, where time matters."""
+        return 0.0 if self.options.steps else self.share()
 
     def run(self, found: Sequence[recordings.Source], identity: str, out: Path) -> dict[str, Any]:
         """Runs all steps that are not finished."""
@@ -130,10 +137,10 @@ class _Run:
         self.reporter.doing("unpacking the bundle")
         work.once("parts", lambda: unpack(self.source, folder / "parts"))
         self.reporter.doing("tokens")
-        work.once("tokens", lambda: tokens.tokenize(folder, clips, self.device, self._told("tokens"), self._enough))
+        work.once("tokens", lambda: tokens.tokenize(folder, clips, self.device, self._told("tokens"), self._used))
         prompts = self._prompts(clips["valid"])
         work.once("before", lambda: self._sampled(self.source, prompts, "before"))
-        results: dict[str, dict[str, Any]] = {stage: self._adapted(stage) for stage in self.names}
+        results = {part: self._adapted(part, clips) for part in self.names}
         self.reporter.doing("the bundle")
         asked, made = self.options.name or out.name, folder / "bundle"
         if (name := own_name(asked, self.config.name)) != asked:
@@ -149,7 +156,8 @@ class _Run:
             "watermark_bits": watermark.bits(watermark.bundle_id(name)),
             "recordings": report,
             "unreadable": unreadable,
-            "stages": results,
+            "stages": {part: result for part, result in results.items() if part != "decoder"},
+            "decoder": results.get("decoder"),
             "seconds": round(work.seconds, 1),
         }
         check_place(out, self.source, self.options.force)  # again: something may have been created there meanwhile
@@ -166,7 +174,12 @@ class _Run:
             rate, speech = self.config.tokens.sample_rate, self.config.domain == "speech"
             most = 60 * max(HEARD_LEAST, HEARD_SHARE * options.minutes)
             audio = self.work.folder / "audio"
-            report, clips = recordings.gather(found, audio, rate, speech, most, self._told("reading"))
+
+            def enough(usable: float) -> bool:
+                plenty, least = READING
+                return self._used() > (plenty if usable >= 60 * HEARD_LEAST else least) and usable >= options.least
+
+            report, clips = recordings.gather(found, audio, rate, speech, most, self._told("reading"), enough)
             for line in [*report.notes[:5], *report.lines()]:
                 say(line)
             if len(report.notes) > 5:
@@ -202,38 +215,40 @@ class _Run:
 
         return tell
 
-    def _adapted(self, name: StageName) -> dict[str, Any]:
-        """Adapts a stage; returns a `stages.Result` as JSON."""
-        result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name))
+    def _adapted(self, name: str, clips: dict[str, list[Clip]]) -> dict[str, Any]:
+        """Adapts a stage or the decoder; returns a `fitting.Result` as JSON."""
+        result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name, clips))
         change = "improved: kept" if result["kept"] else "no improvement: left unchanged"
-        self.reporter.say(f"{name}: {result['before']:.3f} bits before, {result['after']:.3f} after; {change}")
+        self.reporter.say(f"{name}: {result['before']:.3f} {UNITS[name]} before, {result['after']:.3f} after; {change}")
         return result
 
-    def _trained(self, name: StageName) -> dict[str, Any]:
-        """Trains a stage for its share of the time left."""
+    def _trained(self, name: str, clips: dict[str, list[Clip]]) -> dict[str, Any]:
+        """Trains a stage or the decoder for its share of the time left."""
         work, names, lowest = self.work, self.names, [float("inf")]
         planned: dict[str, float] = work.state.setdefault("planned", {})
         if name not in planned:
             ending = 1.5 * work.took("before") + 2 * work.took("parts") + 5
             left = 60 * self.options.minutes - work.seconds - ending
-            weights = [stages.SHARES[other] for other in names[names.index(name) :]]
+            weights = [SHARES[other] for other in names[names.index(name) :]]
             planned[name] = left * weights[0] / sum(weights) / 60
             if planned[name] < 0.1 and not self.options.steps:
                 self.reporter.say(f"{name}: hardly any time is left to train it; give more --minutes")
             work.save()
 
-        def tell(stage: StageName, share: float, best: float, before: float) -> None:
+        def tell(share: float, best: float, before: float) -> None:
             work.tick()
-            self.progress = (names.index(stage) + share) / len(names)
+            self.progress = (names.index(name) + share) / len(names)
             if best < lowest[0]:
                 if lowest[0] < float("inf") and not self.reporter.console.terminal:
-                    self.reporter.say(f"{stage}: {best:.3f} bits, before {before:.3f}")
+                    self.reporter.say(f"{name}: {best:.3f} {UNITS[name]}, before {before:.3f}")
                 lowest[0] = best
-            self.reporter.doing(f"{stage}, {best:.3f} bits, before {before:.3f}")
+            self.reporter.doing(f"{name}, {best:.3f} {UNITS[name]}, before {before:.3f}")
 
         threads = torch.get_num_threads()
-        plan = stages.Plan(planned[name], self.options.steps, threads, self.device, self.options.seed)
-        return dataclasses.asdict(stages.adapt(work.folder, name, plan, tell))
+        plan = fitting.Plan(planned[name], self.options.steps, threads, self.device, self.options.seed)
+        if name == "decoder":
+            return dataclasses.asdict(decoder.adapt(work.folder, clips, plan, tell))
+        return dataclasses.asdict(stages.adapt(work.folder, cast("StageName", name), plan, tell))
 
     def _prompts(self, clips: Sequence[Clip]) -> list[Any]:
         """Prompts: the beginnings of the longest validation stretches."""
@@ -255,8 +270,9 @@ class _Run:
     def _assembled(self, made: Path, name: str, report: Mapping[str, Any], identity: str) -> None:
         """Assembles the bundle, without its card."""
         parts, adapted = self.work.folder / "parts", self.work.folder / "adapted"
+        trained_parts = {"codec" if name == "decoder" else name for name in self.names}
         for file in parts.glob("*.safetensors"):
-            if file.stem not in self.names:
+            if file.stem not in trained_parts:
                 shutil.copy(file, adapted)
         detector = adapted / "detector.safetensors"
         if detector.is_file():  # trained on outputs of the source bundle

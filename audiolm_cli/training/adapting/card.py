@@ -8,16 +8,24 @@ from typing import Any
 from audiolm_cli.training.adapting.recordings import shares
 
 CONSENT = "a voice belongs to a person: train on somebody's recordings, and use the bundle, only with their consent"
+UNITS = {**dict.fromkeys(("semantic", "coarse", "fine"), "bits"), "decoder": "mel distance"}  # of figures
 
 
 def card(
-    name: str, source: str, identity: str, licence: str, found: Mapping[str, Any], stages: Mapping[str, Any],
+    name: str, source: str, identity: str, licence: str, found: Mapping[str, Any], results: Mapping[str, Any],
     samples: Sequence[tuple[str, str]], bits: str, detector: bool, curve: bool,
 ) -> str:  # fmt: skip
-    """The text of README.md. `found` comes from `recordings.as_json`, `stages` has a `stages.Result` as JSON for each
-    trained stage, `samples` are pairs of files, before and after; `bits` is the watermark's message."""
-    minutes, trained = found["minutes"], {k: v for k, v in stages.items() if v["kept"]}
-    figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} bits" for k, v in trained.items())
+    """The text of README.md. `found` comes from `recordings.as_json`, `results` has a `fitting.Result` as JSON for each
+    trained stage, and for the decoder if it was trained; `samples` are pairs of files, before and after; `bits` is the
+    watermark's message."""
+    minutes, trained = found["minutes"], {k: v for k, v in results.items() if v["kept"]}
+    figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} {UNITS[k]}" for k, v in trained.items())
+    frozen = "Tokenizer, codec and detector"
+    if "decoder" in trained:
+        frozen = "Tokenizer, detector, and of the codec encoder and codebooks"
+    heading = "Bits per token of the stages"
+    if "decoder" in results:
+        heading += ", and the mel distance of recordings from what the decoder makes of their codes,"
     lines = [
         "---",
         f"license: {licence}",
@@ -27,8 +35,7 @@ def card(
         f"# {name}",
         "",
         f"Made by `audiolm train` from the bundle {source}, fine-tuned on {minutes.get('usable', 0):.1f} minutes of "
-        "recordings. Tokenizer, codec and detector are that bundle's, so tokens mean the same in both. LICENSE is that "
-        "of its weights.",
+        f"recordings. {frozen} are that bundle's, so tokens mean the same in both. LICENSE is that of its weights.",
         "",
         f"Consent: {CONSENT}.",
         "",
@@ -40,17 +47,17 @@ def card(
         "",
         "## Figures",
         "",
-        "Bits per token on the validation recordings, lower is better, with the weights as stored:",
+        f"{heading} on the validation recordings, lower is better, with the weights as stored:",
         "",
-        "| stage | before | after | steps | minutes |",
+        "| part | before | after | steps | minutes |",
         "|---|---|---|---|---|",
         *(
             f"| {k} | {v['before']:.3f} | {v['after']:.3f}{'' if v['kept'] else ' (left unchanged)'} | {v['steps']} | "
             f"{v['minutes']:.1f} |"
-            for k, v in stages.items()
+            for k, v in results.items()
         ),
         "",
-        *(["![Bits per token over the minutes of training](training.png)", ""] if curve else []),
+        *(["![These figures over the minutes of training](training.png)", ""] if curve else []),
         *_heard(samples),
         "## Watermark",
         "",

@@ -30,6 +30,12 @@ SUFFIXES = (  # of recordings in a folder
 CHUNK = 120.0  # s cut at a time
 OWN = 60.0  # usable s from which a recording is split by itself
 HELD_OUT, LEAST_HELD_OUT = 0.1, 20.0  # share for validation, and its least s in all
+REASONS = {  # for which nothing of a recording is used
+    "silent": "not a second of sound in it",
+    "clipped": "clipped",
+    "noisy": "noisy",
+    "music": "it sounds like music",
+}
 BAND, AUDIBLE = 16, 60.0  # bins of 16 Hz; dB that a band of so many lies below the strongest, at most, to count
 
 
@@ -44,7 +50,8 @@ class Source:
 @dataclass
 class Report:
     """Statistics of the recordings: their number, and seconds by `Stretch.fate`; level (dBFS) and bandwidth (Hz) of the
-    usable part; seconds for training and for validation; notes, and a line for each `unreadable` file."""
+    usable part; seconds for training and for validation; notes, and a line for each `unreadable` file; how many were
+    `unread`, at least in part, because the time was over."""
 
     recordings: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -55,6 +62,7 @@ class Report:
     validation: float = 0.0
     notes: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    unread: int = 0
 
     @property
     def usable(self) -> float:
@@ -64,6 +72,8 @@ class Report:
         """The report as lines of text."""
         minutes = {fate: seconds / 60 for fate, seconds in self.seconds.items()}
         yield f"{self.recordings} recording{'s' * (self.recordings != 1)}, {shares(minutes)}"
+        if self.unread:
+            yield f"not read, or not to the end, to keep to the time: {self.unread} recording{'s' * (self.unread != 1)}"
         if self.usable:
             who = f", {self.speakers} speakers" if self.speakers else ""
             yield f"level {self.level:.0f} dBFS, bandwidth {self.bandwidth / 1000:.1f} kHz{who}"
@@ -108,27 +118,35 @@ def _of_manifest(folder: Path) -> Iterator[Source]:
 
 
 def gather(
-    sources: Sequence[Source], folder: Path, rate: int, speech: bool, most: float, tell: Callable[[str, float], None]
+    sources: Sequence[Source],
+    folder: Path,
+    rate: int,
+    speech: bool,
+    most: float,
+    tell: Callable[[str, float], None],
+    enough: Callable[[float], bool] = lambda usable: False,
 ) -> tuple[Report, dict[str, list[Clip]]]:
     """Writes up to `most` seconds of usable audio into `folder`; returns the report and the clips of `train` and
-    `valid`. `tell` gets the file being read and the share done."""
+    `valid`. `tell` gets the file being read and the share done. Once `enough` is true of the usable seconds, the
+    rest is left out."""
     folder.mkdir(parents=True, exist_ok=True)
     report, kept, spectrum = Report(), list[Clip](), np.zeros(rate // 32 + 1)
     offset = 0
     with (folder / "samples.int16").open("wb") as out:
         for number, source in enumerate(sources):
             tell(source.path, number / len(sources))
+            if enough(report.usable):
+                report.unread += len(sources) - number
+                break
             try:
                 samples = _read(source.path, folder / "recording.int16", rate, report)
             except InputError as error:
                 report.unreadable.append(str(error))
                 continue
             report.recordings += 1
-            report.seconds["silent"] += len(samples) / rate
+            own = Counter[str]()
             for first, last, fate in stretches(samples, rate, speech):
-                length = (last - first) / rate
-                report.seconds["silent"] -= length
-                report.seconds[fate] += length
+                own[fate] += last - first
                 if fate == "usable":
                     part = samples[first:last]
                     spectrum += _spectrum(part, rate)
@@ -136,6 +154,15 @@ def gather(
                     name = f"{number:06}/{first:012}"
                     kept.append(Clip(name, source.speaker, "", "", offset, last - first))
                     offset += last - first
+                if enough(report.usable + own["usable"] / rate):
+                    samples = samples[:last]
+                    report.unread += 1
+                    break
+            own["silent"] = len(samples) - own.total()
+            if not own["usable"]:
+                report.notes.append(f"{display(source.path)}: left out: {REASONS[own.most_common(1)[0][0]]}")
+            for each, count in own.items():
+                report.seconds[each] += count / rate
             del samples
     (folder / "recording.int16").unlink(missing_ok=True)
     if report.usable:

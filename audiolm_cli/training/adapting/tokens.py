@@ -17,6 +17,8 @@ from audiolm_cli.training.corpora.tokenize import groups, joined, load_part, wri
 
 WANTED, MOST_PASSES = 1800.0, 4  # s of audio over all passes, within so many passes
 LEVEL = 3.0  # dB up or down in all passes but the first
+PREPARING, LAST = 0.2, 0.35  # shares of the time after which no further pass begins, and after which one ends early
+LEAST = 60.0  # s that a pass has in any case
 
 
 def passes(seconds: float) -> int:
@@ -25,11 +27,12 @@ def passes(seconds: float) -> int:
 
 
 def tokenize(
-    work: Path, clips: dict[str, list[Clip]], device: str, tell: Callable[[float], None], enough: Callable[[], bool]
+    work: Path, clips: dict[str, list[Clip]], device: str, tell: Callable[[float], None], used: Callable[[], float]
 ) -> None:
     """Writes tokens/ in one pass over `valid` and several over `train`; keeps existing passes. Passes after the first
-    are shifted by a part of a token and change the level, but not the voice. `tell` gets the share done. No further
-    pass begins once `enough()` is true."""
+    are shifted by a part of a token and change the level, but not the voice. `tell` gets the share done. A pass
+    takes recordings in random order: `used()` is the share of the time that is over, and where that is too much, the
+    pass ends early and none follows."""
     (codec, codec_identity), (tokenizer, tokenizer_identity) = (
         load_part(work, part) for part in ("codec", "tokenizer")
     )
@@ -43,19 +46,24 @@ def tokenize(
 
     def recordings(split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
         nonlocal done
-        rng = np.random.default_rng(number)
+        rng, had = np.random.default_rng(number), 0.0
         audio = corpus(work / "audio", clips[split])
-        for group in groups(audio, spec.sample_rate):
+        found = groups(audio, spec.sample_rate)
+        for place in np.random.default_rng((number, 1)).permutation(len(found)):
+            if had >= LEAST and used() > LAST:
+                return
+            group = found[place]
             samples = joined(audio, group, spec.sample_rate, rng)
             if number:
                 gain = np.float32(10 ** (rng.uniform(-LEVEL, LEVEL) / 20))
                 samples = (samples[rng.integers(1, spec.samples_per_semantic) :] * gain).clip(-1, 1)
             yield group[0].speaker, samples
-            done += sum(clip.samples for clip in group) / spec.sample_rate
+            length = sum(clip.samples for clip in group) / spec.sample_rate
+            done, had = done + length, had + length
             tell(done / total)
 
     for split, number in (("valid", 0), *(("train", number) for number in range(count))):
-        if number and enough():
+        if number and used() > PREPARING:
             break
         file = work / "tokens" / f"{split}_{number}.safetensors"
         if not file.is_file():

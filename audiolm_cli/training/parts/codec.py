@@ -37,9 +37,10 @@ from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, matri
 
 KINDS: dict[str, type[SpectralConfig | WaveformConfig]] = {"spectral": SpectralConfig, "waveform": WaveformConfig}
 UNQUANTIZED_STEPS, COLLECTED_FRAMES = 300, 40_000
-VALIDATED_SECONDS = 3.0  # of each clip
+VALIDATED_SECONDS, VALIDATED_CLIPS = 3.0, 24  # s of each of so many clips
 # STFT window (samples at 16 kHz) and mel bins: few enough that none is empty
 MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160))
+SCALES = 3  # of these in a step
 WAVEFORM_WEIGHT, COMMITMENT_WEIGHT = 6.0, 0.25
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 0.1, 0.5
 MAGNITUDE_WEIGHT = 2.0  # beside the log magnitudes; without it loud parts stay blurred: PESQ-wb 1.72 instead of above 2
@@ -158,9 +159,19 @@ class CodecTraining(nn.Module):
 
 def crops(corpus: Corpus, count: int, samples: int, rng: np.random.Generator) -> Tensor:
     """Random crops at random levels, `float32 [count, samples]`."""
-    starts = rng.integers(0, len(corpus.audio) - samples, count)
+    return levelled(corpus, rng.integers(0, len(corpus.audio) - samples, count), samples, rng)
+
+
+def levelled(corpus: Corpus, starts: np.ndarray, samples: int, rng: np.random.Generator) -> Tensor:
+    """The crops that begin at `starts` of a corpus, at random levels, `float32 [len(starts), samples]`."""
     audio = np.stack([corpus.audio[s : s + samples] for s in starts]).astype(np.float32) / 32768
-    return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (count, 1)).astype(np.float32)).clamp(-1, 1)
+    return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (len(starts), 1)).astype(np.float32)).clamp(-1, 1)
+
+
+def reconstruction_loss(audio: Tensor, got: Tensor, mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of reconstructed audio `[B, T]`, and its two parts: mel distance over three scales, and waveform."""
+    figures = {"mel": mel(audio, got, SCALES), "waveform": (audio - got).abs().mean()}
+    return WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"], figures
 
 
 def kept_quantizers(count: int, quantizers: int) -> Tensor:
@@ -173,16 +184,25 @@ def kept_quantizers(count: int, quantizers: int) -> Tensor:
 @torch.inference_mode()
 def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, float]:
     """Mel distance on fixed validation clips with all and with the coarse quantizers."""
-    device = next(codec.parameters()).device
-    figures = {}
-    length = round(VALIDATED_SECONDS * RATE)
-    clips = [c for c in corpus.clips if c.samples > length][:24]
-    audio = torch.from_numpy(np.stack([corpus.samples(c)[:length] for c in clips])).to(device)
-    codes = codec.encode(audio)
-    for name, count in (("mel_all", codes.shape[1]), ("mel_coarse", 4)):
-        figures[name] = round(float(loss(audio, codec.decode(codes[:, :count]))), 4)
+    audio, codes = validation_codes(codec, corpus, round(VALIDATED_SECONDS * RATE))
+    figures = {"mel_all": distance(codec, audio, codes, loss), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
     figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
     return figures
+
+
+@torch.inference_mode()
+def validation_codes(codec: SoundStream, corpus: Corpus, length: int) -> tuple[Tensor, Tensor]:
+    """The first `length` samples of the first clips that have them, `[B, length]`, and their codes."""
+    clips = [c for c in corpus.clips if c.samples >= length][:VALIDATED_CLIPS]
+    audio = torch.from_numpy(np.stack([corpus.samples(c)[:length] for c in clips]))
+    audio = audio.to(next(codec.parameters()).device)
+    return audio, codec.encode(audio)
+
+
+@torch.inference_mode()
+def distance(codec: SoundStream, audio: Tensor, codes: Tensor, loss: MelLoss) -> float:
+    """Mel distance of audio from what its codes are decoded to."""
+    return round(float(loss(audio, codec.decode(codes))), 4)
 
 
 def _perplexity(codes: Tensor) -> Tensor:
@@ -253,10 +273,8 @@ def main() -> None:
             latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)
         with trainer.autocast():
             got = codec.reconstruct(latents)
-        waveform = (audio - got).abs().mean()
-        distance = mel(audio, got, 3)
-        loss = WAVEFORM_WEIGHT * waveform + distance + COMMITMENT_WEIGHT * commitment
-        figures = {"mel": distance, "waveform": waveform, "commitment": commitment}
+        loss, figures = reconstruction_loss(audio, got, mel)
+        loss, figures["commitment"] = loss + COMMITMENT_WEIGHT * commitment, commitment
         if discriminators:
             with trainer.autocast():
                 figures["discriminators"] = discriminators.learn(audio, got)

@@ -13,15 +13,13 @@ from the first to the second number of --synthetic-share.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.utils import parametrize
 
 from audiolm_cli.bundles.bundle import NEEDS, save_part
@@ -32,9 +30,7 @@ from audiolm_cli.language_models.tokens import Batch, StageName
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.corpora.tokenize import TokenData, Track, load_tokens
 from audiolm_cli.training.recipes import RECIPES
-from audiolm_cli.training.trainer import Trainer, add_matrices, arguments, autocast, matrices, warm_start
-
-Best = tuple[float, dict[str, Tensor]]  # lowest validation bits so far, and the state dict with them
+from audiolm_cli.training.trainer import Best, Trainer, add_matrices, arguments, autocast, matrices, warm_start
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def train(
     trainer: Trainer,
     model: Stack,
     batch: Callable[[], Batch | None],
-    validated: Callable[[], dict[str, object]],
+    validated: Callable[[], Mapping[str, object]],
 ) -> Best:
     """Trains a model on the batches of `batch()` until the trainer's time is over. Returns the state of the trainer's
     module with the lowest bits of `validated()`. Where `batch()` returns None, the step does nothing."""
@@ -171,18 +167,8 @@ def train(
             loss = model.training_loss(drawn.to(trainer.device))
         trainer.update(loss, {"bits": loss / np.log(2)})
         if trainer.due():
-            keep_best(trainer, validated())
-    return keep_best(trainer, validated(), finished=True)
-
-
-def keep_best(trainer: Trainer, figures: dict[str, object], finished: bool = False) -> Best:
-    """Logs validation figures; returns the best state so far, which the trainer's checkpoints hold."""
-    trainer.log(valid=True, finished=finished, **figures)
-    best: Best | None = trainer.extra.get("best")
-    bits = float(figures["bits"])  # type: ignore[arg-type]
-    if best is None or bits < best[0]:
-        best = trainer.extra["best"] = bits, copy.deepcopy(trainer.module.state_dict())
-    return best
+            trainer.keep_best(validated())
+    return trainer.keep_best(validated(), finished=True)
 
 
 def main() -> None:

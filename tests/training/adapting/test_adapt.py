@@ -21,13 +21,17 @@ from audiolm_cli.bundles.folder import check_sums, damaged, read_config
 from audiolm_cli.console import Console
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.provenance import watermark
-from audiolm_cli.training.adapting import adapt, stages, work
+from audiolm_cli.training.adapting import adapt, decoder, fitting, recordings, stages, tokens, work
+from audiolm_cli.training.corpora.data import Clip, Corpus
+from audiolm_cli.training.corpora.tokenize import load_tokens
+from audiolm_cli.training.parts.assemble import unpack
 from audiolm_cli.training.trainer import Trainer
 from tests.helpers.bundles import write_bundle
 from tests.training.adapting.voices import RATE, notes, speech
 
 pytestmark = pytest.mark.slow
 STEPS = 4
+COMMON: dict[str, Any] = {"steps": STEPS, "decoder": True, "device": "cpu", "threads": 1, "least": 30.0}
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,10 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "BATCH_SECONDS", dict.fromkeys(stages.BATCH_SECONDS, 6.0))
     monkeypatch.setattr(stages, "BATCHES", 1)
-    monkeypatch.setattr(stages, "WARMUP", 1)
-    monkeypatch.setattr(stages, "SAVE_SECONDS", -1.0)  # every step
+    monkeypatch.setattr(fitting, "WARMUP", 1)
+    monkeypatch.setattr(decoder, "CROPS", 2)
+    monkeypatch.setattr(decoder, "PEAK_RATE", 1e-3)
+    monkeypatch.setattr(fitting, "SAVE_SECONDS", -1.0)  # every step
     monkeypatch.setattr(adapt, "SAMPLES", 1)
     monkeypatch.setattr(adapt, "SAMPLE_SECONDS", 0.4)
 
@@ -59,8 +65,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def train(source: Path, voice: Path) -> Callable[..., dict[str, Any]]:
     def run(out: Path, **options: Any) -> dict[str, Any]:
-        asked = {"recordings": [str(voice)], "source": str(source), "steps": STEPS, "device": "cpu", "threads": 1}
-        return adapt.adapt(adapt.Options(output=str(out), **{**asked, "least": 30.0, **options}), Console())
+        asked = {"recordings": [str(voice)], "source": str(source), **COMMON, **options}
+        return adapt.adapt(adapt.Options(output=str(out), **asked), Console())
 
     return run
 
@@ -71,8 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, source: Path, voice: Path) ->
     out = tmp_path_factory.mktemp("made") / "mine"
     with pytest.MonkeyPatch.context() as patch:
         _small.__wrapped__(patch)  # type: ignore[attr-defined]
-        common = {"source": str(source), "steps": STEPS, "device": "cpu", "threads": 1, "least": 30.0}
-        record = adapt.adapt(adapt.Options([str(voice)], str(out), **common), Console(quiet=True))  # type: ignore[arg-type]
+        record = adapt.adapt(adapt.Options([str(voice)], str(out), str(source), **COMMON), Console(quiet=True))
     (out.parent / "record.json").write_text(json.dumps(record))
     return out
 
@@ -85,7 +90,7 @@ def test_what_is_made_is_an_ordinary_bundle(made: Path, source: Path):
     assert sorted(os.listdir(made.parent)) == ["mine", "record.json"]  # nothing else stays
     assert not damaged(made)
     record, config, base = json.loads((made.parent / "record.json").read_text()), read_config(made), read_config(source)
-    for part in ("codec", "tokenizer", "semantic", "detector"):
+    for part in ("tokenizer", "semantic", "detector"):
         assert (made / f"{part}.safetensors").read_bytes() == (source / f"{part}.safetensors").read_bytes()
     for stage in ("coarse", "fine"):
         ours, theirs = (load_file(folder / f"{stage}.safetensors") for folder in (made, source))
@@ -103,13 +108,59 @@ def test_what_is_made_is_an_ordinary_bundle(made: Path, source: Path):
     assert config.trained["detector"]["reused_from"] == base.name
     assert watermark.bundle_id(config.name) != watermark.bundle_id(base.name)
     assert record["watermark_bits"] == watermark.bits(watermark.bundle_id(config.name))
+    assert list(record["stages"]) == ["coarse", "fine"]
     loaded = bundle.load(str(made), device="cpu")
     assert loaded.coarse.config == base.coarse
 
 
+def test_a_new_decoder_leaves_encoder_and_codes_as_they_were(made: Path, source: Path):
+    ours, theirs = (load_file(folder / "codec.safetensors") for folder in (made, source))
+    assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in theirs.items()}
+    changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert any(t.dtype == torch.int8 for name, t in ours.items() if name in changed)
+    assert bundle.tensors_identity(ours, bundle.TOKEN_SOURCES["codec"]) == read_config(source).depends["codec"]["self"]
+    figures = json.loads((made.parent / "record.json").read_text())["decoder"]
+    assert figures["kept"]
+    assert figures["after"] < figures["before"]
+    assert figures["steps"] == STEPS
+    trained = read_config(made).trained["codec"]
+    assert (trained["mel"], trained["mel_before"]) == (figures["after"], figures["before"])
+    assert trained["before"] == read_config(source).trained["codec"]
+    sound, models = speech(2.0), [bundle.load(str(folder), device="cpu") for folder in (made, source)]
+    codes = [model.tokenize(sound)[1] for model in models]
+    assert torch.equal(*codes)
+    heard = [model.codec.decode(codes[0][None])[0] for model in models]
+    assert not torch.equal(*heard)
+
+
+def test_validation_of_a_decoder_uses_what_recordings_have():
+    clips = [Clip(f"{n}", "", "", "", 16000 * n, samples) for n, samples in enumerate((16000, 30000, 25000))]
+    corpus = Corpus(np.zeros(60000, np.int16), clips)
+    used, length = decoder._validation(corpus, 16000, 320)
+    assert (used.clips, length) == (clips[1:2], 29760)
+    long = Corpus(corpus.audio, [Clip(f"{n}", "", "", "", n, 50000) for n in range(100)])
+    used, length = decoder._validation(long, 16000, 320)
+    assert (len(used.clips), length) == (20, 48000)
+    assert used.clips[-1].path == "95"
+
+
+def test_crops_for_the_decoder_stay_within_their_clips():
+    audio = np.zeros(100_000, np.int16)
+    clips = [Clip("a", "", "", "", 1000, 16000), Clip("b", "", "", "", 60000, 30000)]
+    for clip in clips:
+        audio[clip.offset : clip.offset + clip.samples] = 10000
+    drawn = decoder.crops(Corpus(audio, clips), 50, 15360, np.random.default_rng(0))
+    assert drawn.shape == (50, 15360)
+    assert (drawn > 0).all()
+    assert len(drawn[:, 0].unique()) > 10  # levels differ
+
+
 def test_the_card_has_the_figures_and_the_samples(made: Path):
     card, record = (made / "README.md").read_text(), json.loads((made.parent / "record.json").read_text())
-    for stage, figures in record["stages"].items():
+    assert "of the codec encoder and codebooks are that bundle's" in card
+    for stage, figures in {**record["stages"], "decoder": record["decoder"]}.items():
         assert f"| {stage} | {figures['before']:.3f} | {figures['after']:.3f} | {STEPS} |" in card
     assert "consent" in card.lower()
     assert record["watermark_bits"] in card
@@ -127,10 +178,10 @@ def test_killed_or_interrupted_it_goes_on_and_makes_the_same(made: Path, train, 
     def broken(trainer: Trainer, *given: Any) -> None:
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 3:  # of stage 2
             os.kill(os.getpid(), signal.SIGINT)  # in the middle of a step, which is finished
         update(trainer, *given)
-        if count == 3 + 4:
+        if count in (3 + 4, 3 + 4 + 4):  # of stage 3, of the decoder
             raise SystemExit(9)  # as if killed: what this step changed is lost
 
     monkeypatch.setattr(Trainer, "update", broken)
@@ -138,42 +189,60 @@ def test_killed_or_interrupted_it_goes_on_and_makes_the_same(made: Path, train, 
         train(out)
     assert not out.exists()
     assert count == 3
-    with pytest.raises(SystemExit):
-        train(out)
-    assert not out.exists()
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            train(out)
+        assert not out.exists()
     with pytest.raises(AudioLMError, match="with other options"):
         train(out, steps=9)
     train(out)
     assert sorted(os.listdir(tmp_path)) == ["mine"]
     assert same_tensors(out, made)
-    assert count == 2 * STEPS + 1  # the killed step alone was made again
+    assert count == 3 * STEPS + 2  # the killed steps alone were made again
     assert capfd.readouterr().err.count("consent") == 1
 
 
-def test_a_stage_that_becomes_no_better_stays_as_it_was(train, tmp_path: Path, source: Path, monkeypatch):
+def test_a_part_that_becomes_no_better_stays_as_it_was(train, tmp_path: Path, source: Path, monkeypatch):
     monkeypatch.setattr(stages, "PEAK_RATE", 0.0)
+    monkeypatch.setattr(decoder, "PEAK_RATE", 0.0)
     record = train(tmp_path / "same", semantic=True)
-    assert not any(figures["kept"] for figures in record["stages"].values())
+    assert not any(figures["kept"] for figures in (*record["stages"].values(), record["decoder"]))
     assert list(record["stages"]) == ["semantic", "coarse", "fine"]
     assert same_tensors(tmp_path / "same", source)
-    assert "left unchanged" in (tmp_path / "same" / "README.md").read_text()
+    card = (tmp_path / "same" / "README.md").read_text()
+    assert card.count("(left unchanged)") == 4
+    assert "Tokenizer, codec and detector are that bundle's" in card
 
 
 def test_the_budget_is_kept_and_validation_ends_a_stage(train, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(stages, "PATIENCE", 1)
+    monkeypatch.setattr(fitting, "PATIENCE", 1)
     monkeypatch.setattr(stages, "PEAK_RATE", 0.0)
-    monkeypatch.setattr(stages, "VALIDATIONS", 50)
+    monkeypatch.setattr(decoder, "PEAK_RATE", 0.0)
+    monkeypatch.setattr(fitting, "VALIDATIONS", 50)
     record = train(tmp_path / "soon", steps=0, minutes=2.0)
     assert record["seconds"] < 120
-    assert all(figures["minutes"] < 0.5 for figures in record["stages"].values())
+    assert all(figures["minutes"] < 0.5 for figures in (*record["stages"].values(), record["decoder"]))
 
 
 def test_a_budget_that_is_used_up_is_said_to_be(train, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stages, "SHORTEST", 1e-6)
-    record = train(tmp_path / "soon", steps=0, minutes=0.01)
+    monkeypatch.setattr(fitting, "SHORTEST", 1e-6)
+    record = train(tmp_path / "soon", steps=0, minutes=0.01, decoder=False)
+    assert record["decoder"] is None
     assert "coarse: hardly any time is left to train it" in capfd.readouterr().err
     assert all(figures["steps"] == 1 for figures in record["stages"].values())
     assert not damaged(tmp_path / "soon")
+
+
+def test_on_a_slow_machine_making_tokens_ends_in_time(source: Path, tmp_path: Path):
+    soundfile.write(tmp_path / "long.wav", speech(300), RATE)
+    found = recordings.listed([str(tmp_path / "long.wav")])
+    _, clips = recordings.gather(found, tmp_path / "audio", RATE, True, 3600, lambda *told: None)
+    unpack(source, tmp_path / "parts")
+    used = iter(np.linspace(0, 1, 8))
+    tokens.tokenize(tmp_path, clips, "cpu", lambda share: None, lambda: next(used))
+    assert sorted(os.listdir(tmp_path / "tokens")) == ["train_0.safetensors", "valid_0.safetensors"]
+    (data,) = load_tokens(tmp_path, "train")
+    assert tokens.LEAST <= len(data.semantic) / 25 < 150
 
 
 @pytest.fixture
@@ -192,10 +261,13 @@ def test_what_cannot_work_is_refused_in_a_line(command, tmp_path: Path):
     for name, samples in sounds.items():
         soundfile.write(tmp_path / name, samples, rate)
     (tmp_path / "empty.wav").touch()
+    reasons = {"silent.wav": "silent", "music.wav": "music", "noise.wav": "noisy"}
     for name in sounds:
         code, out, err = command(name, "-o", "mine")
         assert (code, out) == (1, "")
         assert "0.0 minutes of usable recordings: at least 2 are needed" in err.splitlines()[-1]
+        lines = [line for line in err.splitlines() if name in line]
+        assert lines == [f"audiolm: {name}: left out: {recordings.REASONS[r]}" for n, r in reasons.items() if n == name]
     for name, message in (("empty.wav", "the file is empty"), ("none.wav", "no such file")):
         code, out, err = command(name, "-o", "mine")
         assert (code, out, len([line for line in err.splitlines() if "error" in line])) == (1, "", 1)
@@ -206,6 +278,26 @@ def test_what_cannot_work_is_refused_in_a_line(command, tmp_path: Path):
     assert command("second.wav", "-o", "mine", "--minutes", "0")[0] == 2
     assert not (tmp_path / "mine").exists()
     assert not list(tmp_path.glob(f"*{work.SUFFIX}"))
+
+
+def test_of_a_mixed_folder_what_is_good_is_used(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokens, "MOST_PASSES", 1)
+    (folder := tmp_path / "recordings").mkdir()
+    sounds = {"good.flac": speech(140), "silent.wav": np.zeros(5 * RATE), "second.wav": speech(0.9)}
+    for name, samples in sounds.items():
+        soundfile.write(folder / name, samples, RATE)
+    (folder / "empty.wav").touch()
+    (folder / "text.mp3").write_text("no sound")
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, speech(20, 1), RATE)
+    (folder / "cut.wav").write_bytes(whole.read_bytes()[:200_000])
+    code, out, err = command("recordings", "-o", "mine", "--steps", "1", "--json")
+    assert code == 1
+    record = json.loads(out)
+    assert (record["recordings"]["recordings"], len(record["unreadable"])) == (4, 2)
+    for name in ("empty.wav", "text.mp3", "cut.wav", "silent.wav", "second.wav"):
+        assert len([line for line in err.splitlines() if name in line]) == 1
+    assert not damaged(tmp_path / "mine")
 
 
 def test_nothing_that_is_there_is_lost(command, made: Path, source: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,39 @@ def test_validation_is_the_end_of_each_recording(tmp_path):
     assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(everything))
     heard = recordings.corpus(tmp_path / "audio", clips["train"])
     assert heard.samples(clips["train"][0]).std() == pytest.approx(speech(90)[: 5 * RATE].std(), rel=0.5)
+
+
+def test_reading_stops_when_its_time_is_over(tmp_path):
+    files = [write(tmp_path / f"{n}.wav", speech(60, n)) for n in range(4)]
+    report, clips = recordings.gather(
+        recordings.listed(files), tmp_path / "audio", RATE, True, 3600, lambda *told: None, lambda usable: usable > 90
+    )
+    assert (report.recordings, report.unread) == (2, 3)
+    assert 90 < report.usable < 105
+    assert sum(report.seconds.values()) == pytest.approx(report.usable, rel=0.1)
+    assert "3 recordings" in list(report.lines())[1]
+    assert clips["valid"]
+
+
+def test_two_hours_are_cut_in_little_memory(tmp_path):
+    """As two hours at 16 kHz, here at 1 kHz: two hours take seconds."""
+    rate, minute = 1000, (speech(60)[::16] * 32767).astype(np.int16)
+    file = tmp_path / "long.wav"
+    with soundfile.SoundFile(file, "w", rate, 1, "PCM_16") as sound:
+        for number in range(120):
+            sound.write((minute * (0.3 + 0.005 * number)).astype(np.int16))
+    tracemalloc.start()
+    report, clips = recordings.gather(
+        recordings.listed([str(file)]), tmp_path / "audio", rate, False, 1800, lambda *told: None
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.5 * 7200 * rate * 4  # the whole as float32 is never there
+    assert report.usable == pytest.approx(7200, rel=0.05)
+    assert report.training + report.validation == pytest.approx(1800, rel=0.05)
+    offsets = [clip.offset for some in clips.values() for clip in some]
+    assert min(offsets) < 60 * rate
+    assert max(offsets) > 7100 * rate * report.usable / 7200
 
 
 def test_more_than_can_be_used_is_thinned_evenly():
