@@ -30,7 +30,7 @@ from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models.stages import REFERENCE_SECONDS, TokenSource
-from audiolm_cli.rendering import Chunk, Prompt, Run, Shaper, encoded, run_for
+from audiolm_cli.rendering import Chunk, Prompt, Run, Stitcher, encoded, run_for
 from audiolm_cli.request import BATCH_SIZE, ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
 
@@ -92,8 +92,8 @@ def continue_(
 
     Raises InputError for a prompt shorter than one semantic token (40 ms).
     """
-    for run in _runs(bundle, request, prompts, batch_size, progress):
-        yield from _whole(run, _continued(run, request, resampled_tokens))
+    for run in _batches(bundle, request, prompts, batch_size, progress):
+        yield from _collected(run, _continued(run, request, resampled_tokens))
 
 
 def generate(
@@ -105,8 +105,8 @@ def generate(
     progress: Progress | None = None,
 ) -> Iterator[Output]:
     """Samples everything: content, voice and room. Prompts only identify the random numbers."""
-    for run in _runs(bundle, request, prompts, batch_size, progress):
-        yield from _whole(run, _generated(run, request))
+    for run in _batches(bundle, request, prompts, batch_size, progress):
+        yield from _collected(run, _generated(run, request))
 
 
 def resynth(
@@ -125,8 +125,8 @@ def resynth(
     An output is as long as its prompt. Raises InputError for a silent or too short reference.
     """
     reference = _reference(bundle, request, speaker)
-    for run in _runs(bundle, request, prompts, batch_size, progress):
-        yield from _whole(run, _said_again(run, reference))
+    for run in _batches(bundle, request, prompts, batch_size, progress):
+        yield from _collected(run, _resynthesised(run, reference))
 
 
 class Stream:
@@ -158,13 +158,13 @@ def stream(
 ) -> Stream:
     """Streams one output, the same to the last bit as that of `continue_`, `generate` or `resynth`. A duration may be
     infinite. `batch_size` is what theirs would be."""
-    (run, *_) = _runs(bundle, request, None if prompt is None else [prompt], batch_size, progress, endless=True)
+    (run, *_) = _batches(bundle, request, None if prompt is None else [prompt], batch_size, progress, endless=True)
     run = replace(run, prompts=run.prompts[:1])
     if isinstance(request, ContinueRequest):
         return Stream(run, _continued(run, request))
     if isinstance(request, GenerateRequest):
         return Stream(run, _generated(run, request))
-    return Stream(run, _said_again(run, _reference(bundle, request, speaker)))
+    return Stream(run, _resynthesised(run, _reference(bundle, request, speaker)))
 
 
 def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None = None) -> Iterator[tuple[int, Chunk]]:
@@ -172,20 +172,20 @@ def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None 
     new_samples, new_tokens = _length(request.duration, spec)
     again = min(config.resampled_tokens if resampled_tokens is None else resampled_tokens, config.lookahead)
     prompts = [prompt.waveform for prompt in run.prompts]
-    ends = [_condition(prompt, request.prompt_seconds or config.prompt_seconds, spec) for prompt in prompts]
+    ends = [_cropped_prompt(prompt, request.prompt_seconds or config.prompt_seconds, spec) for prompt in prompts]
     known = run.encode(ends)
     run.score_prompts(ends, known)
     made = run.extended(known, new_tokens, again)
     repeated = [len(k.semantic) * spec.samples_per_semantic for k in known]  # the first tokens render the prompt's end
     filters = run.once(lambda n: postfilter.chain(config.output, spec.sample_rate, ends[n], repeated[n]))
     shapes = [
-        Shaper(spec.sample_rate, copy.deepcopy(filter), behind + new_samples, prompt, behind)
+        Stitcher(spec.sample_rate, copy.deepcopy(filter), behind + new_samples, prompt, behind)
         for filter, behind, prompt in zip(filters, repeated, prompts, strict=True)
     ]
     for n, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True)):
         run.about[n].update(prompt_samples=len(prompt), tokens_start=len(prompt) - repeated[n])
         yield n, _prompt_chunk(spec, prompt[: len(prompt) - shape.fade])
-    yield from _shaped(shapes, made)
+    yield from _postprocessed(shapes, made)
 
 
 def _generated(run: Run, request: GenerateRequest) -> Iterator[tuple[int, Chunk]]:
@@ -193,23 +193,25 @@ def _generated(run: Run, request: GenerateRequest) -> Iterator[tuple[int, Chunk]
     new_samples, new_tokens = _length(request.duration, config.tokens)
     codes = torch.zeros(config.tokens.quantizers, 0, dtype=torch.int64)
     nothing = [Tokens(codes[0], codes)] * len(run.prompts)
-    shapes = [Shaper(rate, postfilter.chain(config.output, rate), new_samples) for _ in run.prompts]
-    yield from _shaped(shapes, run.extended(nothing, new_tokens))
+    shapes = [Stitcher(rate, postfilter.chain(config.output, rate), new_samples) for _ in run.prompts]
+    yield from _postprocessed(shapes, run.extended(nothing, new_tokens))
 
 
-def _said_again(run: Run, reference: Tokens | None) -> Iterator[tuple[int, Chunk]]:
+def _resynthesised(run: Run, reference: Tokens | None) -> Iterator[tuple[int, Chunk]]:
     config, rate = run.bundle.config, run.bundle.config.tokens.sample_rate
     sources = [prompt.waveform for prompt in run.prompts]
     known = run.encode(sources)
     run.score_prompts(sources, known)
     shapes = [
-        Shaper(rate, postfilter.chain(config.output, rate, source, follow=True), len(source)) for source in sources
+        Stitcher(rate, postfilter.chain(config.output, rate, source, follow=True), len(source)) for source in sources
     ]
     semantic = TokenSource([tokens.semantic for tokens in known])
-    yield from _shaped(shapes, run.rendered(semantic, reference=reference, guide_semantics=True))
+    yield from _postprocessed(shapes, run.rendered(semantic, reference=reference, guide_semantics=True))
 
 
-def _shaped(shapes: Sequence[Shaper], chunks: Iterator[tuple[int, Chunk, bool]]) -> Iterator[tuple[int, Chunk]]:
+def _postprocessed(
+    shapes: Sequence[Stitcher], chunks: Iterator[tuple[int, Chunk, bool]]
+) -> Iterator[tuple[int, Chunk]]:
     """Post-processes decoded chunks."""
     for n, chunk, last in chunks:
         waveform = shapes[n].push(chunk.waveform)
@@ -218,7 +220,7 @@ def _shaped(shapes: Sequence[Shaper], chunks: Iterator[tuple[int, Chunk, bool]])
         yield n, replace(chunk, waveform=waveform)
 
 
-def _whole(run: Run, chunks: Iterator[tuple[int, Chunk]]) -> Iterator[Output]:
+def _collected(run: Run, chunks: Iterator[tuple[int, Chunk]]) -> Iterator[Output]:
     """Collects the chunks of a batch into its outputs."""
     found: list[list[Chunk]] = [[] for _ in run.prompts]
     for n, chunk in chunks:
@@ -244,7 +246,7 @@ def _prompt_chunk(spec: TokenSpec, waveform: np.ndarray) -> Chunk:
     return Chunk(waveform, nothing[0], nothing)
 
 
-def _runs(
+def _batches(
     bundle: Backend,
     request: SampledRequest,
     prompts: Sequence[Prompt] | None,
@@ -292,7 +294,7 @@ def _length(duration: float, spec: TokenSpec) -> tuple[float, float]:
     return samples, -(-samples // spec.samples_per_semantic)
 
 
-def _condition(waveform: np.ndarray, prompt_seconds: float, spec: TokenSpec) -> np.ndarray:
+def _cropped_prompt(waveform: np.ndarray, prompt_seconds: float, spec: TokenSpec) -> np.ndarray:
     """The prompt's last `prompt_seconds`, whole semantic tokens counted from its end."""
     wanted = min(len(waveform), max(spec.samples_per_semantic, round(prompt_seconds * spec.sample_rate)))
     count = wanted // spec.samples_per_semantic * spec.samples_per_semantic

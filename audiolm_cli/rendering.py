@@ -58,7 +58,7 @@ class Chunk:
     codes: Tensor
 
 
-class Shaper:
+class Stitcher:
     """Post-processes the decoded audio of one output piece by piece: cuts it off after `length` samples, filters it.
 
     Its first `repeated` samples are the prompt's end, decoded again. They are dropped except the last `fade`, which are

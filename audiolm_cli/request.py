@@ -26,7 +26,13 @@ BATCH_SIZE = 8  # outputs sampled together by default
 MAX_CANDIDATES = 64  # per output
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported formats; the first is the default
 
-VARIES: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}  # within a batch
+PER_OUTPUT: dict[str, Any] = {
+    "input": None,
+    "output": None,
+    "num_samples": 1,
+    "seed": 0,
+    "plot": None,
+}  # within a batch
 UNTIL_END = "Stop where the model would, after that time at most."
 MAX_PAUSE = "Sample hotter in a pause that lasts longer; inf: never."
 SomeRequest = TypeVar("SomeRequest", bound="Request")
@@ -99,7 +105,7 @@ class Request:
     def shared(self: SomeRequest) -> SomeRequest:
         """What the requests of one batch have in common: all but input, seed and names."""
         known = self.options()
-        return replace(self, **{name: value for name, value in VARIES.items() if name in known})
+        return replace(self, **{name: value for name, value in PER_OUTPUT.items() if name in known})
 
     def check(self, config: Settings) -> None:
         """Raises UsageError for options that the bundle cannot serve."""

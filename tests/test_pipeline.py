@@ -313,7 +313,7 @@ def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
 
 def join(prompt: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     """In small pieces; what is decoded begins with the whole prompt."""
-    shape = rendering.Shaper(16000, postfilter.PostFilter(16000, []), len(decoded), prompt, len(prompt))
+    shape = rendering.Stitcher(16000, postfilter.PostFilter(16000, []), len(decoded), prompt, len(prompt))
     parts = [shape.push(part) for part in np.array_split(decoded, 150)]
     return np.concatenate([prompt[: len(prompt) - shape.fade], *parts, shape.finish()])
 

@@ -82,7 +82,7 @@ Json = Annotated[bool, typer.Option("--json", help="A JSON object for each outpu
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
 
 
-def console_of(ctx: typer.Context) -> Console:
+def configured_console(ctx: typer.Context) -> Console:
     """The console, set up by the command's options."""
     console: Console = ctx.obj
     for flag in ("quiet", "json", "debug"):
@@ -98,7 +98,7 @@ def model_option(help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Naming:
+class OutputOptions:
     """Where outputs go, and how they are named."""
 
     output: Annotated[
@@ -139,7 +139,7 @@ def _called(option: str, value: str) -> str:
 
 
 @dataclass(frozen=True)
-class Streaming:
+class StreamOptions:
     """Streaming: playing an output, or writing it to a pipe, while it is sampled."""
 
     format: Annotated[
@@ -149,11 +149,11 @@ class Streaming:
     play: Annotated[bool, typer.Option("--play", help="Play it while it is made, in place of -o.")] = False
 
 
-WHOLE = Streaming()
+NO_STREAM = StreamOptions()
 
 
 @dataclass(frozen=True)
-class Running:
+class RunOptions:
     """How outputs are made: the bundle, the machine, and what happens to existing files."""
 
     model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
@@ -183,7 +183,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Examining:
+class AnalysisOptions:
     """How files are examined, for commands without outputs."""
 
     device: Device = "auto"
@@ -207,7 +207,7 @@ def _token(option: str, value: str) -> str:
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServerOptions:
     """A server's access, limits and resources."""
 
     model: Annotated[str, model_option("Bundle: its name, a folder, or org/repo@rev.")] = "speech"
@@ -254,8 +254,8 @@ def _loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class SampledRunning(Running):
-    """`Running`, plus the options for sampling."""
+class SamplingRunOptions(RunOptions):
+    """`RunOptions`, plus the options for sampling."""
 
     dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
@@ -350,7 +350,7 @@ def _options_of(kind: Any) -> list[inspect.Parameter]:
     if issubclass(kind, Request):
         for name, field in kind.options().items():
             how, default = field.metadata, None if field.default is dataclasses.MISSING else field.default
-            if not how["help"]:  # input and output, which are an argument and part of `Naming`
+            if not how["help"]:  # input and output, which are an argument and part of `OutputOptions`
                 continue
             if how["check"] is checks.flag:
                 hint: Any = Annotated[bool, typer.Option(*how["flags"], help=how["help"])]

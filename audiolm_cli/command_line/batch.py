@@ -1,6 +1,7 @@
 """One batch of planned outputs: reads the inputs, runs the pipeline, writes watermarked files, and reports them.
 
-A `Maker` holds a loaded bundle; there is one class for the commands that sample, one for `encode`, one for `decode`.
+A `BatchRunner` holds a loaded bundle; there is one class for the commands that sample, one for `encode`, one for
+`decode`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import soundfile
 from audiolm_cli import atomic
 from audiolm_cli.audio import files, inputs, postfilter
 from audiolm_cli.command_line import plot, streaming
-from audiolm_cli.command_line.arguments import WHOLE, Running, SampledRunning
+from audiolm_cli.command_line.arguments import NO_STREAM, RunOptions, SamplingRunOptions
 from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ExistsError, InputError, OutputError, UsageError, display
@@ -44,7 +45,7 @@ Read = TypeVar("Read")
 Made = TypeVar("Made")
 
 
-def load_maker(kind: type[Request], running: Running, console: Console) -> Maker[Any, Any]:
+def load_runner(kind: type[Request], running: RunOptions, console: Console) -> BatchRunner[Any, Any]:
     """Loads the bundle for requests of a class. Raises ModelError, and UsageError for what its kind cannot do."""
     from audiolm_cli import models
 
@@ -52,11 +53,14 @@ def load_maker(kind: type[Request], running: Running, console: Console) -> Maker
     import torch
 
     torch.set_num_threads(running.threads)
-    dtype = running.dtype.value if isinstance(running, SampledRunning) else "float32"
+    dtype = running.dtype.value if isinstance(running, SamplingRunOptions) else "float32"
     loaded = models.load(running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer)
-    makers: dict[type[Request], type[Maker[Any, Any]]] = {EncodeRequest: TokenMaker, DecodeRequest: DecodedMaker}
-    maker = makers.get(kind, SampledMaker)
-    return maker(loaded, running, console)
+    runners: dict[type[Request], type[BatchRunner[Any, Any]]] = {
+        EncodeRequest: EncodeRunner,
+        DecodeRequest: DecodeRunner,
+    }
+    found = runners.get(kind, SamplingRunner)
+    return found(loaded, running, console)
 
 
 def read_recording(path: str, bundle: Backend, console: Console, end_only: bool = False) -> np.ndarray:
@@ -81,13 +85,13 @@ def read_tokens(path: str, bundle: Backend) -> Tokens:
         raise InputError(f"{display(path)}: {error}") from None
 
 
-class Maker(ABC, Generic[Read, Made]):
+class BatchRunner(ABC, Generic[Read, Made]):
     """Makes batches of outputs whose requests differ only in input, seed and names."""
 
     batch_size = 1
-    streaming = WHOLE
+    streaming = NO_STREAM
 
-    def __init__(self, bundle: Backend, running: Running, console: Console):
+    def __init__(self, bundle: Backend, running: RunOptions, console: Console):
         self.bundle, self.console = bundle, console
         self.rate = bundle.config.tokens.sample_rate
         self.force, self.skip_existing = running.force, running.skip_existing
@@ -147,7 +151,7 @@ class Maker(ABC, Generic[Read, Made]):
     def recording(self, path: str, end_only: bool = False) -> np.ndarray:
         return read_recording(path, self.bundle, self.console, end_only)
 
-    def say_clipped(self, output: PlannedOutput, clipped: int) -> None:
+    def warn_clipped(self, output: PlannedOutput, clipped: int) -> None:
         if clipped:
             self.console.note(f"{_named(output.target)}: {clipped} samples beyond full scale clipped")
 
@@ -159,12 +163,12 @@ class Maker(ABC, Generic[Read, Made]):
         return {"path": output.target, "source": output.request.input, **of, **more}
 
 
-class SampledMaker(Maker["Prompt", "Output"]):
+class SamplingRunner(BatchRunner["Prompt", "Output"]):
     """`continue`, `generate` and `resynth`: a prompt becomes an audio file."""
 
-    def __init__(self, bundle: Backend, running: Running, console: Console):
+    def __init__(self, bundle: Backend, running: RunOptions, console: Console):
         super().__init__(bundle, running, console)
-        assert isinstance(running, SampledRunning)
+        assert isinstance(running, SamplingRunOptions)
         self.batch_size = running.batch_size
         self.settings = {  # for the record
             "device": running.device,
@@ -222,7 +226,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
             return streaming.run(self, batch[0])
         return super().run(batch, fail_fast)
 
-    def say_unfamiliar(self, output: PlannedOutput, made: Output) -> None:
+    def warn_unfamiliar(self, output: PlannedOutput, made: Output) -> None:
         if made.unfamiliar and not output.sample:  # once for all samples of a prompt
             self.console.note(
                 f"{display(str(output.request.input))}: unlike what the bundle {self.bundle.config.name} was trained "
@@ -240,7 +244,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
         request, config = cast(SampledRequest, output.request), self.bundle.config
         origin = self.origin(output, request, made.prompt_samples)
         waveform = origin.marked(made.waveform)
-        self.say_unfamiliar(output, made)
+        self.warn_unfamiliar(output, made)
         drawn = None
         if output.picture:
             drawn = plot.png(made, config.tokens, f"{_named(output.target)}, {config.name}, seed {request.seed}")
@@ -253,7 +257,7 @@ class SampledMaker(Maker["Prompt", "Output"]):
         if output.picture and drawn and output.existing != output.picture:
             atomic.write(output.picture, drawn, self.force)
         self.console.note(f"{_named(output.target)}: {new / self.rate:g} s of new audio, real-time factor {factor:.2f}")
-        self.say_clipped(output, clipped)
+        self.warn_clipped(output, clipped)
         return self.record(
             output,
             seed=request.seed,
@@ -286,7 +290,9 @@ class SampledMaker(Maker["Prompt", "Output"]):
 
     def _made_with(self, output: PlannedOutput, request: SampledRequest) -> dict[str, Any]:
         """The options that determine the audio, for the metadata."""
-        asked: dict[str, Any] = {name: getattr(request, name) for name in request.options() if name not in NOT_SOUND}
+        asked: dict[str, Any] = {
+            name: getattr(request, name) for name in request.options() if name not in WITHOUT_EFFECT_ON_SOUND
+        }
         if isinstance(request, ContinueRequest):
             asked["prompt_seconds"] = request.prompt_seconds or self.bundle.config.prompt_seconds
             asked["best_of"] = request.best_of if request.best_of > 1 else None  # as without the option
@@ -307,10 +313,10 @@ class SampledMaker(Maker["Prompt", "Output"]):
         }
 
 
-NOT_SOUND = {"input", "output", "num_samples", "seed", "plot", "continuation_only", "no_watermark"}
+WITHOUT_EFFECT_ON_SOUND = {"input", "output", "num_samples", "seed", "plot", "continuation_only", "no_watermark"}
 
 
-class TokenMaker(Maker[np.ndarray, "tuple[Tokens, int]"]):
+class EncodeRunner(BatchRunner[np.ndarray, "tuple[Tokens, int]"]):
     """`encode`: a recording becomes a file of tokens."""
 
     def read(self, output: PlannedOutput) -> np.ndarray:
@@ -333,7 +339,7 @@ class TokenMaker(Maker[np.ndarray, "tuple[Tokens, int]"]):
         return self.record(output, seconds=samples / self.rate)
 
 
-class DecodedMaker(Maker["Tokens", np.ndarray]):
+class DecodeRunner(BatchRunner["Tokens", np.ndarray]):
     """`decode`: a file of tokens becomes an audio file."""
 
     def read(self, output: PlannedOutput) -> Tokens:
@@ -352,7 +358,7 @@ class DecodedMaker(Maker["Tokens", np.ndarray]):
         quantizers = cast(DecodeRequest, output.request).quantizers or self.bundle.config.tokens.quantizers
         tags = provenance.tags(self.bundle, options={"quantizers": quantizers})
         clipped = files.write(output.target, made, self.rate, tags, self.force)
-        self.say_clipped(output, clipped)
+        self.warn_clipped(output, clipped)
         return self.record(
             output, quantizers=quantizers, seconds=len(made) / self.rate, peak=_peak(made), clipped=clipped
         )

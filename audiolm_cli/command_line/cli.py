@@ -18,17 +18,17 @@ import typer
 from audiolm_cli import __version__
 from audiolm_cli.command_line import model_commands, runner
 from audiolm_cli.command_line.arguments import (
-    Examining,
+    AnalysisOptions,
     Json,
-    Naming,
+    OutputOptions,
     RayCommand,
-    Running,
-    SampledRunning,
-    Serving,
+    RunOptions,
+    SamplingRunOptions,
+    ServerOptions,
     Stage,
-    Streaming,
+    StreamOptions,
     Training,
-    console_of,
+    configured_console,
     model_option,
     with_options,
 )
@@ -76,10 +76,10 @@ def continue_(
     ctx: typer.Context,
     prompts: Inputs = None,
     *,
-    naming: Naming,
+    naming: OutputOptions,
     request: ContinueRequest,
-    streaming: Streaming,
-    running: SampledRunning,
+    streaming: StreamOptions,
+    running: SamplingRunOptions,
 ) -> None:
     """Continue recordings.
 
@@ -91,7 +91,7 @@ def continue_(
     With --best-of, the first stage samples several candidates for the next seconds and keeps the one whose likelihood
     gains most from the prompt. Only that stage takes longer.
     """
-    runner.run(request, prompts or [], naming, running, console_of(ctx), streaming)
+    runner.run(request, prompts or [], naming, running, configured_console(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["generate"])
@@ -103,10 +103,10 @@ def generate(
         typer.Option("--unconditional", help="Without a prompt: the only way yet, so it may be left out."),
     ] = False,
     *,
-    naming: Naming,
+    naming: OutputOptions,
     request: GenerateRequest,
-    streaming: Streaming,
-    running: SampledRunning,
+    streaming: StreamOptions,
+    running: SamplingRunOptions,
 ) -> None:
     """Generate audio without a prompt: content, voice and room are all sampled.
 
@@ -114,7 +114,7 @@ def generate(
     change. There is no --best-of here: it ranks candidates by how much a prompt raises their likelihood, and by
     likelihood alone silence and loops would win.
     """
-    runner.run(request, [None], naming, running, console_of(ctx), streaming)
+    runner.run(request, [None], naming, running, configured_console(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["resynth"])
@@ -123,10 +123,10 @@ def resynth(
     ctx: typer.Context,
     sources: Inputs = None,
     *,
-    naming: Naming,
+    naming: OutputOptions,
     request: ResynthRequest,
-    streaming: Streaming,
-    running: SampledRunning,
+    streaming: StreamOptions,
+    running: SamplingRunOptions,
 ) -> None:
     """Resynthesise recordings in another voice: that of a reference recording, or a sampled one.
 
@@ -134,7 +134,7 @@ def resynth(
     used. Without INPUT and -o, the command reads standard input and writes standard output. Cloning somebody's voice
     needs their consent.
     """
-    runner.run(request, sources or [], naming, running, console_of(ctx), streaming)
+    runner.run(request, sources or [], naming, running, configured_console(ctx), streaming)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["encode"])
@@ -143,15 +143,15 @@ def encode(
     ctx: typer.Context,
     recordings: Inputs = None,
     *,
-    naming: Naming,
+    naming: OutputOptions,
     request: EncodeRequest,
-    running: Running,
+    running: RunOptions,
 ) -> None:
     """Turn recordings into tokens, in safetensors files.
 
     Without INPUT and -o, the command reads standard input and writes standard output.
     """
-    runner.run(request, recordings or [], naming, running, console_of(ctx))
+    runner.run(request, recordings or [], naming, running, configured_console(ctx))
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["decode"])
@@ -162,15 +162,15 @@ def decode(
         list[str] | None, typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")
     ] = None,
     *,
-    naming: Naming,
+    naming: OutputOptions,
     request: DecodeRequest,
-    running: Running,
+    running: RunOptions,
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio.
 
     Without TOKENS and -o, the command reads standard input and writes standard output.
     """
-    runner.run(request, tokens or [], naming, running, console_of(ctx))
+    runner.run(request, tokens or [], naming, running, configured_console(ctx))
 
 
 def _named(files: list[str] | None) -> list[str]:
@@ -189,14 +189,14 @@ def detect(
     ] = None,
     json: Json = False,
     *,
-    examining: Examining,
+    examining: AnalysisOptions,
 ) -> None:
     """Tell whether recordings, or stretches of them, were made by audiolm.
 
     Prints a line for each file: the watermark, and where; the probability that the bundle generated the sound, by its
     classifier, and where; what the metadata says. Finding nothing proves nothing: processing can remove all three.
     """
-    console, named = console_of(ctx), _named(files)
+    console, named = configured_console(ctx), _named(files)
     with console.status("loading"):
         from audiolm_cli import models
 
@@ -204,7 +204,7 @@ def detect(
         from audiolm_cli.provenance import provenance
 
         examiner = provenance.Examiner(model, examining.device, examining.offline, examining.threads)
-    for file, found in runner.each(named, examiner.examine_file, console, examining.fail_fast):
+    for file, found in runner.process_files(named, examiner.examine_file, console, examining.fail_fast):
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
@@ -222,14 +222,14 @@ def score(
         list[Stage] | None, typer.Option("--stage", help="Only this stage; may be given again for another.")
     ] = None,
     *,
-    examining: Examining,
+    examining: AnalysisOptions,
 ) -> None:
     """Score recordings with the language models: log-probabilities by stage and token, in nats.
 
     Prints a JSON line for each file, in order. As in sWUGGY and sBLIMP, the likelier of two words or sentences is the
     one with the higher sum over its tokens in the semantic stage.
     """
-    console = console_of(ctx)
+    console = configured_console(ctx)
     console.json = True
     named = _named(files)
     with console.status(f"loading {display(model)}"):
@@ -245,7 +245,7 @@ def score(
         loaded = bundle.load(model, device=examining.device, dtype="float32", offline=examining.offline)
     wanted = [stage.value for stage in stages or []]
     scored = functools.partial(scores.score, loaded, stages=wanted, console=console)
-    for _, found in runner.each(named, scored, console, examining.fail_fast):
+    for _, found in runner.process_files(named, scored, console, examining.fail_fast):
         console.data(found, "")
 
 
@@ -266,7 +266,7 @@ def train(
     After Ctrl-C, the same command resumes. A manifest.tsv in a folder may list recordings (`path`) and their speakers
     (`speaker`). Fine-tuning on a voice needs its owner's consent.
     """
-    console, named = console_of(ctx), _named(recordings)
+    console, named = configured_console(ctx), _named(recordings)
     if training.output is None:
         raise UsageError("-o FOLDER: name the new bundle's folder")
     with console.status("loading"):
@@ -285,13 +285,13 @@ def train(
 
 @app.command(cls=Command, epilog=EXAMPLES["serve"])
 @with_options
-def serve(ctx: typer.Context, *, serving: Serving) -> None:
+def serve(ctx: typer.Context, *, serving: ServerOptions) -> None:
     """Serve a model over HTTP, with a page to try it on, until Ctrl-C.
 
     POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and the options of the commands, and stream
     the output. Outputs have watermark and metadata. Needs the extra: pip install 'audiolm[serve]'
     """
-    console = console_of(ctx)
+    console = configured_console(ctx)
     try:
         from audiolm_cli.server import run as server
     except ModuleNotFoundError as error:

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from audiolm_cli.command_line.arguments import Running
-from audiolm_cli.command_line.batch import load_maker
+from audiolm_cli.command_line.arguments import RunOptions
+from audiolm_cli.command_line.batch import load_runner
 from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console, Progress
 from audiolm_cli.errors import AudioLMError, ModelError, UsageError, explain
@@ -82,19 +82,19 @@ class _Recorder(Console):
 class Worker:
     """Makes the outputs of batches; if it failed to start, each batch gets that error."""
 
-    def __init__(self, kind: type[Request], running: Running, identity: str, kernel: str, folder: str, ledger: Any):
+    def __init__(self, kind: type[Request], running: RunOptions, identity: str, kernel: str, folder: str, ledger: Any):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in cli.main
         warnings.simplefilter("ignore")
         self.console, self.running = _Recorder(ledger=ledger), running
         self.failure = ""
         try:
             os.chdir(folder)
-            self.maker = load_maker(kind, running, self.console)
-            if self.maker.bundle.identity != identity:
+            self.runner = load_runner(kind, running, self.console)
+            if self.runner.bundle.identity != identity:
                 raise ModelError(f"{running.model}: a worker has other weights of that name")
-            if self.maker.bundle.kernel != kernel:
+            if self.runner.bundle.kernel != kernel:
                 raise ModelError(
-                    f"a worker decodes by {self.maker.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
+                    f"a worker decodes by {self.runner.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
                     " machines makes them alike"
                 )
         except AudioLMError as error:
@@ -113,10 +113,10 @@ class Worker:
         self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
         done = self.console.results()
         # what a lost worker wrote but did not report is written again, with the same bytes
-        self.maker.force = self.running.force or before is not None
+        self.runner.force = self.running.force or before is not None
         left = [output for output in batch if output.target not in done]
         try:
-            failed = self.maker.run(left, self.running.fail_fast)
+            failed = self.runner.run(left, self.running.fail_fast)
         except Exception as error:
             self.console.error(explain(error)[1])
             failed = sum(output.target not in self.console.results() for output in left)
@@ -152,7 +152,7 @@ def connect(address: str, quiet: bool = True) -> None:
 
 
 def run_batches(
-    batches: list[list[PlannedOutput]], *, kind: type[Request], running: Running, bundle: Backend, console: Console
+    batches: list[list[PlannedOutput]], *, kind: type[Request], running: RunOptions, bundle: Backend, console: Console
 ) -> Iterator[int]:
     """Makes batches on the connected cluster, passes on the workers' messages, and yields how many outputs of each
     failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU. Raises

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from audiolm_cli.command_line.arguments import Debug, Json, Offline, Quiet, console_of
+from audiolm_cli.command_line.arguments import Debug, Json, Offline, Quiet, configured_console
 from audiolm_cli.command_line.help import EXAMPLES, complete_bundle
 from audiolm_cli.errors import AudioLMError, UsageError
 
@@ -25,7 +25,7 @@ def models_list(ctx: typer.Context, json: Json = False, debug: Debug = False) ->
     """List the bundles that are here: embedded in the program, or fetched from a hub."""
     from audiolm_cli.bundles import catalogue
 
-    console = console_of(ctx)
+    console = configured_console(ctx)
     for record in catalogue.listed():
         size = f"{record['bytes'] / 1e6:.0f} MB"
         console.data(record, "\t".join([record["name"], record["place"], size, record["licence"], record["figures"]]))
@@ -38,7 +38,7 @@ def models_show(
     """Show a bundle's sizes, training, model card and licence."""
     from audiolm_cli.bundles import catalogue
 
-    console = console_of(ctx)
+    console = configured_console(ctx)
     record = catalogue.shown(name, catalogue.find(name, offline, console.hearer))
     lines = [
         f"{name} ({record['place']}): {record['path']}, {record['bytes'] / 1e6:.1f} MB, licence {record['licence']}",
@@ -62,7 +62,7 @@ def models_pull(
     """Fetch a bundle from a hub into the cache, or resume fetching it; check it, and print its folder."""
     from audiolm_cli.bundles import catalogue, hub
 
-    console = console_of(ctx)
+    console = configured_console(ctx)
     if not hub.is_id(name):
         raise UsageError(f"{name}: not of the form org/repo or org/repo@revision")
     folder = hub.pull(name, offline, console.hearer)
@@ -83,7 +83,7 @@ def models_verify(
     from audiolm_cli import models
     from audiolm_cli.bundles import catalogue
 
-    console = console_of(ctx)
+    console = configured_console(ctx)
     failed = False
     for name in names or [record["name"] for record in catalogue.listed()]:
         try:

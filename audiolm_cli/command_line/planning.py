@@ -18,7 +18,7 @@ from pathlib import Path
 from audiolm_cli import checks
 from audiolm_cli.audio import files, inputs
 from audiolm_cli.checks import PICTURES, Template, listed
-from audiolm_cli.command_line.arguments import WHOLE, Naming, Running, Streaming
+from audiolm_cli.command_line.arguments import NO_STREAM, OutputOptions, RunOptions, StreamOptions
 from audiolm_cli.command_line.places import Places
 from audiolm_cli.errors import OutputError, UsageError, display
 from audiolm_cli.request import Request, SomeRequest
@@ -36,7 +36,7 @@ class PlannedOutput:
     existing: str | None = None  # the one of output and picture that exists already, if only one does
 
 
-def requests(request: SomeRequest, sources: Sequence[str | None], naming: Naming) -> list[SomeRequest]:
+def requests(request: SomeRequest, sources: Sequence[str | None], naming: OutputOptions) -> list[SomeRequest]:
     """The request for each source, or for each line of the job list. `sources` is [None] for commands without input.
 
     Raises UsageError for missing inputs and for ambiguous inputs or outputs.
@@ -80,7 +80,9 @@ def read_jobs(lines: Iterable[bytes], where: str, request: SomeRequest) -> list[
     return found
 
 
-def check_streams(asked: Sequence[Request], jobs: str | None, running: Running, streaming: Streaming = WHOLE) -> None:
+def check_streams(
+    asked: Sequence[Request], jobs: str | None, running: RunOptions, streaming: StreamOptions = NO_STREAM
+) -> None:
     """Raises UsageError if standard input or output would have two uses, or be on another machine."""
     piped = any(request.output == "-" for request in asked)
     takes_stdin = any("-" in (request.input, request.speaker) for request in asked)

@@ -16,53 +16,53 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from audiolm_cli.command_line.arguments import WHOLE, Naming, Running, Streaming
+from audiolm_cli.command_line.arguments import NO_STREAM, OutputOptions, RunOptions, StreamOptions
 from audiolm_cli.console import Console
 from audiolm_cli.errors import AudioLMError, InputError, UsageError, display
 from audiolm_cli.request import Request, SampledRequest
 
 if TYPE_CHECKING:
-    from audiolm_cli.command_line.batch import Maker
+    from audiolm_cli.command_line.batch import BatchRunner
     from audiolm_cli.command_line.planning import PlannedOutput
 
 
 def run(
     request: Request,
     sources: Sequence[str | None],
-    naming: Naming,
-    running: Running,
+    naming: OutputOptions,
+    running: RunOptions,
     console: Console,
-    streaming: Streaming = WHOLE,
+    streaming: StreamOptions = NO_STREAM,
 ) -> None:
     """Makes the outputs of a command and exits with 1 if any failed; loads no model if no input is readable. `sources`
     is [None] for commands without input."""
     planned = _planned(request, sources, naming, running, console, streaming)
-    usable = readable(planned, console)
+    usable = with_readable_inputs(planned, console)
     failed = len(planned) - len(usable)
     if usable and not (failed and running.fail_fast):
         console.overall = (0, len(usable), 0.0)
-        here, make = running, None
+        local, execute = running, None
         if running.ray is not None:
             from audiolm_cli.command_line import cluster
 
             with console.status("connecting to the cluster"):
                 cluster.connect(running.ray, quiet=not console.debug)
-            here = replace(running, device="cpu")  # for the checks here: only other machines may have a GPU
+            local = replace(running, device="cpu")  # for the checks here: only other machines may have a GPU
         with console.status(f"loading {display(running.model)}"):
-            from audiolm_cli.command_line.batch import load_maker
+            from audiolm_cli.command_line.batch import load_runner
 
-            maker = load_maker(type(request), here, console)
-            maker.streaming = streaming
+            runner = load_runner(type(request), local, console)
+            runner.streaming = streaming
         if running.ray is not None:
-            make = functools.partial(
-                cluster.run_batches, kind=type(request), running=running, bundle=maker.bundle, console=console
+            execute = functools.partial(
+                cluster.run_batches, kind=type(request), running=running, bundle=runner.bundle, console=console
             )
-        failed += run_batches(usable, maker, console, running.fail_fast, make)
+        failed += run_batches(usable, runner, console, running.fail_fast, execute)
     if failed:
         raise typer.Exit(1)
 
 
-def each(
+def process_files(
     files: Sequence[str], work: Callable[..., dict[str, Any]], console: Console, fail_fast: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each file with the result of `work`; reports files that fail, and then exits with 1 at the end."""
@@ -84,27 +84,29 @@ def each(
         raise typer.Exit(1)
 
 
-MakeBatches = Callable[[list[list["PlannedOutput"]]], Iterable[int]]  # batches -> the number of failed outputs of each
+BatchExecutor = Callable[
+    [list[list["PlannedOutput"]]], Iterable[int]
+]  # batches -> the number of failed outputs of each
 
 
 def run_batches(
     planned: Sequence[PlannedOutput],
-    maker: Maker,
+    runner: BatchRunner,
     console: Console,
     fail_fast: bool = False,
-    make: MakeBatches | None = None,
+    execute: BatchExecutor | None = None,
 ) -> int:
     """Makes the outputs in order and returns the number that failed, each already reported. `fail_fast` stops at the
-    first failure. `make` makes batches elsewhere; by default the maker does, here."""
+    first failure. `execute` runs batches elsewhere; by default the runner does, here."""
     from audiolm_cli.command_line import planning
 
     for request in dict.fromkeys(output.request.shared() for output in planned):
-        maker.check(request)
-    planning.check_formats(planned, maker.rate)
+        runner.check(request)
+    planning.check_formats(planned, runner.rate)
     failed, done, start = 0, 0, time.monotonic()
     console.overall = (done, len(planned), start)
-    listed = list(batches(planned, maker.batch_size))
-    failures = make(listed) if make else (maker.run(batch, fail_fast) for batch in listed)
+    listed = list(batches(planned, runner.batch_size))
+    failures = execute(listed) if execute else (runner.run(batch, fail_fast) for batch in listed)
     for batch, failures_of_batch in zip(listed, failures, strict=True):
         failed += failures_of_batch
         if failed and fail_fast:
@@ -121,7 +123,7 @@ def batches(planned: Iterable[PlannedOutput], size: int) -> Iterator[list[Planne
             yield batch
 
 
-def readable(planned: Sequence[PlannedOutput], console: Console) -> list[PlannedOutput]:
+def with_readable_inputs(planned: Sequence[PlannedOutput], console: Console) -> list[PlannedOutput]:
     """The outputs whose inputs can be opened; reports each input that cannot, before a model loads."""
     from audiolm_cli.audio import inputs
 
@@ -140,10 +142,10 @@ def readable(planned: Sequence[PlannedOutput], console: Console) -> list[Planned
 def _planned(
     request: Request,
     sources: Sequence[str | None],
-    naming: Naming,
-    running: Running,
+    naming: OutputOptions,
+    running: RunOptions,
     console: Console,
-    streaming: Streaming,
+    streaming: StreamOptions,
 ) -> list[PlannedOutput]:
     """The outputs to make, after all checks that a command can fail before it starts."""
     from audiolm_cli.command_line import planning
@@ -177,7 +179,7 @@ def _planned(
     return planned
 
 
-def _played(naming: Naming, streaming: Streaming, running: Running) -> Naming:
+def _played(naming: OutputOptions, streaming: StreamOptions, running: RunOptions) -> OutputOptions:
     """The naming of outputs that are played, which are not written anywhere else."""
     from audiolm_cli.command_line import streaming as player
 

@@ -23,7 +23,7 @@ from audiolm_cli.errors import AudioLMError, OutputError, UsageError
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 
 if TYPE_CHECKING:
-    from audiolm_cli.command_line.batch import SampledMaker
+    from audiolm_cli.command_line.batch import SamplingRunner
     from audiolm_cli.command_line.planning import PlannedOutput
     from audiolm_cli.pipeline import Chunk
 
@@ -39,35 +39,35 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def run(maker: SampledMaker, output: PlannedOutput) -> int:
+def run(runner: SamplingRunner, output: PlannedOutput) -> int:
     """Makes an output while streaming it; returns the number of failures, already reported."""
     try:
-        _run(maker, output)
+        _run(runner, output)
     except AudioLMError as error:
-        maker.console.error(error)
+        runner.console.error(error)
         return 1
     return 0
 
 
-def _run(maker: SampledMaker, output: PlannedOutput) -> None:
+def _run(runner: SamplingRunner, output: PlannedOutput) -> None:
     from audiolm_cli import pipeline
 
-    request, console = cast("Sampled", output.request), maker.console
+    request, console = cast("Sampled", output.request), runner.console
     with console.status("reading"):
-        prompt = maker.read(output)
-        speaker = maker.speaker(request) if isinstance(request, ResynthRequest) else None
-    extent = request.extent(len(prompt.waveform), maker.rate)
-    origin = maker.origin(output, request, extent.prompt)
+        prompt = runner.read(output)
+        speaker = runner.speaker(request) if isinstance(request, ResynthRequest) else None
+    extent = request.extent(len(prompt.waveform), runner.rate)
+    origin = runner.origin(output, request, extent.prompt)
     marking = origin.marking()
-    sink: Sink = Player(maker.rate) if maker.streaming.play else Pipe(maker, origin.tags, extent.total)
+    sink: Sink = Player(runner.rate) if runner.streaming.play else Pipe(runner, origin.tags, extent.total)
     found: list[Chunk] = []
     samples = 0
     with contextlib.closing(sink):
-        stream = pipeline.stream(maker.bundle, request, prompt, speaker=speaker, batch_size=maker.batch_size)
+        stream = pipeline.stream(runner.bundle, request, prompt, speaker=speaker, batch_size=runner.batch_size)
         with _until_interrupted(getattr(request, "duration", 0) == math.inf):
             for chunk in stream:
                 if not found:
-                    maker.say_unfamiliar(output, stream.output([chunk]))
+                    runner.warn_unfamiliar(output, stream.output([chunk]))
                 samples += len(chunk.waveform)
                 with _undisturbed():
                     sink.push(marking.push(chunk.waveform))
@@ -77,22 +77,22 @@ def _run(maker: SampledMaker, output: PlannedOutput) -> None:
         sink.finish()
     made = stream.output(found)
     if output.picture:
-        title = f"{maker.named(output)}, {maker.bundle.config.name}, seed {request.seed}"
-        atomic.write(output.picture, plot.png(made, maker.bundle.config.tokens, title), maker.force)
-    new = (samples - made.prompt_samples) / maker.rate
+        title = f"{runner.named(output)}, {runner.bundle.config.name}, seed {request.seed}"
+        atomic.write(output.picture, plot.png(made, runner.bundle.config.tokens, title), runner.force)
+    new = (samples - made.prompt_samples) / runner.rate
     factor = sum(made.stage_seconds.values()) / new if new else 0.0
-    console.note(f"{maker.named(output)}: {new:g} s of new audio, real-time factor {factor:.2f}")
-    maker.say_clipped(output, getattr(sink, "clipped", 0))
-    console.result(maker.record(output))
+    console.note(f"{runner.named(output)}: {new:g} s of new audio, real-time factor {factor:.2f}")
+    runner.warn_clipped(output, getattr(sink, "clipped", 0))
+    console.result(runner.record(output))
 
 
 class Pipe:
     """Standard output in the requested format. If it is a regular file, a WAV header gets its sizes at the end."""
 
-    def __init__(self, maker: SampledMaker, tags: dict[str, str], samples: float):
-        format = maker.streaming.format or "wav"
-        self.encoder, self.written = Encoder(self._write, maker.rate, format, tags, samples), 0
-        self.header = (maker.rate, tags) if format == "wav" and samples == math.inf else None
+    def __init__(self, runner: SamplingRunner, tags: dict[str, str], samples: float):
+        format = runner.streaming.format or "wav"
+        self.encoder, self.written = Encoder(self._write, runner.rate, format, tags, samples), 0
+        self.header = (runner.rate, tags) if format == "wav" and samples == math.inf else None
 
     def _write(self, data: bytes) -> None:
         write_stdout(data)

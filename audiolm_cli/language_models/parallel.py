@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
 from audiolm_cli.language_models.sampling import sample
-from audiolm_cli.language_models.tokens import Batch, Filling, Piece, Window, fine_window, frames
+from audiolm_cli.language_models.tokens import Batch, Infill, Piece, Window, fine_window, frames
 from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
 
 FIRST_SECONDS = 0.5  # length of the first window for `fill`; each later one is twice as long as the last
@@ -99,7 +99,7 @@ class ParallelTransformer(Stack):
     @torch.inference_mode()
     def fill(
         self,
-        fillings: list[Filling],
+        fillings: list[Infill],
         sampling: StageSampling,
         batch_size: int,
         progress: Callable[[int], None] | None = None,

@@ -14,7 +14,7 @@ from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import (
     Batch,
-    Filling,
+    Infill,
     Piece,
     TokenSequence,
     Window,
@@ -94,7 +94,7 @@ class PlainFine(_Codes):
 
     def fill(
         self,
-        fillings: list[Filling],
+        fillings: list[Infill],
         sampling: StageSampling,
         batch_size: int,
         progress: Callable[[int], None] | None = None,

@@ -25,7 +25,7 @@ from audiolm_cli.language_models.kinds import CoarseModel, FineModel
 from audiolm_cli.language_models.pauses import Pause, PauseLimit
 from audiolm_cli.language_models.sampling import Noise, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.tokens import Filling, Item, Piece, TokenBuffer, TokenSequence, Window, frames, windows
+from audiolm_cli.language_models.tokens import Infill, Item, Piece, TokenBuffer, TokenSequence, Window, frames, windows
 from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
@@ -313,7 +313,7 @@ class FineStage:
         """The next codes of each incomplete item, `int64 [Q, F]`; empty when all are complete."""
         now = dict(self.next)
         self.coarse.extend_to([now[i][2] if i in now else 0 for i in range(len(self.buffers))])
-        places, fillings = list[tuple[int, int, int, int]](), list[Filling]()
+        places, fillings = list[tuple[int, int, int, int]](), list[Infill]()
         for i, (first, start, end) in now.items():
             self.next[i] = next(self.plans[i])
             stay = self.next[i][1]
@@ -326,7 +326,7 @@ class FineStage:
                 unknown = coarse.new_full((self.spec.fine, end - start), -1)
                 codes = torch.cat([self.buffers[i].slice(first, start), torch.cat([coarse, unknown])], 1)
                 numbers = self.context.noise[i].numbers(3, start, end - start, self.spec.coarse, self.spec.fine)
-                fillings.append(Filling(codes, numbers, stay - start))
+                fillings.append(Infill(codes, numbers, stay - start))
         fine = [torch.zeros(0, stay - start, dtype=torch.int64) for _, _, start, stay in places]
         if self.model is not None and fillings:
             with self.context.timed():

@@ -132,7 +132,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Filling:
+class Infill:
     """A window of stage 3: codes `int64 [Q, F]`, where the fine codes of the last frames are -1, a uniform number for
     each of these, `float32 [frames * fine]` in flattened order, and how many of these frames are `kept`."""
 

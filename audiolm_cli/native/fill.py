@@ -14,7 +14,7 @@ from torch import Tensor
 
 from audiolm_cli import native
 from audiolm_cli.language_models.sampling import StageSampling
-from audiolm_cli.language_models.tokens import Filling
+from audiolm_cli.language_models.tokens import Infill
 from audiolm_cli.native.decode import check
 from audiolm_cli.native.model import Weights, pointer
 
@@ -22,7 +22,7 @@ from audiolm_cli.native.model import Weights, pointer
 class Window:
     """A window being filled by the kernel; its first `coarse` quantizers are complete."""
 
-    def __init__(self, weights: Weights, coarse: int, filling: Filling, sampling: StageSampling):
+    def __init__(self, weights: Weights, coarse: int, filling: Infill, sampling: StageSampling):
         self.weights, self.sampling, self.kept, self.next = weights, sampling, filling.kept, coarse
         self.codes = np.ascontiguousarray(filling.codes.numpy(), np.int32)
         self.known = filling.known
@@ -46,7 +46,7 @@ class Window:
 def fill(
     weights: Weights,
     coarse: int,
-    fillings: list[Filling],
+    fillings: list[Infill],
     sampling: StageSampling,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:

@@ -170,7 +170,7 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
     int32_t step = s->made[number];
     size_t place = (size_t)step * (size_t)s->work.model.quantizers + (size_t)q;
     if (item->branches > 1) guide(s, logits);
-    item->made[place] = item->lows[step] + draw(logits, item->uniform[place], &s->work.sampling, item->heat,
+    item->made[place] = item->lows[step] + sample(logits, item->uniform[place], &s->work.sampling, item->heat,
                                                 s->work.words, &s->work.finite);
 }
 

@@ -85,8 +85,8 @@ static inline uint32_t least_kept(const uint32_t *words, int32_t size, int32_t t
 /* Samples from logits, at `heat` times the temperature; up to eight floats behind them are overwritten. `words` has
  * room for twice as many, rounded up to lanes. Ids as likely as the last one kept are kept as well. If logits are not
  * finite, it returns 0 and sets `finite` to 0. */
-static inline int32_t draw(float *logits, float uniform, const audiolm_sampling *s, float heat, uint32_t *words,
-                           int *finite) {
+static inline int32_t sample(float *logits, float uniform, const audiolm_sampling *s, float heat, uint32_t *words,
+                             int *finite) {
     int32_t size = s->size, padded = (size + LANES - 1) / LANES * LANES, n = 0;
     if (!all_finite(logits, size)) return *finite = 0;
     float most = largest(logits, size), temperature = (float)(s->temperature * (double)heat);

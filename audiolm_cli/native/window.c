@@ -64,7 +64,7 @@ static void draw_frames(workspace *w, const audiolm_window *window, int32_t quan
         float *logits = find_logits(w, quantizer * m->vocabulary, 0, rows);
         const float *uniform = window->uniform + first - window->known;
         for (int32_t r = 0; r < rows; r++, logits += w->logits_stride)
-            made[first + r] = draw(logits, uniform[r], &w->sampling, 1, w->words, &w->finite);
+            made[first + r] = sample(logits, uniform[r], &w->sampling, 1, w->words, &w->finite);
     }
 }
 

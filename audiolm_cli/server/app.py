@@ -30,7 +30,7 @@ from audiolm_cli.server.guard import Guard
 from audiolm_cli.server.work import Job, Workshop
 
 if TYPE_CHECKING:
-    from audiolm_cli.command_line.arguments import Serving
+    from audiolm_cli.command_line.arguments import ServerOptions
 
 PAGE = Path(__file__).with_name("page.html")
 SAFE = {
@@ -50,7 +50,7 @@ UPLOADS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker
 class Service:
     """A loaded model and the workshop that runs its requests."""
 
-    def __init__(self, bundle: Backend, serving: Serving, workshop: Workshop):
+    def __init__(self, bundle: Backend, serving: ServerOptions, workshop: Workshop):
         self.bundle, self.workshop, self.most = bundle, workshop, float(serving.max_seconds)
         self.limits = {"max_seconds": serving.max_seconds, "max_megabytes": serving.max_megabytes}
         self.reader = asked.Reader(self.most)
@@ -175,7 +175,7 @@ def _page() -> Response:
     return Response(text, media_type="text/html", headers={**SAFE, "content-security-policy": policy})
 
 
-def app(bundle: Backend, serving: Serving, workshop: Workshop, say: Callable[[str], None]) -> Guard:
+def app(bundle: Backend, serving: ServerOptions, workshop: Workshop, say: Callable[[str], None]) -> Guard:
     """The ASGI application that serves a loaded model."""
     service = Service(bundle, serving, workshop)
 

@@ -24,7 +24,7 @@ from audiolm_cli.errors import AudioLMError, TooLongError, explain
 from audiolm_cli.server.work import BusyError, ClosingError
 
 if TYPE_CHECKING:
-    from audiolm_cli.command_line.arguments import Serving
+    from audiolm_cli.command_line.arguments import ServerOptions
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -70,7 +70,7 @@ def refused(error: Exception) -> RefusedError:
 class Guard:
     """ASGI middleware that lets allowed requests through. `say` gets unexpected errors."""
 
-    def __init__(self, app: App, serving: Serving, say: Callable[[str], None]):
+    def __init__(self, app: App, serving: ServerOptions, say: Callable[[str], None]):
         self.app, self.serving, self.say, self.arriving = app, serving, say, 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -21,7 +21,7 @@ from audiolm_cli.server.work import Workshop
 if TYPE_CHECKING:
     import asyncio
 
-    from audiolm_cli.command_line.arguments import Serving
+    from audiolm_cli.command_line.arguments import ServerOptions
 
 HEAD_SECONDS = 10.0  # timeout for the head of a request; connections are closed within seconds after it
 GRACE_SECONDS = 30  # for requests in progress when the server shuts down
@@ -68,7 +68,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise OutputError(f"--host {host} --port {port}: cannot listen there: {error}") from None
 
 
-def make(bundle: Backend, serving: Serving, console: Console) -> Server:
+def make(bundle: Backend, serving: ServerOptions, console: Console) -> Server:
     """A server for a model, not yet running."""
     workshop = Workshop(serving.streams, serving.queue)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the console reports instead
@@ -80,7 +80,7 @@ def make(bundle: Backend, serving: Serving, console: Console) -> Server:
     return Server(config, workshop)
 
 
-def run(bundle: Backend, serving: Serving, console: Console, listener: socket.socket) -> None:
+def run(bundle: Backend, serving: ServerOptions, console: Console, listener: socket.socket) -> None:
     """Serves a model until Ctrl-C or SIGTERM; a second signal also ends the requests in progress."""
     server = make(bundle, serving, console)
     host, port = listener.getsockname()[:2]

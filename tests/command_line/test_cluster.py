@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from audiolm_cli.command_line.arguments import RAY_ADDRESS, SampledRunning
-from audiolm_cli.command_line.batch import load_maker
+from audiolm_cli.command_line.arguments import RAY_ADDRESS, SamplingRunOptions
+from audiolm_cli.command_line.batch import load_runner
 from audiolm_cli.command_line.cli import main
 from audiolm_cli.command_line.cluster import Worker
 from audiolm_cli.console import Console
@@ -114,8 +114,8 @@ def test_a_cluster_makes_what_this_machine_makes_even_if_a_worker_dies(tmp_path,
 def test_a_worker_that_decodes_in_another_way_is_refused(tiny_bundle, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")
-    running = SampledRunning(model=str(tiny_bundle), device="cpu", offline=True)
-    identity = load_maker(ContinueRequest, running, Console()).bundle.identity
+    running = SamplingRunOptions(model=str(tiny_bundle), device="cpu", offline=True)
+    identity = load_runner(ContinueRequest, running, Console()).bundle.identity
     failure = Worker(ContinueRequest, running, identity, "native", ".", None).failure
     assert "decodes by torch, others by native" in failure
     assert not Worker(ContinueRequest, running, identity, "torch", ".", None).failure

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from audiolm_cli.command_line import planning, runner
-from audiolm_cli.command_line.arguments import Running
-from audiolm_cli.command_line.batch import Maker
+from audiolm_cli.command_line.arguments import RunOptions
+from audiolm_cli.command_line.batch import BatchRunner
 from audiolm_cli.command_line.planning import PlannedOutput
 from audiolm_cli.console import Console
 from audiolm_cli.errors import ExistsError, InputError, OutputError, UsageError
@@ -22,14 +22,14 @@ def _in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-class Recorder(Maker):
+class Recorder(BatchRunner):
     """Notes what it is asked; inputs named bad... cannot be read, full... and there... not be written."""
 
     batch_size = 2
 
     def __init__(self, skip_existing=False):
         bundle: Any = types.SimpleNamespace(config=CONFIG)
-        super().__init__(bundle, Running(skip_existing=skip_existing), Console())
+        super().__init__(bundle, RunOptions(skip_existing=skip_existing), Console())
         self.batches = []
 
     def check(self, request):
@@ -117,7 +117,7 @@ def test_a_bad_input_is_reported_once_for_all_its_samples(capfd):
 def test_unreadable_inputs_are_reported_once(capfd):
     open("a.wav", "w").close()
     planned = plan(["a.wav", "missing.wav", "."], samples=3)
-    assert {output.request.input for output in runner.readable(planned, Console())} == {"a.wav"}
+    assert {output.request.input for output in runner.with_readable_inputs(planned, Console())} == {"a.wav"}
     assert capfd.readouterr().err.splitlines() == [
         "audiolm: error: missing.wav: no such file",
         "audiolm: error: .: a directory, not a recording",

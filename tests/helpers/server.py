@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audiolm_cli.backend import Backend
-from audiolm_cli.command_line.arguments import Serving
+from audiolm_cli.command_line.arguments import ServerOptions
 from audiolm_cli.console import Console
 from audiolm_cli.server import run as server
 
@@ -84,7 +84,7 @@ def form(**parts: bytes | str) -> tuple[bytes, str]:
 @contextlib.contextmanager
 def serve(bundle: Backend, **options: Any) -> Iterator[Served]:
     listener = server.listen("127.0.0.1", 0)
-    made = server.make(bundle, Serving(**options), Console(quiet=True))
+    made = server.make(bundle, ServerOptions(**options), Console(quiet=True))
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     served = Served(listener.getsockname()[1], made)

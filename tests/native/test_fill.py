@@ -18,7 +18,7 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.language_models import engine, stages
 from audiolm_cli.language_models.parallel import ParallelTransformer
 from audiolm_cli.language_models.sampling import Noise, StageSampling
-from audiolm_cli.language_models.tokens import Filling
+from audiolm_cli.language_models.tokens import Infill
 from audiolm_cli.native import decode, fill
 from audiolm_cli.native.model import fits, pointer, prepare
 from tests.helpers.int8_model import Int8Model
@@ -46,7 +46,7 @@ def same_bits(library: Any, model: ParallelTransformer, frames: int, known: int,
     codes = some_codes(frames, 1, spec).numpy().astype(np.int32)
     codes[spec.coarse :, known:] = -1
     uniform = np.random.default_rng(2).random((spec.fine, frames - known), np.float32)
-    filling = Filling(torch.from_numpy(codes.copy()), torch.from_numpy(uniform.T.reshape(-1)), frames - known)
+    filling = Infill(torch.from_numpy(codes.copy()), torch.from_numpy(uniform.T.reshape(-1)), frames - known)
     window, plain = fill.Window(prepare(model, library), spec.coarse, filling, sampling), Int8Model(model)
     for q, numbers in enumerate(uniform, spec.coarse):
         codes[q, known:] = plain.fill(codes, known, q, numbers, sampling)
@@ -135,7 +135,7 @@ def test_sizes_and_codes_that_cannot_be_are_refused(best) -> None:
         {"quantizers": 6}, {"width": 24}, {"heads": 3},
     ):  # fmt: skip
         assert result(**cast("Any", wrong)) == -2, wrong
-    short = Filling(some_codes(9)[:4].index_fill(0, torch.tensor([2, 3]), -1), torch.zeros(9 * 2), 9)
+    short = Infill(some_codes(9)[:4].index_fill(0, torch.tensor([2, 3]), -1), torch.zeros(9 * 2), 9)
     with pytest.raises(ValueError, match="every quantizer"):
         fill.fill(weights, 2, [short], GREEDY)
 
@@ -177,7 +177,7 @@ def test_a_loaded_bundle_fills_natively(tiny_bundle, monkeypatch) -> None:
     assert loaded.fine.native is not None
     spec, calls = loaded.config.tokens, list[int]()
 
-    def counted(weights: Any, coarse: int, fillings: list[Filling], *rest: Any) -> list[Tensor]:
+    def counted(weights: Any, coarse: int, fillings: list[Infill], *rest: Any) -> list[Tensor]:
         calls.append(len(fillings))
         return [filling.codes[coarse:, filling.known :] for filling in fillings]
 

@@ -18,7 +18,7 @@ import soundfile
 from audiolm_cli.audio import files
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.command_line import cli
-from audiolm_cli.command_line.arguments import Serving
+from audiolm_cli.command_line.arguments import ServerOptions
 from audiolm_cli.errors import UsageError
 from tests.helpers import ROOT
 from tests.helpers.server import Answer, Served, form, serve
@@ -242,9 +242,9 @@ def test_the_examples_with_curl_run(served: Served, tmp_path: Path) -> None:
 
 def test_a_host_for_others_needs_a_token() -> None:
     with pytest.raises(UsageError, match="which needs --token"):
-        Serving(host="0.0.0.0")
+        ServerOptions(host="0.0.0.0")
     for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1"):
-        Serving(host=host)
+        ServerOptions(host=host)
     assert cli.main(["serve", "--host", "0.0.0.0"]) == 2
     assert cli.main(["serve", "--token", "short"]) == 2
 
