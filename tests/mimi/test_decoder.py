@@ -94,9 +94,9 @@ def test_logits_of_prefill_and_cached_steps_are_those_of_transformers(
         low = [q * CODEBOOK_SIZE for q in range(quantizers)] * new
         items.append(Item(sequence(ids), low, CODEBOOK_SIZE, torch.rand(new * quantizers)))
 
-    def draw(hidden: torch.Tensor, uniform: torch.Tensor, low: int, size: int, sampling: StageSampling):
+    def draw(hidden: torch.Tensor, uniform: torch.Tensor, low: int, size: int, *how: Any):
         seen.append(pair.ours.logits(hidden, low, size).clone())
-        return CodeDecoder.draw(pair.ours, hidden, uniform, low, size, sampling)
+        return CodeDecoder.draw(pair.ours, hidden, uniform, low, size, *how)
 
     monkeypatch.setattr(pair.ours, "draw", draw)
     made = engine.generate(pair.ours, items, StageSampling(1.0, 0, 0.9), 4)
