@@ -41,7 +41,7 @@ def test_a_rows_product_does_not_depend_on_how_many_rows_there_are(name: str) ->
         layers = (block.qkv, block.output, block.up, block.down, level.up, level.down)
         shapes = [(linear.in_features, linear.out_features) for linear in layers]
         if processor.row_block(shapes, torch.bfloat16, True, 64) is None:
-            assert name == "paper"  # without AMX
+            assert max(inputs for inputs, _ in shapes) > processor.ROWS_AGREE[-1]  # without AMX
             continue
         for linear in layers:
             linear.pack()

@@ -71,6 +71,7 @@ def test_the_wheel_carries_the_weights_and_nothing_else(wheel):
     assert "audiolm_cli/weights/speech/config.json" in names
     assert "audiolm_cli/weights/speech/LICENSE" in names
     assert "audiolm_cli/py.typed" in names
+    assert {name.split("/")[2] for name in names if name.startswith("audiolm_cli/weights/")} == {"speech", "piano"}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"audiolm_cli", "audiolm"}
     assert wheel.stat().st_size < 100e6  # the limit of the package index
 
