@@ -63,6 +63,7 @@ def test_a_new_round_keeps_the_old_numbers() -> None:
     used = own_labels(old, sound).unique()
     assert len(used) > 8
     assert torch.equal(mixed.centroids[used], old.centroids[used])
+    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in state.tokenizer.layers.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -72,4 +73,5 @@ def test_a_new_round_keeps_the_old_numbers() -> None:
         if kept:
             training.keep_numbers(further, old, sound)
         same[kept] = float((own_labels(further, sound) == own_labels(old, sound)).float().mean())
-    assert same[True] > 0.4 > same[False]
+    assert same[True] > 0.4
+    assert same[False] < same[True] - 0.2
