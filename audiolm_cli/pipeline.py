@@ -309,15 +309,19 @@ def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = RE
     return waveform[first * spec.samples_per_semantic : end * spec.samples_per_semantic]
 
 
+def token_levels(waveform: np.ndarray, spec: TokenSpec) -> np.ndarray:
+    """The level of each whole semantic token's sound, in dBFS, `[S]`."""
+    count = len(waveform) // spec.samples_per_semantic
+    sounds = waveform[: count * spec.samples_per_semantic].reshape(count, spec.samples_per_semantic)
+    return 10 * np.log10(np.square(sounds).mean(1) + 1e-10)
+
+
 def spoken_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float) -> tuple[int, int]:
     """Finds the stretch of up to `seconds` with the most speech, by its level: first and end in semantic tokens. It is
     cut at a pause if its second half has one."""
-    token = spec.samples_per_semantic
-    count, wanted = len(waveform) // token, round(seconds * spec.semantic_rate)
-    if count == 0:
+    level, wanted = token_levels(waveform, spec), round(seconds * spec.semantic_rate)
+    if not (count := len(level)):
         raise InputError(f"reference is shorter than {1000 / spec.semantic_rate:g} ms, one semantic token")
-    power = np.square(waveform[: count * token].reshape(count, token)).mean(1)
-    level = 10 * np.log10(power + 1e-10)
     spoken = level > np.percentile(level, 95) - 20  # dB
     inside = np.convolve(spoken, np.ones(min(wanted, count)), "valid")
     first = int(inside.argmax())

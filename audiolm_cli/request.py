@@ -26,13 +26,8 @@ BATCH_SIZE = 8  # outputs sampled together by default
 MAX_CANDIDATES = 64  # per output
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported formats; the first is the default
 
-PER_OUTPUT: dict[str, Any] = {
-    "input": None,
-    "output": None,
-    "num_samples": 1,
-    "seed": 0,
-    "plot": None,
-}  # within a batch
+# what may differ within a batch, and the values that stand for it in what a batch has in common
+PER_OUTPUT: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}
 UNTIL_END = "Stop where the model would, after that time at most."
 MAX_PAUSE = "Sample hotter in a pause that lasts longer; inf: never."
 SomeRequest = TypeVar("SomeRequest", bound="Request")

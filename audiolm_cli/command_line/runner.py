@@ -84,9 +84,8 @@ def process_files(
         raise typer.Exit(1)
 
 
-BatchExecutor = Callable[
-    [list[list["PlannedOutput"]]], Iterable[int]
-]  # batches -> the number of failed outputs of each
+# batches -> the number of failed outputs of each
+BatchExecutor = Callable[[list[list["PlannedOutput"]]], Iterable[int]]
 
 
 def run_batches(

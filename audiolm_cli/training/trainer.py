@@ -207,11 +207,11 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def keep_best(self, figures: Mapping[str, object], key: str = "bits", finished: bool = False) -> Best:
+    def keep_best(self, figures: Mapping[str, Any], key: str = "bits", finished: bool = False) -> Best:
         """Logs validation figures; returns the state with the lowest `key` so far, which the checkpoints hold."""
         self.log(valid=True, finished=finished, **figures)
         best: Best | None = self.extra.get("best")
-        figure = float(figures[key])  # type: ignore[arg-type]
+        figure = float(figures[key])
         if best is None or figure < best[0]:
             best = self.extra["best"] = figure, copy.deepcopy(self.module.state_dict())
         return best

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,11 +50,11 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
     quantizer = parts.CodebookTrainer(codec.quantizer.codebooks.data).to(plan.device)
     size = int(CROP * rate) // codec.hop * codec.hop
 
-    def measure() -> dict[str, object]:
+    def measure() -> dict[str, float]:
         random.seed(0)  # the order of the scales, and so the last bits of their sum
         return {"mel_all": parts.distance(codec, audio, codes, mel)}
 
-    def trained(begin: Callable[[], None], validated: Callable[[], Mapping[str, object]]) -> Best:
+    def trained(begin: Callable[[], None], validated: Callable[[], Mapping[str, Any]]) -> Best:
         trainer = fitting.trainer
         for step in trainer:
             begin()
@@ -73,20 +74,16 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
     codec.decoder.load_state_dict(state)
     in_int8 = int8.MATRICES["codec"] if int8.is_used(stored) else ()
     round_to_disk(codec, in_int8)
-    after = float(str(measure()["mel_all"]))
-    result = fitting.result(before, after)
-    target = work / "adapted" / file.name
-    target.parent.mkdir(exist_ok=True)
-    if result.kept:
-        now = {"steps": result.steps, "minutes": result.minutes, "mel": after, "mel_before": before}
+
+    def save(target: Path, result: Result) -> None:
+        now = {"steps": result.steps, "minutes": result.minutes, "mel": result.after, "mel_before": result.before}
         about["trained"] = {**now, "before": about["trained"]}
         adapted = int8.stored(codec.state_dict(), in_int8)
         tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(DECODER)}
         tensors |= {name: tensor for name, tensor in adapted.items() if name.startswith(DECODER)}
         write_tensors(target, tensors, {"about": json.dumps(about)})
-    else:
-        target.write_bytes(file.read_bytes())
-    return result
+
+    return fitting.ship(file, before, measure()["mel_all"], save)
 
 
 def crops(train: Corpus, count: int, samples: int, rng: np.random.Generator) -> torch.Tensor:

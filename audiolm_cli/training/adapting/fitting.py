@@ -64,17 +64,17 @@ class Fitting:
 
     def run(
         self,
-        measure: Callable[[], Mapping[str, object]],
-        train: Callable[[Callable[[], None], Callable[[], Mapping[str, object]]], Best],
+        measure: Callable[[], Mapping[str, Any]],
+        train: Callable[[Callable[[], None], Callable[[], Mapping[str, Any]]], Best],
         tell: Tell,
     ) -> tuple[float, dict[str, Tensor]]:
         """The figure before training, and the module's best state. `train(begin, validated)` trains: it calls `begin`
         first in each step and `validated` for figures. Raises InputError if nothing can be measured."""
         trainer = self.trainer
 
-        def validated() -> Mapping[str, object]:
+        def validated() -> Mapping[str, Any]:
             lowest, figures = trainer.extra["best"][0], measure()
-            better = float(str(figures[self.key])) < lowest
+            better = figures[self.key] < lowest
             trainer.extra["waited"] = 0 if better else trainer.extra.get("waited", 0) + 1
             if trainer.extra["waited"] >= PATIENCE:
                 trainer.stop()
@@ -99,6 +99,14 @@ class Fitting:
                 raise InputError("the stretches that are kept for validation are all too short; give longer recordings")
             return before, train(begin, validated)[1]
 
-    def result(self, before: float, after: float) -> Result:
-        """The result, with the figure of the weights as stored."""
-        return Result(before, after, self.trainer.step, round(self.trainer.seconds / 60, 2), after < before)
+    def ship(self, file: Path, before: float, after: float, save: Callable[[Path, Result], None]) -> Result:
+        """Writes the part of `file` to adapted/: by `save`, or as it was if `after`, the figure of the weights as
+        stored, is no better than `before`."""
+        result = Result(before, after, self.trainer.step, round(self.trainer.seconds / 60, 2), after < before)
+        target = file.parents[1] / "adapted" / file.name
+        target.parent.mkdir(exist_ok=True)
+        if result.kept:
+            save(target, result)
+        else:
+            target.write_bytes(file.read_bytes())
+        return result

@@ -44,11 +44,11 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
     fitting = Fitting(work, stage, adapted, plan, "bits", rate=PEAK_RATE)
     crops = lm.Crops(train, model, plan.seed)
 
-    def bits() -> dict[str, object]:
+    def bits() -> dict[str, Any]:
         with parametrize.cached():
             return lm.validation_bits(model, valid, BATCHES, conditioning=False)
 
-    def trained(begin: Callable[[], None], validated: Callable[[], Mapping[str, object]]) -> Best:
+    def trained(begin: Callable[[], None], validated: Callable[[], Mapping[str, Any]]) -> Best:
         def batch() -> Batch | None:
             begin()
             crops.rng = np.random.default_rng((plan.seed, fitting.trainer.step))
@@ -62,22 +62,18 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
     model.cpu()
     in_int8 = int8.MATRICES[stage] if int8.is_used(load_file(file)) else ()
     round_to_disk(model, in_int8)
-    after = float(str(bits()["bits"]))
-    result = fitting.result(before, after)
-    target = work / "adapted" / file.name
-    target.parent.mkdir(exist_ok=True)
-    if result.kept:
-        trained_now = {
+
+    def save(target: Path, result: Result) -> None:
+        now = {
             "steps": result.steps,
             "minutes": result.minutes,
-            "valid_bits": after,
-            "valid_bits_before": before,
+            "valid_bits": result.after,
+            "valid_bits_before": result.before,
         }
-        about["trained"] = {**trained_now, "rank": adapters.RANK, "before": about["trained"]}
+        about["trained"] = {**now, "rank": adapters.RANK, "before": about["trained"]}
         save_part(target, model, about, in_int8)
-    else:
-        target.write_bytes(file.read_bytes())
-    return result
+
+    return fitting.ship(file, before, bits()["bits"], save)
 
 
 def load_stage(file: Path, stage: StageName) -> tuple[Stack, dict[str, Any]]:

@@ -46,8 +46,8 @@ def bundle_tokens(bundle: Bundle, corpus: Corpus, split: str, cache: Path, hours
 def _unaltered(runs: Path, sources: dict[str, str]) -> TokenData | None:
     """The unaltered pass over the training split that `tokenize` made with these models, if all of it is there."""
     files = sorted((runs / "tokens").glob("train_0*.safetensors"))
-    shares = [file.stem.partition("of")[2] for file in files]
-    if not files or (shares != [str(len(files))] * len(files) and shares != [""]):
+    shares = sorted(f"train_0_{n}of{len(files)}" for n in range(len(files)))  # of torchrun's processes
+    if not files or [file.stem for file in files] not in (["train_0"], shares):
         return None
     parts = [read_tokens(file) for file in files]
     if any(part.sources != sources for part in parts):

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +157,7 @@ def train(
     trainer: Trainer,
     model: Stack,
     batch: Callable[[], Batch | None],
-    validated: Callable[[], Mapping[str, object]],
+    validated: Callable[[], Mapping[str, Any]],
 ) -> Best:
     """Trains a model on the batches of `batch()` until the trainer's time is over. Returns the state of the trainer's
     module with the lowest bits of `validated()`. Where `batch()` returns None, the step does nothing."""

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from audiolm_cli import pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
@@ -63,7 +64,7 @@ def heard(bundle: Bundle, recording: np.ndarray) -> tuple[np.ndarray, np.ndarray
     clean = postfilter.without_rumble(recording, spec.sample_rate, bundle.config.output.high_pass)
     sounds = clean[: len(clean) // spec.samples_per_semantic * spec.samples_per_semantic]
     tokens = bundle.tokenizer.tokenize(torch.from_numpy(sounds).to(bundle.device)[None])[0].cpu().numpy()
-    level = 10 * np.log10(np.square(sounds.reshape(len(tokens), -1)).mean(1) + 1e-10)
+    level = pipeline.token_levels(sounds, spec)
     return tokens, level < np.percentile(level, LOUD) - FAR
 
 
