@@ -45,22 +45,24 @@ Read = TypeVar("Read")
 Made = TypeVar("Made")
 
 
-def load_runner(kind: type[Request], running: RunOptions, console: Console) -> BatchRunner[Any, Any]:
+def load_runner(kind: type[Request], run_options: RunOptions, console: Console) -> BatchRunner[Any, Any]:
     """Loads the bundle for requests of a class. Raises ModelError, and UsageError for what its kind cannot do."""
     from audiolm_cli import models
 
-    models.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
+    models.require(COMMANDS.get(kind, "continue"), run_options.model, run_options.offline)
     import torch
 
-    torch.set_num_threads(running.threads)
-    dtype = running.dtype.value if isinstance(running, SamplingRunOptions) else "float32"
-    loaded = models.load(running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer)
+    torch.set_num_threads(run_options.threads)
+    dtype = run_options.dtype.value if isinstance(run_options, SamplingRunOptions) else "float32"
+    loaded = models.load(
+        run_options.model, device=run_options.device, dtype=dtype, offline=run_options.offline, say=console.hearer
+    )
     runners: dict[type[Request], type[BatchRunner[Any, Any]]] = {
         EncodeRequest: EncodeRunner,
         DecodeRequest: DecodeRunner,
     }
     found = runners.get(kind, SamplingRunner)
-    return found(loaded, running, console)
+    return found(loaded, run_options, console)
 
 
 def read_recording(path: str, bundle: Backend, console: Console, end_only: bool = False) -> np.ndarray:
@@ -89,12 +91,12 @@ class BatchRunner(ABC, Generic[Read, Made]):
     """Makes batches of outputs whose requests differ only in input, seed and names."""
 
     batch_size = 1
-    streaming = NO_STREAM
+    stream_options = NO_STREAM
 
-    def __init__(self, bundle: Backend, running: RunOptions, console: Console):
+    def __init__(self, bundle: Backend, run_options: RunOptions, console: Console):
         self.bundle, self.console = bundle, console
         self.rate = bundle.config.tokens.sample_rate
-        self.force, self.skip_existing = running.force, running.skip_existing
+        self.force, self.skip_existing = run_options.force, run_options.skip_existing
 
     def check(self, request: Request) -> None:
         """Raises UsageError for options that the bundle cannot serve."""
@@ -166,14 +168,14 @@ class BatchRunner(ABC, Generic[Read, Made]):
 class SamplingRunner(BatchRunner["Prompt", "Output"]):
     """`continue`, `generate` and `resynth`: a prompt becomes an audio file."""
 
-    def __init__(self, bundle: Backend, running: RunOptions, console: Console):
-        super().__init__(bundle, running, console)
-        assert isinstance(running, SamplingRunOptions)
-        self.batch_size = running.batch_size
+    def __init__(self, bundle: Backend, run_options: RunOptions, console: Console):
+        super().__init__(bundle, run_options, console)
+        assert isinstance(run_options, SamplingRunOptions)
+        self.batch_size = run_options.batch_size
         self.settings = {  # for the record
-            "device": running.device,
-            "dtype": running.dtype.value,
-            "threads": running.threads,
+            "device": run_options.device,
+            "dtype": run_options.dtype.value,
+            "threads": run_options.threads,
             "kernel": bundle.kernel,
             **({"revision": bundle.revision} if bundle.revision else {}),
         }
@@ -238,7 +240,7 @@ class SamplingRunner(BatchRunner["Prompt", "Output"]):
         return Origin(self.bundle, request, prompt, self._made_with(output, request))
 
     def named(self, output: PlannedOutput) -> str:
-        return "the loudspeaker" if self.streaming.play else _named(output.target)
+        return "the loudspeaker" if self.stream_options.play else _named(output.target)
 
     def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
         request, config = cast(SampledRequest, output.request), self.bundle.config

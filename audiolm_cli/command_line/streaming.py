@@ -59,7 +59,7 @@ def _run(runner: SamplingRunner, output: PlannedOutput) -> None:
     extent = request.extent(len(prompt.waveform), runner.rate)
     origin = runner.origin(output, request, extent.prompt)
     marking = origin.marking()
-    sink: Sink = Player(runner.rate) if runner.streaming.play else Pipe(runner, origin.tags, extent.total)
+    sink: Sink = Player(runner.rate) if runner.stream_options.play else Pipe(runner, origin.tags, extent.total)
     found: list[Chunk] = []
     samples = 0
     with contextlib.closing(sink):
@@ -90,7 +90,7 @@ class Pipe:
     """Standard output in the requested format. If it is a regular file, a WAV header gets its sizes at the end."""
 
     def __init__(self, runner: SamplingRunner, tags: dict[str, str], samples: float):
-        format = runner.streaming.format or "wav"
+        format = runner.stream_options.format or "wav"
         self.encoder, self.written = Encoder(self._write, runner.rate, format, tags, samples), 0
         self.header = (runner.rate, tags) if format == "wav" and samples == math.inf else None
 
