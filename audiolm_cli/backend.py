@@ -57,8 +57,8 @@ class Settings(Protocol):
         """The semantic tokens that stand for silence, if they are known."""
 
     @property
-    def max_pause(self) -> float:
-        """The default of the option, in seconds; 0: no limit."""
+    def pause_limit(self) -> float:
+        """The default of --max-pause, in seconds; infinite: no limit."""
 
     @property
     def depends(self) -> dict[str, dict[str, str]]:

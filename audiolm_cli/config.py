@@ -7,6 +7,7 @@ names the field, before anything is allocated.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -227,6 +228,11 @@ class BundleConfig:
     def lookahead(self) -> int:
         """How many of a prompt's last semantic tokens would differ if the recording went on."""
         return self.tokenizer.lookahead
+
+    @property
+    def pause_limit(self) -> float:
+        """`max_pause`, infinite without a limit, as requests have it."""
+        return self.max_pause or math.inf
 
     def allow(self, request: Any) -> None:
         """Accepts every request: three stages can serve all."""

@@ -176,7 +176,7 @@ class SampledRequest(Request):
             return math.inf
         if self.max_pause is not None:
             return self.max_pause
-        return config.max_pause if config.max_pause and not self._greedy(config) else math.inf
+        return math.inf if self._greedy(config) else config.pause_limit
 
     def _greedy(self, config: Settings) -> bool:
         """Whether stage 1 takes the likeliest token."""

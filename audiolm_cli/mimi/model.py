@@ -4,6 +4,7 @@ use."""
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +46,7 @@ class MimiSettings:
     familiar_bits: ClassVar[float] = 0.0
     familiar_semantic_bits: ClassVar[float] = 0.0
     pause_tokens: ClassVar[tuple[int, ...]] = ()  # silence has many codes
-    max_pause: ClassVar[float] = 0.0
+    pause_limit: ClassVar[float] = math.inf
 
     @property
     def longest_prompt(self) -> float:
