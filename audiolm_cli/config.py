@@ -12,9 +12,12 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from audiolm_cli.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from audiolm_cli.request import Request
 
 FORMAT_VERSION = 2  # the newest; since 2, parts may store matrices in int8
 STAGES = ("semantic", "coarse", "fine")
@@ -234,7 +237,7 @@ class BundleConfig:
         """`max_pause`, infinite without a limit, as requests have it."""
         return self.max_pause or math.inf
 
-    def allow(self, request: Any) -> None:
+    def allow(self, request: Request) -> None:
         """Accepts every request: three stages can serve all."""
 
     def check(self) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from audiolm_cli.audio import files, postfilter
 from audiolm_cli.backend import Backend
+from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import InputError, UsageError
@@ -66,7 +67,7 @@ def encode(bundle: Backend, waveform: np.ndarray, progress: Progress | None = No
 
 
 def decode(
-    bundle: Backend, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
+    bundle: Bundle, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Turns tokens into a waveform, from the first `quantizers` code streams (default: all)."""
     tell = counted(progress, "decode", tokens.codes.shape[1])

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -62,9 +62,16 @@ class Sound:
         descriptor = file.fileno()
         os.lseek(descriptor, 0, os.SEEK_SET)  # on some systems /dev/fd/N shares the position
         command = [program, *OPTIONS, "-i", f"file:/dev/fd/{descriptor}", *TO_WAV]
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
-            self.process = subprocess.Popen(command, bufsize=0, pass_fds=[descriptor], start_new_session=True, **pipes)
+            self.process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[descriptor],
+                start_new_session=True,
+            )
         except OSError as error:
             raise InputError(f"{name}: ffmpeg cannot be started: {error.strerror}") from None
         try:

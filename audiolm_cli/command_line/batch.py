@@ -37,6 +37,7 @@ from audiolm_cli.request import (
 
 if TYPE_CHECKING:
     from audiolm_cli.backend import Backend
+    from audiolm_cli.bundles.bundle import Bundle
     from audiolm_cli.pipeline import Output, Prompt
     from audiolm_cli.token_file import Tokens
 
@@ -354,7 +355,8 @@ class DecodeRunner(BatchRunner["Tokens", np.ndarray]):
         from audiolm_cli import pipeline
 
         for output, tokens in zip(batch, read, strict=True):
-            yield pipeline.decode(self.bundle, tokens, cast(DecodeRequest, output.request).quantizers, progress)
+            quantizers = cast(DecodeRequest, output.request).quantizers
+            yield pipeline.decode(cast("Bundle", self.bundle), tokens, quantizers, progress)
 
     def write(self, output: PlannedOutput, made: np.ndarray) -> dict[str, Any]:
         quantizers = cast(DecodeRequest, output.request).quantizers or self.bundle.config.tokens.quantizers

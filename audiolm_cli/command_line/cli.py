@@ -11,7 +11,8 @@ import os
 import signal
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -353,10 +354,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _interrupts: list[int] = []  # Ctrl-C since the program began
 
 
-def _interrupt(signum: int, frame: Any) -> NoReturn:
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     _interrupts.append(signum)
     raise KeyboardInterrupt
 
 
-def _terminated(signum: int, frame: Any) -> NoReturn:
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # an exception, so that half-written files are removed

@@ -11,7 +11,8 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -123,7 +124,7 @@ class Pipe:
         pass
 
 
-def check_player() -> Any:
+def check_player() -> ModuleType:
     """The module for playback. Raises UsageError if it is not installed, or there is no output device."""
     try:
         import sounddevice

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class FrameTransformer(Decoder):
         self.start()
 
     def native_parts(self) -> NativeParts:
-        return NativeParts(self.spec.coarse, list(self.levels), self.semantic, self.context)
+        return NativeParts(self.spec.coarse, cast(list[Level], list(self.levels)), self.semantic, self.context)
 
     def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
         """`<begin> [reference codes <gap>] codes`, each position with the semantic tokens around the next frame.

@@ -18,11 +18,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -206,10 +207,10 @@ class _Run:
         clips = {split: [Clip(**clip) for clip in some] for split, some in gave["clips"].items()}
         return gave["report"], clips, gave["unreadable"]
 
-    def _told(self, doing: str) -> Any:
+    def _told(self, doing: str) -> Callable[..., None]:
         """A callback for a step's progress."""
 
-        def tell(*told: Any) -> None:
+        def tell(*told: float) -> None:
             self.work.tick()
             self.reporter.doing(f"{doing}, {told[-1]:.0%}")
 
@@ -250,14 +251,14 @@ class _Run:
             return dataclasses.asdict(decoder.adapt(work.folder, clips, plan, tell))
         return dataclasses.asdict(stages.adapt(work.folder, cast("StageName", name), plan, tell))
 
-    def _prompts(self, clips: Sequence[Clip]) -> list[Any]:
+    def _prompts(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """Prompts: the beginnings of the longest validation stretches."""
         rate = self.config.tokens.sample_rate
         audio = recordings.corpus(self.work.folder / "audio", list(clips))
         longest = sorted(clips, key=lambda clip: -clip.samples)[:SAMPLES]
         return [audio.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
 
-    def _sampled(self, folder: Path, prompts: Sequence[Any], when: str) -> None:
+    def _sampled(self, folder: Path, prompts: Sequence[np.ndarray], when: str) -> None:
         """Continues prompts with the bundle in a folder, into samples/."""
         model = api.load(str(folder), device=self.device, offline=True)
         target = self.work.folder / "samples"

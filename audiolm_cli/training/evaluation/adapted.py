@@ -18,9 +18,9 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -113,7 +113,9 @@ def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
     return out
 
 
-def scores(bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize: Any) -> list[Score]:
+def scores(
+    bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize: Callable[[np.ndarray], np.ndarray]
+) -> list[Score]:
     """Scores of a bundle's resyntheses with one reference."""
     found = []
     for pairing, made in zip(pairings, said_again(bundle, bundle.config.sampling, list(pairings), 0), strict=True):

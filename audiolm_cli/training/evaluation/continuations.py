@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -166,7 +166,7 @@ def copies(tokens: np.ndarray, source: np.ndarray) -> bool:
     return any(len(np.unique(tokens[place : place + SECOND])) >= LIVELY for place in found)
 
 
-def summarise(speakers: Sequence[str], scores: Sequence[Any]) -> dict[str, Figure]:
+def summarise(speakers: Sequence[str], scores: Sequence[NamedTuple]) -> dict[str, Figure]:
     """Averages every field of the scores, named tuples of one kind, over speakers."""
     parts = zip(scores[0]._fields, zip(*scores, strict=True), strict=True)
     return {name: figure(zip(speakers, values, strict=True)) for name, values in parts}
