@@ -156,7 +156,9 @@ def test_until_the_end_stops_where_the_model_would_whatever_is_in_the_batch(
     assert np.array_equal(alone.waveform, made[4].waveform) or kernel == "torch"  # whose rows depend on the batch size
     short = next(n for n, output in enumerate(made) if new[n] < 12000)  # within the first window
     said, source, sampling = made[short].semantic, [stages.Noise(0, short, 0)], StageSampling(1.0, 0, 0.95)
-    (again,) = stages.continue_semantic(loaded.semantic, [said[:21]], [40], source, sampling, 1, until_end=True)
+    (again,) = stages.continue_semantic(
+        loaded.semantic, [said[:21]], [40], stages.StageContext(source, sampling, 1), until_end=True
+    )
     assert torch.equal(again, said)
     free = list(pipeline.generate(loaded, GenerateRequest(duration=2, until_end=True, num_samples=4, **SAMPLING)))
     assert len({len(output.waveform) for output in free}) > 1

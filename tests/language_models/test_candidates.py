@@ -39,7 +39,10 @@ def test_the_best_of_several_candidates_goes_on(tiny: bundle.Bundle, duration: f
     kept = known[: len(known) - tiny.config.tokenizer.lookahead]
     made = [
         stages.continue_semantic(
-            tiny.semantic, [kept], [len(best.semantic)], [stages.Noise(7, 3, 1, c)], StageSampling(1.0, 0, 0.95), 1
+            tiny.semantic,
+            [kept],
+            [len(best.semantic)],
+            stages.StageContext([stages.Noise(7, 3, 1, c)], StageSampling(1.0, 0, 0.95), 1),
         )[0]
         for c in range(5)
     ]

@@ -37,7 +37,7 @@ from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.provenance import watermark
 from audiolm_cli.training.adapting import decoder, fitting, recordings, stages, tokens
-from audiolm_cli.training.adapting.card import CONSENT, UNITS, card
+from audiolm_cli.training.adapting.card import CONSENT, UNITS, SourceBundle, card
 from audiolm_cli.training.adapting.reporter import Reporter
 from audiolm_cli.training.adapting.work import Work, check_place, put
 from audiolm_cli.training.corpora.data import Clip
@@ -295,18 +295,16 @@ class _Run:
         samples = sorted((self.work.folder / "samples").glob("*.ogg"))
         for file in samples:
             shutil.copy(file, made)
-        if (licence := self.source / "LICENSE").is_file():
-            shutil.copy(licence, made)
+        if (self.source / "LICENSE").is_file():
+            shutil.copy(self.source / "LICENSE", made)
         curve = importlib.util.find_spec("matplotlib") is not None
         if curve:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it looks for a folder to cache fonts in
             curve = bool(curves.draw(self.work.folder, made / "training.png"))
         pairs = [(f.name, f.name.replace("before", "after")) for f in samples if f.name.endswith("before.ogg")]
-        text = card(
-            name, self.config.name, identity, catalogue.front_matter(self.source).get("license", "other"), report,
-            results, pairs, watermark.bits(watermark.bundle_id(name)), self.config.detector is not None, curve,
-        )  # fmt: skip
-        (made / "README.md").write_text(text, encoding="utf-8")
+        licence = catalogue.front_matter(self.source).get("license", "other")
+        source = SourceBundle(self.config.name, identity, licence, self.config.detector is not None)
+        (made / "README.md").write_text(card(name, source, report, results, pairs, curve), encoding="utf-8")
         write_sums(made)
         check_sums(made)
         check_parts(made)
