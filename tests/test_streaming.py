@@ -21,7 +21,7 @@ from audiolm_cli.language_models.tokens import TokenBuffer
 from audiolm_cli.pipeline import Output, Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from tests.helpers.bundles import write_bundle
-from tests.test_pipeline import noise
+from tests.helpers.sounds import noise
 
 LIVELY: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 1.0, "seed": 5}
 WAYS: dict[str, Any] = {

@@ -16,7 +16,8 @@ from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt
 from tests.helpers.bundles import with_short_windows
-from tests.test_pipeline import noise, run
+from tests.helpers.continuing import run
+from tests.helpers.sounds import noise
 
 
 @pytest.fixture(scope="module")
