@@ -45,7 +45,7 @@ TO_WAV = ("-map", "0:a:0", "-vn", "-sn", "-dn", "-c:a", "pcm_f32le", "-bitexact"
 TAGS = {b"INAM": "title", b"IART": "artist", b"ICMT": "comment", b"ICOP": "copyright", b"ISFT": "software"}
 
 
-class Sound:
+class FfmpegDecoder:
     """The first audio stream of a file: `samplerate` (Hz), `channels`, `tags`, and samples from `blocks`.
 
     A context manager that ends ffmpeg on exit. Raises InputError, with `name` in the message, if ffmpeg is not
@@ -84,7 +84,7 @@ class Sound:
             self.__exit__()
             raise
 
-    def __enter__(self) -> Sound:
+    def __enter__(self) -> FfmpegDecoder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -25,7 +25,16 @@ from audiolm_cli.language_models.kinds import CoarseModel, FineModel
 from audiolm_cli.language_models.pauses import Pause, PauseLimit
 from audiolm_cli.language_models.sampling import Noise, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.tokens import Infill, Item, Piece, TokenBuffer, TokenSequence, Window, frames, windows
+from audiolm_cli.language_models.tokens import (
+    Infill,
+    Item,
+    Segment,
+    TokenBuffer,
+    TokenSequence,
+    Window,
+    frames,
+    windows,
+)
 from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
@@ -208,7 +217,7 @@ class CoarseStage(BatchedSource):
 
     def __init__(
         self, model: CoarseModel, semantic: TokenSource, known: Sequence[Tensor], context: StageContext,
-        voice: Piece | None = None, guide_semantics: bool = False,
+        voice: Segment | None = None, guide_semantics: bool = False,
     ) -> None:  # fmt: skip
         self.spec, self.per, self.semantic, self.voice = model.spec, model.spec.frames_per_semantic, semantic, voice
         self.guide_semantics = guide_semantics and model.unconditional

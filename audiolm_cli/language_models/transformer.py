@@ -20,7 +20,7 @@ from audiolm_cli.language_models.sampling import StageSampling, draw
 from audiolm_cli.language_models.tokens import (
     Batch,
     Item,
-    Piece,
+    Segment,
     StageName,
     TokenSequence,
     Vocabulary,
@@ -140,7 +140,7 @@ class Stack(Trunk):
         self.norm = nn.LayerNorm(config.width)
 
     @abstractmethod
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
         """Pieces of one length as the model reads them, in stage 2 after `references` of one length, if any. Stage 1
         has one more target: `<end>` where `ends` is true."""
 

@@ -47,7 +47,7 @@ def same_bits(library: Any, model: ParallelTransformer, frames: int, known: int,
     codes[spec.coarse :, known:] = -1
     uniform = np.random.default_rng(2).random((spec.fine, frames - known), np.float32)
     filling = Infill(torch.from_numpy(codes.copy()), torch.from_numpy(uniform.T.reshape(-1)), frames - known)
-    window, plain = fill.Window(prepare(model, library), spec.coarse, filling, sampling), Int8Model(model)
+    window, plain = fill.WindowFilling(prepare(model, library), spec.coarse, filling, sampling), Int8Model(model)
     for q, numbers in enumerate(uniform, spec.coarse):
         codes[q, known:] = plain.fill(codes, known, q, numbers, sampling)
         assert window.advance() == frames - known

@@ -217,7 +217,7 @@ class _Run:
         return tell
 
     def _adapted(self, name: str, clips: dict[str, list[Clip]]) -> dict[str, Any]:
-        """Adapts a stage or the decoder; returns a `fitting.Result` as JSON."""
+        """Adapts a stage or the decoder; returns a `fitting.FittingResult` as JSON."""
         result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name, clips))
         change = "improved: kept" if result["kept"] else "no improvement: left unchanged"
         self.reporter.say(f"{name}: {result['before']:.3f} {UNITS[name]} before, {result['after']:.3f} after; {change}")

@@ -32,8 +32,8 @@ def card(
     curve: bool,
 ) -> str:
     """The text of README.md of the bundle `name`. `found` comes from `recordings.as_json`, `results` has a
-    `fitting.Result` as JSON for each trained stage, and for the decoder if it was trained; `samples` are pairs of
-    files, before and after; `curve`: whether the training curve was drawn."""
+    `fitting.FittingResult` as JSON for each trained stage, and for the decoder if it was trained; `samples` are pairs
+    of files, before and after; `curve`: whether the training curve was drawn."""
     minutes, trained = found["minutes"], {k: v for k, v in results.items() if v["kept"]}
     figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} {UNITS[k]}" for k, v in trained.items())
     frozen = "Tokenizer, codec and detector"
