@@ -55,7 +55,7 @@ NARROW = 0.75  # share of the bundle's bandwidth; recordings below it get a note
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for. Of `minutes` nothing is left for `steps` to decide, if there are any."""
+    """The options of `audiolm train`. `steps` of each part, if any, replace `minutes`."""
 
     recordings: Sequence[str]
     output: str
@@ -318,9 +318,9 @@ def own_name(name: str, source: str) -> str:
 
 
 def _stamp(source: recordings.Source) -> list[Any]:
-    """Tells whether a recording is the one that it was."""
+    """Identifies a recording's file, so that a resumed run notices another one."""
     try:
         status = os.stat(source.path)
-    except OSError:  # whoever reads it says why
+    except OSError:  # reported when it is read
         return [source.path, source.speaker]
     return [os.path.realpath(source.path), source.speaker, status.st_size, status.st_mtime_ns]

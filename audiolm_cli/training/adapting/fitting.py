@@ -54,7 +54,7 @@ class Fitting:
     """The training of one part of `work`, whose `module` is trained; resumes from its last checkpoint."""
 
     def __init__(self, work: Path, name: str, module: nn.Module, plan: Plan, key: str, **how: Any):
-        """`key` is the name of the figure in what `measure` gives to `run`; `how` goes to the `Trainer`."""
+        """`key` names the figure to lower, among those that `measure` returns in `run`; `how` goes to the `Trainer`."""
         options = argparse.Namespace(**vars(plan), runs=work, resume=True)
         self.plan, self.key = plan, key
         self.trainer = Trainer(
