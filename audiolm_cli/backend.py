@@ -7,7 +7,7 @@ in its own `rendering.Run`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from audiolm_cli.config import OutputConfig, Sampling, TokenSpec
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from audiolm_cli.console import Tell
+    from audiolm_cli.request import Request
 
 
 class Settings(Protocol):
@@ -57,14 +58,14 @@ class Settings(Protocol):
         """The semantic tokens that stand for silence, if they are known."""
 
     @property
-    def max_pause(self) -> float:
-        """The default of the option, in seconds; 0: no limit."""
+    def pause_limit(self) -> float:
+        """The default of --max-pause, in seconds; infinite: no limit."""
 
     @property
     def depends(self) -> dict[str, dict[str, str]]:
         """The codec and tokenizer that tokens come from: keys `codec` and `tokenizer`, their `self`."""
 
-    def allow(self, request: Any) -> None:
+    def allow(self, request: Request) -> None:
         """Raises UsageError for a request that this kind cannot serve."""
 
 
@@ -87,9 +88,6 @@ class Backend(Protocol):
     @property
     def identity(self) -> str:
         """Identifies these exact weights."""
-
-    @property
-    def codec(self) -> Any: ...
 
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic."""

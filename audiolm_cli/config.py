@@ -7,13 +7,17 @@ names the field, before anything is allocated.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from audiolm_cli.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from audiolm_cli.request import Request
 
 FORMAT_VERSION = 2  # the newest; since 2, parts may store matrices in int8
 STAGES = ("semantic", "coarse", "fine")
@@ -229,7 +233,12 @@ class BundleConfig:
         """How many of a prompt's last semantic tokens would differ if the recording went on."""
         return self.tokenizer.lookahead
 
-    def allow(self, request: Any) -> None:
+    @property
+    def pause_limit(self) -> float:
+        """`max_pause`, infinite without a limit, as requests have it."""
+        return self.max_pause or math.inf
+
+    def allow(self, request: Request) -> None:
         """Accepts every request: three stages can serve all."""
 
     def check(self) -> None:

@@ -61,7 +61,7 @@ class Clock:
         return before
 
     def leave_out(self, seconds: float) -> None:
-        """Leaves out of the stage that is running seconds that have just gone to something else."""
+        """Takes seconds just spent on something else off the running stage."""
         self._since += seconds
 
     def counted(self, name: str, total: float) -> Tell:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from audiolm_cli.audio import files, postfilter
 from audiolm_cli.backend import Backend
+from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import InputError, UsageError
@@ -66,7 +67,7 @@ def encode(bundle: Backend, waveform: np.ndarray, progress: Progress | None = No
 
 
 def decode(
-    bundle: Backend, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
+    bundle: Bundle, tokens: Tokens, quantizers: int | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Turns tokens into a waveform, from the first `quantizers` code streams (default: all)."""
     tell = counted(progress, "decode", tokens.codes.shape[1])
@@ -87,8 +88,8 @@ def continue_(
 
     The last `prompt_seconds` of a prompt, cut from its end backwards to whole semantic tokens, condition what follows.
     Stage 1 samples `best_of` candidates; stages 2 and 3 render the one that goes best with the prompt. The prompt's
-    last tokens would differ if the recording went on: stage 1 samples `resampled_tokens` of them again, by default as
-    many as the bundle has it, and never more than the tokenizer's lookahead.
+    last tokens would differ if the recording went on: stage 1 samples `resampled_tokens` of them again, by default the
+    bundle's number, and never more than the tokenizer's lookahead.
 
     Raises InputError for a prompt shorter than one semantic token (40 ms).
     """
@@ -143,7 +144,7 @@ class Stream:
         return _output(self._run, 0, chunks)
 
     def leave_out(self, seconds: float) -> None:
-        """Leaves out of the stages' times seconds that have just gone to something else."""
+        """Takes seconds just spent on something else off the stages' times."""
         self._run.clock.leave_out(seconds)
 
 

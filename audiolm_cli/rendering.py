@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from audiolm_cli.language_models import candidates, stages
 from audiolm_cli.language_models.likelihood import ood_scores
 from audiolm_cli.language_models.pauses import PauseLimit
 from audiolm_cli.language_models.sampling import Noise
-from audiolm_cli.request import SampledRequest
+from audiolm_cli.request import ContinueRequest, GenerateRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
 
 CROSSFADE_SECONDS = 0.02
@@ -158,7 +158,7 @@ class Run:
     ) -> Iterator[tuple[int, Chunk, bool]]:
         """Known tokens and `new_tokens` more semantic tokens, the last `resampled` known ones sampled again: the number
         of an output, its next chunk, and whether that is the last."""
-        request: Any = self.request
+        request = cast(ContinueRequest | GenerateRequest, self.request)
         counts = [len(tokens.semantic) for tokens in known]
         kept = [tokens.semantic[: max(0, count - resampled)] for tokens, count in zip(known, counts, strict=True)]
         least = [count + 1 for count in counts] if request.until_end else None

@@ -26,7 +26,7 @@ BATCH_SIZE = 8  # outputs sampled together by default
 MAX_CANDIDATES = 64  # per output
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported formats; the first is the default
 
-# what may differ within a batch, and the values that stand for it in what a batch has in common
+# fields that may differ within a batch, and the values that `shared` gives them
 PER_OUTPUT: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}
 UNTIL_END = "Stop where the model would, after that time at most."
 MAX_PAUSE = "Sample hotter in a pause that lasts longer; inf: never."
@@ -79,7 +79,7 @@ class Request:
 
     @classmethod
     def options_in_memory(cls) -> dict[str, Field[Any]]:
-        """The options of one output whose audio comes and goes without files: none names a file."""
+        """The options of one output whose audio stays in memory: none names a file."""
         return {
             name: spec
             for name, spec in cls.options().items()
@@ -176,7 +176,7 @@ class SampledRequest(Request):
             return math.inf
         if self.max_pause is not None:
             return self.max_pause
-        return config.max_pause if config.max_pause and not self._greedy(config) else math.inf
+        return math.inf if self._greedy(config) else config.pause_limit
 
     def _greedy(self, config: Settings) -> bool:
         """Whether stage 1 takes the likeliest token."""

@@ -36,7 +36,7 @@ from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import Noise, StageSampling, draw
-from audiolm_cli.language_models.stages import complete, continue_coarse, continue_semantic
+from audiolm_cli.language_models.stages import StageContext, complete, continue_coarse, continue_semantic
 from audiolm_cli.language_models.transformer import Decoder, KVCache, Stack
 from audiolm_cli.native.model import give
 
@@ -120,12 +120,14 @@ def run(models: Models, config: BundleConfig, batch: int, seconds: float) -> dic
     drawn = config.sampling.stage
     calls: dict[str, Callable[[Any], object]] = {
         "semantic": lambda m: continue_semantic(
-            m, [s[:known] for s in semantic], [total] * batch, noise, drawn("semantic"), batch
+            m, [s[:known] for s in semantic], [total] * batch, StageContext(noise, drawn("semantic"), batch)
         ),
         "coarse": lambda m: continue_coarse(
-            m, semantic, [p[: spec.coarse] for p in prompt], noise, drawn("coarse"), batch
+            m, semantic, [p[: spec.coarse] for p in prompt], StageContext(noise, drawn("coarse"), batch)
         ),
-        "fine": lambda m: complete(m, [c[: spec.coarse] for c in codes], prompt, noise, drawn("fine"), batch),
+        "fine": lambda m: complete(
+            m, [c[: spec.coarse] for c in codes], prompt, StageContext(noise, drawn("fine"), batch)
+        ),
     }  # fmt: skip
     tokens = {"semantic": 1, "coarse": per * spec.coarse, "fine": per * spec.fine}
     figures = {}

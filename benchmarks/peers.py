@@ -42,7 +42,7 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
     from audiolm_cli.config import StageConfig, TokenSpec
     from audiolm_cli.language_models.kinds import stage_model
     from audiolm_cli.language_models.sampling import Noise, StageSampling
-    from audiolm_cli.language_models.stages import complete, continue_coarse, continue_semantic
+    from audiolm_cli.language_models.stages import StageContext, complete, continue_coarse, continue_semantic
     from audiolm_cli.native.model import give
 
     width, layers, heads = SIZES[size]
@@ -61,10 +61,14 @@ def ours(kind: str, size: str, dtype: str) -> dict[str, float]:
         tokens, made = round(seconds * spec.semantic_rate), {}
         words = torch.zeros(tokens, dtype=torch.int64)
         codes = torch.zeros(spec.coarse, tokens * spec.frames_per_semantic, dtype=torch.int64)
-        made["semantic"] = timed(lambda: continue_semantic(semantic, [words[:0]], [tokens], noise, sampling, 1))
-        made["coarse"] = timed(lambda: continue_coarse(coarse, [words], [codes[:, :0]], noise, sampling, 1))
+        made["semantic"] = timed(
+            lambda: continue_semantic(semantic, [words[:0]], [tokens], StageContext(noise, sampling, 1))
+        )
+        made["coarse"] = timed(
+            lambda: continue_coarse(coarse, [words], [codes[:, :0]], StageContext(noise, sampling, 1))
+        )
         nothing = torch.zeros(spec.quantizers, 0, dtype=torch.int64)
-        made["fine"] = timed(lambda: complete(fine, [codes], [nothing], noise, sampling, 1))
+        made["fine"] = timed(lambda: complete(fine, [codes], [nothing], StageContext(noise, sampling, 1)))
         return made
 
     run(0.08)  # warms up
@@ -169,7 +173,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     from audiolm_cli.language_models import engine
     from audiolm_cli.language_models.kinds import stage_model
     from audiolm_cli.language_models.sampling import Noise, StageSampling, uniforms
-    from audiolm_cli.language_models.stages import complete
+    from audiolm_cli.language_models.stages import StageContext, complete
     from audiolm_cli.native.model import give
 
     width, layers, heads = BARK
@@ -202,7 +206,7 @@ def ours_as_bark(dtype: str) -> dict[str, float]:
     codes, nothing = torch.randint(1024, (2, BARK_FRAMES)), torch.zeros(8, 0, dtype=torch.int64)
 
     def filled() -> None:
-        complete(fine, [codes], [nothing], [Noise(0, 0, 0)], StageSampling(1.0, 0, 1.0), 1)
+        complete(fine, [codes], [nothing], StageContext([Noise(0, 0, 0)], StageSampling(1.0, 0, 1.0), 1))
 
     return rates(functools.partial(decoded, semantic), functools.partial(decoded, coarse), lambda: timed(filled))
 

@@ -22,7 +22,7 @@ from audiolm_cli.bundles import catalogue
 from audiolm_cli.command_line import cli
 from audiolm_cli.errors import AudioLMError, ExistsError, InputError, ModelError, UsageError
 from tests.helpers import ROOT
-from tests.test_pipeline import noise
+from tests.helpers.sounds import noise
 
 HOW: Any = {"duration": 0.8, "seed": 3}
 

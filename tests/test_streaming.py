@@ -21,7 +21,7 @@ from audiolm_cli.language_models.tokens import TokenBuffer
 from audiolm_cli.pipeline import Output, Prompt
 from audiolm_cli.request import ContinueRequest, GenerateRequest, ResynthRequest
 from tests.helpers.bundles import write_bundle
-from tests.test_pipeline import noise
+from tests.helpers.sounds import noise
 
 LIVELY: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 1.0, "seed": 5}
 WAYS: dict[str, Any] = {
@@ -90,12 +90,16 @@ def test_stages_that_wait_for_each_other_make_what_each_makes_by_itself(tiny: bu
     draws, keys = {name: sampling.stage(name) for name in STAGES}, [Noise(5, 3, 0)]
     lookahead = tiny.config.tokenizer.lookahead
     begun = [made.semantic[: 20 - lookahead]]
-    (semantic,) = stages.continue_semantic(tiny.semantic, begun, [len(made.semantic)], keys, draws["semantic"], 2)
+    (semantic,) = stages.continue_semantic(
+        tiny.semantic, begun, [len(made.semantic)], stages.StageContext(keys, draws["semantic"], 2)
+    )
     assert torch.equal(semantic, made.semantic)
-    (coarse,) = stages.continue_coarse(tiny.coarse, [semantic], [known[:4]], keys, draws["coarse"], 2)
+    (coarse,) = stages.continue_coarse(
+        tiny.coarse, [semantic], [known[:4]], stages.StageContext(keys, draws["coarse"], 2)
+    )
     assert torch.equal(coarse, made.codes[:4])
     assert tiny.fine is not None
-    (codes,) = stages.complete(tiny.fine, [coarse], [known], keys, draws["fine"], 2)
+    (codes,) = stages.complete(tiny.fine, [coarse], [known], stages.StageContext(keys, draws["fine"], 2))
     assert torch.equal(codes, made.codes)
 
 

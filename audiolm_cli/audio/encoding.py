@@ -18,7 +18,7 @@ UNKNOWN = 0xFFFFFFFF  # a WAV stream's unknown size, as ffmpeg and sox write it
 
 
 def check_format(option: str, value: object) -> str:
-    """The name of a format. Raises UsageError for what is none."""
+    """The name of a format. Raises UsageError for an unknown one."""
     if not isinstance(value, str) or value not in FORMATS:
         raise UsageError(f"{option}: must be {listed(FORMATS)}, not {value!r}")
     return value

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -45,7 +45,7 @@ TO_WAV = ("-map", "0:a:0", "-vn", "-sn", "-dn", "-c:a", "pcm_f32le", "-bitexact"
 TAGS = {b"INAM": "title", b"IART": "artist", b"ICMT": "comment", b"ICOP": "copyright", b"ISFT": "software"}
 
 
-class Sound:
+class FfmpegDecoder:
     """The first audio stream of a file: `samplerate` (Hz), `channels`, `tags`, and samples from `blocks`.
 
     A context manager that ends ffmpeg on exit. Raises InputError, with `name` in the message, if ffmpeg is not
@@ -62,9 +62,16 @@ class Sound:
         descriptor = file.fileno()
         os.lseek(descriptor, 0, os.SEEK_SET)  # on some systems /dev/fd/N shares the position
         command = [program, *OPTIONS, "-i", f"file:/dev/fd/{descriptor}", *TO_WAV]
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
-            self.process = subprocess.Popen(command, bufsize=0, pass_fds=[descriptor], start_new_session=True, **pipes)
+            self.process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[descriptor],
+                start_new_session=True,
+            )
         except OSError as error:
             raise InputError(f"{name}: ffmpeg cannot be started: {error.strerror}") from None
         try:
@@ -77,7 +84,7 @@ class Sound:
             self.__exit__()
             raise
 
-    def __enter__(self) -> Sound:
+    def __enter__(self) -> FfmpegDecoder:
         return self
 
     def __exit__(self, *_: object) -> None:

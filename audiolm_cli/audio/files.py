@@ -228,21 +228,21 @@ def write(
 
 
 @contextlib.contextmanager
-def _decoder(file: IO[bytes], name: str) -> Iterator[sndfile.Sound | ffmpeg.Sound]:
+def _decoder(file: IO[bytes], name: str) -> Iterator[sndfile.SndfileDecoder | ffmpeg.FfmpegDecoder]:
     """Opens the file with libsndfile, or else ffmpeg."""
     file.seek(0)
     if not file.read(1):
         raise InputError(f"{name}: the file is empty")
     with sndfile.without_messages():
         try:
-            sound = sndfile.Sound(file)
+            sound = sndfile.SndfileDecoder(file)
         except soundfile.LibsndfileError:
             sound = None
         if sound is not None:
             with sound.file:
                 yield sound
             return
-    with ffmpeg.Sound(file, name) as other:
+    with ffmpeg.FfmpegDecoder(file, name) as other:
         yield other
 
 
@@ -250,7 +250,12 @@ class _Mono:
     """Iterates over a file's audio as mono float32 [n] in [-1, 1] at its own rate, and gathers statistics."""
 
     def __init__(
-        self, sound: sndfile.Sound | ffmpeg.Sound, name: str, longest: float, last: int | None, channel: int | None
+        self,
+        sound: sndfile.SndfileDecoder | ffmpeg.FfmpegDecoder,
+        name: str,
+        longest: float,
+        last: int | None,
+        channel: int | None,
     ) -> None:
         self.sound, self.name, self.channel, self.longest = sound, name, channel, longest
         self.most = longest * sound.samplerate

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import soundfile
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 ENDLESS = b"\xff\xff\xff\xff"  # a length that libsndfile reads as "to the end of the file"
 
@@ -93,7 +96,7 @@ class _Mended(io.FileIO):
         except OSError:  # before the start, by a damaged header: libsndfile notices
             return self.tell()
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         start = self.tell()
         count = super().readinto(buffer) or 0
         view = memoryview(buffer)

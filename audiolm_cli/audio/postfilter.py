@@ -187,7 +187,7 @@ def _high_pass(rate: int, corner: float, size: int) -> np.ndarray:
     return matrix
 
 
-class Level:
+class ActiveLevel:
     """A running active speech level (mean square during activity, after ITU-T P.56), frame by frame; `value` starts as
     the expected level."""
 
@@ -245,7 +245,7 @@ class LevelControl:
         """`level`: mean square, 0 if there is none to keep. Frames before number `begin` belong to the prompt.
         `follows`: the source's `powers`, for a resynthesis."""
         self.level, self.stray, self.begin, self.number = level, stray, begin, 0
-        self.heard, self.followed = Level(level), Level(level)
+        self.heard, self.followed = ActiveLevel(level), ActiveLevel(level)
         self.gain, self.opening = 0.0, 1.0  # dB, factor
         self.last: float | None = None  # factor at the end of the last frame
         self.follows = [] if follows is None else follows.tolist()

@@ -42,9 +42,9 @@ class _Straight(soundfile.SoundFile):
         return self.format not in ("MP3", "OGG") and self.frames < headers.UNKNOWN and super().seekable()
 
 
-class Sound:
-    """A file decoded by libsndfile, with the interface of `ffmpeg.Sound`; `length` in frames is 0 if uncertain. Raises
-    LibsndfileError if libsndfile cannot decode it."""
+class SndfileDecoder:
+    """A file decoded by libsndfile, with the interface of `ffmpeg.FfmpegDecoder`; `length` in frames is 0 if uncertain.
+    Raises LibsndfileError if libsndfile cannot decode it."""
 
     def __init__(self, file: IO[bytes]):
         mended = headers.mended(file)

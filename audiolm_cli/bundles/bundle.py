@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ NEEDS = {
     "fine": ("codec",),
     "detector": ("codec", "tokenizer"),
 }
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class _Uninitialized(TorchFunctionMode):
@@ -131,13 +133,13 @@ class Bundle:
         model.pack()
         return model
 
-    def _part(self, part: str, make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+    def _part(self, part: str, make: Callable[[], Part], dtype: torch.dtype) -> Part:
         """The module that `make` builds, with the weights of the part's file."""
         with torch.device("meta"), _Uninitialized():
             module = make()
         return self._fill(part, module, dtype)
 
-    def _fill(self, part: str, module: Any, dtype: torch.dtype) -> Any:
+    def _fill(self, part: str, module: Part, dtype: torch.dtype) -> Part:
         file = self.folder / f"{part}.safetensors"
         tensors = read_tensors(file, module.state_dict())
         if int8.is_used(tensors) and self.config.format_version < 2:

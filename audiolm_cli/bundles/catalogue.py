@@ -5,7 +5,6 @@ Needs no torch, like everything that `audiolm models` calls.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -102,7 +101,7 @@ def _of_stages(folder: Path) -> list[str]:
             f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for name, value in vars(config.sampling).items()
         ),
-        f"max_pause: {config.max_pause or math.inf:g}, by {len(config.pause_tokens) or 'no'} pause tokens",
+        f"max_pause: {config.pause_limit:g}, by {len(config.pause_tokens) or 'no'} pause tokens",
         *(
             f"{part if part == 'recipe' else f'{part} trained'}: {', '.join(f'{k} {v}' for k, v in how.items())}"
             for part, how in config.trained.items()

@@ -264,7 +264,7 @@ class SamplingRunOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingOptions:
     """How a bundle is fine-tuned on recordings."""
 
     output: Annotated[

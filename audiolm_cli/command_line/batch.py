@@ -37,6 +37,7 @@ from audiolm_cli.request import (
 
 if TYPE_CHECKING:
     from audiolm_cli.backend import Backend
+    from audiolm_cli.bundles.bundle import Bundle
     from audiolm_cli.pipeline import Output, Prompt
     from audiolm_cli.token_file import Tokens
 
@@ -45,22 +46,24 @@ Read = TypeVar("Read")
 Made = TypeVar("Made")
 
 
-def load_runner(kind: type[Request], running: RunOptions, console: Console) -> BatchRunner[Any, Any]:
+def load_runner(kind: type[Request], run_options: RunOptions, console: Console) -> BatchRunner[Any, Any]:
     """Loads the bundle for requests of a class. Raises ModelError, and UsageError for what its kind cannot do."""
     from audiolm_cli import models
 
-    models.require(COMMANDS.get(kind, "continue"), running.model, running.offline)
+    models.require(COMMANDS.get(kind, "continue"), run_options.model, run_options.offline)
     import torch
 
-    torch.set_num_threads(running.threads)
-    dtype = running.dtype.value if isinstance(running, SamplingRunOptions) else "float32"
-    loaded = models.load(running.model, device=running.device, dtype=dtype, offline=running.offline, say=console.hearer)
+    torch.set_num_threads(run_options.threads)
+    dtype = run_options.dtype.value if isinstance(run_options, SamplingRunOptions) else "float32"
+    loaded = models.load(
+        run_options.model, device=run_options.device, dtype=dtype, offline=run_options.offline, say=console.hearer
+    )
     runners: dict[type[Request], type[BatchRunner[Any, Any]]] = {
         EncodeRequest: EncodeRunner,
         DecodeRequest: DecodeRunner,
     }
     found = runners.get(kind, SamplingRunner)
-    return found(loaded, running, console)
+    return found(loaded, run_options, console)
 
 
 def read_recording(path: str, bundle: Backend, console: Console, end_only: bool = False) -> np.ndarray:
@@ -89,12 +92,12 @@ class BatchRunner(ABC, Generic[Read, Made]):
     """Makes batches of outputs whose requests differ only in input, seed and names."""
 
     batch_size = 1
-    streaming = NO_STREAM
+    stream_options = NO_STREAM
 
-    def __init__(self, bundle: Backend, running: RunOptions, console: Console):
+    def __init__(self, bundle: Backend, run_options: RunOptions, console: Console):
         self.bundle, self.console = bundle, console
         self.rate = bundle.config.tokens.sample_rate
-        self.force, self.skip_existing = running.force, running.skip_existing
+        self.force, self.skip_existing = run_options.force, run_options.skip_existing
 
     def check(self, request: Request) -> None:
         """Raises UsageError for options that the bundle cannot serve."""
@@ -166,14 +169,14 @@ class BatchRunner(ABC, Generic[Read, Made]):
 class SamplingRunner(BatchRunner["Prompt", "Output"]):
     """`continue`, `generate` and `resynth`: a prompt becomes an audio file."""
 
-    def __init__(self, bundle: Backend, running: RunOptions, console: Console):
-        super().__init__(bundle, running, console)
-        assert isinstance(running, SamplingRunOptions)
-        self.batch_size = running.batch_size
+    def __init__(self, bundle: Backend, run_options: RunOptions, console: Console):
+        super().__init__(bundle, run_options, console)
+        assert isinstance(run_options, SamplingRunOptions)
+        self.batch_size = run_options.batch_size
         self.settings = {  # for the record
-            "device": running.device,
-            "dtype": running.dtype.value,
-            "threads": running.threads,
+            "device": run_options.device,
+            "dtype": run_options.dtype.value,
+            "threads": run_options.threads,
             "kernel": bundle.kernel,
             **({"revision": bundle.revision} if bundle.revision else {}),
         }
@@ -238,7 +241,7 @@ class SamplingRunner(BatchRunner["Prompt", "Output"]):
         return Origin(self.bundle, request, prompt, self._made_with(output, request))
 
     def named(self, output: PlannedOutput) -> str:
-        return "the loudspeaker" if self.streaming.play else _named(output.target)
+        return "the loudspeaker" if self.stream_options.play else _named(output.target)
 
     def write(self, output: PlannedOutput, made: Output) -> dict[str, Any]:
         request, config = cast(SampledRequest, output.request), self.bundle.config
@@ -352,7 +355,8 @@ class DecodeRunner(BatchRunner["Tokens", np.ndarray]):
         from audiolm_cli import pipeline
 
         for output, tokens in zip(batch, read, strict=True):
-            yield pipeline.decode(self.bundle, tokens, cast(DecodeRequest, output.request).quantizers, progress)
+            quantizers = cast(DecodeRequest, output.request).quantizers
+            yield pipeline.decode(cast("Bundle", self.bundle), tokens, quantizers, progress)
 
     def write(self, output: PlannedOutput, made: np.ndarray) -> dict[str, Any]:
         quantizers = cast(DecodeRequest, output.request).quantizers or self.bundle.config.tokens.quantizers

@@ -11,7 +11,8 @@ import os
 import signal
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,7 +28,7 @@ from audiolm_cli.command_line.arguments import (
     ServerOptions,
     Stage,
     StreamOptions,
-    Training,
+    TrainingOptions,
     configured_console,
     model_option,
     with_options,
@@ -76,10 +77,10 @@ def continue_(
     ctx: typer.Context,
     prompts: Inputs = None,
     *,
-    naming: OutputOptions,
+    output_options: OutputOptions,
     request: ContinueRequest,
-    streaming: StreamOptions,
-    running: SamplingRunOptions,
+    stream_options: StreamOptions,
+    run_options: SamplingRunOptions,
 ) -> None:
     """Continue recordings.
 
@@ -91,7 +92,7 @@ def continue_(
     With --best-of, the first stage samples several candidates for the next seconds and keeps the one whose likelihood
     gains most from the prompt. Only that stage takes longer.
     """
-    runner.run(request, prompts or [], naming, running, configured_console(ctx), streaming)
+    runner.run(request, prompts or [], output_options, run_options, configured_console(ctx), stream_options)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["generate"])
@@ -103,10 +104,10 @@ def generate(
         typer.Option("--unconditional", help="Without a prompt: the only way yet, so it may be left out."),
     ] = False,
     *,
-    naming: OutputOptions,
+    output_options: OutputOptions,
     request: GenerateRequest,
-    streaming: StreamOptions,
-    running: SamplingRunOptions,
+    stream_options: StreamOptions,
+    run_options: SamplingRunOptions,
 ) -> None:
     """Generate audio without a prompt: content, voice and room are all sampled.
 
@@ -114,7 +115,7 @@ def generate(
     change. There is no --best-of here: it ranks candidates by how much a prompt raises their likelihood, and by
     likelihood alone silence and loops would win.
     """
-    runner.run(request, [None], naming, running, configured_console(ctx), streaming)
+    runner.run(request, [None], output_options, run_options, configured_console(ctx), stream_options)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["resynth"])
@@ -123,10 +124,10 @@ def resynth(
     ctx: typer.Context,
     sources: Inputs = None,
     *,
-    naming: OutputOptions,
+    output_options: OutputOptions,
     request: ResynthRequest,
-    streaming: StreamOptions,
-    running: SamplingRunOptions,
+    stream_options: StreamOptions,
+    run_options: SamplingRunOptions,
 ) -> None:
     """Resynthesise recordings in another voice: that of a reference recording, or a sampled one.
 
@@ -134,7 +135,7 @@ def resynth(
     used. Without INPUT and -o, the command reads standard input and writes standard output. Cloning somebody's voice
     needs their consent.
     """
-    runner.run(request, sources or [], naming, running, configured_console(ctx), streaming)
+    runner.run(request, sources or [], output_options, run_options, configured_console(ctx), stream_options)
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["encode"])
@@ -143,15 +144,15 @@ def encode(
     ctx: typer.Context,
     recordings: Inputs = None,
     *,
-    naming: OutputOptions,
+    output_options: OutputOptions,
     request: EncodeRequest,
-    running: RunOptions,
+    run_options: RunOptions,
 ) -> None:
     """Turn recordings into tokens, in safetensors files.
 
     Without INPUT and -o, the command reads standard input and writes standard output.
     """
-    runner.run(request, recordings or [], naming, running, configured_console(ctx))
+    runner.run(request, recordings or [], output_options, run_options, configured_console(ctx))
 
 
 @app.command(cls=RayCommand, epilog=EXAMPLES["decode"])
@@ -162,15 +163,15 @@ def decode(
         list[str] | None, typer.Argument(metavar="TOKENS", help="Files of tokens, or - for stdin.")
     ] = None,
     *,
-    naming: OutputOptions,
+    output_options: OutputOptions,
     request: DecodeRequest,
-    running: RunOptions,
+    run_options: RunOptions,
 ) -> None:
     """Turn tokens, as `audiolm encode` writes them, back into audio.
 
     Without TOKENS and -o, the command reads standard input and writes standard output.
     """
-    runner.run(request, tokens or [], naming, running, configured_console(ctx))
+    runner.run(request, tokens or [], output_options, run_options, configured_console(ctx))
 
 
 def _named(files: list[str] | None) -> list[str]:
@@ -189,7 +190,7 @@ def detect(
     ] = None,
     json: Json = False,
     *,
-    examining: AnalysisOptions,
+    analysis_options: AnalysisOptions,
 ) -> None:
     """Tell whether recordings, or stretches of them, were made by audiolm.
 
@@ -200,11 +201,13 @@ def detect(
     with console.status("loading"):
         from audiolm_cli import models
 
-        models.require("detect", model or "speech", examining.offline)
+        models.require("detect", model or "speech", analysis_options.offline)
         from audiolm_cli.provenance import provenance
 
-        examiner = provenance.Examiner(model, examining.device, examining.offline, examining.threads)
-    for file, found in runner.process_files(named, examiner.examine_file, console, examining.fail_fast):
+        examiner = provenance.Examiner(
+            model, analysis_options.device, analysis_options.offline, analysis_options.threads
+        )
+    for file, found in runner.process_files(named, examiner.examine_file, console, analysis_options.fail_fast):
         for note in found.pop("notes"):
             console.note(f"{display(file)}: {note}")
         console.data(found, provenance.described(found))
@@ -222,7 +225,7 @@ def score(
         list[Stage] | None, typer.Option("--stage", help="Only this stage; may be given again for another.")
     ] = None,
     *,
-    examining: AnalysisOptions,
+    analysis_options: AnalysisOptions,
 ) -> None:
     """Score recordings with the language models: log-probabilities by stage and token, in nats.
 
@@ -235,17 +238,17 @@ def score(
     with console.status(f"loading {display(model)}"):
         from audiolm_cli import models
 
-        models.require("score", model, examining.offline)
+        models.require("score", model, analysis_options.offline)
         import torch
 
         from audiolm_cli.bundles import bundle
         from audiolm_cli.command_line import scores
 
-        torch.set_num_threads(examining.threads)
-        loaded = bundle.load(model, device=examining.device, dtype="float32", offline=examining.offline)
+        torch.set_num_threads(analysis_options.threads)
+        loaded = bundle.load(model, device=analysis_options.device, dtype="float32", offline=analysis_options.offline)
     wanted = [stage.value for stage in stages or []]
     scored = functools.partial(scores.score, loaded, stages=wanted, console=console)
-    for _, found in runner.process_files(named, scored, console, examining.fail_fast):
+    for _, found in runner.process_files(named, scored, console, analysis_options.fail_fast):
         console.data(found, "")
 
 
@@ -257,7 +260,7 @@ def train(
         list[str] | None, typer.Argument(metavar="RECORDING", help="Files of any format and length, or folders.")
     ] = None,
     *,
-    training: Training,
+    training_options: TrainingOptions,
 ) -> None:
     """Fine-tune a bundle on recordings of a voice, or of a piano.
 
@@ -267,15 +270,15 @@ def train(
     (`speaker`). Fine-tuning on a voice needs its owner's consent.
     """
     console, named = configured_console(ctx), _named(recordings)
-    if training.output is None:
+    if training_options.output is None:
         raise UsageError("-o FOLDER: name the new bundle's folder")
     with console.status("loading"):
         from audiolm_cli import models
 
-        models.require("train", training.source, training.offline)
+        models.require("train", training_options.source, training_options.offline)
         from audiolm_cli.training.adapting import adapt
 
-    asked = dataclasses.asdict(training)
+    asked = dataclasses.asdict(training_options)
     options = adapt.Options(named, **{key: asked[key] for key in asked.keys() - {"quiet", "json", "debug"}})
     record = adapt.adapt(options, console)
     console.data(record, record["path"])
@@ -285,7 +288,7 @@ def train(
 
 @app.command(cls=Command, epilog=EXAMPLES["serve"])
 @with_options
-def serve(ctx: typer.Context, *, serving: ServerOptions) -> None:
+def serve(ctx: typer.Context, *, server_options: ServerOptions) -> None:
     """Serve a model over HTTP, with a page to try it on, until Ctrl-C.
 
     POST /v1/continue, /v1/generate, /v1/resynth and /v1/detect take a sound and the options of the commands, and stream
@@ -298,22 +301,22 @@ def serve(ctx: typer.Context, *, serving: ServerOptions) -> None:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11", "anyio", "python_multipart"):
             raise
         raise UsageError(f"serve: needs Starlette and uvicorn: pip install 'audiolm[serve]' ({error})") from None
-    listener = server.listen(serving.host, serving.port)
+    listener = server.listen(server_options.host, server_options.port)
     with contextlib.closing(listener):
-        with console.status(f"loading {display(serving.model)}"):
+        with console.status(f"loading {display(server_options.model)}"):
             import torch
 
             from audiolm_cli import models
 
-            torch.set_num_threads(serving.threads)
+            torch.set_num_threads(server_options.threads)
             loaded = models.load(
-                serving.model,
-                device=serving.device,
-                dtype=serving.dtype.value,
-                offline=serving.offline,
+                server_options.model,
+                device=server_options.device,
+                dtype=server_options.dtype.value,
+                offline=server_options.offline,
                 say=console.hearer,
             )
-        server.run(loaded, serving, console, listener)
+        server.run(loaded, server_options, console, listener)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -351,10 +354,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _interrupts: list[int] = []  # Ctrl-C since the program began
 
 
-def _interrupt(signum: int, frame: Any) -> NoReturn:
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     _interrupts.append(signum)
     raise KeyboardInterrupt
 
 
-def _terminated(signum: int, frame: Any) -> NoReturn:
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)  # an exception, so that half-written files are removed

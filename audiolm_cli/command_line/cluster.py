@@ -82,16 +82,18 @@ class _Recorder(Console):
 class Worker:
     """Makes the outputs of batches; if it failed to start, each batch gets that error."""
 
-    def __init__(self, kind: type[Request], running: RunOptions, identity: str, kernel: str, folder: str, ledger: Any):
+    def __init__(
+        self, kind: type[Request], run_options: RunOptions, identity: str, kernel: str, folder: str, ledger: Any
+    ):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in cli.main
         warnings.simplefilter("ignore")
-        self.console, self.running = _Recorder(ledger=ledger), running
+        self.console, self.run_options = _Recorder(ledger=ledger), run_options
         self.failure = ""
         try:
             os.chdir(folder)
-            self.runner = load_runner(kind, running, self.console)
+            self.runner = load_runner(kind, run_options, self.console)
             if self.runner.bundle.identity != identity:
-                raise ModelError(f"{running.model}: a worker has other weights of that name")
+                raise ModelError(f"{run_options.model}: a worker has other weights of that name")
             if self.runner.bundle.kernel != kernel:
                 raise ModelError(
                     f"a worker decodes by {self.runner.bundle.kernel}, others by {kernel}: AUDIOLM_KERNEL=torch on all"
@@ -113,10 +115,10 @@ class Worker:
         self.console.batch, self.console.events, self.console.told = number, before or [], len(before or [])
         done = self.console.results()
         # what a lost worker wrote but did not report is written again, with the same bytes
-        self.runner.force = self.running.force or before is not None
+        self.runner.force = self.run_options.force or before is not None
         left = [output for output in batch if output.target not in done]
         try:
-            failed = self.runner.run(left, self.running.fail_fast)
+            failed = self.runner.run(left, self.run_options.fail_fast)
         except Exception as error:
             self.console.error(explain(error)[1])
             failed = sum(output.target not in self.console.results() for output in left)
@@ -152,7 +154,12 @@ def connect(address: str, quiet: bool = True) -> None:
 
 
 def run_batches(
-    batches: list[list[PlannedOutput]], *, kind: type[Request], running: RunOptions, bundle: Backend, console: Console
+    batches: list[list[PlannedOutput]],
+    *,
+    kind: type[Request],
+    run_options: RunOptions,
+    bundle: Backend,
+    console: Console,
 ) -> Iterator[int]:
     """Makes batches on the connected cluster, passes on the workers' messages, and yields how many outputs of each
     failed. Workers must find the same bundle under its name, and decode as this machine does, or all on a GPU. Raises
@@ -161,8 +168,8 @@ def run_batches(
     import ray.data
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    on_gpu = running.device == "cuda" or (running.device == "auto" and any(has.get("GPU") for has in machines))
-    resource, each = ("GPU", 1) if on_gpu else ("CPU", running.threads)
+    on_gpu = run_options.device == "cuda" or (run_options.device == "auto" and any(has.get("GPU") for has in machines))
+    resource, each = ("GPU", 1) if on_gpu else ("CPU", run_options.threads)
     most = sum(int(has.get(resource, 0)) // each for has in machines)
     if not most:
         raise UsageError(f"--ray: no machine has the {each} {resource} that a worker needs")
@@ -171,7 +178,7 @@ def run_batches(
     items = [pickle.dumps(numbered) for numbered in enumerate(batches)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Worker,  # type: ignore[arg-type]
-        fn_constructor_args=(kind, running, bundle.identity, kernel, os.getcwd(), ledger),
+        fn_constructor_args=(kind, run_options, bundle.identity, kernel, os.getcwd(), ledger),
         compute=ray.data.ActorPoolStrategy(size=min(most, len(batches))),
         num_cpus=0 if on_gpu else each,
         num_gpus=each if on_gpu else 0,

@@ -6,7 +6,6 @@ None of it needs torch.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -110,9 +109,8 @@ def bundle_defaults(name: str) -> str:
     for bundle in catalogue.embedded():
         with contextlib.suppress(AudioLMError):  # a damaged bundle must not break the help
             config = read_config(catalogue.find(bundle))
-            value = vars(config.sampling).get(name, vars(config).get(name))
-            if name == "max_pause" and not value:
-                value = math.inf
+            defaults = {**vars(config), **vars(config.sampling), "max_pause": config.pause_limit}
+            value = defaults[name]
             numbers = value if isinstance(value, tuple) else (value,)
             alike = len(set(numbers)) == 1
             having[",".join(f"{number:g}" for number in (numbers[:1] if alike else numbers))].append(bundle)

@@ -36,25 +36,25 @@ class PlannedOutput:
     existing: str | None = None  # the one of output and picture that exists already, if only one does
 
 
-def requests(request: SomeRequest, sources: Sequence[str | None], naming: OutputOptions) -> list[SomeRequest]:
+def requests(request: SomeRequest, sources: Sequence[str | None], output_options: OutputOptions) -> list[SomeRequest]:
     """The request for each source, or for each line of the job list. `sources` is [None] for commands without input.
 
     Raises UsageError for missing inputs and for ambiguous inputs or outputs.
     """
     takes_input = sources != [None]
-    if naming.jobs is not None:
-        if (takes_input and sources) or naming.output:
+    if output_options.jobs is not None:
+        if (takes_input and sources) or output_options.output:
             raise UsageError("--jobs names inputs and outputs itself: leave out INPUT and -o")
-        return read_jobs(inputs.read_bytes(naming.jobs).splitlines(), display(naming.jobs), request)
+        return read_jobs(inputs.read_bytes(output_options.jobs).splitlines(), display(output_options.jobs), request)
     if not sources:
         raise UsageError("name the inputs: INPUT..., or --jobs FILE")
-    if naming.output is not None and naming.out_dir is not None:
+    if output_options.output is not None and output_options.out_dir is not None:
         raise UsageError("name the output: either -o FILE or --out-dir FOLDER")
-    if naming.output is not None and len(sources) > 1:
+    if output_options.output is not None and len(sources) > 1:
         raise UsageError("several inputs need --out-dir instead of -o")
     if not takes_input:
-        return [replace(request, output=naming.output)]
-    return [replace(request, input=checks.source("INPUT", source), output=naming.output) for source in sources]
+        return [replace(request, output=output_options.output)]
+    return [replace(request, input=checks.source("INPUT", source), output=output_options.output) for source in sources]
 
 
 def read_jobs(lines: Iterable[bytes], where: str, request: SomeRequest) -> list[SomeRequest]:
@@ -81,26 +81,26 @@ def read_jobs(lines: Iterable[bytes], where: str, request: SomeRequest) -> list[
 
 
 def check_streams(
-    asked: Sequence[Request], jobs: str | None, running: RunOptions, streaming: StreamOptions = NO_STREAM
+    asked: Sequence[Request], jobs: str | None, run_options: RunOptions, stream_options: StreamOptions = NO_STREAM
 ) -> None:
     """Raises UsageError if standard input or output would have two uses, or be on another machine."""
     piped = any(request.output == "-" for request in asked)
     takes_stdin = any("-" in (request.input, request.speaker) for request in asked)
-    if piped and running.json:
+    if piped and run_options.json:
         raise UsageError("-o - and --json both need standard output")
-    if streaming.format and not piped:
+    if stream_options.format and not piped:
         raise UsageError("--format: is of -o -; the suffix of a file says its own")
     for request in asked:
         if getattr(request, "duration", 0) == math.inf and (request.output != "-" or request.plot):
             raise UsageError("--duration inf: only for -o - or --play, and without --plot")
-    if piped and not streaming.play and sys.stdout is not None and sys.stdout.isatty():
+    if piped and not stream_options.play and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("standard output is a terminal: redirect it, or name a file with -o")
     if jobs == "-" and takes_stdin:
         raise UsageError("standard input cannot be both the job list and an input")
-    if running.ray is not None:
+    if run_options.ray is not None:
         if piped or takes_stdin:
             raise UsageError("--ray: other machines do not see this one's standard input and output: name files")
-        if ":" in running.device:
+        if ":" in run_options.device:
             raise UsageError("--device: with --ray, Ray chooses which GPU: give cuda alone")
 
 

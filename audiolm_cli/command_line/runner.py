@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 def run(
     request: Request,
     sources: Sequence[str | None],
-    naming: OutputOptions,
-    running: RunOptions,
+    output_options: OutputOptions,
+    run_options: RunOptions,
     console: Console,
-    streaming: StreamOptions = NO_STREAM,
+    stream_options: StreamOptions = NO_STREAM,
 ) -> None:
     """Makes the outputs of a command and exits with 1 if any failed; loads no model if no input is readable. `sources`
     is [None] for commands without input."""
-    planned = _planned(request, sources, naming, running, console, streaming)
+    planned = _planned(request, sources, output_options, run_options, console, stream_options)
     usable = with_readable_inputs(planned, console)
     failed = len(planned) - len(usable)
-    if usable and not (failed and running.fail_fast):
+    if usable and not (failed and run_options.fail_fast):
         console.overall = (0, len(usable), 0.0)
-        local, execute = running, None
-        if running.ray is not None:
+        local, execute = run_options, None
+        if run_options.ray is not None:
             from audiolm_cli.command_line import cluster
 
             with console.status("connecting to the cluster"):
-                cluster.connect(running.ray, quiet=not console.debug)
-            local = replace(running, device="cpu")  # for the checks here: only other machines may have a GPU
-        with console.status(f"loading {display(running.model)}"):
+                cluster.connect(run_options.ray, quiet=not console.debug)
+            local = replace(run_options, device="cpu")  # for the checks here: only other machines may have a GPU
+        with console.status(f"loading {display(run_options.model)}"):
             from audiolm_cli.command_line.batch import load_runner
 
             runner = load_runner(type(request), local, console)
-            runner.streaming = streaming
-        if running.ray is not None:
+            runner.stream_options = stream_options
+        if run_options.ray is not None:
             execute = functools.partial(
-                cluster.run_batches, kind=type(request), running=running, bundle=runner.bundle, console=console
+                cluster.run_batches, kind=type(request), run_options=run_options, bundle=runner.bundle, console=console
             )
-        failed += run_batches(usable, runner, console, running.fail_fast, execute)
+        failed += run_batches(usable, runner, console, run_options.fail_fast, execute)
     if failed:
         raise typer.Exit(1)
 
@@ -141,53 +141,53 @@ def with_readable_inputs(planned: Sequence[PlannedOutput], console: Console) -> 
 def _planned(
     request: Request,
     sources: Sequence[str | None],
-    naming: OutputOptions,
-    running: RunOptions,
+    output_options: OutputOptions,
+    run_options: RunOptions,
     console: Console,
-    streaming: StreamOptions,
+    stream_options: StreamOptions,
 ) -> list[PlannedOutput]:
     """The outputs to make, after all checks that a command can fail before it starts."""
     from audiolm_cli.command_line import planning
 
-    if streaming.play:
-        naming = _played(naming, streaming, running)
-    if not sources and naming.jobs is None and _piped():
+    if stream_options.play:
+        output_options = _played(output_options, stream_options, run_options)
+    if not sources and output_options.jobs is None and _piped():
         sources = ["-"]
-        if naming.output is None and naming.out_dir is None:
-            naming = replace(naming, output="-")
-    asked = planning.requests(request, sources, naming)
-    planning.check_streams(asked, naming.jobs, running, streaming)
+        if output_options.output is None and output_options.out_dir is None:
+            output_options = replace(output_options, output="-")
+    asked = planning.requests(request, sources, output_options)
+    planning.check_streams(asked, output_options.jobs, run_options, stream_options)
     if any(each.plot for each in asked):
         from audiolm_cli.command_line import plot
 
         plot.check()
     if any(each.no_watermark for each in asked):
         console.say("--no-watermark: `audiolm detect` will not know the outputs again by a mark")
-    reads = [(naming.jobs, "the job list")] if naming.jobs is not None else []
-    reads += [(str(file), "a file of the bundle") for file in _files(running.model)]
-    kept = {"force": running.force, "skip_existing": running.skip_existing}
-    planned = planning.plan(asked, out_dir=naming.out_dir, name=naming.name, reads=reads, **kept)
+    reads = [(output_options.jobs, "the job list")] if output_options.jobs is not None else []
+    reads += [(str(file), "a file of the bundle") for file in _files(run_options.model)]
+    kept = {"force": run_options.force, "skip_existing": run_options.skip_existing}
+    planned = planning.plan(asked, out_dir=output_options.out_dir, name=output_options.name, reads=reads, **kept)
     if skipped := sum(each.num_samples for each in asked) - len(planned):
         console.note(f"{skipped} outputs exist already and are kept")
     seed = request.seed if isinstance(request, SampledRequest) else None
     if seed is not None and planned:
         console.note(f"seed {seed}")
-    if not running.force and all(each.output != "-" for each in asked):
+    if not run_options.force and all(each.output != "-" for each in asked):
         again = f" --seed {seed}" if seed is not None else ""
         console.rest = f"; the same command with --skip-existing{again} makes the rest"
     return planned
 
 
-def _played(naming: OutputOptions, streaming: StreamOptions, running: RunOptions) -> OutputOptions:
-    """The naming of outputs that are played, which are not written anywhere else."""
+def _played(output_options: OutputOptions, stream_options: StreamOptions, run_options: RunOptions) -> OutputOptions:
+    """The options of outputs that are played, which are not written anywhere else."""
     from audiolm_cli.command_line import streaming as player
 
-    if (naming.output, naming.out_dir, naming.jobs, streaming.format) != (None,) * 4:
+    if (output_options.output, output_options.out_dir, output_options.jobs, stream_options.format) != (None,) * 4:
         raise UsageError("--play: plays one output and writes none: leave out -o, --out-dir, --jobs and --format")
-    if running.json:
+    if run_options.json:
         raise UsageError("--play: leaves nothing to tell in --json")
     player.check_player()
-    return replace(naming, output="-")
+    return replace(output_options, output="-")
 
 
 def _piped() -> bool:

@@ -11,7 +11,8 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def _run(runner: SamplingRunner, output: PlannedOutput) -> None:
     extent = request.extent(len(prompt.waveform), runner.rate)
     origin = runner.origin(output, request, extent.prompt)
     marking = origin.marking()
-    sink: Sink = Player(runner.rate) if runner.streaming.play else Pipe(runner, origin.tags, extent.total)
+    sink: Sink = Player(runner.rate) if runner.stream_options.play else Pipe(runner, origin.tags, extent.total)
     found: list[Chunk] = []
     samples = 0
     with contextlib.closing(sink):
@@ -90,7 +91,7 @@ class Pipe:
     """Standard output in the requested format. If it is a regular file, a WAV header gets its sizes at the end."""
 
     def __init__(self, runner: SamplingRunner, tags: dict[str, str], samples: float):
-        format = runner.streaming.format or "wav"
+        format = runner.stream_options.format or "wav"
         self.encoder, self.written = Encoder(self._write, runner.rate, format, tags, samples), 0
         self.header = (runner.rate, tags) if format == "wav" and samples == math.inf else None
 
@@ -123,7 +124,7 @@ class Pipe:
         pass
 
 
-def check_player() -> Any:
+def check_player() -> ModuleType:
     """The module for playback. Raises UsageError if it is not installed, or there is no output device."""
     try:
         import sounddevice

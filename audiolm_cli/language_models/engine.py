@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from audiolm_cli.processor import row_block
 # Attention reads the cache in multiples of this, so that longer items in the batch do not change how sums are grouped.
 # torch's CPU kernel takes keys in blocks of 512, of which float32 products need whole ones.
 CACHE_STEP = {torch.float32: 512, torch.bfloat16: 64}
+Step = tuple[slice | Tensor, int | Tensor]  # an index in buffers `[slots, steps]`
 STEPS = 16  # between two progress reports
 GRAPH_STEP = 512  # the same for CUDA graphs: there is one graph for each length
 
@@ -212,14 +213,14 @@ class _Batch:
         features = self.model.features(item.sequence.fields[None].to(self.device))[0, item.sequence.known :]
         self.features[slot, : len(features)] = features
 
-    def draw(self, now: Any, low: int, size: int, sampling: StageSampling) -> Tensor:
+    def draw(self, now: Step, low: int, size: int, sampling: StageSampling) -> Tensor:
         """Samples the ids of a step; `now` is its index in buffers `[slots, steps]`."""
         heat = self.heat if self.heated else None
         ids = self.model.draw(self.hidden, self.uniform[now], low, size, sampling, heat)
         self.made[now] = ids
         return ids
 
-    def step(self, ids: Tensor, now: Any, longest: int, alike: bool = False) -> None:
+    def step(self, ids: Tensor, now: Step, longest: int, alike: bool = False) -> None:
         """Turns a step's ids into the next hidden states. `longest`: the most positions of any item before the step;
         with `alike` all have exactly as many, and a plain index is cheaper than a tensor of them."""
         row, place = (slice(None), longest) if alike else (self.rows, self.lengths)

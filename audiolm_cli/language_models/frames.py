@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional
 from audiolm_cli.config import StageConfig, TokenSpec
 from audiolm_cli.language_models.layers import Linear
 from audiolm_cli.language_models.sampling import StageSampling, draw
-from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
+from audiolm_cli.language_models.tokens import Batch, Item, Segment, TokenSequence
 from audiolm_cli.language_models.transformer import REPLACED, Decoder, Measure, NativeParts, cross_entropy
 
 SEMANTIC_DIVISOR = 8  # the model's width by that of a semantic token's embedding
@@ -64,9 +65,9 @@ class FrameTransformer(Decoder):
         self.start()
 
     def native_parts(self) -> NativeParts:
-        return NativeParts(self.spec.coarse, list(self.levels), self.semantic, self.context)
+        return NativeParts(self.spec.coarse, cast(list[Level], list(self.levels)), self.semantic, self.context)
 
-    def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
+    def sequence(self, semantic: Tensor, codes: Tensor, reference: Segment | None = None) -> TokenSequence:
         """`<begin> [reference codes <gap>] codes`, each position with the semantic tokens around the next frame.
 
         semantic `int64 [S]`; codes `int64 [coarse or more, F]`, -1 where unknown, F at most S * frames_per_semantic;
@@ -92,8 +93,8 @@ class FrameTransformer(Decoder):
         around = torch.where(inside, semantic[at.clamp(0, len(semantic) - 1)], self.spec.semantic_vocabulary)
         return codes[: self.spec.coarse].T, start + 1 + times, around
 
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
-        behind: Sequence[Piece | None] = references or [None] * len(pieces)
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
+        behind: Sequence[Segment | None] = references or [None] * len(pieces)
         sequences = [self.sequence(*piece, before) for piece, before in zip(pieces, behind, strict=True)]
         return Batch.of(sequences, pieces[0][1].shape[1])
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from audiolm_cli.config import StageConfig, StageSampling, TokenSpec
 from audiolm_cli.language_models.sampling import sample
-from audiolm_cli.language_models.tokens import Batch, Infill, Piece, Window, fine_window, frames
+from audiolm_cli.language_models.tokens import Batch, Infill, Segment, Window, fine_window, frames
 from audiolm_cli.language_models.transformer import REPLACED, Measure, NativeParts, Stack, cross_entropy
 
 FIRST_SECONDS = 0.5  # length of the first window for `fill`; each later one is twice as long as the last
@@ -55,7 +55,7 @@ class ParallelTransformer(Stack):
     def native_parts(self) -> NativeParts:
         return NativeParts(self.spec.quantizers, asked=self.asked)
 
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
         codes = torch.stack([codes for _, codes in pieces])
         return Batch(codes, codes[:, :0], codes.shape[-1])
 

@@ -15,7 +15,7 @@ from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.tokens import (
     Batch,
     Infill,
-    Piece,
+    Segment,
     TokenSequence,
     Window,
     fine_window,
@@ -55,7 +55,7 @@ class PlainCoarse(_Codes):
     unconditional = False
     lookahead = None  # a whole window of semantic tokens comes first
 
-    def sequence(self, semantic: Tensor, codes: Tensor, reference: Piece | None = None) -> TokenSequence:
+    def sequence(self, semantic: Tensor, codes: Tensor, reference: Segment | None = None) -> TokenSequence:
         """semantic: `int64 [S]`; codes: `int64 [coarse or more, F]`, -1 where unknown; the reference is such a pair,
         fully known."""
         begin, gap, acoustic = (torch.tensor([getattr(self.vocabulary, name)]) for name in ("begin", "gap", "acoustic"))
@@ -64,8 +64,8 @@ class PlainCoarse(_Codes):
         between = [gap] if reference else []
         return _counted(begin, *said[:-1], *between, said[-1], acoustic, *sound[:-1], *between, sound[-1])
 
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
-        behind: Sequence[Piece | None] = references or [None] * len(pieces)
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
+        behind: Sequence[Segment | None] = references or [None] * len(pieces)
         sequences = [self.sequence(*piece, before) for piece, before in zip(pieces, behind, strict=True)]
         return Batch.of(sequences, pieces[0][1].shape[1] * self.spec.coarse)
 
@@ -81,7 +81,7 @@ class PlainFine(_Codes):
         coarse = self.spec.coarse
         return _counted(begin, self.flat(codes[:coarse]), acoustic, self.flat(codes[coarse:], coarse))
 
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
         return Batch.of([self.sequence(codes) for _, codes in pieces], pieces[0][1].shape[1] * self.spec.fine)
 
     def fillings(self, known: int) -> Iterator[Window]:

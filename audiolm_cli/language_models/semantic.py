@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from audiolm_cli.language_models.tokens import Batch, Item, Piece, TokenSequence
+from audiolm_cli.language_models.tokens import Batch, Item, Segment, TokenSequence
 from audiolm_cli.language_models.transformer import Measure, Transformer, cross_entropy
 
 
@@ -24,7 +24,7 @@ class SemanticTransformer(Transformer):
         times = (places - 1).clamp(min=0) * self.spec.frames_per_semantic
         return TokenSequence(ids, torch.stack([places.clamp(max=1), times], 1))
 
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
         whole = Batch.of([self.sequence(semantic) for semantic, _ in pieces], 0)
         last = torch.tensor([[self.vocabulary.end if end else -1] for end in ends or [False] * len(pieces)])
         fields = torch.cat([whole.fields, whole.fields[:, -1:]], 1)

@@ -25,7 +25,16 @@ from audiolm_cli.language_models.kinds import CoarseModel, FineModel
 from audiolm_cli.language_models.pauses import Pause, PauseLimit
 from audiolm_cli.language_models.sampling import Noise, StageSampling
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.tokens import Infill, Item, Piece, TokenBuffer, TokenSequence, Window, frames, windows
+from audiolm_cli.language_models.tokens import (
+    Infill,
+    Item,
+    Segment,
+    TokenBuffer,
+    TokenSequence,
+    Window,
+    frames,
+    windows,
+)
 from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
@@ -208,7 +217,7 @@ class CoarseStage(BatchedSource):
 
     def __init__(
         self, model: CoarseModel, semantic: TokenSource, known: Sequence[Tensor], context: StageContext,
-        voice: Piece | None = None, guide_semantics: bool = False,
+        voice: Segment | None = None, guide_semantics: bool = False,
     ) -> None:  # fmt: skip
         self.spec, self.per, self.semantic, self.voice = model.spec, model.spec.frames_per_semantic, semantic, voice
         self.guide_semantics = guide_semantics and model.unconditional
@@ -352,32 +361,23 @@ def _pieces(known: int, spec: TokenSpec) -> Iterator[Window]:
 
 
 def continue_semantic(
-    model: SemanticTransformer, known: list[Tensor], totals: list[int], noise: list[Noise], sampling: StageSampling,
-    batch_size: int, progress: Callable[[int], None] | None = None, until_end: bool = False,
-    pauses: PauseLimit | None = None,
-) -> list[Tensor]:  # fmt: skip
+    model: SemanticTransformer, known: list[Tensor], totals: list[int], context: StageContext, until_end: bool = False
+) -> list[Tensor]:
     """Stage 1: known `int64 [S_known]` per item -> `int64 [totals[i]]`, or fewer where `<end>` may come."""
-    context = StageContext(noise, sampling, batch_size, progress, pauses=pauses)
     return whole(SemanticStage(model, known, totals, context, until_end))
 
 
 def continue_coarse(
-    model: CoarseModel, semantic: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
-    batch_size: int, progress: Callable[[int], None] | None = None,
-) -> list[Tensor]:  # fmt: skip
+    model: CoarseModel, semantic: list[Tensor], known: list[Tensor], context: StageContext
+) -> list[Tensor]:
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`."""
-    return whole(CoarseStage(model, TokenSource(semantic), known, StageContext(noise, sampling, batch_size, progress)))
+    return whole(CoarseStage(model, TokenSource(semantic), known, context))
 
 
-def complete(
-    model: FineModel, coarse: list[Tensor], known: list[Tensor], noise: list[Noise], sampling: StageSampling,
-    batch_size: int, progress: Callable[[int], None] | None = None,
-) -> list[Tensor]:  # fmt: skip
+def complete(model: FineModel, coarse: list[Tensor], known: list[Tensor], context: StageContext) -> list[Tensor]:
     """Stage 3: coarse `int64 [coarse, F]` and known codes `int64 [Q, F_known]` per item -> `int64 [Q, F]`."""
     known = [torch.cat([c[:, : k.shape[1]], k[len(c) :]]) for c, k in zip(coarse, known, strict=True)]
-    stage = FineStage(
-        model, TokenSource(coarse), known, model.spec, StageContext(noise, sampling, batch_size, progress)
-    )
+    stage = FineStage(model, TokenSource(coarse), known, model.spec, context)
     codes = [[k] for k in known]
     while made := stage.advance():
         for i, more in made.items():

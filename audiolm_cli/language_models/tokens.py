@@ -18,7 +18,7 @@ from torch import Tensor
 from audiolm_cli.config import TokenSpec
 
 StageName = Literal["semantic", "coarse", "fine"]
-Piece = tuple[Tensor, Tensor]  # semantic tokens `int64 [S]` and codes `int64 [Q, F]`, F = S * frames_per_semantic
+Segment = tuple[Tensor, Tensor]  # semantic tokens `int64 [S]` and codes `int64 [Q, F]`, F = S * frames_per_semantic
 FINE_CONTEXT_SECONDS = 1.0  # of complete frames in front of those that stage 3 completes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from audiolm_cli.language_models.sampling import StageSampling, draw
 from audiolm_cli.language_models.tokens import (
     Batch,
     Item,
-    Piece,
+    Segment,
     StageName,
     TokenSequence,
     Vocabulary,
@@ -30,11 +30,13 @@ from audiolm_cli.language_models.tokens import (
 from audiolm_cli.processor import packed, packs_bfloat16, product
 
 if TYPE_CHECKING:
+    from audiolm_cli.language_models.frames import Level
     from audiolm_cli.native.model import Weights
 
 REPLACED = 0.07  # share of training inputs replaced by random tokens, since sampled ones can be wrong as well
 
 # logits `[B, N, V]`, ids `[B, N]`, -1 where there is no target -> `[B, N]` or `[B, N, K]`
+Places = tuple[slice | Tensor, slice, int | Tensor]  # an index in a layer's cache `[slots, kv heads, length]`
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -65,7 +67,7 @@ class NativeParts:
     embeddings of the quantizer to predict."""
 
     quantizers: int = 1
-    levels: Sequence[Any] = ()
+    levels: Sequence[Level] = ()
     features: nn.Embedding | None = None
     context: Linear | None = None
     asked: nn.Embedding | None = None
@@ -138,7 +140,7 @@ class Stack(Trunk):
         self.norm = nn.LayerNorm(config.width)
 
     @abstractmethod
-    def batch(self, pieces: Sequence[Piece], references: Sequence[Piece] = (), ends: Sequence[bool] = ()) -> Batch:
+    def batch(self, pieces: Sequence[Segment], references: Sequence[Segment] = (), ends: Sequence[bool] = ()) -> Batch:
         """Pieces of one length as the model reads them, in stage 2 after `references` of one length, if any. Stage 1
         has one more target: `<end>` where `ends` is true."""
 
@@ -228,7 +230,7 @@ class Autoregressive(Trunk):
         return self.norm(x[:, -1])
 
     def step(
-        self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, where: Any, longest: int,
+        self, ids: Tensor, features: Tensor, rotation: Rotation, cache: KVCache, where: Places, longest: int,
         bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """One more position for every slot: ids `[B]` or `[B, Q]`, features `[B, width]`, rotation `[B, 1, 1, head

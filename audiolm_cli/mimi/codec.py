@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ PIECE_SECONDS = 30  # of new audio decoded at a time, with all the past it depen
 CONVOLUTIONS = 8  # frames, at least as many as the decoder's convolutions look back
 
 
-def transformers() -> Any:
+def transformers() -> ModuleType:
     """The library; raises UsageError if it is not installed.
 
     It imports torchaudio if that is installed, only to read files, and fails if that was built for another torch.

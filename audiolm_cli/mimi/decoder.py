@@ -21,7 +21,7 @@ from audiolm_cli.public.config import DecoderConfig, RopeScaling
 from audiolm_cli.public.layout import CODEBOOK_SIZE
 
 
-class Norm(nn.Module):
+class RMSNorm(nn.Module):
     """Root mean square normalisation, in float32."""
 
     def __init__(self, width: int, epsilon: float):
@@ -39,12 +39,12 @@ class DecoderBlock(Attention):
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         width, inner = config.width, config.intermediate_size
-        self.attention_norm, self.feedforward_norm = (Norm(width, config.rms_norm_eps) for _ in range(2))
+        self.attention_norm, self.feedforward_norm = (RMSNorm(width, config.rms_norm_eps) for _ in range(2))
         self.qkv = Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width)
         self.output = Linear(self.heads * self.head_width, width)
         self.gate_up, self.down = Linear(width, 2 * inner), Linear(inner, width)
         self.qk_norms = nn.ModuleList(
-            Norm(self.head_width, config.rms_norm_eps) for _ in "qk" if config.model_type == "qwen3"
+            RMSNorm(self.head_width, config.rms_norm_eps) for _ in "qk" if config.model_type == "qwen3"
         )
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ class CodeDecoder(Autoregressive):
         self.config, self.quantizers = config, quantizers
         self.ids = nn.Embedding(quantizers * CODEBOOK_SIZE + specials, config.width)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.layers))
-        self.norm = Norm(config.width, config.rms_norm_eps)
+        self.norm = RMSNorm(config.width, config.rms_norm_eps)
         self.head = None if tied else nn.Parameter(torch.empty(quantizers * CODEBOOK_SIZE, config.width))
 
     @property

@@ -4,10 +4,11 @@ use."""
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from audiolm_cli.public.codec import MimiConfig, read_codec_config
 from audiolm_cli.public.config import DecoderConfig, read_config
 from audiolm_cli.public.files import digest, needed
 from audiolm_cli.public.layout import CODEBOOK_SIZE, Layout, read_layout
+
+if TYPE_CHECKING:
+    from audiolm_cli.request import Request
 
 PROMPT_SECONDS = 10.0  # from the end of a prompt, if within the limit
 
@@ -45,7 +49,7 @@ class MimiSettings:
     familiar_bits: ClassVar[float] = 0.0
     familiar_semantic_bits: ClassVar[float] = 0.0
     pause_tokens: ClassVar[tuple[int, ...]] = ()  # silence has many codes
-    max_pause: ClassVar[float] = 0.0
+    pause_limit: ClassVar[float] = math.inf
 
     @property
     def longest_prompt(self) -> float:
@@ -56,7 +60,7 @@ class MimiSettings:
     def prompt_seconds(self) -> float:
         return min(PROMPT_SECONDS, self.longest_prompt)
 
-    def allow(self, request: Any) -> None:
+    def allow(self, request: Request) -> None:
         """Raises UsageError for options that need three stages, and for a prompt longer than the model's limit."""
         if getattr(request, "best_of", 1) > 1:
             raise UsageError(f"best-of: {self.name} is one language model; only stage 1 of three makes candidates")
@@ -117,7 +121,7 @@ class MimiBackend:
 
     @cached_property
     def model(self) -> CodeDecoder:
-        decoder: CodeDecoder = load_decoder(self.folder, self.decoder_config, self.layout, self.device, self.dtype)
+        decoder = load_decoder(self.folder, self.decoder_config, self.layout, self.device, self.dtype)
         decoder.pack()
         return decoder
 

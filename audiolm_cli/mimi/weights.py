@@ -25,7 +25,9 @@ IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")  # suffixes of names: a cop
 Shape = tuple[int, ...]
 
 
-def load_decoder(folder: Path, config: DecoderConfig, layout: Layout, device: torch.device, dtype: torch.dtype) -> Any:
+def load_decoder(
+    folder: Path, config: DecoderConfig, layout: Layout, device: torch.device, dtype: torch.dtype
+) -> CodeDecoder:
     """The `CodeDecoder` of a checkpoint; raises ModelError for files that do not fit its config."""
     with _opened(folder) as files:
         tied = _check(files, folder, config)

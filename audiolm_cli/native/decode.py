@@ -124,7 +124,7 @@ class Session:
         self.kept += [branches, how]
         self.handle = self.weights.library.audiolm_open(model, len(entries), self.entries, branches, how, error)
         check(error.value)
-        # also of what nobody closes, such as a stream that is given up
+        # also if nobody closes it, as with an abandoned stream
         self._free = weakref.finalize(self, self.weights.library.audiolm_close, self.handle)
         self._free.atexit = False
 

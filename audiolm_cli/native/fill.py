@@ -19,7 +19,7 @@ from audiolm_cli.native.decode import check
 from audiolm_cli.native.model import Weights, pointer
 
 
-class Window:
+class WindowFilling:
     """A window being filled by the kernel; its first `coarse` quantizers are complete."""
 
     def __init__(self, weights: Weights, coarse: int, filling: Infill, sampling: StageSampling):
@@ -52,9 +52,9 @@ def fill(
 ) -> list[Tensor]:
     """Samples the fine codes of windows, `int64 [fine, made]` each; `progress` gets the numbers of kept codes. On
     return, even after an error, no thread is inside the kernel."""
-    windows = [Window(weights, coarse, filling, sampling) for filling in fillings]
+    windows = [WindowFilling(weights, coarse, filling, sampling) for filling in fillings]
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(windows)))) as pool:
-        while made := sum(pool.map(Window.advance, windows)):
+        while made := sum(pool.map(WindowFilling.advance, windows)):
             if progress:
                 progress(made)
     return [torch.from_numpy(window.codes[coarse:, window.known :].astype(np.int64)) for window in windows]

@@ -85,7 +85,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def lacking(folder: Path) -> str:
-    """The first needed file that is missing, or the error that keeps from knowing it."""
+    """The first needed file that is missing, or the error that prevents finding out."""
     try:
         return next((name for name in needed(folder) if not (folder / name).is_file()), "nothing")
     except ModelError as error:

@@ -38,6 +38,11 @@ def tone(seconds: float, rate: int = 16000) -> np.ndarray:
     return np.sum([0.1 * np.sin(2 * np.pi * pitch * time) for pitch in (220, 331, 447)], axis=0).astype(np.float32)
 
 
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """float32 [T] at 16 kHz."""
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * 16000))).astype(np.float32)
+
+
 def recorded_with_ffmpeg(folder: Path, suffix: str, samples: np.ndarray, *options: str) -> Path:
     """A file of `samples` (16 kHz) in one of FFMPEG_FORMATS; it is not there where this ffmpeg cannot write it."""
     target, source = folder / f"a.{suffix}", folder / "source.wav"

@@ -16,7 +16,8 @@ from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.likelihood import prompt_gain
 from audiolm_cli.pipeline import Prompt
 from tests.helpers.bundles import with_short_windows
-from tests.test_pipeline import noise, run
+from tests.helpers.continuing import run
+from tests.helpers.sounds import noise
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def test_the_best_of_several_candidates_goes_on(tiny: bundle.Bundle, duration: f
     kept = known[: len(known) - tiny.config.tokenizer.lookahead]
     made = [
         stages.continue_semantic(
-            tiny.semantic, [kept], [len(best.semantic)], [stages.Noise(7, 3, 1, c)], StageSampling(1.0, 0, 0.95), 1
+            tiny.semantic,
+            [kept],
+            [len(best.semantic)],
+            stages.StageContext([stages.Noise(7, 3, 1, c)], StageSampling(1.0, 0, 0.95), 1),
         )[0]
         for c in range(5)
     ]

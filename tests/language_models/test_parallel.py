@@ -49,7 +49,7 @@ def test_a_quantizer_depends_on_all_frames_but_not_on_finer_ones(model):
 def test_codes_are_the_likeliest_given_those_made_before(model):
     known, coarse = codes(10, 1), codes(35, 2)[: SPEC.coarse]
     coarse[:, :10] = known[: SPEC.coarse]
-    (made,) = stages.complete(model, [coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
+    (made,) = stages.complete(model, [coarse], [known], stages.StageContext([Noise(1, 0, 0)], GREEDY, 1))
     assert torch.equal(made[: SPEC.coarse], coarse)
     assert torch.equal(made[:, :10], known)
     for q in range(SPEC.coarse, SPEC.quantizers):
@@ -65,8 +65,8 @@ def test_long_outputs_are_made_in_windows_from_their_own_numbers(model):
     items = [codes(frames, seed)[: SPEC.coarse] for seed in (3, 4)]
     nothing, noise = codes(0), [Noise(1, n, 0) for n in range(2)]
     sampling = StageSampling(1.0, 0, 0.9)
-    both = stages.complete(model, items, [nothing] * 2, noise, sampling, 2, progress.append)
-    (alone,) = stages.complete(model, items[1:], [nothing], noise[1:], sampling, 2)
+    both = stages.complete(model, items, [nothing] * 2, stages.StageContext(noise, sampling, 2, progress.append))
+    (alone,) = stages.complete(model, items[1:], [nothing], stages.StageContext(noise[1:], sampling, 2))
     assert torch.equal(both[1], alone)
     assert both[0].min() >= 0
     assert sum(progress) == 2 * frames * SPEC.fine
@@ -81,8 +81,8 @@ def test_windows_grow_and_each_makes_the_end_of_the_one_before_anew(model):
 
 def test_the_beginning_does_not_depend_on_how_long_it_goes_on(model):
     coarse, known, sampling = codes(300, 3)[: SPEC.coarse], codes(20, 3), StageSampling(1.0, 0, 0.9)
-    (long,) = stages.complete(model, [coarse], [known], [Noise(1, 0, 0)], sampling, 1)
-    (short,) = stages.complete(model, [coarse[:, :100]], [known], [Noise(1, 0, 0)], sampling, 1)
+    (long,) = stages.complete(model, [coarse], [known], stages.StageContext([Noise(1, 0, 0)], sampling, 1))
+    (short,) = stages.complete(model, [coarse[:, :100]], [known], stages.StageContext([Noise(1, 0, 0)], sampling, 1))
     settled = list(itertools.islice(model.fillings(20), 3))[2][1]
     assert settled == 20 + 25 + 50 - 2 * 5
     assert torch.equal(long[:, :settled], short[:, :settled])

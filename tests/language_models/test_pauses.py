@@ -16,7 +16,7 @@ from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.pauses import HEAT, Pause, PauseLimit
 from audiolm_cli.language_models.sampling import Noise, StageSampling, sample
 from audiolm_cli.language_models.semantic import SemanticTransformer
-from audiolm_cli.language_models.stages import continue_semantic
+from audiolm_cli.language_models.stages import StageContext, continue_semantic
 from audiolm_cli.native.model import prepare
 from tests.helpers import int8_model
 from tests.helpers.bundles import modules
@@ -108,7 +108,7 @@ def model(request: pytest.FixtureRequest) -> SemanticTransformer:
 def made(model: SemanticTransformer, which: list[int], limit: PauseLimit | None, batch_size: int) -> list[Tensor]:
     known, noise = [torch.tensor(KNOWN[n], dtype=torch.int64) for n in which], [Noise(5, n, 0) for n in which]
     totals = [TOTALS[n] for n in which]
-    return continue_semantic(model, known, totals, noise, LIVELY, batch_size, pauses=limit)
+    return continue_semantic(model, known, totals, StageContext(noise, LIVELY, batch_size, pauses=limit))
 
 
 def test_the_stage_samples_as_its_own_tokens_say(model: SemanticTransformer) -> None:
@@ -120,7 +120,7 @@ def test_the_stage_samples_as_its_own_tokens_say(model: SemanticTransformer) -> 
         hot += pause.heat > 1
         how = dataclasses.replace(LIVELY, temperature=pause.heat)
         known = torch.tensor(tokens)
-        tokens = continue_semantic(model, [known], [place + 1], [Noise(5, 1, 0)], how, 4)[0].tolist()
+        tokens = continue_semantic(model, [known], [place + 1], StageContext([Noise(5, 1, 0)], how, 4))[0].tolist()
     assert got.tolist() == tokens
     assert hot
 

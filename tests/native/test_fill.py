@@ -47,7 +47,7 @@ def same_bits(library: Any, model: ParallelTransformer, frames: int, known: int,
     codes[spec.coarse :, known:] = -1
     uniform = np.random.default_rng(2).random((spec.fine, frames - known), np.float32)
     filling = Infill(torch.from_numpy(codes.copy()), torch.from_numpy(uniform.T.reshape(-1)), frames - known)
-    window, plain = fill.Window(prepare(model, library), spec.coarse, filling, sampling), Int8Model(model)
+    window, plain = fill.WindowFilling(prepare(model, library), spec.coarse, filling, sampling), Int8Model(model)
     for q, numbers in enumerate(uniform, spec.coarse):
         codes[q, known:] = plain.fill(codes, known, q, numbers, sampling)
         assert window.advance() == frames - known
@@ -92,9 +92,9 @@ def test_any_size_gives_the_bits_of_the_plain_arithmetic(best, case) -> None:
 def test_codes_are_nearly_always_those_of_the_reference(best) -> None:
     """What int8 changes is as little as in the other stages: of likeliest codes one in thirty, of all that follow."""
     model, coarse, known = parallel_model(), some_codes(200, 3)[: SPEC.coarse], some_codes(20, 4)
-    (exact,) = stages.complete(model, [coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
+    (exact,) = stages.complete(model, [coarse], [known], stages.StageContext([Noise(1, 0, 0)], GREEDY, 1))
     model.native = prepare(model, best)
-    (made,) = stages.complete(model, [coarse], [known], [Noise(1, 0, 0)], GREEDY, 1)
+    (made,) = stages.complete(model, [coarse], [known], stages.StageContext([Noise(1, 0, 0)], GREEDY, 1))
     assert torch.equal(made[: SPEC.coarse], coarse)
     assert torch.equal(made[:, :20], torch.cat([coarse[:, :20], known[SPEC.coarse :]]))
     same = (made == exact)[SPEC.coarse :, 20:].float().mean()
@@ -108,10 +108,13 @@ def test_codes_depend_neither_on_threads_nor_on_what_else_is_made(best, monkeypa
     coarse = [some_codes(n, n)[: SPEC.coarse] for n in lengths]
     known = [some_codes(n // 3, n) for n in lengths]
     noise, progress = [Noise(1, n, 0) for n in range(len(lengths))], list[int]()
-    alone = [stages.complete(model, [c], [k], [n], LIVELY, 1)[0] for c, k, n in zip(coarse, known, noise, strict=True)]
+    alone = [
+        stages.complete(model, [c], [k], stages.StageContext([n], LIVELY, 1))[0]
+        for c, k, n in zip(coarse, known, noise, strict=True)
+    ]
     for threads in (1, 2, 16):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        together = stages.complete(model, coarse, known, noise, LIVELY, 8, progress.append)
+        together = stages.complete(model, coarse, known, stages.StageContext(noise, LIVELY, 8, progress.append))
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     assert sum(progress) == 3 * sum(n - n // 3 for n in lengths) * SPEC.fine
     assert len({tuple(codes[SPEC.coarse :, -5:].flatten().tolist()) for codes in alone}) == len(lengths)
@@ -153,7 +156,9 @@ def test_values_that_overflow_are_said(best) -> None:
         block.down.weight.data.fill_(3e38)
     model.native = prepare(model, best)
     with pytest.raises(ModelError, match="not finite"):
-        stages.complete(model, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], LIVELY, 1)
+        stages.complete(
+            model, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], stages.StageContext([Noise(1, 0, 0)], LIVELY, 1)
+        )
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, LIVELY], ids=str)
@@ -164,7 +169,9 @@ def test_nothing_is_drawn_from_logits_that_are_not_finite(best, sampling) -> Non
         model.ids.weight.data.mul_(1e15)
         model.native = prepare(model, best)
     with pytest.raises(ModelError, match="not finite"):
-        stages.complete(windows, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], [Noise(1, 0, 0)], sampling, 1)
+        stages.complete(
+            windows, [some_codes(9)[: SPEC.coarse]], [some_codes(3)], stages.StageContext([Noise(1, 0, 0)], sampling, 1)
+        )
     with pytest.raises(ModelError, match="not finite"):
         engine.generate(frames, [coarse_item(6, 4, 0, "frames")], sampling, 1)
 
@@ -183,7 +190,10 @@ def test_a_loaded_bundle_fills_natively(tiny_bundle, monkeypatch) -> None:
 
     monkeypatch.setattr(fill, "fill", counted)
     stages.complete(
-        loaded.fine, [some_codes(9, 0, spec)[: spec.coarse]], [some_codes(3, 0, spec)], [Noise(1, 0, 0)], LIVELY, 1
+        loaded.fine,
+        [some_codes(9, 0, spec)[: spec.coarse]],
+        [some_codes(3, 0, spec)],
+        stages.StageContext([Noise(1, 0, 0)], LIVELY, 1),
     )
     assert calls == [1]
     monkeypatch.setenv("AUDIOLM_KERNEL", "torch")

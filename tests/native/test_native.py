@@ -312,7 +312,9 @@ def golden(library: ctypes.CDLL) -> dict[str, Tensor]:
     fine = cast("ParallelTransformer", settled(parts["fine"], 22))
     fine.native = prepare(fine, library)
     whole = torch.arange(spec.quantizers * 90).view(-1, 90) * 13 % spec.codebook_size
-    (made,) = stages.complete(fine, [whole[: spec.coarse]], [whole[:, :20]], [Noise(1, 0, 0)], LIVELY, 1)
+    (made,) = stages.complete(
+        fine, [whole[: spec.coarse]], [whole[:, :20]], stages.StageContext([Noise(1, 0, 0)], LIVELY, 1)
+    )
     found["fine"] = made[spec.coarse :, 20:].contiguous()
     return {name: ids.int() for name, ids in found.items()}
 

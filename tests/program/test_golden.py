@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import WaveformConfig, preset
 from audiolm_cli.language_models.sampling import Noise, StageSampling
-from audiolm_cli.language_models.stages import complete, continue_coarse, continue_semantic
+from audiolm_cli.language_models.stages import StageContext, complete, continue_coarse, continue_semantic
 from audiolm_cli.language_models.tokens import TokenSequence
 from audiolm_cli.language_models.transformer import Transformer
 from tests.helpers import ROOT
@@ -92,13 +92,13 @@ def results(disturbed: float = 0.0) -> dict[str, Tensor]:
     found["semantic.logits"] = last_logits(bundle.semantic, bundle.semantic.sequence(semantic))
     noise, total, coarse = [Noise(1, 0, 0)], PROMPT + NEW, codes[: spec.coarse]
     for models, name in ((bundle, "continued"), (plain, "plain")):
-        (continued,) = continue_semantic(models.semantic, [semantic], [total], noise, SAMPLING, 1)
+        (continued,) = continue_semantic(models.semantic, [semantic], [total], StageContext(noise, SAMPLING, 1))
         found[f"{name}.semantic"] = continued[PROMPT:]
-        (made,) = continue_coarse(models.coarse, [continued], [coarse], noise, SAMPLING, 1)
+        (made,) = continue_coarse(models.coarse, [continued], [coarse], StageContext(noise, SAMPLING, 1))
         found[f"{name}.coarse"] = made
         assert models.fine is not None
         given = made if models is plain else torch.cat([coarse, torch.tensor(CODES)], 1)
-        (found[f"{name}.codes"],) = complete(models.fine, [given], [codes], noise, SAMPLING, 1)
+        (found[f"{name}.codes"],) = complete(models.fine, [given], [codes], StageContext(noise, SAMPLING, 1))
     found["frames.codes"], found["parallel.codes"] = found.pop("continued.coarse"), found.pop("continued.codes")
     return {name: tensor if tensor.is_floating_point() else tensor.short() for name, tensor in found.items()}
 

@@ -18,11 +18,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -36,7 +37,7 @@ from audiolm_cli.errors import InputError, UsageError
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.provenance import watermark
 from audiolm_cli.training.adapting import decoder, fitting, recordings, stages, tokens
-from audiolm_cli.training.adapting.card import CONSENT, UNITS, card
+from audiolm_cli.training.adapting.card import CONSENT, UNITS, SourceBundle, card
 from audiolm_cli.training.adapting.reporter import Reporter
 from audiolm_cli.training.adapting.work import Work, check_place, put
 from audiolm_cli.training.corpora.data import Clip
@@ -54,7 +55,7 @@ NARROW = 0.75  # share of the bundle's bandwidth; recordings below it get a note
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for. Of `minutes` nothing is left for `steps` to decide, if there are any."""
+    """The options of `audiolm train`. `steps` of each part, if any, replace `minutes`."""
 
     recordings: Sequence[str]
     output: str
@@ -206,17 +207,17 @@ class _Run:
         clips = {split: [Clip(**clip) for clip in some] for split, some in gave["clips"].items()}
         return gave["report"], clips, gave["unreadable"]
 
-    def _told(self, doing: str) -> Any:
+    def _told(self, doing: str) -> Callable[..., None]:
         """A callback for a step's progress."""
 
-        def tell(*told: Any) -> None:
+        def tell(*told: float) -> None:
             self.work.tick()
             self.reporter.doing(f"{doing}, {told[-1]:.0%}")
 
         return tell
 
     def _adapted(self, name: str, clips: dict[str, list[Clip]]) -> dict[str, Any]:
-        """Adapts a stage or the decoder; returns a `fitting.Result` as JSON."""
+        """Adapts a stage or the decoder; returns a `fitting.FittingResult` as JSON."""
         result: dict[str, Any] = self.work.once(name, functools.partial(self._trained, name, clips))
         change = "improved: kept" if result["kept"] else "no improvement: left unchanged"
         self.reporter.say(f"{name}: {result['before']:.3f} {UNITS[name]} before, {result['after']:.3f} after; {change}")
@@ -250,14 +251,14 @@ class _Run:
             return dataclasses.asdict(decoder.adapt(work.folder, clips, plan, tell))
         return dataclasses.asdict(stages.adapt(work.folder, cast("StageName", name), plan, tell))
 
-    def _prompts(self, clips: Sequence[Clip]) -> list[Any]:
+    def _prompts(self, clips: Sequence[Clip]) -> list[np.ndarray]:
         """Prompts: the beginnings of the longest validation stretches."""
         rate = self.config.tokens.sample_rate
         audio = recordings.corpus(self.work.folder / "audio", list(clips))
         longest = sorted(clips, key=lambda clip: -clip.samples)[:SAMPLES]
         return [audio.samples(clip)[: round(self.config.prompt_seconds * rate)] for clip in longest]
 
-    def _sampled(self, folder: Path, prompts: Sequence[Any], when: str) -> None:
+    def _sampled(self, folder: Path, prompts: Sequence[np.ndarray], when: str) -> None:
         """Continues prompts with the bundle in a folder, into samples/."""
         model = api.load(str(folder), device=self.device, offline=True)
         target = self.work.folder / "samples"
@@ -294,18 +295,16 @@ class _Run:
         samples = sorted((self.work.folder / "samples").glob("*.ogg"))
         for file in samples:
             shutil.copy(file, made)
-        if (licence := self.source / "LICENSE").is_file():
-            shutil.copy(licence, made)
+        if (self.source / "LICENSE").is_file():
+            shutil.copy(self.source / "LICENSE", made)
         curve = importlib.util.find_spec("matplotlib") is not None
         if curve:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it looks for a folder to cache fonts in
             curve = bool(curves.draw(self.work.folder, made / "training.png"))
         pairs = [(f.name, f.name.replace("before", "after")) for f in samples if f.name.endswith("before.ogg")]
-        text = card(
-            name, self.config.name, identity, catalogue.front_matter(self.source).get("license", "other"), report,
-            results, pairs, watermark.bits(watermark.bundle_id(name)), self.config.detector is not None, curve,
-        )  # fmt: skip
-        (made / "README.md").write_text(text, encoding="utf-8")
+        licence = catalogue.front_matter(self.source).get("license", "other")
+        source = SourceBundle(self.config.name, identity, licence, self.config.detector is not None)
+        (made / "README.md").write_text(card(name, source, report, results, pairs, curve), encoding="utf-8")
         write_sums(made)
         check_sums(made)
         check_parts(made)
@@ -319,9 +318,9 @@ def own_name(name: str, source: str) -> str:
 
 
 def _stamp(source: recordings.Source) -> list[Any]:
-    """Tells whether a recording is the one that it was."""
+    """Identifies a recording's file, so that a resumed run notices another one."""
     try:
         status = os.stat(source.path)
-    except OSError:  # whoever reads it says why
+    except OSError:  # reported when it is read
         return [source.path, source.speaker]
     return [os.path.realpath(source.path), source.speaker, status.st_size, status.st_mtime_ns]

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from audiolm_cli.provenance import watermark
 from audiolm_cli.training.adapting.recordings import shares
 
 CONSENT = "a voice belongs to a person: train on somebody's recordings, and use the bundle, only with their consent"
 UNITS = {**dict.fromkeys(("semantic", "coarse", "fine"), "bits"), "decoder": "mel distance"}  # of figures
 
 
+@dataclass(frozen=True)
+class SourceBundle:
+    """The bundle that was fine-tuned. `detector`: whether it has one."""
+
+    name: str
+    identity: str
+    licence: str
+    detector: bool
+
+
 def card(
-    name: str, source: str, identity: str, licence: str, found: Mapping[str, Any], results: Mapping[str, Any],
-    samples: Sequence[tuple[str, str]], bits: str, detector: bool, curve: bool,
-) -> str:  # fmt: skip
-    """The text of README.md. `found` comes from `recordings.as_json`, `results` has a `fitting.Result` as JSON for each
-    trained stage, and for the decoder if it was trained; `samples` are pairs of files, before and after; `bits` is the
-    watermark's message."""
+    name: str,
+    source: SourceBundle,
+    found: Mapping[str, Any],
+    results: Mapping[str, Any],
+    samples: Sequence[tuple[str, str]],
+    curve: bool,
+) -> str:
+    """The text of README.md of the bundle `name`. `found` comes from `recordings.as_json`, `results` has a
+    `fitting.FittingResult` as JSON for each trained stage, and for the decoder if it was trained; `samples` are pairs
+    of files, before and after; `curve`: whether the training curve was drawn."""
     minutes, trained = found["minutes"], {k: v for k, v in results.items() if v["kept"]}
     figures = ", ".join(f"{k} {v['before']:.3f} to {v['after']:.3f} {UNITS[k]}" for k, v in trained.items())
     frozen = "Tokenizer, codec and detector"
@@ -28,14 +44,14 @@ def card(
         heading += ", and the mel distance of recordings from what the decoder makes of their codes,"
     lines = [
         "---",
-        f"license: {licence}",
+        f"license: {source.licence}",
         f"figures: {figures or 'validation shows no change'}",
         "---",
         "",
         f"# {name}",
         "",
-        f"Made by `audiolm train` from the bundle {source}, fine-tuned on {minutes.get('usable', 0):.1f} minutes of "
-        f"recordings. {frozen} are that bundle's, so tokens mean the same in both. LICENSE is that of its weights.",
+        f"Made by `audiolm train` from the bundle {source.name}, fine-tuned on {minutes.get('usable', 0):.1f} minutes "
+        f"of recordings. {frozen} are that bundle's, so tokens mean the same in both. LICENSE is that of its weights.",
         "",
         f"Consent: {CONSENT}.",
         "",
@@ -61,14 +77,14 @@ def card(
         *_heard(samples),
         "## Watermark",
         "",
-        f"Outputs carry a watermark of this bundle's own name, {bits}.",
+        f"Outputs carry a watermark of this bundle's own name, {watermark.bits(watermark.bundle_id(name))}.",
     ]
-    if detector:
+    if source.detector:
         lines[-1] += (
-            f" The classifier of `audiolm detect -m` this bundle was trained on outputs of {source}, not on those of "
-            "this bundle, of which it may find fewer."
+            f" The classifier of `audiolm detect -m` this bundle was trained on outputs of {source.name}, not on those "
+            "of this bundle, of which it may find fewer."
         )
-    return "\n".join([*lines, "", f"Begun from the weights {identity[:16]}.", ""])
+    return "\n".join([*lines, "", f"Begun from the weights {source.identity[:16]}.", ""])
 
 
 def _heard(samples: Sequence[tuple[str, str]]) -> list[str]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, round_to_disk, write_tensors
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.training.adapting.fitting import Fitting, Plan, Result, Tell
+from audiolm_cli.training.adapting.fitting import Fitting, FittingResult, Plan, Tell
 from audiolm_cli.training.adapting.recordings import corpus
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.corpora.tokenize import load_part
@@ -31,7 +31,7 @@ CROPS, CROP = 16, 0.96  # in a batch; s, less than any stretch
 DECODER = "decoder."  # the prefix of its tensors in the codec
 
 
-def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -> Result:
+def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -> FittingResult:
     """Trains the decoder of the codec in parts/ of `work` on the clips of `train`, and writes the codec that ships to
     adapted/: with this decoder, or unchanged if the mel distance on the clips of `valid` did not improve.
 
@@ -75,7 +75,7 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
     in_int8 = int8.MATRICES["codec"] if int8.is_used(stored) else ()
     round_to_disk(codec, in_int8)
 
-    def save(target: Path, result: Result) -> None:
+    def save(target: Path, result: FittingResult) -> None:
         now = {"steps": result.steps, "minutes": result.minutes, "mel": result.after, "mel_before": result.before}
         about["trained"] = {**now, "before": about["trained"]}
         adapted = int8.stored(codec.state_dict(), in_int8)

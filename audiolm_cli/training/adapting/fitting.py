@@ -36,7 +36,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Result:
+class FittingResult:
     """The figure on the validation recordings `before` and `after`, with the weights as stored, lower is better: bits
     per token of a stage, mel distance of the decoder; the cost; whether the fine-tuned weights were `kept`."""
 
@@ -54,7 +54,7 @@ class Fitting:
     """The training of one part of `work`, whose `module` is trained; resumes from its last checkpoint."""
 
     def __init__(self, work: Path, name: str, module: nn.Module, plan: Plan, key: str, **how: Any):
-        """`key` is the name of the figure in what `measure` gives to `run`; `how` goes to the `Trainer`."""
+        """`key` names the figure to lower, among those that `measure` returns in `run`; `how` goes to the `Trainer`."""
         options = argparse.Namespace(**vars(plan), runs=work, resume=True)
         self.plan, self.key = plan, key
         self.trainer = Trainer(
@@ -99,10 +99,12 @@ class Fitting:
                 raise InputError("the stretches that are kept for validation are all too short; give longer recordings")
             return before, train(begin, validated)[1]
 
-    def ship(self, file: Path, before: float, after: float, save: Callable[[Path, Result], None]) -> Result:
+    def ship(
+        self, file: Path, before: float, after: float, save: Callable[[Path, FittingResult], None]
+    ) -> FittingResult:
         """Writes the part of `file` to adapted/: by `save`, or as it was if `after`, the figure of the weights as
         stored, is no better than `before`."""
-        result = Result(before, after, self.trainer.step, round(self.trainer.seconds / 60, 2), after < before)
+        result = FittingResult(before, after, self.trainer.step, round(self.trainer.seconds / 60, 2), after < before)
         target = file.parents[1] / "adapted" / file.name
         target.parent.mkdir(exist_ok=True)
         if result.kept:

@@ -6,17 +6,17 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
 
 
 @contextlib.contextmanager
 def deferred(save: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Defers SIGINT and SIGTERM until the yielded function is called, which calls `save` first. A second signal acts at
     once. Outside the main thread, which alone gets signals, nothing changes."""
-    caught: list[tuple[int, Any]] = []
-    before: dict[int, Any] = {}
+    caught: list[tuple[int, FrameType | None]] = []
+    before: dict[int, Callable[[int, FrameType | None], object]] = {}
 
-    def catch(number: int, frame: Any) -> None:
+    def catch(number: int, frame: FrameType | None) -> None:
         caught.append((number, frame))
         if len(caught) > 1:
             before[number](number, frame)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from audiolm_cli.console import Console, clock
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
@@ -14,7 +17,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
 
     def __init__(self, console: Console, share: Callable[[], float], left: Callable[[], float | None]):
         self.console, self.share, self.left = console, share, left
-        self._bars: Any = None
+        self._bars: Progress | None = None
 
     def __enter__(self) -> Reporter:
         if self.console.terminal:

@@ -18,7 +18,7 @@ from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.tokens import Batch, StageName
 from audiolm_cli.language_models.transformer import Stack
 from audiolm_cli.training.adapting import adapters
-from audiolm_cli.training.adapting.fitting import Fitting, Plan, Result, Tell
+from audiolm_cli.training.adapting.fitting import Fitting, FittingResult, Plan, Tell
 from audiolm_cli.training.corpora.tokenize import load_tokens
 from audiolm_cli.training.parts import lm
 from audiolm_cli.training.trainer import Best
@@ -28,7 +28,7 @@ BATCH_SECONDS = {"semantic": 60.0, "coarse": 9.0, "fine": 4.5, "parallel": 24.0,
 BATCHES = 3  # of 8 crops, in a validation
 
 
-def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
+def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> FittingResult:
     """Trains adapters for the part in parts/ of `work` on its tokens/, and writes the part that ships to adapted/: with
     the adapters merged, or unchanged if the validation bits did not improve.
 
@@ -63,7 +63,7 @@ def adapt(work: Path, stage: StageName, plan: Plan, tell: Tell) -> Result:
     in_int8 = int8.MATRICES[stage] if int8.is_used(load_file(file)) else ()
     round_to_disk(model, in_int8)
 
-    def save(target: Path, result: Result) -> None:
+    def save(target: Path, result: FittingResult) -> None:
         now = {
             "steps": result.steps,
             "minutes": result.minutes,

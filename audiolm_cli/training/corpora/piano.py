@@ -25,6 +25,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import pairwise
 from multiprocessing import Pool
@@ -265,22 +266,25 @@ def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
     return sum(cut.end - cut.start for cut in cuts) / RATE
 
 
-def make(
-    data: Path,
-    out: Path,
-    hours: float,
-    processes: int = 1,
-    seed: int = 0,
-    timbres: Sequence[str] = TIMBRES,
-    passes: int = 1,
-    variety: Variety = Variety(),  # noqa: B008
-) -> float:
-    """Makes the corpus in `out`; returns its seconds: at most `hours`, less if the pieces are too short.
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What decides a corpus: at most `hours`, the pianos, and how further `passes` vary the training pieces."""
+
+    hours: float
+    seed: int = 0
+    timbres: Sequence[str] = TIMBRES
+    passes: int = 1
+    variety: Variety = field(default_factory=Variety)
+
+
+def make(data: Path, out: Path, options: CorpusOptions, processes: int = 1) -> float:
+    """Makes the corpus in `out`; returns its seconds: at most the `hours`, less if the pieces are too short.
 
     Raises InputError, and UsageError if FluidSynth is missing.
     """
-    if "fluidsynth" in timbres:
+    if "fluidsynth" in options.timbres:
         sound_font()
+    seed = options.seed
     files = [(path, folder) for folder in sorted((data / "midi").glob("*")) for path in sorted(folder.rglob("*.mid"))]
     if not files:
         raise InputError(f"{data / 'midi'}: no folders with *.mid there")
@@ -289,8 +293,9 @@ def make(
     with Pool(processes) as pool:
         pieces = [piece for piece in pool.starmap(read_piece, files, chunksize=4) if piece is not None]
         train = [piece for piece in pieces if piece.split == "train"]
-        pieces += [varied(piece, number, variety, seed) for number in range(1, passes) for piece in train]
-        cuts = plan(pieces, hours, timbres, seed)
+        for number in range(1, options.passes):
+            pieces += [varied(piece, number, options.variety, seed) for piece in train]
+        cuts = plan(pieces, options.hours, options.timbres, seed)
         by_piece: dict[tuple[str, str], list[Cut]] = {}
         for cut in cuts:
             by_piece.setdefault((cut.piece.corpus, cut.piece.name), []).append(cut)
@@ -317,15 +322,8 @@ def main() -> None:
     parser.add_argument("--timbres", nargs="+", choices=TIMBRES, default=TIMBRES, help="the pianos that play")
     options = parser.parse_args()
     try:
-        seconds = make(
-            options.data,
-            options.out,
-            options.hours,
-            max(1, options.processes),
-            options.seed,
-            options.timbres,
-            options.passes,
-        )
+        asked = CorpusOptions(options.hours, options.seed, options.timbres, options.passes)
+        seconds = make(options.data, options.out, asked, max(1, options.processes))
     except AudioLMError as error:
         sys.exit(f"piano: {error}")
     except ImportError as error:

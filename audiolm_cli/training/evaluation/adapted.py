@@ -18,9 +18,9 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,20 +34,20 @@ from audiolm_cli.training import RATE
 from audiolm_cli.training.adapting import adapt, recordings
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.evaluation import continuations, resyntheses
-from audiolm_cli.training.evaluation.continuations import Case, Voices
+from audiolm_cli.training.evaluation.continuations import SpeechCase, Voices
 from audiolm_cli.training.evaluation.resyntheses import Pairing
 from audiolm_cli.training.evaluation.setting import of_corpus, say
 from audiolm_cli.training.evaluation.speech import said_again
 from audiolm_cli.training.evaluation.tables import Table, plain, show
 from audiolm_cli.training.measures import phones, pitch
-from audiolm_cli.training.measures.measures import Clip, voice
+from audiolm_cli.training.measures.measures import SpokenClip, voice
 
 KEPT_APART = 40.0  # s at the end of a voice's recordings: a prompt, and reference audio to identify the speaker by
 LEAST = 30.0  # s to train on
 
 
-class Score(NamedTuple):
-    """Scores of one resynthesis: those of `resyntheses.Score`, and whether the classifier calls it generated."""
+class AdaptedScores(NamedTuple):
+    """Scores of one resynthesis: some of `ResynthesisScores`, and whether the classifier calls it generated."""
 
     speaker_is_reference: float
     dnsmos: float
@@ -61,7 +61,7 @@ class Voice:
 
     name: str
     recordings: list[np.ndarray]
-    case: Case
+    case: SpeechCase
 
 
 def kept_apart(name: str, clips: Sequence[np.ndarray]) -> Voice:
@@ -75,10 +75,10 @@ def kept_apart(name: str, clips: Sequence[np.ndarray]) -> Voice:
         raise InputError(f"{name}: less than {KEPT_APART + LEAST:g} s of recordings")
     prompt, real = tested[: continuations.PROMPT], tested[continuations.PROMPT :][: continuations.NEW]
     reference = voice(tested[continuations.PROMPT + continuations.NEW :][: continuations.REFERENCE_MOST])
-    return Voice(name, list(clips[:place]), Case(name, prompt, real, reference))
+    return Voice(name, list(clips[:place]), SpeechCase(name, prompt, real, reference))
 
 
-def voices(clips: Sequence[Clip], count: int, folders: Sequence[Path]) -> Iterator[Voice]:
+def voices(clips: Sequence[SpokenClip], count: int, folders: Sequence[Path]) -> Iterator[Voice]:
     """The voices: speakers with the most recordings, and one for each folder."""
     by_speaker: dict[str, list[np.ndarray]] = {}
     for clip in clips:
@@ -113,7 +113,9 @@ def trained(own: Voice, minutes: float, options: argparse.Namespace) -> Path:
     return out
 
 
-def scores(bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize: Any) -> list[Score]:
+def scores(
+    bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize: Callable[[np.ndarray], np.ndarray]
+) -> list[AdaptedScores]:
     """Scores of a bundle's resyntheses with one reference."""
     found = []
     for pairing, made in zip(pairings, said_again(bundle, bundle.config.sampling, list(pairings), 0), strict=True):
@@ -121,7 +123,7 @@ def scores(bundle: Bundle, pairings: Sequence[Pairing], known: Voices, tokenize:
         score = resyntheses.score(pairing, made, known, wanted, tokenize(made), melody)
         probability = detector.judge(bundle, made).probability if bundle.detector is not None else None
         called = np.nan if probability is None else float(probability > 0.5)
-        found.append(Score(score.speaker_is_reference, score.dnsmos, score.token_error, called))
+        found.append(AdaptedScores(score.speaker_is_reference, score.dnsmos, score.token_error, called))
     return found
 
 
@@ -144,8 +146,8 @@ def tables(options: argparse.Namespace) -> dict[str, Table]:
     foreign = [
         Pairing(a, b) for a, b in zip(sources, [*sources[1:], sources[0]], strict=True) if a.speaker != b.speaker
     ]
-    all_of: dict[str, list[tuple[str, Score]]] = {}
-    strange: dict[str, list[tuple[str, Score]]] = {}
+    all_of: dict[str, list[tuple[str, AdaptedScores]]] = {}
+    strange: dict[str, list[tuple[str, AdaptedScores]]] = {}
     found: dict[str, Table] = {}
 
     def in_voices_of_others(bundle: Bundle, row: str, who: str) -> None:

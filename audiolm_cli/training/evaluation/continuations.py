@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.measures.measures import Clip, Figure, dnsmos, figure, speech_fraction, voice
-from audiolm_cli.training.measures.memorised import Training
+from audiolm_cli.training.measures.measures import Figure, SpokenClip, dnsmos, figure, speech_fraction, voice
+from audiolm_cli.training.measures.memorised import TrainingIndex
 
 PROMPT, NEW = 3 * RATE, 7 * RATE  # samples
 REFERENCE_LEAST, REFERENCE_MOST = 3 * RATE, 30 * RATE  # samples of a speaker's reference audio
@@ -28,7 +28,7 @@ LIVELY = 6  # different tokens in a second that counts as a copy: pauses all loo
 LOOPS = 3  # occurrences of a second of tokens that make a loop
 
 
-class Case(NamedTuple):
+class SpeechCase(NamedTuple):
     """A prompt `[48000]`, the real continuation `[112000]`, and the same speaker's `reference` voice `[256]`."""
 
     speaker: str
@@ -45,7 +45,7 @@ class Voices:
     embeddings: np.ndarray
 
 
-class Score(NamedTuple):
+class SpeechScores(NamedTuple):
     """Scores of one continuation; `summarise` averages them."""
 
     speaker_match: float
@@ -58,7 +58,7 @@ class Score(NamedTuple):
     memorised: float
 
 
-def cases(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Case]:
+def cases(clips: Sequence[SpokenClip], count: int, seed: int = 0) -> list[SpeechCase]:
     """Up to `count` cases, taking the speakers in turn, in random order; speakers without 13 s of audio give none."""
     by_speaker = _by_speaker(clips)
     order = np.random.default_rng(seed).permutation(sorted(by_speaker))
@@ -67,49 +67,49 @@ def cases(clips: Sequence[Clip], count: int, seed: int = 0) -> list[Case]:
     return [case for case in itertools.chain.from_iterable(rounds) if case is not None][:count]
 
 
-def reference_voices(clips: Sequence[Clip]) -> Voices:
+def reference_voices(clips: Sequence[SpokenClip]) -> Voices:
     """Every speaker's voice, from the clips kept for reference or the only one."""
     by_speaker = _by_speaker(clips)
     audio = [np.concatenate(parts[:REFERENCE_CLIPS])[:REFERENCE_MOST] for parts in by_speaker.values()]
     return Voices(list(by_speaker), np.stack([voice(samples) for samples in audio]))
 
 
-def _by_speaker(clips: Sequence[Clip]) -> dict[str, list[np.ndarray]]:
+def _by_speaker(clips: Sequence[SpokenClip]) -> dict[str, list[np.ndarray]]:
     grouped: dict[str, list[np.ndarray]] = {}
     for clip in clips:
         grouped.setdefault(clip.speaker, []).append(clip.samples)
     return grouped
 
 
-def _speaker_cases(speaker: str, recordings: list[np.ndarray]) -> list[Case]:
+def _speaker_cases(speaker: str, recordings: list[np.ndarray]) -> list[SpeechCase]:
     if len(recordings) > REFERENCE_CLIPS:
         reference = voice(np.concatenate(recordings[:REFERENCE_CLIPS])[:REFERENCE_MOST])
         long = (samples for samples in recordings[REFERENCE_CLIPS:] if len(samples) >= PROMPT + NEW)
-        return [Case(speaker, samples[:PROMPT], samples[PROMPT : PROMPT + NEW], reference) for samples in long]
+        return [SpeechCase(speaker, samples[:PROMPT], samples[PROMPT : PROMPT + NEW], reference) for samples in long]
     found = []
     for samples in recordings:
         rest = len(samples) - PROMPT - NEW
         if rest >= REFERENCE_LEAST:
             head, tail = samples[: PROMPT + NEW], samples[rest:]
-            found.append(Case(speaker, head[:PROMPT], head[PROMPT:], voice(samples[PROMPT + NEW :])))
-            found.append(Case(speaker, tail[:PROMPT], tail[PROMPT:], voice(samples[:rest])))
+            found.append(SpeechCase(speaker, head[:PROMPT], head[PROMPT:], voice(samples[PROMPT + NEW :])))
+            found.append(SpeechCase(speaker, tail[:PROMPT], tail[PROMPT:], voice(samples[:rest])))
     return found
 
 
-def pasted(chosen: Sequence[Case], training: Corpus, seed: int = 0) -> list[np.ndarray]:
+def pasted(chosen: Sequence[SpeechCase], training: Corpus, seed: int = 0) -> list[np.ndarray]:
     """For each case, the first 7 s of a random training clip that is long enough."""
     random, long = np.random.default_rng(seed), [clip for clip in training.clips if clip.samples >= NEW]
     return [training.samples(long[i])[:NEW] for i in random.integers(len(long), size=len(chosen))]
 
 
 def score(
-    case: Case,
+    case: SpeechCase,
     new: np.ndarray,
     voices: Voices,
     tokenize: Callable[[np.ndarray], np.ndarray],
     prompt_tokens: np.ndarray,
-    training: Training | None = None,
-) -> Score:
+    training: TrainingIndex | None = None,
+) -> SpeechScores:
     """Scores the new audio `float32 [T]`, which is tokenized again.
 
     `speaker_match`: among all speakers, the case's own is nearest by Resemblyzer (its reference being the case's).
@@ -125,7 +125,7 @@ def score(
     matches = bool(heard.any()) and int((embeddings @ heard).argmax()) == own
     silent = speech < 0.5 or speech_fraction(new[-2 * RATE :]) == 0
     repeats = float((tokens[1:] == tokens[:-1]).mean()) if len(tokens) > 1 else 0.0
-    return Score(
+    return SpeechScores(
         float(matches),
         speech,
         dnsmos(new),
@@ -166,7 +166,7 @@ def copies(tokens: np.ndarray, source: np.ndarray) -> bool:
     return any(len(np.unique(tokens[place : place + SECOND])) >= LIVELY for place in found)
 
 
-def summarise(speakers: Sequence[str], scores: Sequence[Any]) -> dict[str, Figure]:
+def summarise(speakers: Sequence[str], scores: Sequence[NamedTuple]) -> dict[str, Figure]:
     """Averages every field of the scores, named tuples of one kind, over speakers."""
     parts = zip(scores[0]._fields, zip(*scores, strict=True), strict=True)
     return {name: figure(zip(speakers, values, strict=True)) for name, values in parts}

@@ -63,7 +63,7 @@ from audiolm_cli.training.measures.measures import (
     figure,
     opus_rows,
 )
-from audiolm_cli.training.measures.memorised import Training
+from audiolm_cli.training.measures.memorised import TrainingIndex
 from audiolm_cli.training.parts import detector as detectors
 from audiolm_cli.training.parts import detector_data
 
@@ -155,7 +155,7 @@ def music_tables(setting: Setting, new: int | None = None) -> dict[str, Table]:
     if not chosen:
         say(f"no piece is long enough for continuations of {new / RATE:g} s")
         return {}
-    tokenize, memory = phones.as_function(bundle.tokenizer), Training.of(training_tokens(setting))
+    tokenize, memory = phones.as_function(bundle.tokenizer), TrainingIndex.of(training_tokens(setting))
     prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
     others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
     answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
@@ -173,10 +173,13 @@ def music_tables(setting: Setting, new: int | None = None) -> dict[str, Table]:
         rows[name] = music.summarise([case.piece for case in chosen], scores)
     lengths = f"{music.PROMPT / RATE:g} s + {new / RATE:g} s"
     title = f"{len(chosen)} continuations, {lengths}, of {len({case.piece for case in chosen})} pieces"
-    split = music.Score._fields.index("noise")
+    split = music.PianoScores._fields.index("noise")
     return {
         f"{title}: {what}": {row: {column: scores[column] for column in columns} for row, scores in rows.items()}
-        for what, columns in (("notes", music.Score._fields[:split]), ("sound", music.Score._fields[split:]))
+        for what, columns in (
+            ("notes", music.PianoScores._fields[:split]),
+            ("sound", music.PianoScores._fields[split:]),
+        )
     }
 
 
@@ -244,7 +247,7 @@ def detector_tables(setting: Setting) -> dict[str, Table]:
 
 
 def without_semantics(
-    bundle: Bundle, chosen: Sequence[music.Case], sampling: Sampling, seconds: float
+    bundle: Bundle, chosen: Sequence[music.PianoCase], sampling: Sampling, seconds: float
 ) -> list[np.ndarray]:
     """Continues the prompts by stages 2 and 3 without semantic tokens for the continuation."""
     spec, made = bundle.config.tokens, []

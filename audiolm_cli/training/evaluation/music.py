@@ -20,7 +20,7 @@ from audiolm_cli.training.corpora.piano_synth import Note, fluidsynth, sound_fon
 from audiolm_cli.training.evaluation.continuations import loops
 from audiolm_cli.training.measures import noise
 from audiolm_cli.training.measures.measures import Figure, figure, network
-from audiolm_cli.training.measures.memorised import Training
+from audiolm_cli.training.measures.memorised import TrainingIndex
 
 PROMPT, NEW, LONG = 4 * RATE, 6 * RATE, 30 * RATE  # samples
 NET_RATE, NET_HOP, NET_WINDOW, NET_OVERLAP = 22050, 256, 43844, 30  # Hz, samples, samples, and spectra of Basic Pitch
@@ -40,7 +40,7 @@ NOTES, SINGLE = 0.8, (48, 85)  # s from one single note to the next, and their k
 SCALE = (0, 2, 4, 5, 7, 9, 11)
 
 
-class Case(NamedTuple):
+class PianoCase(NamedTuple):
     """A prompt `[64000]` and the real continuation, `[96000]` or longer, of a `piece`."""
 
     piece: str
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     real: np.ndarray
 
 
-class Heard(NamedTuple):
+class Transcription(NamedTuple):
     """A transcription: the notes' onsets in s, in order, and pitches as MIDI numbers; counts of pitch classes, `[12]`;
     level and noise behind the notes in dB, spectral flatness, and length."""
 
@@ -96,7 +96,7 @@ class Heard(NamedTuple):
         return float(2 ** -PULSES[density.argmax()])
 
 
-class Score(NamedTuple):
+class PianoScores(NamedTuple):
     """Scores of one continuation; `summarise` averages them. Those before `noise` are of notes."""
 
     key_kept: float
@@ -114,16 +114,16 @@ class Score(NamedTuple):
     memorised: float
 
 
-def cases(corpus: Corpus, count: int, seed: int = 0, new: int | None = None) -> list[Case]:
+def cases(corpus: Corpus, count: int, seed: int = 0, new: int | None = None) -> list[PianoCase]:
     """Up to `count` cases with `new` real samples (NEW by default), taking the pieces in turn, from the middle of
     recordings that are long enough."""
     new = new or NEW
     order = np.random.default_rng(seed).permutation(len(corpus.clips))
-    queues: dict[str, list[Case]] = {}
+    queues: dict[str, list[PianoCase]] = {}
     for clip in (corpus.clips[n] for n in order):
         if (spare := clip.samples - PROMPT - new) >= 0:
             prompt, real, _ = np.split(corpus.samples(clip)[spare // 2 :], [PROMPT, PROMPT + new])
-            queues.setdefault(clip.speaker, []).append(Case(clip.speaker, prompt, real))
+            queues.setdefault(clip.speaker, []).append(PianoCase(clip.speaker, prompt, real))
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues.values()))
     return [case for case in rounds if case is not None][:count]
 
@@ -133,7 +133,7 @@ def _transcriber() -> Any:
     return network("basic_pitch", "saved_models/icassp_2022/nmp.onnx")
 
 
-def hear(samples: np.ndarray) -> Heard:
+def hear(samples: np.ndarray) -> Transcription:
     """Transcribes audio `float32 [T]`."""
     import librosa
 
@@ -149,12 +149,17 @@ def hear(samples: np.ndarray) -> Heard:
     chroma = np.bincount((LOWEST + keys) % 12, minlength=12)
     level = 10 * np.log10(np.square(samples).mean() + 1e-10)
     onsets, behind = frames * NET_HOP / NET_RATE, noise.behind_notes(samples, frames * NET_HOP / NET_RATE)
-    return Heard(onsets, LOWEST + keys, chroma, level, behind, noise.flatness(samples), len(samples) / RATE)
+    return Transcription(onsets, LOWEST + keys, chroma, level, behind, noise.flatness(samples), len(samples) / RATE)
 
 
 def score(
-    prompt: Heard, real: Heard, others: Sequence[Heard], made: np.ndarray, tokens: np.ndarray, training: Training
-) -> Score:
+    prompt: Transcription,
+    real: Transcription,
+    others: Sequence[Transcription],
+    made: np.ndarray,
+    tokens: np.ndarray,
+    training: TrainingIndex,
+) -> PianoScores:
     """Scores an output `float32 [T]` and its semantic tokens, given the prompt, the real continuation and those of
     `others`, other pieces.
 
@@ -174,7 +179,7 @@ def score(
     ratio = heard.density / prompt.density if prompt.density else np.nan
     silent = 10 * np.log10(np.square(made[-STILL:]).mean() + 1e-10) < prompt.level - QUIET
     drones = not silent and not (heard.onsets > heard.seconds - DRONE).any()
-    return Score(
+    return PianoScores(
         float(key_kept) if prompt.chroma.any() else np.nan,
         float(1 / BUSY <= ratio <= BUSY) if prompt.density else np.nan,
         _same(heard.rate, prompt.rate),
@@ -191,14 +196,14 @@ def score(
     )
 
 
-def summarise(pieces: Sequence[str], scores: Sequence[Score]) -> dict[str, Figure]:
+def summarise(pieces: Sequence[str], scores: Sequence[PianoScores]) -> dict[str, Figure]:
     """Every score averaged over pieces; of `flatness`, a ratio, the median."""
     averages = {"flatness": np.median}
-    columns = zip(Score._fields, zip(*scores, strict=True), strict=True)
+    columns = zip(PianoScores._fields, zip(*scores, strict=True), strict=True)
     return {name: figure(zip(pieces, column, strict=True), averages.get(name, np.mean)) for name, column in columns}
 
 
-def single_notes(count: int, seed: int = 0) -> list[Case]:
+def single_notes(count: int, seed: int = 0) -> list[PianoCase]:
     """Cases of notes that are played one at a time, in the keys of a major scale, by FluidSynth. Raises UsageError if
     it is missing."""
     found, random, samples = [], np.random.default_rng(seed), PROMPT + NEW
@@ -211,17 +216,17 @@ def single_notes(count: int, seed: int = 0) -> list[Case]:
         ]
         sound = fluidsynth(notes, samples, sound_font())
         sound *= 0.3 / np.abs(sound).max()
-        found.append(Case(f"scale {number}", sound[:PROMPT], sound[PROMPT:]))
+        found.append(PianoCase(f"scale {number}", sound[:PROMPT], sound[PROMPT:]))
     return found
 
 
-def figures(heard: Heard) -> list[tuple[int, ...]]:
+def figures(heard: Transcription) -> list[tuple[int, ...]]:
     """All FIGURE successive pitch classes of the highest notes."""
     classes = (heard.melody % 12).tolist()
     return list(zip(*(classes[n:] for n in range(FIGURE)), strict=False))
 
 
-def steps(heard: Heard) -> np.ndarray:
+def steps(heard: Transcription) -> np.ndarray:
     """Distribution of the intervals from one attack's highest pitch to the next one's, from -REACH to REACH."""
     moves = np.clip(np.diff(heard.melody), -REACH, REACH) + REACH
     return np.bincount(moves.astype(int), minlength=2 * REACH + 1) / max(1, len(moves))

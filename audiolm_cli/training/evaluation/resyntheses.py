@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from audiolm_cli.training.evaluation.continuations import Case, Voices
+from audiolm_cli.training.evaluation.continuations import SpeechCase, Voices
 from audiolm_cli.training.measures import pitch
 from audiolm_cli.training.measures.measures import dnsmos, voice
 
@@ -23,11 +23,11 @@ SOURCES = 5  # resynthesised with each reference
 class Pairing(NamedTuple):
     """What `source` says, to be spoken by the speaker of `reference`."""
 
-    source: Case
-    reference: Case
+    source: SpeechCase
+    reference: SpeechCase
 
 
-class Score(NamedTuple):
+class ResynthesisScores(NamedTuple):
     """Scores of one resynthesis; `continuations.summarise` averages them."""
 
     speaker_is_reference: float
@@ -37,7 +37,7 @@ class Score(NamedTuple):
     pitch_correlation: float
 
 
-def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
+def pairings(cases: Sequence[SpeechCase], count: int) -> list[list[Pairing]]:
     """Groups of SOURCES pairings with one reference each, whose speaker is in none of its sources; `count` in all."""
     groups = []
     for n in range(count // SOURCES):
@@ -50,7 +50,7 @@ def pairings(cases: Sequence[Case], count: int) -> list[list[Pairing]]:
 
 def score(
     pairing: Pairing, made: np.ndarray, voices: Voices, wanted: np.ndarray, got: np.ndarray, melody: np.ndarray
-) -> Score:
+) -> ResynthesisScores:
     """Scores an output `float32 [T]` by its audio, by its tokens `got` against those `wanted`, and by its melody
     against the source's `pitch.contour`."""
     embeddings = voices.embeddings.copy()
@@ -58,7 +58,7 @@ def score(
         embeddings[voices.speakers.index(case.speaker)] = case.reference
     heard = voice(made)
     nearest = voices.speakers[int((embeddings @ heard).argmax())] if heard.any() else None
-    return Score(
+    return ResynthesisScores(
         float(nearest == pairing.reference.speaker),
         float(nearest == pairing.source.speaker),
         Levenshtein.distance(wanted.tolist(), got.tolist()) / max(1, len(wanted)),

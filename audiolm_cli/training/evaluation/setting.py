@@ -20,12 +20,12 @@ from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
 from audiolm_cli.training.evaluation import continuations, language_models, music
-from audiolm_cli.training.measures.measures import Clip, autoencoder
+from audiolm_cli.training.measures.measures import SpokenClip, autoencoder
 
 SEED = 0
 BATCH = 10  # continuations sampled together
 
-Case = continuations.Case | music.Case
+Case = continuations.SpeechCase | music.PianoCase
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Setting:
     synthetic: Path | None = None  # folder of the synthetic speech that stage 1 was trained on
     made: dict[str, list[np.ndarray]] = field(default_factory=dict)  # continuations that several sections score
 
-    def cases(self, count: int) -> tuple[list[continuations.Case], continuations.Voices]:
+    def cases(self, count: int) -> tuple[list[continuations.SpeechCase], continuations.Voices]:
         """The first `count` cases of the half's LibriSpeech speakers, and the voices of all LibriSpeech speakers, to
         identify theirs among."""
         found, voices = self._cases
         return found[:count], voices
 
     @functools.cached_property
-    def _cases(self) -> tuple[list[continuations.Case], continuations.Voices]:
+    def _cases(self) -> tuple[list[continuations.SpeechCase], continuations.Voices]:
         clips = of_corpus(self.validation, "librispeech")
         voices = continuations.reference_voices(clips)
         if self.half != "both":
@@ -75,10 +75,10 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def of_corpus(corpus: Corpus, name: str) -> list[Clip]:
+def of_corpus(corpus: Corpus, name: str) -> list[SpokenClip]:
     """The clips of one corpus, such as `librispeech`; all clips if the manifest does not distinguish corpora."""
     named = [clip for clip in corpus.clips if clip.corpus == name] or ([] if name == "commonvoice" else corpus.clips)
-    return [Clip(clip.speaker, corpus.samples(clip)) for clip in named]
+    return [SpokenClip(clip.speaker, corpus.samples(clip)) for clip in named]
 
 
 def training_tokens(setting: Setting) -> TokenData:

@@ -31,8 +31,8 @@ from audiolm_cli.training.evaluation.setting import (
 from audiolm_cli.training.evaluation.tables import Table
 from audiolm_cli.training.measures import pauses, phones, pitch, recogniser, two_samples
 from audiolm_cli.training.measures.measures import Figure, autoencoder, figure
-from audiolm_cli.training.measures.memorised import Training
-from audiolm_cli.training.measures.recogniser import Heard
+from audiolm_cli.training.measures.memorised import TrainingIndex
+from audiolm_cli.training.measures.recogniser import RecognisedWords
 from audiolm_cli.training.measures.trigrams import Trigrams, perplexity, unheard
 
 LONG = 60.0  # seconds of a long continuation
@@ -44,7 +44,7 @@ def continuation_tables(setting: Setting) -> dict[str, Table]:
     chosen, voices = setting.cases(setting.prompts)
     tokenize = phones.as_function(setting.bundle.tokenizer)
     prompts = [tokenize(case.prompt) for case in chosen]
-    memory = Training.of(training_tokens(setting), *synthetic_tokens(setting, "train"))
+    memory = TrainingIndex.of(training_tokens(setting), *synthetic_tokens(setting, "train"))
     answers = usual_answers(setting, chosen)
     answers["training clip pasted"] = lambda: continuations.pasted(chosen, setting.training, SEED)
     rows: Table = {}
@@ -99,7 +99,7 @@ def texts_read(setting: Setting) -> list[str]:
     return [*(clip.text for clip in setting.training.clips), *(row["text"] for row in rows)]
 
 
-def with_real_tokens(setting: Setting, chosen: Sequence[continuations.Case]) -> list[np.ndarray]:
+def with_real_tokens(setting: Setting, chosen: Sequence[continuations.SpeechCase]) -> list[np.ndarray]:
     """Stages 2 and 3 given the real continuation's semantic tokens: the upper bound for stage 1."""
     bundle, made = setting.bundle, []
     sampling = next(iter(setting.samplings.values()))
@@ -145,7 +145,7 @@ def join_tables(setting: Setting) -> dict[str, Table]:
 
 
 def across_joins(
-    people: Sequence[str], heard: dict[str, list[Heard]], real: dict[str, list[Heard]], join: float
+    people: Sequence[str], heard: dict[str, list[RecognisedWords]], real: dict[str, list[RecognisedWords]], join: float
 ) -> dict[str, Figure]:
     """A row of figures: the first two words after each join (s) that two recognisers agree on, and by each of them,
     whether a word that the join cuts in the real recording is said. Timed words by recogniser, one for each speaker."""
@@ -209,7 +209,7 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
         "source": lambda group, number: [pairing.source.real for pairing in group],
         "source, through the codec": lambda group, number: [through(pairing.source.real) for pairing in group],
     }
-    rows: dict[str, list[resyntheses.Score]] = {}
+    rows: dict[str, list[resyntheses.ResynthesisScores]] = {}
     hearing = {name: recogniser.recogniser(name, setting.cache) for name in recogniser.NAMES}
     words: dict[str, list[dict[str, float]]] = {}
     for number, group in enumerate(groups):

@@ -30,7 +30,7 @@ DNSMOS_SAMPLES = 144160  # 9.01 s, the window of its network
 T = TypeVar("T")
 
 
-class Clip(NamedTuple):
+class SpokenClip(NamedTuple):
     """A recording and its speaker: `samples` float32 [T], 16 kHz."""
 
     speaker: str
@@ -195,7 +195,7 @@ MUSIC_MEASURES: dict[str, Measure] = {"mel_distance": mel_distance, "spectral_co
 
 def codec_figures(
     reconstruct: Callable[[np.ndarray], np.ndarray],
-    clips: Sequence[Clip],
+    clips: Sequence[SpokenClip],
     measures: dict[str, Measure] = SPEECH_MEASURES,
 ) -> dict[str, Figure]:
     """The measures of each clip's reconstruction by `reconstruct`.
@@ -252,7 +252,7 @@ def autoencoder(codec: SoundStream, quantizers: int) -> Callable[[np.ndarray], n
     return reconstruct
 
 
-def clips_per_speaker(clips: Iterable[Clip], most: int) -> list[Clip]:
+def clips_per_speaker(clips: Iterable[SpokenClip], most: int) -> list[SpokenClip]:
     """The first `most` clips of each speaker."""
     seen: dict[str, int] = {}
     kept = []

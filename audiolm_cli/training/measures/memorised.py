@@ -27,7 +27,7 @@ END = -1  # marks places outside any training track
 FACTOR = 0x9E3779B97F4A7C15  # odd, of the polynomial hash modulo 2 ** 64
 
 
-class Training:
+class TrainingIndex:
     """An index of the training tokens: `int [S]` per track, none of them negative.
 
     Takes 20 bytes and about half a microsecond per token.
@@ -44,7 +44,7 @@ class Training:
         self._hashes, self._places = hashes[order], places[order]
 
     @classmethod
-    def of(cls, *data: TokenData) -> Training:
+    def of(cls, *data: TokenData) -> TrainingIndex:
         """The index of passes over recordings, real and synthetic."""
         return cls(d.semantic[track.offset :][: track.length].numpy() for d in data for track in d.tracks)
 

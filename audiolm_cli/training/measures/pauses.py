@@ -16,7 +16,7 @@ STRETCH, LAG = RATE // 10, RATE // 50  # samples; a codec frame
 QUIETEST = 5  # one in this many stretches
 
 
-class Pause(NamedTuple):
+class PauseStatistics(NamedTuple):
     """Averages over the quietest stretches. `of_noise` is the correlation of differences of neighbouring samples, which
     nearly removes the hum and rumble of many rooms, as these repeat themselves as well."""
 
@@ -25,16 +25,16 @@ class Pause(NamedTuple):
     level: float  # dB below a full-scale square wave
 
 
-def between_words(samples: np.ndarray) -> Pause:
+def between_words(samples: np.ndarray) -> PauseStatistics:
     """NaN for less than one stretch; correlations are also NaN for digital silence."""
     count = len(samples) // STRETCH
     if not count:
-        return Pause(*[float("nan")] * 3)
+        return PauseStatistics(*[float("nan")] * 3)
     stretches = samples[: count * STRETCH].reshape(count, STRETCH).astype(np.float64)
     power = np.square(stretches).mean(1)
     quiet = np.argsort(power, kind="stable")[: max(1, count // QUIETEST)]
     level = float((10 * np.log10(power[quiet] + 1e-10)).mean())
-    return Pause(_correlation(stretches[quiet]), _correlation(np.diff(stretches[quiet])), level)
+    return PauseStatistics(_correlation(stretches[quiet]), _correlation(np.diff(stretches[quiet])), level)
 
 
 def _correlation(stretches: np.ndarray) -> float:

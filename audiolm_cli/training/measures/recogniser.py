@@ -29,7 +29,7 @@ MARGIN = 0.08  # s that a word must extend beyond a place on both sides to be cu
 COPIED = 8  # consecutive words in common with a text
 
 
-class Heard(NamedTuple):
+class RecognisedWords(NamedTuple):
     """Words in lower case, their mean log probability per token (NaN for silence), and, if requested, start and end of
     each in seconds."""
 
@@ -38,7 +38,7 @@ class Heard(NamedTuple):
     times: Sequence[tuple[float, float]] = ()
 
 
-Hear = Callable[[np.ndarray], Heard]
+Hear = Callable[[np.ndarray], RecognisedWords]
 
 
 def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
@@ -62,9 +62,9 @@ def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
                 out.write(file.read_bytes())
     model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
 
-    def hear(samples: np.ndarray) -> Heard:
+    def hear(samples: np.ndarray) -> RecognisedWords:
         if not np.any(samples):
-            return Heard([], float("nan"))
+            return RecognisedWords([], float("nan"))
         segments = list(
             model.transcribe(
                 samples, language="en", beam_size=5, temperature=0.0, condition_on_previous_text=False,
@@ -73,10 +73,10 @@ def recogniser(name: str, cache: Path, timed: bool = False) -> Hear:
         )  # fmt: skip
         sure = float(np.mean([segment.avg_logprob for segment in segments])) if segments else float("nan")
         if not timed:
-            return Heard(words_of(" ".join(segment.text for segment in segments)), sure)
+            return RecognisedWords(words_of(" ".join(segment.text for segment in segments)), sure)
         found = [w for segment in segments for w in segment.words or ()]
         words = [(word, (float(w.start), float(w.end))) for w in found for word in words_of(w.word)]
-        return Heard([word for word, _ in words], sure, [time for _, time in words])
+        return RecognisedWords([word for word, _ in words], sure, [time for _, time in words])
 
     return hear
 
@@ -92,12 +92,12 @@ def heard_alike(one: Sequence[str], other: Sequence[str]) -> float:
     return LCSseq.similarity(one, other) / max(1, len(one), len(other))
 
 
-def across_join(heard: Heard, join: float, count: int = 2) -> list[str]:
+def across_join(heard: RecognisedWords, join: float, count: int = 2) -> list[str]:
     """The first words that end after a join (s). Needs times."""
     return [word for word, (_, end) in zip(heard.words, heard.times, strict=True) if end > join][:count]
 
 
-def at_join(heard: Heard, join: float) -> str | None:
+def at_join(heard: RecognisedWords, join: float) -> str | None:
     """The word being said at a join (s), if it extends MARGIN before and after. Needs times."""
     for word, (begin, end) in zip(heard.words, heard.times, strict=True):
         if begin <= join - MARGIN and end >= join + MARGIN:
@@ -105,7 +105,7 @@ def at_join(heard: Heard, join: float) -> str | None:
     return None
 
 
-def kept_at_join(real: Heard, made: Heard, join: float) -> float:
+def kept_at_join(real: RecognisedWords, made: RecognisedWords, join: float) -> float:
     """Whether the word that a recording cuts at `join` (s) is said there in a continuation of its beginning: 1 or 0;
     NaN if it cuts none. Needs times."""
     word = at_join(real, join)
@@ -136,7 +136,7 @@ class Speech(NamedTuple):
     copied: float  # share of outputs with COPIED consecutive words of a text
 
 
-def speech(outputs: Sequence[np.ndarray], heard: Sequence[Heard], read: Iterable[str] = ()) -> Speech:
+def speech(outputs: Sequence[np.ndarray], heard: Sequence[RecognisedWords], read: Iterable[str] = ()) -> Speech:
     """For outputs and what one recogniser finds in them; `read` are the texts of the training data."""
     seconds = sum(map(len, outputs)) / RATE
     words = [list(found.words) for found in heard]

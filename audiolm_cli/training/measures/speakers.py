@@ -14,26 +14,26 @@ import numpy as np
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import data
 from audiolm_cli.training.corpora.data import Corpus
-from audiolm_cli.training.measures.measures import Clip, Figure, figure
+from audiolm_cli.training.measures.measures import Figure, SpokenClip, figure
 
 FIT_CLIPS, TEST_CLIPS, SECONDS = 12, 6, 5
 
 
-def probe_clips(corpora: Iterable[Corpus]) -> list[Clip]:
+def probe_clips(corpora: Iterable[Corpus]) -> list[SpokenClip]:
     """The first FIT_CLIPS + TEST_CLIPS clips of 5 s (cut to that) of every speaker who has as many."""
     enough, length = FIT_CLIPS + TEST_CLIPS, SECONDS * RATE
-    chosen: list[Clip] = []
+    chosen: list[SpokenClip] = []
     for corpus in corpora:
         by_speaker: dict[str, list[data.Clip]] = {}
         for clip in corpus.clips:
             if clip.samples >= length:
                 by_speaker.setdefault(clip.speaker, []).append(clip)
         rich = [clips[:enough] for clips in by_speaker.values() if len(clips) >= enough]
-        chosen += [Clip(clip.speaker, corpus.samples(clip)[:length]) for clips in rich for clip in clips]
+        chosen += [SpokenClip(clip.speaker, corpus.samples(clip)[:length]) for clips in rich for clip in clips]
     return chosen
 
 
-def speaker_probe(tokenize: Callable[[np.ndarray], np.ndarray], clips: Sequence[Clip]) -> tuple[Figure, float]:
+def speaker_probe(tokenize: Callable[[np.ndarray], np.ndarray], clips: Sequence[SpokenClip]) -> tuple[Figure, float]:
     """Share of test clips whose speaker the probe predicts, and chance, on the clips of `probe_clips`.
 
     Each speaker's first FIT_CLIPS clips fit, the rest test. `tokenize`: float32 [T], 16 kHz -> int [S].

@@ -18,14 +18,14 @@ STRETCH = 100  # semantic tokens: 4 s
 MOST = 4000  # stretches of each kind
 
 
-class Stretch(NamedTuple):
+class TokenStretch(NamedTuple):
     """`tokens` int64 [STRETCH] of a recording, and its `voice`, which must not be in both halves."""
 
     voice: str
     tokens: np.ndarray
 
 
-def stretches(data: Iterable[TokenData], by_track: bool = False) -> list[Stretch]:
+def stretches(data: Iterable[TokenData], by_track: bool = False) -> list[TokenStretch]:
     """All whole stretches of the tracks; their voices are the speakers or, if `by_track`, the tracks, for data of one
     speaker."""
     found = []
@@ -34,11 +34,13 @@ def stretches(data: Iterable[TokenData], by_track: bool = False) -> list[Stretch
         for track in part.tracks:
             voice = f"{number}/{track.offset}" if by_track else track.speaker
             starts = range(track.offset, track.offset + track.length - STRETCH + 1, STRETCH)
-            found += [Stretch(voice, tokens[start : start + STRETCH]) for start in starts]
+            found += [TokenStretch(voice, tokens[start : start + STRETCH]) for start in starts]
     return found
 
 
-def told_apart(real: Sequence[Stretch], synthetic: Sequence[Stretch], vocabulary: int, seed: int = 0) -> Figure:
+def told_apart(
+    real: Sequence[TokenStretch], synthetic: Sequence[TokenStretch], vocabulary: int, seed: int = 0
+) -> Figure:
     """The accuracy of logistic regression on counts of tokens and of consecutive pairs; NaN if a kind is too rare.
 
     Fitted on equally many stretches of both kinds and tested on others, of other voices. The interval is by bootstrap
@@ -59,7 +61,9 @@ def told_apart(real: Sequence[Stretch], synthetic: Sequence[Stretch], vocabulary
     return figure((stretch.voice, (float(a) + float(b)) / 2) for stretch, a, b in pairs)
 
 
-def _halves(found: Sequence[Stretch], random: np.random.Generator) -> tuple[list[Stretch], list[Stretch]]:
+def _halves(
+    found: Sequence[TokenStretch], random: np.random.Generator
+) -> tuple[list[TokenStretch], list[TokenStretch]]:
     """At most MOST stretches in random order, in two halves, with each voice in one of them only."""
     voices = random.permutation(sorted({stretch.voice for stretch in found}))
     fitting = set(voices[: len(voices) // 2].tolist())
@@ -68,7 +72,7 @@ def _halves(found: Sequence[Stretch], random: np.random.Generator) -> tuple[list
     return first[: MOST // 2], second[: MOST // 2]
 
 
-def _features(found: Sequence[Stretch], vocabulary: int) -> object:
+def _features(found: Sequence[TokenStretch], vocabulary: int) -> object:
     """Counts of tokens and of pairs, a sparse matrix `[N, V + V * V]`."""
     from scipy.sparse import csr_matrix
 

@@ -16,11 +16,12 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity, write_tensors
@@ -37,7 +38,11 @@ SETTINGS = (
     *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens"),
     *("familiar_bits", "familiar_semantic_bits", "pause_tokens", "max_pause"),
 )
-OF_TOKENS = ("pause_tokens", "max_pause")  # worthless with another tokenizer
+# settings that hold only for the parts they were measured on
+MEASURED_ON = {
+    **dict.fromkeys(("pause_tokens", "max_pause"), ("tokenizer",)),
+    **dict.fromkeys(("familiar_bits", "familiar_semantic_bits"), ("tokenizer", "semantic", "coarse")),
+}
 
 
 def assemble(
@@ -45,9 +50,9 @@ def assemble(
     trained: dict[str, Any] | None = None, most: float = MAX_BYTES,
 ) -> None:  # fmt: skip
     """Writes config.json, the parts and SHA256SUMS to `out`. Keeps its model card (`hub.CARD`), its recipe, and those
-    SETTINGS of its config.json that are not `given`, without OF_TOKENS if its tokenizer was another one. `trained` is
-    added to the training metadata of the parts. With a recipe whose stage 2 has all `quantizers`, there is no stage 3,
-    and the codec keeps only these first quantizers.
+    SETTINGS of its config.json that are not `given`, without those MEASURED_ON other parts. `trained` is added to the
+    training metadata of the parts. With a recipe whose stage 2 has all `quantizers`, there is no stage 3, and the codec
+    keeps only these first quantizers.
 
     Raises ModelError if a part is missing or was trained on the tokens of another codec or tokenizer, or if the bundle
     would be larger than `most` bytes; `out` is unchanged then.
@@ -74,9 +79,12 @@ def assemble(
                 raise ModelError(f"{parts}/{part}.safetensors was trained on the tokens of another {source}")
             depends.setdefault(part, {})[source] = final[source]
     before = json.loads((out / "config.json").read_text()) if (out / "config.json").is_file() else {}
-    settings = {field: before[field] for field in SETTINGS if field in before}
-    if before.get("depends", {}).get("tokenizer", {}).get("self") != final["tokenizer"]:
-        settings = {field: value for field, value in settings.items() if field not in OF_TOKENS}
+    other = {
+        part for part in ("tokenizer", "semantic", "coarse") if not _is_same(out / f"{part}.safetensors", tensors[part])
+    }
+    settings = {
+        field: before[field] for field in SETTINGS if field in before and other.isdisjoint(MEASURED_ON.get(field, ()))
+    }
     kept = {"recipe": before["trained"]["recipe"]} if "recipe" in before.get("trained", {}) else {}
     if recipe:
         kept = {"recipe": dataclasses.asdict(recipe)}
@@ -111,6 +119,11 @@ def assemble(
         raise ModelError(f"{fresh}: {size / 1e6:.1f} MB, more than {most / 1e6:.0f} MB")
     shutil.rmtree(out, ignore_errors=True)
     fresh.replace(out)
+
+
+def _is_same(file: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a part's file exists and has these tensors."""
+    return file.is_file() and tensors_identity(load_file(file)) == tensors_identity(tensors)
 
 
 def unpack(folder: Path, parts: Path, only: Sequence[str] = PARTS) -> None:

@@ -60,7 +60,7 @@ MINUTES = {"traces": 0.2, "spectra": 4.0}  # of training on one core; "traces" m
 REAL_WEIGHT = 8.0  # a false alarm costs as much as this many missed outputs
 
 
-class Item(NamedTuple):
+class Example(NamedTuple):
     """A stretch's features `float32 [frames, K]`, whether it was generated, the corpus of its recording or voice (""
     for none), and how it was processed before ("" for not at all)."""
 
@@ -111,7 +111,7 @@ def items(
     outputs: Sequence[tuple[str, np.ndarray]],
     seed: int,
     share: float,
-) -> list[Item]:
+) -> list[Example]:
     """Features, by `listen`, of the outputs and of twice as many recordings; a `share` of them is augmented first."""
     rng, tokens = np.random.default_rng(seed), bundle.config.tokens
     cut = tokens.samples_per_semantic
@@ -125,11 +125,11 @@ def items(
         if rng.random() < share:
             samples = altered(samples, tokens.sample_rate, rng)
             handling.append("changed")
-        result.append(Item(listen(samples[rng.integers(cut) :]), made, source, ", ".join(handling)))
+        result.append(Example(listen(samples[rng.integers(cut) :]), made, source, ", ".join(handling)))
     return result
 
 
-def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
+def cached(file: Path, make: Callable[[], list[Example]]) -> list[Example]:
     """A file's items, computed and written on first use."""
     if not file.is_file():
         made = make()
@@ -138,10 +138,10 @@ def cached(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
         write_tensors(file, tensors, {"sources": sources})
     with safe_open(file, framework="pt") as handle:
         sources = json.loads(handle.metadata()["sources"])
-        return [Item(handle.get_tensor(f"{n:06d}").float(), *source) for n, source in enumerate(sources)]
+        return [Example(handle.get_tensor(f"{n:06d}").float(), *source) for n, source in enumerate(sources)]
 
 
-def windows(chosen: Sequence[Item], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def windows(chosen: Sequence[Example], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One stretch of `size` frames per item, `float32 [B, size, K]`, and whether it was generated, `float32 [B]`."""
     starts = [int(rng.integers(len(item.features) - size + 1)) for item in chosen]
     stretches = torch.stack([item.features[start : start + size] for item, start in zip(chosen, starts, strict=True)])
@@ -165,7 +165,7 @@ def lasting(args: argparse.Namespace, detector: Detector) -> argparse.Namespace:
 
 
 def train(
-    args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Item], held: Sequence[Item]
+    args: argparse.Namespace, name: str, detector: Detector, training: Sequence[Example], held: Sequence[Example]
 ) -> Detector:
     """Trains a detector on items. Batches have as many of both kinds, with the same shares of corpora, so that rooms
     and microphones give nothing away. Logs figures on the `held` out items."""
@@ -198,7 +198,7 @@ def train(
     return detector.cpu().eval()
 
 
-def summary(detector: Detector, held: Sequence[Item], device: torch.device) -> dict[str, float]:
+def summary(detector: Detector, held: Sequence[Example], device: torch.device) -> dict[str, float]:
     """The share of each source called generated, in windows of two seconds, and the accuracy."""
     detector.eval()
     found = {source: round(row["windows"], 4) for source, row in figures(detector, held, device).items()}
@@ -208,7 +208,7 @@ def summary(detector: Detector, held: Sequence[Item], device: torch.device) -> d
 
 @torch.inference_mode()
 def figures(
-    detector: Detector, held: Sequence[Item], device: torch.device | str = "cpu"
+    detector: Detector, held: Sequence[Example], device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, float]]:
     """By source, outputs or a corpus, and by how it was processed: the share called generated, of windows of two
     seconds and of whole stretches. Over all, the accuracy, with both kinds weighted equally."""
@@ -276,7 +276,7 @@ def main() -> None:
         torch.manual_seed(args.seed)
         return make_detector(config, tokens, dropout=0.2)
 
-    def material(kind: str, listen: Callable[[np.ndarray], Tensor]) -> tuple[list[Item], list[Item]]:
+    def material(kind: str, listen: Callable[[np.ndarray], Tensor]) -> tuple[list[Example], list[Example]]:
         found = []
         for split, seed, share in (("train", 1, ALTERED), ("valid", 2, 0.0)):
             corpus = load_corpus(args.data, split, tokens.sample_rate, args.runs / "audio")

@@ -39,23 +39,23 @@ WAYS = ("continue", "continue", "continue", "generate", "resynth")  # in turn
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The settings of a batch."""
 
     way: str
     sampling: Sampling
 
 
-def plan(bundle: Bundle, number: int) -> Plan:
+def plan(bundle: Bundle, number: int) -> BatchPlan:
     """A batch's settings, determined by its number alone."""
     own, rng = bundle.config.sampling, np.random.default_rng([7, number])
     way = WAYS[number % len(WAYS)]
     if number % 3 == 0:
-        return Plan(way, own)
+        return BatchPlan(way, own)
     temperature = [float(t * factor) for t, factor in zip(own.temperature, rng.uniform(0.8, 1.25, 3), strict=True)]
     top_p = [float(p) for p in rng.uniform(0.85, 1.0, 3)]
     changed: dict[str, Any] = {"temperature": tuple(temperature), "top_p": tuple(top_p)}
-    return Plan(way, replace(own, **changed, guidance=float(rng.uniform(0, own.guidance + 1))))
+    return BatchPlan(way, replace(own, **changed, guidance=float(rng.uniform(0, own.guidance + 1))))
 
 
 def needed(bundle: Bundle, number: int) -> float:

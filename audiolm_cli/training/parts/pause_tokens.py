@@ -11,7 +11,7 @@ the quiet sounds have one of these tokens, and how many of these tokens' sounds 
     python -m audiolm_cli.training.parts.assemble --unpack --out weights/speech --runs runs/more
     python -m audiolm_cli.training.parts.assemble --runs runs/more --out weights/speech --settings "$(cat pauses.json)"
 
-The list is that of a tokenizer: assembly drops it where another tokenizer comes.
+The list belongs to one tokenizer: assembly drops it with another.
 """
 
 from __future__ import annotations

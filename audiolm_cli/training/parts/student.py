@@ -58,7 +58,7 @@ class Clusters:
     centroids: dict[int, Tensor]
 
     @classmethod
-    def fit(cls, encoder: teacher.Encoder, layer: int, recordings: list[np.ndarray]) -> Clusters:
+    def fit(cls, encoder: teacher.WhisperEncoder, layer: int, recordings: list[np.ndarray]) -> Clusters:
         states = torch.cat([encoder.tokens(samples, layer) for samples in recordings])
         mean, scale = states.mean(0), 1 / states.std(0)
         points = (states - mean) * scale
@@ -74,7 +74,7 @@ class Clusters:
         centroids = {f"centroids{size}": value for size, value in self.centroids.items()}
         write_tensors(file, {"mean": self.mean, "scale": self.scale, **centroids})
 
-    def label(self, encoder: teacher.Encoder, layer: int, samples: np.ndarray) -> np.ndarray:
+    def label(self, encoder: teacher.WhisperEncoder, layer: int, samples: np.ndarray) -> np.ndarray:
         """A recording `float32 [T]` -> `int16 [T // 640, len(SIZES)]`."""
         points = (encoder.tokens(samples, layer) - self.mean) * self.scale
         return torch.stack([members(points, self.centroids[size]) for size in SIZES], 1).short().cpu().numpy()
@@ -95,7 +95,7 @@ class Lesson:
         if self.labels.shape != (self.first[-1], len(SIZES)):
             raise ValueError(f"{file} was made from other recordings: remove it")
 
-    def make(self, encoder: teacher.Encoder, layer: int, clusters: Clusters, share: tuple[int, int]) -> None:
+    def make(self, encoder: teacher.WhisperEncoder, layer: int, clusters: Clusters, share: tuple[int, int]) -> None:
         """With `share` (i, n), labels every n-th recording from the i-th on that has no labels yet, in random order: an
         interrupted run leaves some of every corpus."""
         order = np.random.default_rng(0).permutation(len(self.corpus.clips))

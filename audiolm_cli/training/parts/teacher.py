@@ -81,13 +81,13 @@ def model_files(name: str) -> list[Path]:
     return files
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str) -> WhisperEncoder:
     """An encoder of PACKAGES; raises ImportError if its package is not installed."""
     data = b"".join(file.read_bytes() for file in model_files(name))
-    return Encoder(read_ctranslate2(data), HEADS[name])
+    return WhisperEncoder(read_ctranslate2(data), HEADS[name])
 
 
-class Encoder:
+class WhisperEncoder:
     """Whisper's encoder in float32, up to a given layer."""
 
     def __init__(self, arrays: dict[str, np.ndarray], heads: int):
@@ -98,7 +98,7 @@ class Encoder:
         self.width = len(self.weights["conv2/bias"])
         self.mels = self.weights["conv1/weight"].shape[1]
 
-    def to(self, device: torch.device) -> Encoder:
+    def to(self, device: torch.device) -> WhisperEncoder:
         self.weights = {name: value.to(device) for name, value in self.weights.items()}
         return self
 

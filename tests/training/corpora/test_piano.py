@@ -78,9 +78,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make(data: Path, out: Path, seconds: float = 200, **options: Any) -> list[dict[str, str]]:
+def make(data: Path, out: Path, seconds: float = 200, processes: int = 1, **options: Any) -> list[dict[str, str]]:
     """The manifest's rows, of the sampled piano alone unless told otherwise."""
-    made = piano.make(data, out, seconds / 3600, **({"timbres": ("sampled",)} | options))
+    asked = piano.CorpusOptions(seconds / 3600, **({"timbres": ("sampled",)} | options))
+    made = piano.make(data, out, asked, processes)
     assert made <= seconds
     with (out / "manifest.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

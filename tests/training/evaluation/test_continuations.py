@@ -6,9 +6,9 @@ import pytest
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import data
 from audiolm_cli.training.evaluation import continuations
-from audiolm_cli.training.evaluation.continuations import NEW, PROMPT, SECOND, Case, Score, Voices
-from audiolm_cli.training.measures.measures import Clip
-from audiolm_cli.training.measures.memorised import Training
+from audiolm_cli.training.evaluation.continuations import NEW, PROMPT, SECOND, SpeechCase, SpeechScores, Voices
+from audiolm_cli.training.measures.measures import SpokenClip
+from audiolm_cli.training.measures.memorised import TrainingIndex
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_a_single_recording_gives_cases_at_both_ends_with_the_rest_as_reference(
         return samples[:1]
 
     monkeypatch.setattr(continuations, "voice", voice)
-    cases = continuations.cases([Clip("a", ramp(14))], 10)
+    cases = continuations.cases([SpokenClip("a", ramp(14))], 10)
     assert [case.prompt[0] for case in cases] == [0, 4 * RATE]
     assert [len(case.real) for case in cases] == [NEW, NEW]
     assert all(case.real[0] == case.prompt[-1] + 1 for case in cases)
@@ -41,16 +41,16 @@ def test_a_single_recording_gives_cases_at_both_ends_with_the_rest_as_reference(
 
 
 def test_recordings_too_short_give_no_case():
-    assert continuations.cases([Clip("a", ramp(12)), Clip("b", ramp(5))], 10) == []
+    assert continuations.cases([SpokenClip("a", ramp(12)), SpokenClip("b", ramp(5))], 10) == []
 
 
 def test_speakers_with_many_clips_keep_some_for_reference():
-    cases = continuations.cases([Clip("a", ramp(11, start=1000 * n)) for n in range(6)], 10)
+    cases = continuations.cases([SpokenClip("a", ramp(11, start=1000 * n)) for n in range(6)], 10)
     assert [case.prompt[0] for case in cases] == [3000, 4000, 5000]
 
 
 def test_cases_go_round_the_speakers():
-    clips = [Clip(name, ramp(14)) for name in "abcd"]
+    clips = [SpokenClip(name, ramp(14)) for name in "abcd"]
     assert {case.speaker for case in continuations.cases(clips, 4)} == set("abcd")
     assert continuations.cases(clips, 3)[0].speaker == continuations.cases(clips, 3)[0].speaker
 
@@ -84,23 +84,24 @@ def test_copies_of_the_prompt_are_found_but_pauses_do_not_count():
 
 
 def test_pasted_clips_are_as_long_as_a_continuation():
-    case = Case("a", ramp(3), ramp(7), np.zeros(2))
+    case = SpeechCase("a", ramp(3), ramp(7), np.zeros(2))
     corpus = data.Corpus(
-        np.ones(9 * RATE, np.int16), [data.Clip("x", "b", "", "", 0, 9 * RATE), data.Clip("y", "b", "", "", 0, 5)]
+        np.ones(9 * RATE, np.int16),
+        [data.Clip("x", "b", "", "", 0, 9 * RATE), data.Clip("y", "b", "", "", 0, 5)],
     )
     assert [len(answer) for answer in continuations.pasted([case, case], corpus)] == [NEW, NEW]
 
 
 def test_the_speaker_matches_by_the_reference_of_the_case():
     voices = Voices(["a", "b"], np.array([[1.0, 0.0], [0.0, 1.0]]))
-    case = Case("a", np.ones(PROMPT, np.float32), np.ones(NEW, np.float32), np.array([0.6, 0.8]))
+    case = SpeechCase("a", np.ones(PROMPT, np.float32), np.ones(NEW, np.float32), np.array([0.6, 0.8]))
     tokens = np.arange(175)
     for level, match in ((2.0, 1.0), (0.05, 0.0)):
         new = np.full(NEW, level, np.float32)
         score = continuations.score(case, new, voices, lambda samples: tokens, tokens[:0])
         assert score[:-1] == (match, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0)
         assert np.isnan(score.memorised)
-    learned = continuations.score(case, new, voices, lambda samples: tokens, tokens[:0], Training([tokens]))
+    learned = continuations.score(case, new, voices, lambda samples: tokens, tokens[:0], TrainingIndex([tokens]))
     assert learned.memorised == 1
     held = np.array([7, 7, 7, 8, 9])
     assert continuations.score(case, new, voices, lambda samples: held, tokens[:0]).repeats == 0.5
@@ -109,8 +110,11 @@ def test_the_speaker_matches_by_the_reference_of_the_case():
 
 
 def test_summary_has_every_score():
-    cases = [Case(name, ramp(3), ramp(7), np.zeros(2)) for name in "ab"]
-    scores = [Score(1.0, 0.8, 3.0, 0.1, 0.0, 0.0, 0.0, 0.0), Score(0.0, 0.2, 2.0, 0.2, 1.0, 0.0, 0.0, 0.0)]
+    cases = [SpeechCase(name, ramp(3), ramp(7), np.zeros(2)) for name in "ab"]
+    scores = [
+        SpeechScores(1.0, 0.8, 3.0, 0.1, 0.0, 0.0, 0.0, 0.0),
+        SpeechScores(0.0, 0.2, 2.0, 0.2, 1.0, 0.0, 0.0, 0.0),
+    ]
     summary = continuations.summarise([case.speaker for case in cases], scores)
-    assert set(summary) == set(Score._fields)
+    assert set(summary) == set(SpeechScores._fields)
     assert summary["speaker_match"].mean == 0.5

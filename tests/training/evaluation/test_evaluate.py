@@ -22,7 +22,7 @@ from audiolm_cli.training.corpora.tokenize import save_tokens
 from audiolm_cli.training.evaluation import continuations, evaluate, language_models, music, setting, speech, tables
 from audiolm_cli.training.measures import recogniser
 from audiolm_cli.training.measures.measures import Figure
-from audiolm_cli.training.measures.recogniser import Heard
+from audiolm_cli.training.measures.recogniser import RecognisedWords
 
 RATE = 16000
 
@@ -127,7 +127,7 @@ def test_effects_compare_crops_of_different_speakers(bundle, corpus, tmp_path):
 
 def test_generated_continuations_have_the_length_asked_for(bundle, monkeypatch):
     monkeypatch.setattr(continuations, "NEW", 8000)
-    case = continuations.Case("a", np.zeros(continuations.PROMPT, np.float32), np.zeros(0), np.zeros(2))
+    case = continuations.SpeechCase("a", np.zeros(continuations.PROMPT, np.float32), np.zeros(0), np.zeros(2))
     own = setting.samplings(bundle, [])["AudioLM"]
     for seconds, samples in ((0.5, 8000), (0.75, 12000)):
         (new,) = setting.generated(bundle, [case], own, seconds)
@@ -207,7 +207,7 @@ def test_words_are_heard_across_joins_with_the_last_tokens_made_anew_and_kept(as
 
         def hear(samples):
             same = np.array_equal(samples, recorded.get(samples[:9].tobytes(), samples[:0])[: len(samples)])
-            return Heard(["word" if same else name], 0.0, [(2.5, 3.5)])
+            return RecognisedWords(["word" if same else name], 0.0, [(2.5, 3.5)])
 
         return hear
 
@@ -260,13 +260,13 @@ def test_synthetic_tokens_are_told_from_real_ones(asked):
 def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
     """What is heard of a recording is here its level in three keys."""
 
-    def hear(samples: np.ndarray) -> music.Heard:
+    def hear(samples: np.ndarray) -> music.Transcription:
         pitches = np.repeat(
             [60, 64, 67], (1 + (1000 * np.abs(samples[: len(samples) // 3 * 3].reshape(3, -1)).mean(1)).astype(int))
         )
         onsets, classes = np.linspace(0, len(samples) / RATE, len(pitches)), np.bincount(pitches % 12, minlength=12)
         level = float(20 * np.log10(samples.std() + 1e-9))
-        return music.Heard(onsets, pitches, classes, level, level - 20, 0.1, len(samples) / RATE)
+        return music.Transcription(onsets, pitches, classes, level, level - 20, 0.1, len(samples) / RATE)
 
     monkeypatch.setattr(music, "hear", hear)
     monkeypatch.setattr(music, "NEW", RATE * 3 // 2)
@@ -287,7 +287,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
     assert "acoustic stages alone" in notes
     assert notes["real continuation"]["intervals"].mean == 1
     assert all(np.isfinite(row["level"].mean) for row in sound.values())
-    assert {*notes["AudioLM"], *sound["AudioLM"]} == set(music.Score._fields)
+    assert {*notes["AudioLM"], *sound["AudioLM"]} == set(music.PianoScores._fields)
     monkeypatch.setattr(music, "LONG", 2 * RATE)
     monkeypatch.setattr(bundle, "config", dataclasses.replace(bundle.config, domain="piano"))
     longer = evaluate.long_tables(asked)
@@ -297,11 +297,11 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
 
 
 def test_single_notes_have_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
-    def missing(count: int, seed: int) -> list[music.Case]:
+    def missing(count: int, seed: int) -> list[music.PianoCase]:
         raise UsageError("fluidsynth is not installed")
 
-    def silent(count: int, seed: int) -> list[music.Case]:
-        return [music.Case(f"scale {n}", np.zeros(music.PROMPT, np.float32), np.zeros(8000, np.float32))
+    def silent(count: int, seed: int) -> list[music.PianoCase]:
+        return [music.PianoCase(f"scale {n}", np.zeros(music.PROMPT, np.float32), np.zeros(8000, np.float32))
                 for n in range(count)]  # fmt: skip
 
     asked = setting.Setting(bundle, corpus, corpus, tmp_path, True, 8, setting.samplings(bundle, []))
@@ -310,7 +310,7 @@ def test_single_notes_have_a_row_for_every_answer(bundle, corpus, tmp_path, monk
     monkeypatch.setattr(music, "single_notes", silent)
     none = np.zeros(0)
     monkeypatch.setattr(
-        music, "hear", lambda samples: music.Heard(none, none, none, -20.0, float(len(samples)), 0.1, 1.0)
+        music, "hear", lambda samples: music.Transcription(none, none, none, -20.0, float(len(samples)), 0.1, 1.0)
     )
     ((title, table),) = evaluate.note_tables(asked).items()
     assert title == "2 continuations of single notes, 6 s"
@@ -320,7 +320,9 @@ def test_single_notes_have_a_row_for_every_answer(bundle, corpus, tmp_path, monk
 
 
 def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypatch):
-    case = music.Case("a", np.random.default_rng(0).uniform(-0.3, 0.3, music.PROMPT).astype(np.float32), np.zeros(0))
+    case = music.PianoCase(
+        "a", np.random.default_rng(0).uniform(-0.3, 0.3, music.PROMPT).astype(np.float32), np.zeros(0)
+    )
     own = setting.samplings(bundle, [])["AudioLM"]
     (made,) = evaluate.without_semantics(bundle, [case], own, 0.4)
     assert len(made) == 6400

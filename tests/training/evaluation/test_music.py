@@ -11,21 +11,23 @@ from audiolm_cli.errors import UsageError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.evaluation import music
-from audiolm_cli.training.evaluation.music import NEW, PROMPT, REACH, Heard
-from audiolm_cli.training.measures.memorised import Training
+from audiolm_cli.training.evaluation.music import NEW, PROMPT, REACH, Transcription
+from audiolm_cli.training.measures.memorised import TrainingIndex
 from tests.training.corpora.test_piano_synth import attacks
 
-NOTHING = Training([])
+NOTHING = TrainingIndex([])
 LIVELY = np.random.default_rng(0).integers(1000, size=150)  # tokens
 
 
-def heard(*notes: tuple[float, int], level: float = -20.0, flatness: float = 0.01, seconds: float = 6.0) -> Heard:
+def heard(
+    *notes: tuple[float, int], level: float = -20.0, flatness: float = 0.01, seconds: float = 6.0
+) -> Transcription:
     onsets, pitches = (np.array(column) for column in zip(*notes, strict=True)) if notes else (np.zeros(0),) * 2
     chroma = np.bincount(pitches.astype(int) % 12, minlength=12)
-    return Heard(onsets, pitches, chroma, level, -30.0, flatness, seconds)
+    return Transcription(onsets, pitches, chroma, level, -30.0, flatness, seconds)
 
 
-def beaten(*waits: float, pitch: int = 60) -> Heard:
+def beaten(*waits: float, pitch: int = 60) -> Transcription:
     """One note again and again, after these waits."""
     return heard(*((float(onset), pitch) for onset in np.cumsum(waits)), seconds=float(sum(waits)))
 
@@ -34,7 +36,9 @@ SCALE = heard(*((n / 2, pitch) for n, pitch in enumerate((60, 62, 64, 65, 67, 69
 BLACK = heard(*((n / 2, pitch) for n, pitch in enumerate((61, 63, 66, 68, 70, 73, 75, 78, 80, 82, 85, 87))))
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, made: Heard, loudness: float = 0.1, **change: Any) -> music.Score:
+def judged(
+    monkeypatch: pytest.MonkeyPatch, made: Transcription, loudness: float = 0.1, **change: Any
+) -> music.PianoScores:
     monkeypatch.setattr(music, "hear", lambda samples: made)
     samples = np.full(NEW, loudness, np.float32)
     samples[-2 * RATE :] *= change.pop("end", 1.0)
@@ -98,7 +102,7 @@ def test_the_pulse_is_the_commonest_wait_however_unsteady(monkeypatch):
 def test_figures_are_the_prompts_own_in_any_octave(monkeypatch):
     turn, other = (60, 64, 62, 67), (61, 66, 63, 70)
 
-    def tune(*pitches: int) -> Heard:
+    def tune(*pitches: int) -> Transcription:
         return heard(*((n / 4, pitch) for n, pitch in enumerate(pitches)))
 
     known = tune(*turn)

@@ -12,17 +12,17 @@ from audiolm_cli import pipeline
 from audiolm_cli.config import Sampling, preset
 from audiolm_cli.training.corpora.data import Corpus
 from audiolm_cli.training.evaluation import resyntheses, speech
-from audiolm_cli.training.evaluation.continuations import Case, Voices
+from audiolm_cli.training.evaluation.continuations import SpeechCase, Voices
 from audiolm_cli.training.evaluation.setting import Setting
 from audiolm_cli.training.measures import pitch
 from audiolm_cli.training.measures.measures import Figure
-from audiolm_cli.training.measures.recogniser import Heard
+from audiolm_cli.training.measures.recogniser import RecognisedWords
 from tests.helpers.bundles import in_memory
 
 
-def case(speaker: str, direction: int) -> Case:
+def case(speaker: str, direction: int) -> SpeechCase:
     sound = np.full(7, direction + 1.0, np.float32)
-    return Case(speaker, sound[:3], sound, np.eye(3, dtype=np.float32)[direction])
+    return SpeechCase(speaker, sound[:3], sound, np.eye(3, dtype=np.float32)[direction])
 
 
 CASES = [case(speaker, n) for n, speaker in enumerate("abc")]
@@ -62,7 +62,7 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     """A perfect pipeline: the reference's voice, the source's tokens."""
     monkeypatch.setattr(speech.phones, "as_function", lambda _: lambda sound: np.arange(len(sound)))
     monkeypatch.setattr(speech, "autoencoder", lambda *_: lambda sound: sound)
-    heard = lambda name, cache: lambda sound: Heard(["a", "b"], 0.0)  # noqa: E731
+    heard = lambda name, cache: lambda sound: RecognisedWords(["a", "b"], 0.0)  # noqa: E731
     monkeypatch.setattr(speech.recogniser, "recogniser", heard)
     monkeypatch.setattr(speech.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
     said = lambda bundle, request, prompts, speaker, **_: [  # noqa: E731

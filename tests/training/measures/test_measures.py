@@ -7,7 +7,7 @@ import pytest
 
 from audiolm_cli.training import RATE
 from audiolm_cli.training.measures import measures
-from audiolm_cli.training.measures.measures import Clip, Figure, bootstrap, clips_per_speaker, figure
+from audiolm_cli.training.measures.measures import Figure, SpokenClip, bootstrap, clips_per_speaker, figure
 
 
 def tone(seconds: float = 2.0, hertz: float = 200.0, level: float = 0.1) -> np.ndarray:
@@ -41,7 +41,7 @@ def test_bootstrap_is_reproducible_and_holds_the_mean():
 
 
 def test_clips_per_speaker_keeps_order():
-    clips = [Clip(name, np.full(1, i)) for i, name in enumerate("aabab")]
+    clips = [SpokenClip(name, np.full(1, i)) for i, name in enumerate("aabab")]
     assert [int(clip.samples[0]) for clip in clips_per_speaker(clips, 2)] == [0, 1, 2, 4]
 
 
@@ -97,7 +97,7 @@ def test_voice_is_a_unit_vector_and_zeros_for_silence():
 def test_codec_figures_cut_to_the_shorter():
     for package in ("pesq", "pystoi", "speechmos", "librosa"):
         pytest.importorskip(package, reason="needs the extra 'eval'")
-    figures = measures.codec_figures(lambda samples: samples[:-100], [Clip("a", chatter())])
+    figures = measures.codec_figures(lambda samples: samples[:-100], [SpokenClip("a", chatter())])
     assert set(figures) == {"pesq", "stoi", "dnsmos", "mel_distance"}
     assert figures["mel_distance"].mean == 0
 

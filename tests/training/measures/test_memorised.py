@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.training.corpora.tokenize import TokenData, Track
 from audiolm_cli.training.measures import memorised
-from audiolm_cli.training.measures.memorised import LIVELY, NEEDED, PIECE, RUN, WIDTH, Training
+from audiolm_cli.training.measures.memorised import LIVELY, NEEDED, PIECE, RUN, WIDTH, TrainingIndex
 
 
 def brute_force(tracks: list[np.ndarray], tokens: np.ndarray) -> list[bool]:
@@ -49,7 +49,7 @@ def test_as_by_brute_force(seed: int, differences: int, length: int) -> None:
         copied = altered(random, track, min(len(track), differences * len(track) // WIDTH))[random.integers(400) :]
         start = int(random.integers(length + 1))
         tokens[start : start + len(copied)] = copied[: length - start]
-    assert Training(tracks).known(tokens).tolist() == brute_force(tracks, tokens)
+    assert TrainingIndex(tracks).known(tokens).tolist() == brute_force(tracks, tokens)
 
 
 @pytest.mark.parametrize("wrong", [[0, 1, 2, 3, 4], [8, 17, 26, 34, 42], [7, 15, 23, 31, 39], [45, 46, 47, 48, 49]])
@@ -57,9 +57,9 @@ def test_five_differences_are_found_wherever_they_are(wrong: list[int]) -> None:
     stretch = np.arange(WIDTH)
     copy = stretch.copy()
     copy[wrong] = 99
-    assert Training([stretch]).share(copy) == 1
+    assert TrainingIndex([stretch]).share(copy) == 1
     copy[(wrong[-1] + 5) % WIDTH] = 98
-    assert Training([stretch]).share(copy) == 0
+    assert TrainingIndex([stretch]).share(copy) == 0
 
 
 def test_the_run_is_the_longest_that_every_match_has() -> None:
@@ -70,7 +70,7 @@ def test_the_run_is_the_longest_that_every_match_has() -> None:
 def test_the_share_is_of_stretches() -> None:
     random = np.random.default_rng(0)
     training, new = random.integers(10**6, size=(2, 175))
-    known = Training([training])
+    known = TrainingIndex([training])
     assert known.share(training) == 1
     assert known.share(new) == 0
     new[50:110] = training[20:80]  # 60 equal in a row: 11 stretches, and 5 more at both ends with differences
@@ -79,14 +79,14 @@ def test_the_share_is_of_stretches() -> None:
 
 def test_no_stretch_runs_over_the_end_of_a_track() -> None:
     whole = np.arange(100)
-    assert Training([whole]).share(whole[25:75]) == 1
-    assert Training([whole[:50], whole[50:]]).share(whole[25:75]) == 0
-    assert Training([whole[:70], whole[70:]]).share(whole[25:75]) == 0  # though 45 of 50 are in the first
-    assert Training([whole[:49], whole[49:98]]).share(whole[:50]) == 0
+    assert TrainingIndex([whole]).share(whole[25:75]) == 1
+    assert TrainingIndex([whole[:50], whole[50:]]).share(whole[25:75]) == 0
+    assert TrainingIndex([whole[:70], whole[70:]]).share(whole[25:75]) == 0  # though 45 of 50 are in the first
+    assert TrainingIndex([whole[:49], whole[49:98]]).share(whole[:50]) == 0
 
 
 def test_outputs_without_a_lively_stretch_have_no_share() -> None:
-    training = Training([np.zeros(500, int), np.arange(60)])
+    training = TrainingIndex([np.zeros(500, int), np.arange(60)])
     for tokens in (np.arange(49), np.zeros(0, int), np.zeros(175, int), np.arange(60) % (LIVELY - 1)):
         assert math.isnan(training.share(tokens))
         assert not training.known(tokens).any()
@@ -98,13 +98,13 @@ def test_pauses_do_not_count_beside_speech() -> None:
     random = np.random.default_rng(0)
     training = np.concatenate([np.zeros(100, int), random.integers(1, 10**6, size=100)])
     output = np.concatenate([np.zeros(100, int), random.integers(1, 10**6, size=100)])
-    assert Training([training]).share(output) == 0
-    assert Training([training]).share(training) == 1
+    assert TrainingIndex([training]).share(output) == 0
+    assert TrainingIndex([training]).share(training) == 1
 
 
 def test_long_outputs_are_looked_up_whole() -> None:
     tokens = np.random.default_rng(0).integers(10**6, size=4 * PIECE + 7)
-    training = Training([tokens])
+    training = TrainingIndex([tokens])
     assert training.known(tokens).all()
     assert training.share(tokens) == 1
 
@@ -114,21 +114,21 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tracks, tokens = [random.integers(3, size=2000)], random.integers(3, size=200)
     monkeypatch.setattr(memorised, "LIVELY", 1)
     monkeypatch.setattr(memorised, "NEEDED", 25)  # by chance some are equal in half of their places
-    whole = Training(tracks).known(tokens)
+    whole = TrainingIndex(tracks).known(tokens)
     monkeypatch.setattr(memorised, "BLOCK", 7)
     assert 0 < whole.sum() < len(whole)
-    assert Training(tracks).known(tokens).tolist() == whole.tolist()
+    assert TrainingIndex(tracks).known(tokens).tolist() == whole.tolist()
 
 
 def test_training_without_a_stretch_knows_nothing() -> None:
     for tracks in ([], [np.arange(49)]):
-        assert Training(tracks).share(np.arange(60)) == 0
+        assert TrainingIndex(tracks).share(np.arange(60)) == 0
 
 
 def test_tokens_of_a_split_keep_their_tracks() -> None:
     semantic = torch.arange(120)
     tracks = [Track("a", 0, 60), Track("b", 60, 60)]
-    training = Training.of(TokenData(TokenSpec(), semantic, torch.zeros(12, 240), tracks, {}))
+    training = TrainingIndex.of(TokenData(TokenSpec(), semantic, torch.zeros(12, 240), tracks, {}))
     assert training.share(semantic[5:55].numpy()) == 1
     assert training.share(semantic[35:85].numpy()) == 0
 
@@ -140,6 +140,6 @@ def test_what_synthetic_speech_said_is_known_as_well():
         data.append(TokenData(TokenSpec(), tokens, torch.zeros(12, 0), tracks, {}))
     real, synthetic = data
     said = synthetic.semantic[110:190].numpy()
-    assert Training.of(real).share(said) == 0
-    assert Training.of(real, synthetic).share(said) == 1
-    assert Training.of(real, synthetic).share(synthetic.semantic[60:140].numpy()) < 1  # no track runs into another
+    assert TrainingIndex.of(real).share(said) == 0
+    assert TrainingIndex.of(real, synthetic).share(said) == 1
+    assert TrainingIndex.of(real, synthetic).share(synthetic.semantic[60:140].numpy()) < 1  # no track runs into another

@@ -9,7 +9,7 @@ import pytest
 from audiolm_cli.audio import files
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.measures import recogniser
-from audiolm_cli.training.measures.recogniser import Hear, Heard, heard_alike, own_error, word_error
+from audiolm_cli.training.measures.recogniser import Hear, RecognisedWords, heard_alike, own_error, word_error
 from tests.helpers import EXAMPLE
 
 TEXT = "the little woman thought that the secret might keep"
@@ -66,7 +66,7 @@ def test_the_times_of_words_are_heard(tmp_path: Path, prompt: np.ndarray) -> Non
     assert sorted(heard.times) == list(heard.times)
 
 
-SAID = Heard(["a", "half", "said", "word"], 0.0, [(0.0, 0.4), (0.5, 1.0), (1.2, 1.9), (2.0, 2.5)])
+SAID = RecognisedWords(["a", "half", "said", "word"], 0.0, [(0.0, 0.4), (0.5, 1.0), (1.2, 1.9), (2.0, 2.5)])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_words_across_a_join(join: float, first: list[str], cut: str | None) -> 
 
 
 def test_a_word_that_a_join_cuts_is_said_or_not() -> None:
-    other = Heard(["a", "half", "half"], 0.0, [(0.0, 0.4), (0.5, 0.6), (1.4, 2.0)])
+    other = RecognisedWords(["a", "half", "half"], 0.0, [(0.0, 0.4), (0.5, 0.6), (1.4, 2.0)])
     assert recogniser.kept_at_join(SAID, SAID, 0.7) == 1
     assert recogniser.kept_at_join(SAID, other, 0.7) == 0  # it is said before and after only
     assert recogniser.kept_at_join(SAID, other, 0.65) == 1
@@ -114,12 +114,12 @@ def test_words_heard_alike(one: str, other: str, share: float) -> None:
 
 def test_what_has_to_hold_for_words_to_count() -> None:
     said = "it was the best of times it was the worst"
-    heard = [Heard(said.split(), 0.0), Heard(["la"] * 10, 0.0)]
+    heard = [RecognisedWords(said.split(), 0.0), RecognisedWords(["la"] * 10, 0.0)]
     found = recogniser.speech([np.zeros(32000, np.float32)] * 2, heard, [f"He said: {said.title()}, sir.", "It was."])
     assert found.words_per_second == 5
     assert found.distinct_bigrams == (7 + 1) / 18
     assert found.copied == 0.5
-    assert recogniser.speech([np.zeros(9, np.float32)], [Heard([], math.nan)]) == (0, 0, 0)
+    assert recogniser.speech([np.zeros(9, np.float32)], [RecognisedWords([], math.nan)]) == (0, 0, 0)
 
 
 def test_own_error_is_an_average_over_speakers_of_clips_with_a_transcript() -> None:
@@ -128,9 +128,9 @@ def test_own_error_is_an_average_over_speakers_of_clips_with_a_transcript() -> N
     corpus = Corpus(np.arange(40, dtype=np.int16), clips)
     heard: list[int] = []
 
-    def hear(samples: np.ndarray) -> Heard:
+    def hear(samples: np.ndarray) -> RecognisedWords:
         heard.append(round(float(samples[0]) * 32768))
-        return Heard(["one"], 0.0)
+        return RecognisedWords(["one"], 0.0)
 
     assert own_error(corpus, hear).mean == 0.25
     assert heard == [0, 10, 20]

@@ -4,14 +4,14 @@ import numpy as np
 
 from audiolm_cli.training.corpora import data
 from audiolm_cli.training.measures import speakers
-from audiolm_cli.training.measures.measures import Clip
+from audiolm_cli.training.measures.measures import SpokenClip
 from audiolm_cli.training.measures.speakers import FIT_CLIPS, TEST_CLIPS, probe_clips, speaker_probe
 
 CLIPS = FIT_CLIPS + TEST_CLIPS
 
 
 def test_tokens_that_name_the_speaker_are_found_out():
-    clips = [Clip(name, np.full(50, level)) for level, name in enumerate("abcd") for _ in range(CLIPS)]
+    clips = [SpokenClip(name, np.full(50, level)) for level, name in enumerate("abcd") for _ in range(CLIPS)]
     found, chance = speaker_probe(lambda samples: samples.astype(int), clips)
     assert found.mean == 1
     assert chance == 0.25
@@ -19,7 +19,7 @@ def test_tokens_that_name_the_speaker_are_found_out():
 
 def test_tokens_without_the_speaker_give_chance():
     random = np.random.default_rng(0)
-    clips = [Clip(str(n), np.zeros(50)) for n in range(20) for _ in range(CLIPS)]
+    clips = [SpokenClip(str(n), np.zeros(50)) for n in range(20) for _ in range(CLIPS)]
     found, chance = speaker_probe(lambda samples: random.integers(8, size=100), clips)
     assert found.low <= chance + 0.05
     assert found.mean < 0.2

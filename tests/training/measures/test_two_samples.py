@@ -8,12 +8,12 @@ import torch
 
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.training.corpora.tokenize import TokenData, Track
-from audiolm_cli.training.measures.two_samples import STRETCH, Stretch, stretches, told_apart
+from audiolm_cli.training.measures.two_samples import STRETCH, TokenStretch, stretches, told_apart
 
 VOCABULARY = 12
 
 
-def drawn(seed: int, step: int | None = None, voices: int = 20, each: int = 6) -> list[Stretch]:
+def drawn(seed: int, step: int | None = None, voices: int = 20, each: int = 6) -> list[TokenStretch]:
     """Random tokens; with `step` each second one lies that far above the one before it: all are as frequent as ever."""
     random, found = np.random.default_rng(seed), []
     for voice in range(voices):
@@ -21,7 +21,7 @@ def drawn(seed: int, step: int | None = None, voices: int = 20, each: int = 6) -
             tokens = random.integers(0, VOCABULARY, STRETCH)
             if step:
                 tokens[1::2] = (tokens[::2] + step) % VOCABULARY
-            found.append(Stretch(f"{seed}/{voice}", tokens))
+            found.append(TokenStretch(f"{seed}/{voice}", tokens))
     return found
 
 

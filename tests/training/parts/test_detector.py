@@ -107,7 +107,7 @@ def test_it_learns_what_is_made(bundle, tmp_path, raw, steps_take):
             noise = 0.1 * rng.standard_normal(4 * RATE)
             sound = (tone(4.0) + 0.01 * noise if n % 2 else noise).astype(np.float32)
             heard = spectral.spectra(sound) if raw else traced.features(bundle, sound)
-            found.append(training.Item(heard, n % 2 == 1, "a"))
+            found.append(training.Example(heard, n % 2 == 1, "a"))
         return found
 
     args = argparse.Namespace(runs=tmp_path, minutes=1, resume=False, device="cpu", threads=1, seed=0, warm_start=False)
@@ -120,10 +120,10 @@ def test_figures_are_told_apart_by_how_recordings_were_handled():
         return torch.full((200, 1), float(level))
 
     items = [
-        training.Item(called(1), True, "a"),
-        training.Item(called(-1), True, "a"),
-        training.Item(called(-1), False, "a"),
-        training.Item(called(1), False, "a", "changed"),
+        training.Example(called(1), True, "a"),
+        training.Example(called(-1), True, "a"),
+        training.Example(called(-1), False, "a"),
+        training.Example(called(1), False, "a", "changed"),
     ]
     found = training.figures(lambda windows: windows.mean((1, 2)), items)  # type: ignore[arg-type]
     assert found["made"] == {"windows": 0.5, "stretches": 0.5, "of": 2}
@@ -139,7 +139,7 @@ def test_altered_sound_keeps_its_length():
 
 
 def test_items_are_made_once(tmp_path):
-    made = [training.Item(torch.ones(10, 4), True, ""), training.Item(torch.zeros(7, 4), False, "a", "changed")]
+    made = [training.Example(torch.ones(10, 4), True, ""), training.Example(torch.zeros(7, 4), False, "a", "changed")]
     first = training.cached(tmp_path / "items.safetensors", lambda: made)
     second = training.cached(tmp_path / "items.safetensors", lambda: pytest.fail("made again"))
     for found in (first, second):

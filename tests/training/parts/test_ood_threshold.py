@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,9 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file
 
+from audiolm_cli.bundles.bundle import read_about, write_tensors
+from audiolm_cli.bundles.folder import read_config
+from audiolm_cli.config import preset
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.parts import ood_threshold
+from audiolm_cli.training.parts.assemble import assemble
+from tests.helpers.bundles import write_parts
 
 
 def corpus(folder: Path, sound: np.ndarray) -> Path:
@@ -52,3 +59,37 @@ def test_it_prints_the_limit_and_what_is_above_it(
     assert found["familiar_semantic_bits"] >= 0
     assert 0 <= found["other_beyond"] <= 1
     assert found["other_median"] != found["median"]
+
+
+THRESHOLDS = {"familiar_bits": 9.0, "familiar_semantic_bits": 3.0}
+
+
+def thresholds(folder: Path) -> tuple[float, float]:
+    config = read_config(folder)
+    return config.familiar_bits, config.familiar_semantic_bits
+
+
+@pytest.mark.parametrize(("part", "kept"), [("semantic", False), ("coarse", False), ("fine", True)])
+def test_assembly_drops_the_thresholds_of_other_language_models(tmp_path: Path, part: str, kept: bool) -> None:
+    parts, out = tmp_path / "parts", tmp_path / "tiny"
+    write_parts(parts, dataclasses.replace(preset("tiny"), detector=None))
+    assemble(parts, "tiny", out, {**THRESHOLDS, "prompt_seconds": 2.0})
+    assemble(parts, "tiny", out)
+    assert thresholds(out) == (9.0, 3.0)
+    file = parts / f"{part}.safetensors"
+    tensors, about = load_file(file), {"about": json.dumps(read_about(file))}
+    tensors["norm.weight"] = tensors["norm.weight"] + 1
+    write_tensors(file, tensors, about)
+    assemble(parts, "tiny", out)
+    assert thresholds(out) == ((9.0, 3.0) if kept else (0.0, 0.0))
+    assert read_config(out).prompt_seconds == 2.0
+    assemble(parts, "tiny", out, THRESHOLDS)
+    assert thresholds(out) == (9.0, 3.0)
+
+
+def test_assembly_drops_the_thresholds_of_another_tokenizer(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_parts(tmp_path / str(seed), dataclasses.replace(preset("tiny"), detector=None), seed)
+    assemble(tmp_path / "0", "tiny", tmp_path / "tiny", THRESHOLDS)
+    assemble(tmp_path / "1", "tiny", tmp_path / "tiny")
+    assert thresholds(tmp_path / "tiny") == (0.0, 0.0)

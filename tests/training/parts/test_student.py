@@ -60,8 +60,8 @@ def ctranslate2(content: dict[str, np.ndarray], aliases: dict[str, str], version
 
 
 @pytest.fixture
-def encoder() -> teacher.Encoder:
-    return teacher.Encoder(arrays(), HEADS)
+def encoder() -> teacher.WhisperEncoder:
+    return teacher.WhisperEncoder(arrays(), HEADS)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_teacher_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch
         teacher.load_encoder("base")
 
 
-def test_windows_give_every_token_once(encoder: teacher.Encoder):
+def test_windows_give_every_token_once(encoder: teacher.WhisperEncoder):
     for seconds in (0.05, 1.0, 7.99, 8.0, 8.01, 19.3):
         samples = np.random.default_rng(1).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
         states = encoder.tokens(samples, 2)
@@ -103,7 +103,7 @@ def test_windows_give_every_token_once(encoder: teacher.Encoder):
     assert torch.allclose(states[:common], longer[:common], atol=0.2)
 
 
-def test_a_token_is_centred_in_its_samples(encoder: teacher.Encoder):
+def test_a_token_is_centred_in_its_samples(encoder: teacher.WhisperEncoder):
     samples = np.zeros(4 * RATE, np.float32)
     samples[50 * TOKEN : 51 * TOKEN] = 0.5 * np.random.default_rng(0).normal(size=TOKEN)
     silence = np.zeros_like(samples)
@@ -153,7 +153,7 @@ def test_a_row_names_what_it_holds(recordings: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_student_learns_resumes_and_ships(
-    recordings: Path, tmp_path: Path, encoder: teacher.Encoder, monkeypatch: pytest.MonkeyPatch, steps_take
+    recordings: Path, tmp_path: Path, encoder: teacher.WhisperEncoder, monkeypatch: pytest.MonkeyPatch, steps_take
 ):
     steps_take(0.5)
     monkeypatch.setattr(student, "SIZES", (8, 16))
