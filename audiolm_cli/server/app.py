@@ -144,11 +144,16 @@ class Service:
             "prompt_seconds": config.prompt_seconds,
             "sampling": vars(config.sampling),
         }
-        options = {name: sorted([*asked.known(REQUESTS[name]), "format"]) for name in REQUESTS if name in self.can}
+        kinds = {name: kind for name, kind in REQUESTS.items() if name in self.can}
         limits = {**self.limits, "formats": list(FORMATS)}
-        return JSONResponse(
-            {"version": __version__, "models": [model], "options": options, "limits": limits}, headers=SAFE
-        )
+        found = {
+            "version": __version__,
+            "models": [model],
+            "options": {name: asked.options_for(kind, config) for name, kind in kinds.items()},
+            "defaults": {name: asked.defaults_for(kind, config) for name, kind in kinds.items()},
+            "limits": limits,
+        }
+        return JSONResponse(found, headers=SAFE)
 
     async def health(self, http: Http) -> Response:
         return JSONResponse({"status": "ok", "token": self.token}, headers=SAFE)

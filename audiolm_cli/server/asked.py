@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import IO, Any, TypeVar
 
 import anyio
@@ -21,8 +21,9 @@ from starlette.requests import Request as Http
 
 from audiolm_cli import checks
 from audiolm_cli.audio import files
-from audiolm_cli.audio.encoding import check_format
+from audiolm_cli.audio.encoding import FORMATS, check_format
 from audiolm_cli.audio.files import Recording
+from audiolm_cli.backend import Settings
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import Request
@@ -104,6 +105,21 @@ def _object(data: bytes) -> dict[str, Any]:
 def known(kind: type[Request]) -> dict[str, Any]:
     """The options open to clients, by name."""
     return {name.replace("_", "-"): spec for name, spec in kind.options_in_memory().items()}
+
+
+def options_for(kind: type[Request], config: Settings) -> list[str]:
+    """The options that a model serves, `format` included."""
+    return sorted({*known(kind), "format"} - (set() if config.pause_tokens else {"max-pause"}))
+
+
+def defaults_for(kind: type[Request], config: Settings) -> dict[str, Any]:
+    """The defaults of these options, the command's or the model's; those without one are left out."""
+    own = {**vars(config.sampling), "prompt_seconds": config.prompt_seconds, "max_pause": config.max_pause or None}
+    found: dict[str, Any] = {"format": FORMATS[0]}
+    for name, spec in known(kind).items():
+        fixed = None if spec.default is MISSING else spec.default
+        found[name] = own.get(spec.name) if fixed is None else fixed
+    return {name: found[name] for name in options_for(kind, config) if found[name] is not None}
 
 
 def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:

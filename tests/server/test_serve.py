@@ -155,11 +155,31 @@ def test_it_says_what_there_is(served: Served) -> None:
     assert found["models"][0]["can"] == ["continue", "generate", "resynth", "detect"]
     assert "temperature" in found["options"]["continue"]
     assert not {"input", "output", "plot", "num-samples", "speaker"} & {*found["options"]["resynth"]}
+    assert [found["defaults"][name].get("duration") for name in ("continue", "generate", "resynth")] == [7, 10, None]
+    assert found["defaults"]["continue"]["temperature"] == [0.9, 0.9, 0.7]
+    assert "seed" not in found["defaults"]["generate"]  # random
+    assert all(found["defaults"][name].keys() <= set(found["options"][name]) for name in found["options"])
+    assert "max-pause" not in found["options"]["generate"]  # this model does not know its pauses
     assert found["limits"]["max_seconds"] == 20
     assert served.ask("GET", "/healthz").json == {"status": "ok", "token": False}
     page = served.ask("GET", "/")
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
     assert not [name for name in page.headers if name.startswith("access-control")]
+
+
+def test_pauses_are_limited(pausing: Bundle, served: Served) -> None:
+    with serve(pausing) as limited:
+        found = limited.ask("GET", "/v1/models").json
+        assert [found["defaults"][name].get("max-pause") for name in ("continue", "generate", "resynth")] == [
+            *(1.5, 1.5),
+            None,
+        ]
+        made = {
+            pause: limited.ask("POST", f"/v1/generate?{HOW}&max-pause={pause}").body for pause in ("0.1", "1.5", "inf")
+        }
+        assert limited.ask("POST", f"/v1/generate?{HOW}").body == made["1.5"]
+    assert not np.array_equal(samples(made["0.1"]), samples(made["inf"]))
+    assert np.array_equal(samples(made["inf"]), samples(served.ask("POST", f"/v1/generate?{HOW}").body))
 
 
 @pytest.mark.parametrize(
