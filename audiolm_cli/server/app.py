@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from audiolm_cli import __version__, models
 from audiolm_cli.audio.encoding import FORMATS
@@ -117,14 +118,11 @@ class Service:
             gone.cancel()
 
         async def all_of_it() -> AsyncIterator[bytes]:
-            try:
-                yield beginning
-                async for data in received:
-                    yield data
-            finally:
-                job.drop()
+            yield beginning
+            async for data in received:
+                yield data
 
-        return StreamingResponse(all_of_it(), media_type=media, headers={**SAFE, **headers})
+        return Streamed(job, all_of_it(), media_type=media, headers={**SAFE, **headers})
 
     async def models(self, http: Http) -> Response:
         config, spec = self.bundle.config, self.bundle.config.tokens
@@ -157,6 +155,20 @@ class Service:
 
     async def health(self, http: Http) -> Response:
         return JSONResponse({"status": "ok", "token": self.token}, headers=SAFE)
+
+
+class Streamed(StreamingResponse):
+    """A job's bytes. However the response ends, even before it begins, nobody reads them afterwards."""
+
+    def __init__(self, job: Job, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.drop()
 
 
 async def _gone(http: Http) -> None:

@@ -176,8 +176,11 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         self.started = True
-        with anyio.fail_after(STALL_SECONDS):
-            await self._send(message)
+        try:
+            with anyio.fail_after(STALL_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientDisconnect from None
 
     async def refuse(self, error: RefusedError) -> None:
         """Responds with an error, and closes the connection if more of the request would arrive."""

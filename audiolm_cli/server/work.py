@@ -57,10 +57,11 @@ class Turns:
 
 class Job:
     """Work for one client; `received` yields its bytes in the event loop. The work may call `pause` at any time, which
-    lets others take their turns and returns for how long, in seconds."""
+    lets others take their turns and returns for how long, in seconds. `done` is called once the work has ended and
+    nobody reads its bytes any more, since until then they take up memory."""
 
     def __init__(self, work: Callable[[Job], Iterator[bytes]], turns: Turns, done: Callable[[Job], None]):
-        self.work, self.turns, self.done, self.dropped = work, turns, done, False
+        self.work, self.turns, self.done, self.working, self.dropped = work, turns, done, True, False
         self.loop, self.items = asyncio.get_running_loop(), asyncio.Queue[bytes | Exception | None]()
         self.future: Future[None] | None = None
         self.since, self.slice = 0.0, FIRST
@@ -95,7 +96,7 @@ class Job:
             last = error.with_traceback(None)  # the traceback would keep the output in memory
         finally:
             self.turns.give()
-            self.done(self)
+            self._end(working=False)
         self.say(last)
 
     def made(self) -> Generator[bytes, None, None]:
@@ -106,9 +107,14 @@ class Job:
             self.loop.call_soon_threadsafe(self.items.put_nowait, item)
 
     def drop(self) -> None:
-        """Ends the work at its next pause, or before it begins."""
+        """Ends the work at its next pause, or before it begins: nobody reads any more."""
         self.dropped = True
-        if self.future and self.future.cancel():
+        cancelled = self.future is not None and self.future.cancel()
+        self._end(working=self.working and not cancelled)
+
+    def _end(self, working: bool) -> None:
+        self.working = working
+        if self.dropped and not working:
             self.done(self)
 
     async def received(self) -> AsyncIterator[bytes]:

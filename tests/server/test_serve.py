@@ -196,6 +196,7 @@ def test_pauses_are_limited(pausing: Bundle, served: Served) -> None:
         ("/v1/generate", b"{", "application/json", 400, "not JSON"),
         ("/v1/generate", b"[" * 100000, "application/json", 400, "not JSON"),
         ("/v1/generate", b"[]", "application/json", 400, "not a JSON object"),
+        ("/v1/generate", b" " * 300_000, "application/json", 413, "options take 256 kB at most"),
         ("/v1/generate", b'{"seed": null}', "application/json", 400, "seed: must not be null"),
         ("/v1/generate", b"--x", "multipart/form-data; boundary=y", 400, ""),
         ("/v1/generate?duration=-1", b"", "", 400, "duration: must be above 0"),
