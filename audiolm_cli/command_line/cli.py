@@ -313,6 +313,7 @@ def serve(ctx: typer.Context, *, serving: ServerOptions) -> None:
                 offline=serving.offline,
                 say=console.hearer,
             )
+            server.read(loaded)
         server.run(loaded, serving, console, listener)
 
 

@@ -68,6 +68,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise OutputError(f"--host {host} --port {port}: cannot listen there: {error}") from None
 
 
+def read(bundle: Backend) -> None:
+    """Reads all weights, which happens on first use otherwise: no client waits for them, and damage shows at once."""
+    for part in ("codec", "tokenizer", "stages", "detector", "model"):  # of either kind of model
+        getattr(bundle, part, None)
+
+
 def make(bundle: Backend, serving: ServerOptions, console: Console) -> Server:
     """A server for a model, not yet running."""
     workshop = Workshop(serving.streams, serving.queue)

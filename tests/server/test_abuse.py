@@ -20,6 +20,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from audiolm_cli import pipeline
+from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.native import decode
 from audiolm_cli.server import app, asked, guard, run
@@ -201,6 +202,12 @@ def test_uploads_that_wait_to_be_decoded_are_counted(served: Served, monkeypatch
     monkeypatch.setattr(asked, "WAITING", 0)
     answer = served.ask("POST", "/v1/continue?duration=0.2", wav(), content_type="audio/wav")
     refused(answer, 429, "too many requests are waiting")
+
+
+def test_weights_are_read_before_the_first_request(tiny_bundle: Path) -> None:
+    fresh = bundles.load(str(tiny_bundle), device="cpu")
+    run.read(fresh)
+    assert {"codec", "tokenizer", "semantic", "coarse", "fine", "detector"} <= vars(fresh).keys()
 
 
 def test_what_is_given_up_leaves_no_memory(tiny: Bundle, monkeypatch: Any) -> None:
