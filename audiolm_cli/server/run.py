@@ -76,7 +76,8 @@ def read(bundle: Backend) -> None:
 
 def make(bundle: Backend, serving: ServerOptions, console: Console) -> Server:
     """A server for a model, not yet running."""
-    workshop = Workshop(serving.streams, serving.queue)
+    # torch's engine uses all threads, and its buffers, for one output; the kernel uses one thread
+    workshop = Workshop(serving.streams, serving.queue, serving.threads if bundle.kernel == "native" else 1)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the console reports instead
     config = uvicorn.Config(
         app(bundle, serving, workshop, console.say), http=Connection, ws="none", lifespan="on", log_config=None,

@@ -1,8 +1,8 @@
-"""Schedules many clients on one processor: running jobs take turns, others queue, and those of departed clients end.
+"""Schedules many clients: running jobs take turns, others queue, and those of departed clients end.
 
-Each job has a thread, and one thread works at a time; it hands over within a stage, after `SLICE` seconds. A job's
-first turn lasts until its first sound, up to `FIRST` seconds: shared, that time would delay everybody's first sound.
-Outputs do not depend on the other jobs, which share nothing.
+Each job has a thread, and as many threads work at a time as there are processors for them; a thread hands over within a
+stage, after `SLICE` seconds. A job's first turn lasts until its first sound, up to `FIRST` seconds: shared, that time
+would delay everybody's first sound. Outputs do not depend on the other jobs, which share nothing but weights.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class _DroppedError(Exception):
 
 
 class Turns:
-    """A lock that goes to whoever has waited longest for it."""
+    """A lock for `places` holders at a time that goes to whoever has waited longest for it."""
 
-    def __init__(self) -> None:
-        self._guard, self._taken = threading.Lock(), False
+    def __init__(self, places: int) -> None:
+        self._guard, self._free = threading.Lock(), places
         self.waiting: collections.deque[threading.Event] = collections.deque()
 
     def take(self) -> None:
         with self._guard:
-            if not self._taken:
-                self._taken = True
+            if self._free:
+                self._free -= 1
                 return
             mine = threading.Event()
             self.waiting.append(mine)
@@ -52,7 +52,7 @@ class Turns:
             if self.waiting:
                 self.waiting.popleft().set()  # handed over without being released
             else:
-                self._taken = False
+                self._free += 1
 
 
 class Job:
@@ -129,11 +129,11 @@ class Job:
 
 
 class Workshop:
-    """Runs up to `streams` jobs at a time; up to `queue` more wait."""
+    """Runs up to `streams` jobs, `at_once` of them at the same moment; up to `queue` more wait."""
 
-    def __init__(self, streams: int, queue: int):
+    def __init__(self, streams: int, queue: int, at_once: int = 1):
         self.pool = ThreadPoolExecutor(streams, "audiolm-serve")
-        self.turns, self.places, self.jobs, self.closing = Turns(), streams + queue, set[Job](), False
+        self.turns, self.places, self.jobs, self.closing = Turns(at_once), streams + queue, set[Job](), False
 
     def check(self) -> None:
         """Raises BusyError or ClosingError if no job can begin."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import shutil
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.command_line import cli
 from audiolm_cli.command_line.arguments import ServerOptions
 from audiolm_cli.errors import UsageError
+from audiolm_cli.server.work import Job, Workshop
 from tests.helpers import ROOT
 from tests.helpers.server import Answer, Served, form, serve
 from tests.test_pipeline import noise
@@ -80,8 +86,9 @@ def test_answers_are_what_the_command_line_makes(served: Served, written: dict[s
     assert np.array_equal(np.frombuffer(answer.body, "<i2"), written["resynth"])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 def test_clients_at_the_same_time_get_the_same(
-    served: Served, written: dict[str, np.ndarray], monkeypatch: Any
+    tiny: Bundle, written: dict[str, np.ndarray], monkeypatch: Any, threads: int
 ) -> None:
     for slice in ("SLICE", "FIRST"):
         monkeypatch.setattr(f"audiolm_cli.server.work.{slice}", 0.0)  # takes turns at every report
@@ -90,21 +97,60 @@ def test_clients_at_the_same_time_get_the_same(
         "generate": (f"/v1/generate?{HOW}", None, ""),
         "new": (f"/v1/continue?{HOW}&continuation-only=true&top-k=20,10,5", wav(), "application/octet-stream"),
     }
-    made: dict[tuple[str, int], Answer] = {}
+    with serve(tiny, streams=3, threads=threads) as served, ThreadPoolExecutor(6) as clients:
 
-    def ask(name: str, number: int) -> None:
-        path, body, media = asked[name]
-        made[name, number] = served.ask("POST", path, body, **({"content_type": media} if media else {}))
+        def ask(name: str) -> Answer:
+            path, body, media = asked[name]
+            return served.ask("POST", path, body, **({"content_type": media} if media else {}))
 
-    threads = [threading.Thread(target=ask, args=(name, number)) for number in range(2) for name in asked]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 6
-    for (name, _), answer in made.items():
-        assert np.array_equal(samples(answer.body), written[name])
-    assert not served.workshop.jobs
+        names = list(asked) * 2
+        for name, answer in zip(names, clients.map(ask, names), strict=True):
+            assert np.array_equal(samples(answer.body), written[name])
+        assert not served.workshop.jobs
+
+
+def test_as_many_work_at_a_time_as_there_are_threads() -> None:
+    working, most, guard = 0, 0, threading.Lock()
+
+    def work(job: Job) -> Iterator[bytes]:
+        nonlocal working, most
+        for _ in range(5):
+            with guard:
+                working += 1
+                most = max(most, working)
+            time.sleep(0.01)
+            with guard:
+                working -= 1
+            job.pause()
+        yield b"done"
+
+    async def check() -> None:
+        workshop = Workshop(streams=4, queue=0, at_once=2)
+        received = [workshop.begin(work).received() for _ in range(4)]
+        for each in received:
+            assert [data async for data in each] == [b"done"]
+        workshop.close()
+
+    asyncio.run(check())
+    assert most == 2
+
+
+def test_who_comes_later_and_asks_for_less_is_served_while_others_run(served: Served, monkeypatch: Any) -> None:
+    paths = {
+        name: f"/v1/generate?duration={seconds}&seed={seconds}&format=s16le"
+        for name, seconds in (("long", 20), ("short", 1))
+    }
+    alone = {name: served.ask("POST", path).body for name, path in paths.items()}
+    assert len(alone["long"]) == 2 * 20 * 16000
+    monkeypatch.setattr("audiolm_cli.server.work.SLICE", 0.01)
+    with contextlib.closing(served.connect()) as connection:
+        connection.request("POST", paths["long"])
+        response = connection.getresponse()
+        beginning = response.read(1000)
+        assert served.ask("POST", paths["short"]).body == alone["short"]
+        (still,) = served.workshop.jobs
+        assert still.working
+        assert beginning + response.read() == alone["long"]
 
 
 def test_tokens_and_timings_come_as_json(served: Served, written: dict[str, np.ndarray]) -> None:
