@@ -69,8 +69,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def read(bundle: Backend) -> None:
-    """Reads all weights, which happens on first use otherwise: no client waits for them, and damage shows at once."""
-    for part in ("codec", "tokenizer", "stages", "detector", "model"):  # of either kind of model
+    """Reads all files, which happens on first use otherwise: no client waits for them, and damage shows at once."""
+    for part in ("identity", "codec", "tokenizer", "stages", "detector", "model"):  # of either kind of model
         getattr(bundle, part, None)
 
 
