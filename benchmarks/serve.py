@@ -176,13 +176,15 @@ def main() -> None:
     parser.add_argument("--clients", default="1,4,16,64", help="how many ask at the same time")
     parser.add_argument("--seconds", type=float, default=7.0, help="of new sound in each answer")
     parser.add_argument("--streams", type=int, default=4, help="that are made in turns")
+    parser.add_argument("--threads", type=int, default=1, help="of which each makes an output at a time")
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--processes", type=int, default=3, help="calls of a process each, beside it")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of good and bad requests")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     figures: dict[str, Any] = {"clients": {}}
-    with serving("-m", args.model, "--streams", args.streams, "--queue", args.queue) as server:
+    how = ("--streams", args.streams, "--threads", args.threads, "--queue", args.queue)
+    with serving("-m", args.model, *how) as server:
         load(server, 1, 1.0)  # warm
         for clients in filter(None, args.clients.split(",")):
             row = figures["clients"][clients] = load(server, int(clients), args.seconds)

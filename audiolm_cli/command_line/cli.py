@@ -316,6 +316,7 @@ def serve(ctx: typer.Context, *, server_options: ServerOptions) -> None:
                 offline=server_options.offline,
                 say=console.hearer,
             )
+            server.read(loaded)
         server.run(loaded, server_options, console, listener)
 
 

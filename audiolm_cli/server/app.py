@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from audiolm_cli import __version__, models
 from audiolm_cli.audio.encoding import FORMATS
@@ -50,11 +51,11 @@ UPLOADS = {"continue": ("audio",), "generate": (), "resynth": ("audio", "speaker
 class Service:
     """A loaded model and the workshop that runs its requests."""
 
-    def __init__(self, bundle: Backend, serving: ServerOptions, workshop: Workshop):
-        self.bundle, self.workshop, self.most = bundle, workshop, float(serving.max_seconds)
-        self.limits = {"max_seconds": serving.max_seconds, "max_megabytes": serving.max_megabytes}
+    def __init__(self, bundle: Backend, server_options: ServerOptions, workshop: Workshop):
+        self.bundle, self.workshop, self.most = bundle, workshop, float(server_options.max_seconds)
+        self.limits = {"max_seconds": server_options.max_seconds, "max_megabytes": server_options.max_megabytes}
         self.reader = asked.Reader(self.most)
-        self.token = serving.token is not None
+        self.token = server_options.token is not None
         self.can = [*REQUESTS, "detect"] if isinstance(bundle, Bundle) else list(models.SERVED)
 
     async def sampled(self, http: Http, command: str) -> Response:
@@ -117,14 +118,11 @@ class Service:
             gone.cancel()
 
         async def all_of_it() -> AsyncIterator[bytes]:
-            try:
-                yield beginning
-                async for data in received:
-                    yield data
-            finally:
-                job.drop()
+            yield beginning
+            async for data in received:
+                yield data
 
-        return StreamingResponse(all_of_it(), media_type=media, headers={**SAFE, **headers})
+        return Streamed(job, all_of_it(), media_type=media, headers={**SAFE, **headers})
 
     async def models(self, http: Http) -> Response:
         config, spec = self.bundle.config, self.bundle.config.tokens
@@ -144,14 +142,33 @@ class Service:
             "prompt_seconds": config.prompt_seconds,
             "sampling": vars(config.sampling),
         }
-        options = {name: sorted([*asked.known(REQUESTS[name]), "format"]) for name in REQUESTS if name in self.can}
+        kinds = {name: kind for name, kind in REQUESTS.items() if name in self.can}
         limits = {**self.limits, "formats": list(FORMATS)}
-        return JSONResponse(
-            {"version": __version__, "models": [model], "options": options, "limits": limits}, headers=SAFE
-        )
+        found = {
+            "version": __version__,
+            "models": [model],
+            "options": {name: asked.options_for(kind, config) for name, kind in kinds.items()},
+            "defaults": {name: asked.defaults_for(kind, config) for name, kind in kinds.items()},
+            "limits": limits,
+        }
+        return JSONResponse(found, headers=SAFE)
 
     async def health(self, http: Http) -> Response:
         return JSONResponse({"status": "ok", "token": self.token}, headers=SAFE)
+
+
+class Streamed(StreamingResponse):
+    """A job's bytes. However the response ends, even before it begins, nobody reads them afterwards."""
+
+    def __init__(self, job: Job, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.drop()
 
 
 async def _gone(http: Http) -> None:
@@ -175,9 +192,9 @@ def _page() -> Response:
     return Response(text, media_type="text/html", headers={**SAFE, "content-security-policy": policy})
 
 
-def app(bundle: Backend, serving: ServerOptions, workshop: Workshop, say: Callable[[str], None]) -> Guard:
+def app(bundle: Backend, server_options: ServerOptions, workshop: Workshop, say: Callable[[str], None]) -> Guard:
     """The ASGI application that serves a loaded model."""
-    service = Service(bundle, serving, workshop)
+    service = Service(bundle, server_options, workshop)
 
     def posted(command: str) -> Callable[[Http], Awaitable[Response]]:
         async def endpoint(http: Http) -> Response:
@@ -201,4 +218,4 @@ def app(bundle: Backend, serving: ServerOptions, workshop: Workshop, say: Callab
         Route("/healthz", service.health),
         Route("/", page),
     ]
-    return Guard(Router(routes, redirect_slashes=False, lifespan=lifespan), serving, say)
+    return Guard(Router(routes, redirect_slashes=False, lifespan=lifespan), server_options, say)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import IO, Any, TypeVar
 
 import anyio
@@ -21,17 +22,20 @@ from starlette.requests import Request as Http
 
 from audiolm_cli import checks
 from audiolm_cli.audio import files
-from audiolm_cli.audio.encoding import check_format
+from audiolm_cli.audio.encoding import FORMATS, check_format
 from audiolm_cli.audio.files import Recording
+from audiolm_cli.backend import Settings
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.errors import UsageError
 from audiolm_cli.request import Request
 from audiolm_cli.server.guard import RefusedError
+from audiolm_cli.server.work import BusyError
 
 SOUNDS = ("audio", "speaker")  # a form's files
 RAW = ("audio/", "video/", "application/octet-stream", "application/ogg")  # media types of sound as the body
 FIELDS, FIELD_BYTES = 64, 4096  # of a form
-DECODING = 2  # uploads at a time
+OPTION_BYTES = FIELDS * FIELD_BYTES  # of a JSON object
+DECODING, WAITING = 2, 16  # uploads that are decoded at a time, and that may wait for it
 
 Kind = TypeVar("Kind", bound=Request)
 
@@ -76,11 +80,13 @@ async def asked(http: Http, sounds: Iterable[str]) -> AsyncIterator[Asked]:
             if size:
                 found.sounds[allowed[0]] = file
         elif media == "application/json" and not allowed:
-            for option in _object(await http.body()).items():
+            for option in _object(await _options(http)).items():
                 found.option(*option)
-        elif await http.body():
+        else:
             accepted = "audio/*, application/octet-stream or multipart/form-data" if allowed else "application/json"
-            raise RefusedError(415, f"a body of {media[:100]!a} is not accepted; send {accepted}")
+            async for data in http.stream():
+                if data:
+                    raise RefusedError(415, f"a body of {media[:100]!a} is not accepted; send {accepted}")
         yield found
 
 
@@ -89,6 +95,16 @@ def _unbuffered(upload: UploadFile) -> IO[bytes]:
     spooled.rollover()  # to disk: decoding needs a file descriptor
     spooled.flush()
     return os.fdopen(os.dup(spooled.fileno()), "rb", buffering=0)
+
+
+async def _options(http: Http) -> bytes:
+    """The body, which holds nothing but options. Raises RefusedError."""
+    found = b""
+    async for data in http.stream():
+        found += data
+        if len(found) > OPTION_BYTES:
+            raise RefusedError(413, f"options take {OPTION_BYTES >> 10} kB at most")
+    return found
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -104,6 +120,22 @@ def _object(data: bytes) -> dict[str, Any]:
 def known(kind: type[Request]) -> dict[str, Any]:
     """The options open to clients, by name."""
     return {name.replace("_", "-"): spec for name, spec in kind.options_in_memory().items()}
+
+
+def options_for(kind: type[Request], config: Settings) -> list[str]:
+    """The options that a model serves, `format` included."""
+    return sorted({*known(kind), "format"} - (set() if config.pause_tokens else {"max-pause"}))
+
+
+def defaults_for(kind: type[Request], config: Settings) -> dict[str, Any]:
+    """The defaults of these options, the command's or the model's; those without one are left out."""
+    pause = config.pause_limit if math.isfinite(config.pause_limit) else None
+    own = {**vars(config.sampling), "prompt_seconds": config.prompt_seconds, "max_pause": pause}
+    found: dict[str, Any] = {"format": FORMATS[0]}
+    for name, spec in known(kind).items():
+        fixed = None if spec.default is MISSING else spec.default
+        found[name] = own.get(spec.name) if fixed is None else fixed
+    return {name: found[name] for name in options_for(kind, config) if found[name] is not None}
 
 
 def request(kind: type[Kind], options: dict[str, Any], most: float) -> Kind:
@@ -137,7 +169,9 @@ class Reader:
         self.most, self.limiter = most, anyio.CapacityLimiter(DECODING)
 
     async def read(self, file: IO[bytes], name: str, rate: int) -> Recording:
-        """Decodes an upload. Raises InputError, and TooLongError beyond `most` seconds."""
+        """Decodes an upload. Raises InputError, TooLongError beyond `most` seconds, and BusyError."""
+        if self.limiter.statistics().tasks_waiting >= WAITING:
+            raise BusyError
         work: Callable[[], Recording] = lambda: files.read_file(file, name, rate, most=self.most)  # noqa: E731
         return await to_thread.run_sync(work, limiter=self.limiter)
 

@@ -70,8 +70,8 @@ def refused(error: Exception) -> RefusedError:
 class Guard:
     """ASGI middleware that lets allowed requests through. `say` gets unexpected errors."""
 
-    def __init__(self, app: App, serving: ServerOptions, say: Callable[[str], None]):
-        self.app, self.serving, self.say, self.arriving = app, serving, say, 0
+    def __init__(self, app: App, server_options: ServerOptions, say: Callable[[str], None]):
+        self.app, self.server_options, self.say, self.arriving = app, server_options, say, 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,7 +98,7 @@ class Guard:
     def check(self, path: str, headers: Headers) -> None:
         """Raises RefusedError for a request without access."""
         host = headers.get("host", "")
-        if not known_host(host, {self.serving.host, *(self.serving.allow_host or [])}):
+        if not known_host(host, {self.server_options.host, *(self.server_options.allow_host or [])}):
             raise RefusedError(403, f"the host {host[:100]!a} is not allowed: --allow-host NAME allows it")
         for origin in headers.getlist("origin"):
             if origin.partition("://")[2].lower() == host.lower():
@@ -106,9 +106,9 @@ class Guard:
             raise RefusedError(403, f"pages of {origin[:100]!a} may not ask this server")
         if path not in OPEN and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise RefusedError(403, "pages of other sites may not ask this server")
-        if self.serving.token is not None and path not in OPEN:
+        if self.server_options.token is not None and path not in OPEN:
             given = headers.get("authorization", "")
-            expected = f"Bearer {self.serving.token}"
+            expected = f"Bearer {self.server_options.token}"
             if not hmac.compare_digest(given.encode("latin-1"), expected.encode("latin-1")):
                 raise RefusedError(
                     401, "needs the header Authorization: Bearer TOKEN", **{"www-authenticate": "Bearer"}
@@ -132,7 +132,7 @@ class Exchange:
 
     def __init__(self, guard: Guard, receive: Receive, send: Send):
         self.guard, self._receive, self._send = guard, receive, send
-        self.started, self.complete, self.bytes, self.most = False, False, 0, guard.serving.max_megabytes << 20
+        self.started, self.complete, self.bytes, self.most = False, False, 0, guard.server_options.max_megabytes << 20
         self.until = time.monotonic() + BODY_SECONDS
         self.counted = False
 
@@ -156,7 +156,7 @@ class Exchange:
         self.guard.arriving, self.counted = self.guard.arriving - self.counted, False
 
     def _too_large(self) -> RefusedError:
-        return RefusedError(413, f"a request has {self.guard.serving.max_megabytes} MB at most")
+        return RefusedError(413, f"a request has {self.guard.server_options.max_megabytes} MB at most")
 
     async def receive(self) -> Message:
         if self.complete:
@@ -176,8 +176,11 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         self.started = True
-        with anyio.fail_after(STALL_SECONDS):
-            await self._send(message)
+        try:
+            with anyio.fail_after(STALL_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientDisconnect from None
 
     async def refuse(self, error: RefusedError) -> None:
         """Responds with an error, and closes the connection if more of the request would arrive."""

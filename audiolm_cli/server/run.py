@@ -68,21 +68,30 @@ def listen(host: str, port: int) -> socket.socket:
         raise OutputError(f"--host {host} --port {port}: cannot listen there: {error}") from None
 
 
-def make(bundle: Backend, serving: ServerOptions, console: Console) -> Server:
+def read(bundle: Backend) -> None:
+    """Reads all files, which happens on first use otherwise: no client waits for them, and damage shows at once."""
+    for part in ("identity", "codec", "tokenizer", "stages", "detector", "model"):  # of either kind of model
+        getattr(bundle, part, None)
+
+
+def make(bundle: Backend, server_options: ServerOptions, console: Console) -> Server:
     """A server for a model, not yet running."""
-    workshop = Workshop(serving.streams, serving.queue)
+    # torch's engine uses all threads, and its buffers, for one output; the kernel uses one thread
+    workshop = Workshop(
+        server_options.streams, server_options.queue, server_options.threads if bundle.kernel == "native" else 1
+    )
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the console reports instead
     config = uvicorn.Config(
-        app(bundle, serving, workshop, console.say), http=Connection, ws="none", lifespan="on", log_config=None,
+        app(bundle, server_options, workshop, console.say), http=Connection, ws="none", lifespan="on", log_config=None,
         access_log=False, proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )  # fmt: skip
     return Server(config, workshop)
 
 
-def run(bundle: Backend, serving: ServerOptions, console: Console, listener: socket.socket) -> None:
+def run(bundle: Backend, server_options: ServerOptions, console: Console, listener: socket.socket) -> None:
     """Serves a model until Ctrl-C or SIGTERM; a second signal also ends the requests in progress."""
-    server = make(bundle, serving, console)
+    server = make(bundle, server_options, console)
     host, port = listener.getsockname()[:2]
     console.note(f"serves {bundle.config.name} at http://{f'[{host}]' if ':' in host else host}:{port} until Ctrl-C")
     gc.freeze()  # the loaded model stays: collections skip it, so they are fast and can be frequent

@@ -1,8 +1,8 @@
-"""Schedules many clients on one processor: running jobs take turns, others queue, and those of departed clients end.
+"""Schedules many clients: running jobs take turns, others queue, and those of departed clients end.
 
-Each job has a thread, and one thread works at a time; it hands over within a stage, after `SLICE` seconds. A job's
-first turn lasts until its first sound, up to `FIRST` seconds: shared, that time would delay everybody's first sound.
-Outputs do not depend on the other jobs, which share nothing.
+Each job has a thread, and as many threads work at a time as there are processors for them; a thread hands over within a
+stage, after `SLICE` seconds. A job's first turn lasts until its first sound, up to `FIRST` seconds: shared, that time
+would delay everybody's first sound. Outputs do not depend on the other jobs, which share nothing but weights.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class _DroppedError(Exception):
 
 
 class Turns:
-    """A lock that goes to whoever has waited longest for it."""
+    """A lock for `places` holders at a time that goes to whoever has waited longest for it."""
 
-    def __init__(self) -> None:
-        self._guard, self._taken = threading.Lock(), False
+    def __init__(self, places: int) -> None:
+        self._guard, self._free = threading.Lock(), places
         self.waiting: collections.deque[threading.Event] = collections.deque()
 
     def take(self) -> None:
         with self._guard:
-            if not self._taken:
-                self._taken = True
+            if self._free:
+                self._free -= 1
                 return
             mine = threading.Event()
             self.waiting.append(mine)
@@ -52,15 +52,16 @@ class Turns:
             if self.waiting:
                 self.waiting.popleft().set()  # handed over without being released
             else:
-                self._taken = False
+                self._free += 1
 
 
 class Job:
     """Work for one client; `received` yields its bytes in the event loop. The work may call `pause` at any time, which
-    lets others take their turns and returns for how long, in seconds."""
+    lets others take their turns and returns for how long, in seconds. `done` is called once the work has ended and
+    nobody reads its bytes any more, since until then they take up memory."""
 
     def __init__(self, work: Callable[[Job], Iterator[bytes]], turns: Turns, done: Callable[[Job], None]):
-        self.work, self.turns, self.done, self.dropped = work, turns, done, False
+        self.work, self.turns, self.done, self.working, self.dropped = work, turns, done, True, False
         self.loop, self.items = asyncio.get_running_loop(), asyncio.Queue[bytes | Exception | None]()
         self.future: Future[None] | None = None
         self.since, self.slice = 0.0, FIRST
@@ -95,7 +96,7 @@ class Job:
             last = error.with_traceback(None)  # the traceback would keep the output in memory
         finally:
             self.turns.give()
-            self.done(self)
+            self._end(working=False)
         self.say(last)
 
     def made(self) -> Generator[bytes, None, None]:
@@ -106,9 +107,14 @@ class Job:
             self.loop.call_soon_threadsafe(self.items.put_nowait, item)
 
     def drop(self) -> None:
-        """Ends the work at its next pause, or before it begins."""
+        """Ends the work at its next pause, or before it begins: nobody reads any more."""
         self.dropped = True
-        if self.future and self.future.cancel():
+        cancelled = self.future is not None and self.future.cancel()
+        self._end(working=self.working and not cancelled)
+
+    def _end(self, working: bool) -> None:
+        self.working = working
+        if self.dropped and not working:
             self.done(self)
 
     async def received(self) -> AsyncIterator[bytes]:
@@ -123,11 +129,11 @@ class Job:
 
 
 class Workshop:
-    """Runs up to `streams` jobs at a time; up to `queue` more wait."""
+    """Runs up to `streams` jobs, `at_once` of them at the same moment; up to `queue` more wait."""
 
-    def __init__(self, streams: int, queue: int):
+    def __init__(self, streams: int, queue: int, at_once: int = 1):
         self.pool = ThreadPoolExecutor(streams, "audiolm-serve")
-        self.turns, self.places, self.jobs, self.closing = Turns(), streams + queue, set[Job](), False
+        self.turns, self.places, self.jobs, self.closing = Turns(at_once), streams + queue, set[Job](), False
 
     def check(self) -> None:
         """Raises BusyError or ClosingError if no job can begin."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,14 @@ from tests.helpers.server import Served, serve
 def tiny(tiny_bundle: Path) -> bundles.Bundle:
     torch.set_num_threads(1)
     return bundles.load(str(tiny_bundle), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pausing(tiny: bundles.Bundle) -> bundles.Bundle:
+    """The same model, which knows the tokens of its pauses and limits them."""
+    made = copy.copy(tiny)
+    made.config = dataclasses.replace(tiny.config, pause_tokens=tuple(range(8)), max_pause=1.5)
+    return made
 
 
 @pytest.fixture(scope="session")

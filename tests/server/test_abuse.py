@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import signal
@@ -11,15 +12,19 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from audiolm_cli import pipeline
+from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.native import decode
-from audiolm_cli.server import guard, run
+from audiolm_cli.server import app, asked, guard, run
+from audiolm_cli.server.work import BusyError, Job, Workshop
 from tests.helpers import ROOT
 from tests.helpers.server import Served, serve
 from tests.server.test_serve import refused, wav
@@ -136,6 +141,73 @@ def test_who_goes_away_frees_the_place(tiny: Bundle) -> None:
         with listening(served, "/v1/generate?duration=600&seed=1&format=flac") as third:
             third.settimeout(0.01)  # before the first sound is there
         served.until(lambda: not served.workshop.jobs)
+
+
+def test_who_reads_nothing_is_given_up(tiny: Bundle, monkeypatch: Any, capfd: Any) -> None:
+    monkeypatch.setattr(guard, "STALL_SECONDS", 0.2)
+    with serve(tiny, streams=1, queue=0) as served:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", served.port))
+            connection.sendall(
+                head("/v1/generate?duration=600&seed=1", content_length=0, accept="application/x-ndjson")
+            )
+            served.until(lambda: served.workshop.jobs)
+            served.until(lambda: not served.workshop.jobs, 120)
+        assert served.ask("POST", "/v1/generate?duration=0.2").status == 200
+    assert capfd.readouterr().err == ""  # it is no defect of the server
+
+
+def test_what_was_made_keeps_its_place_until_it_is_read() -> None:
+    async def check() -> None:
+        workshop = Workshop(streams=1, queue=0)
+        job = workshop.begin(lambda job: iter([b"some", b"sound"]))
+        assert job.future is not None
+        await asyncio.wrap_future(job.future)
+        with pytest.raises(BusyError):
+            workshop.check()
+        assert [data async for data in job.received()] == [b"some", b"sound"]
+        workshop.check()
+        workshop.close()
+
+    asyncio.run(check())
+
+
+def test_a_response_that_cannot_begin_ends_its_work() -> None:
+    def endless(job: Job) -> Iterator[bytes]:
+        while True:
+            job.pause()
+            time.sleep(0.001)
+
+    async def send(message: Any) -> None:
+        raise ClientDisconnect
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def check() -> None:
+        workshop = Workshop(streams=1, queue=0)
+        job = workshop.begin(endless)
+        with pytest.raises(ClientDisconnect):
+            await app.Streamed(job, job.received())({"type": "http"}, receive, send)
+        assert job.future is not None
+        await asyncio.wait_for(asyncio.wrap_future(job.future), 10)
+        workshop.check()
+        workshop.close()
+
+    asyncio.run(check())
+
+
+def test_uploads_that_wait_to_be_decoded_are_counted(served: Served, monkeypatch: Any) -> None:
+    monkeypatch.setattr(asked, "WAITING", 0)
+    answer = served.ask("POST", "/v1/continue?duration=0.2", wav(), content_type="audio/wav")
+    refused(answer, 429, "too many requests are waiting")
+
+
+def test_weights_are_read_before_the_first_request(tiny_bundle: Path) -> None:
+    fresh = bundles.load(str(tiny_bundle), device="cpu")
+    run.read(fresh)
+    assert {"codec", "tokenizer", "semantic", "coarse", "fine", "detector"} <= vars(fresh).keys()
 
 
 def test_what_is_given_up_leaves_no_memory(tiny: Bundle, monkeypatch: Any) -> None:

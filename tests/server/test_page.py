@@ -53,8 +53,9 @@ def page(browser: Browser, served: Served) -> Browser:
 
 
 def fill(page: Browser, **values: str) -> None:
+    """`values` have _ for -."""
     for name, value in values.items():
-        page.run("document.getElementById(arguments[0]).value = arguments[1]", name, value)
+        page.run("document.getElementById(arguments[0]).value = arguments[1]", name.replace("_", "-"), value)
 
 
 def made(page: Browser) -> tuple[str, np.ndarray]:
@@ -110,6 +111,29 @@ def test_a_sound_is_continued_heard_and_kept(page: Browser, served: Served, tmp_
     if os.environ.get("AUDIOLM_PICTURE"):
         page.picture(Path(os.environ["AUDIOLM_PICTURE"]))
     assert page.errors() == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_fields_are_the_options_of_the_command_with_its_defaults(browser: Browser, pausing: Any) -> None:
+    with serve(pausing, max_seconds=20) as served:
+        page = opened(browser, served)
+        page.until("return options")
+        shown = {}
+        for command in ("continue", "resynth", "generate"):
+            page.click(f"input[value={command}]")
+            shown[command] = page.run("""return Object.fromEntries([...document.querySelectorAll('.grid input')]
+              .filter(it => it.offsetParent).map(it => [it.id, it.placeholder]))""")
+        sampling = {"seed": "random", "temperature": "0.9,0.9,0.7"}
+        assert shown == {
+            "continue": {"duration": "7", "max-pause": "1.5", **sampling},
+            "resynth": sampling,
+            "generate": {"duration": "10", "max-pause": "1.5", **sampling},
+        }
+        fill(page, duration="0.4", max_pause="0.1", seed="3")
+        _, sound = made(page)
+        answer = served.ask("POST", "/v1/generate?duration=0.4&max-pause=0.1&seed=3")
+        assert np.array_equal(sound, soundfile.read(io.BytesIO(answer.body), dtype="int16")[0])
 
 
 @needs_chromium

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import shutil
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.command_line import cli
 from audiolm_cli.command_line.arguments import ServerOptions
 from audiolm_cli.errors import UsageError
+from audiolm_cli.server.work import Job, Workshop
 from tests.helpers import ROOT
 from tests.helpers.server import Answer, Served, form, serve
 from tests.test_pipeline import noise
@@ -80,8 +86,9 @@ def test_answers_are_what_the_command_line_makes(served: Served, written: dict[s
     assert np.array_equal(np.frombuffer(answer.body, "<i2"), written["resynth"])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 def test_clients_at_the_same_time_get_the_same(
-    served: Served, written: dict[str, np.ndarray], monkeypatch: Any
+    tiny: Bundle, written: dict[str, np.ndarray], monkeypatch: Any, threads: int
 ) -> None:
     for slice in ("SLICE", "FIRST"):
         monkeypatch.setattr(f"audiolm_cli.server.work.{slice}", 0.0)  # takes turns at every report
@@ -90,21 +97,60 @@ def test_clients_at_the_same_time_get_the_same(
         "generate": (f"/v1/generate?{HOW}", None, ""),
         "new": (f"/v1/continue?{HOW}&continuation-only=true&top-k=20,10,5", wav(), "application/octet-stream"),
     }
-    made: dict[tuple[str, int], Answer] = {}
+    with serve(tiny, streams=3, threads=threads) as served, ThreadPoolExecutor(6) as clients:
 
-    def ask(name: str, number: int) -> None:
-        path, body, media = asked[name]
-        made[name, number] = served.ask("POST", path, body, **({"content_type": media} if media else {}))
+        def ask(name: str) -> Answer:
+            path, body, media = asked[name]
+            return served.ask("POST", path, body, **({"content_type": media} if media else {}))
 
-    threads = [threading.Thread(target=ask, args=(name, number)) for number in range(2) for name in asked]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 6
-    for (name, _), answer in made.items():
-        assert np.array_equal(samples(answer.body), written[name])
-    assert not served.workshop.jobs
+        names = list(asked) * 2
+        for name, answer in zip(names, clients.map(ask, names), strict=True):
+            assert np.array_equal(samples(answer.body), written[name])
+        assert not served.workshop.jobs
+
+
+def test_as_many_work_at_a_time_as_there_are_threads() -> None:
+    working, most, guard = 0, 0, threading.Lock()
+
+    def work(job: Job) -> Iterator[bytes]:
+        nonlocal working, most
+        for _ in range(5):
+            with guard:
+                working += 1
+                most = max(most, working)
+            time.sleep(0.01)
+            with guard:
+                working -= 1
+            job.pause()
+        yield b"done"
+
+    async def check() -> None:
+        workshop = Workshop(streams=4, queue=0, at_once=2)
+        received = [workshop.begin(work).received() for _ in range(4)]
+        for each in received:
+            assert [data async for data in each] == [b"done"]
+        workshop.close()
+
+    asyncio.run(check())
+    assert most == 2
+
+
+def test_who_comes_later_and_asks_for_less_is_served_while_others_run(served: Served, monkeypatch: Any) -> None:
+    paths = {
+        name: f"/v1/generate?duration={seconds}&seed={seconds}&format=s16le"
+        for name, seconds in (("long", 20), ("short", 1))
+    }
+    alone = {name: served.ask("POST", path).body for name, path in paths.items()}
+    assert len(alone["long"]) == 2 * 20 * 16000
+    monkeypatch.setattr("audiolm_cli.server.work.SLICE", 0.01)
+    with contextlib.closing(served.connect()) as connection:
+        connection.request("POST", paths["long"])
+        response = connection.getresponse()
+        beginning = response.read(1000)
+        assert served.ask("POST", paths["short"]).body == alone["short"]
+        (still,) = served.workshop.jobs
+        assert still.working
+        assert beginning + response.read() == alone["long"]
 
 
 def test_tokens_and_timings_come_as_json(served: Served, written: dict[str, np.ndarray]) -> None:
@@ -155,11 +201,31 @@ def test_it_says_what_there_is(served: Served) -> None:
     assert found["models"][0]["can"] == ["continue", "generate", "resynth", "detect"]
     assert "temperature" in found["options"]["continue"]
     assert not {"input", "output", "plot", "num-samples", "speaker"} & {*found["options"]["resynth"]}
+    assert [found["defaults"][name].get("duration") for name in ("continue", "generate", "resynth")] == [7, 10, None]
+    assert found["defaults"]["continue"]["temperature"] == [0.9, 0.9, 0.7]
+    assert "seed" not in found["defaults"]["generate"]  # random
+    assert all(found["defaults"][name].keys() <= set(found["options"][name]) for name in found["options"])
+    assert "max-pause" not in found["options"]["generate"]  # this model does not know its pauses
     assert found["limits"]["max_seconds"] == 20
     assert served.ask("GET", "/healthz").json == {"status": "ok", "token": False}
     page = served.ask("GET", "/")
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
     assert not [name for name in page.headers if name.startswith("access-control")]
+
+
+def test_pauses_are_limited(pausing: Bundle, served: Served) -> None:
+    with serve(pausing) as limited:
+        found = limited.ask("GET", "/v1/models").json
+        assert [found["defaults"][name].get("max-pause") for name in ("continue", "generate", "resynth")] == [
+            *(1.5, 1.5),
+            None,
+        ]
+        made = {
+            pause: limited.ask("POST", f"/v1/generate?{HOW}&max-pause={pause}").body for pause in ("0.1", "1.5", "inf")
+        }
+        assert limited.ask("POST", f"/v1/generate?{HOW}").body == made["1.5"]
+    assert not np.array_equal(samples(made["0.1"]), samples(made["inf"]))
+    assert np.array_equal(samples(made["inf"]), samples(served.ask("POST", f"/v1/generate?{HOW}").body))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +242,7 @@ def test_it_says_what_there_is(served: Served) -> None:
         ("/v1/generate", b"{", "application/json", 400, "not JSON"),
         ("/v1/generate", b"[" * 100000, "application/json", 400, "not JSON"),
         ("/v1/generate", b"[]", "application/json", 400, "not a JSON object"),
+        ("/v1/generate", b" " * 300_000, "application/json", 413, "options take 256 kB at most"),
         ("/v1/generate", b'{"seed": null}', "application/json", 400, "seed: must not be null"),
         ("/v1/generate", b"--x", "multipart/form-data; boundary=y", 400, ""),
         ("/v1/generate?duration=-1", b"", "", 400, "duration: must be above 0"),
