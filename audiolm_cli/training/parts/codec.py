@@ -9,11 +9,11 @@ points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Hal
 quantizers (quantizer dropout), so that every prefix can be decoded. --decoder-only freezes encoder and codebooks, so
 that codes stay valid, also for language models trained on them.
 
---noise gives that decoder noise to shape. A reconstruction loss alone would have it removed: the best guess of a noise's
-spectrum has none. So each step decodes twice, with different noise, and the loss is the generalised energy distance
-(Gritsenko et al., 2020, arXiv 2008.01160), whose minimum has the spread of the recordings: the distances of both from
-the recording, less that between them. That holds between words; in words, where noise would only blur what the codes say, the
-loss stays a reconstruction's.
+--noise gives that decoder noise to shape. A reconstruction loss would have it removed: the best guess of a noise's
+spectrum has none. So each step decodes twice, with different noise, and between words the loss is the generalised
+energy distance (Gritsenko et al., 2020, arXiv 2008.01160), whose minimum has the spread of the recordings: the
+distances of both from the recording, less that between them. In words noise would blur what the codes say, so the loss
+stays a reconstruction's.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class MelLoss(nn.Module):
         loss = wanted.new_zeros(())
         for window, _ in random.sample(MEL_SCALES, scales):
             banks = self.get_buffer(f"banks_{window}")
-            mels = (self.magnitudes(audio, window) @ banks for audio in (wanted, got))
-            loss = loss + self.distance(*mels, window).mean()
+            a, b = (self.magnitudes(audio, window) @ banks for audio in (wanted, got))
+            loss = loss + self.distance(a, b, window).mean()
         return loss / scales
 
     def energy(self, wanted: Tensor, first: Tensor, second: Tensor, quiet: Tensor, scales: int) -> Tensor:
-        """The distance from `wanted` of `first` and `second`, `[B, T]`, two draws of the decoder; where `quiet` (`[B, T]`,
-        0 to 1), as a generalised energy distance."""
+        """The distance from `wanted` of two draws of the decoder, `first` and `second`, `[B, T]`; where `quiet` (`[B,
+        T]`, 0 to 1), as a generalised energy distance."""
         loss = wanted.new_zeros(())
         for window, _ in random.sample(MEL_SCALES, scales):
             banks = self.get_buffer(f"banks_{window}")
@@ -218,14 +218,20 @@ def levelled(corpus: Corpus, starts: np.ndarray, samples: int, rng: np.random.Ge
     return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (len(starts), 1)).astype(np.float32)).clamp(-1, 1)
 
 
-def reconstruction_loss(audio: Tensor, got: Tensor, mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of reconstructed audio `[B, T]`, and its two parts: mel distance over three scales, and waveform."""
-    figures = {"mel": mel(audio, got, SCALES), "waveform": (audio - got).abs().mean()}
-    return WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"], figures
+def reconstructions(codec: SoundStream, latents: Tensor, rng: np.random.Generator) -> list[Tensor]:
+    """What latents are decoded to, `[B, T]`: once, or with a decoder that shapes noise twice, each with other noise."""
+    if codec.decoder.noise is None:
+        return [codec.reconstruct(latents)]
+    return [codec.reconstruct(latents, int(first)) for first in rng.choice(NOISE_FRAMES, 2, replace=False)]
 
 
-def energy_loss(audio: Tensor, first: Tensor, second: Tensor, mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same of two draws with different noise, and in quiet parts as an energy distance."""
+def reconstruction_loss(audio: Tensor, made: list[Tensor], mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of `reconstructions` of audio `[B, T]`, and its two parts: mel distance over three scales, and waveform.
+    With two of them it is, in quiet parts, an energy distance."""
+    if len(made) == 1:
+        figures = {"mel": mel(audio, made[0], SCALES), "waveform": (audio - made[0]).abs().mean()}
+        return WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"], figures
+    first, second = made
     quiet = quietness(audio)
     apart = (audio - first).abs() + (audio - second).abs() - quiet * (first - second).abs()
     figures = {"energy": mel.energy(audio, first, second, quiet, SCALES), "waveform": 0.5 * apart.mean()}
@@ -341,15 +347,14 @@ def main() -> None:
             kept = kept_quantizers(args.batch, tokens.quantizers).to(device)
             update = not args.decoder_only
             latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)
-        draws = [0] if codec.decoder.noise is None else rng.choice(NOISE_FRAMES, 2, replace=False)
         with trainer.autocast():
-            got, *other = (codec.reconstruct(latents, int(first)) for first in draws)
-        loss, figures = (energy_loss if other else reconstruction_loss)(audio, got, *other, mel)
+            made = reconstructions(codec, latents, rng)
+        loss, figures = reconstruction_loss(audio, made, mel)
         loss, figures["commitment"] = loss + COMMITMENT_WEIGHT * commitment, commitment
         if discriminators:
             with trainer.autocast():
-                figures["discriminators"] = discriminators.learn(audio, got)
-                figures["adversarial"], figures["features"] = discriminators.nets.generator_loss(audio, got)
+                figures["discriminators"] = discriminators.learn(audio, made[0])
+                figures["adversarial"], figures["features"] = discriminators.nets.generator_loss(audio, made[0])
             loss = loss + ADVERSARIAL_WEIGHT * figures["adversarial"] + FEATURE_WEIGHT * figures["features"]
             trainer.extra["discriminators"] = discriminators.state()
         trainer.update(loss, figures)
