@@ -78,6 +78,7 @@ class SpectralConfig:
     encoder_blocks: int = bounded(1, 64, default=5)
     decoder_blocks: int = bounded(1, 64, default=7)
     latent: int = bounded(1, 1024, default=64)
+    noise: bool = False  # the decoder also shapes noise, which codes cannot hold
 
 
 @dataclass(frozen=True)

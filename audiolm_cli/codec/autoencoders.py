@@ -8,9 +8,11 @@ by `delay` samples; `flush` returns the last `delay` samples.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from audiolm_cli.audio.mel import hann
 from audiolm_cli.config import SpectralConfig, WaveformConfig
 
 State = dict[nn.Module, Any]  # what each layer keeps of the past; empty at the start of a recording
+NOISE_FRAMES = 499  # after which the noise repeats, 10 s
 
 
 class CausalConv(nn.Module):
@@ -96,10 +99,28 @@ class SpectralEncoder(nn.Module):
         return self.output(self.norm(x))
 
 
+@functools.cache
+@torch.inference_mode(False)  # cached: a tensor made in inference mode could not be used in training
+def noise_spectra(size: int, hop: int, device: torch.device) -> Tensor:
+    """STFT frames of white noise that repeats after NOISE_FRAMES hops, of unit variance in each bin: `complex64
+    [NOISE_FRAMES, size // 2 + 1]`. The samples come from a hash of their index (splitmix64), so that they are the same
+    with every version of every library."""
+    mixed = np.arange(1, NOISE_FRAMES * hop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    uniform = (mixed ^ (mixed >> np.uint64(31))).astype(np.float64) / 2.0**63 - 1
+    noise = torch.from_numpy((uniform * math.sqrt(3)).astype(np.float32)).to(device)
+    window = hann(size, device)
+    frames = torch.cat([noise, noise[: size - hop]]).unfold(-1, size, hop) * window
+    return torch.fft.rfft(frames / window.square().sum().sqrt())
+
+
 class SpectralDecoder(nn.Module):
     """Latents -> ConvNeXt blocks -> magnitude and phase -> overlapping frames of four hops, each centred on its hop.
 
-    Sample t is complete once frame t // hop + 2 has been added: the look-ahead is 2 frames, the delay 1.5 hops.
+    Sample t is complete once frame t // hop + 2 has been added: the look-ahead is 2 frames, the delay 1.5 hops. With
+    `noise`, the network also predicts the magnitude of noise in each bin, which is added. The noise belongs to the
+    frame's number: the same codes give the same audio.
     """
 
     lookahead = 2  # frames
@@ -112,14 +133,22 @@ class SpectralDecoder(nn.Module):
         self.blocks = nn.ModuleList(ConvNeXtBlock(config.width) for _ in range(config.decoder_blocks))
         self.norm = nn.LayerNorm(config.width)
         self.output = nn.Linear(config.width, self.size + 2)
+        self.noise = nn.Linear(config.width, self.size // 2 + 1) if config.noise else None
 
     def forward(self, latents: Tensor, state: State) -> Tensor:
         x = self.input(latents)
         for block in self.blocks:
             x = block(x, state)
-        magnitude, phase = self.output(self.norm(x)).float().chunk(2, -1)
+        x = self.norm(x)
+        magnitude, phase = self.output(x).float().chunk(2, -1)
         magnitude = magnitude.clamp(max=6).exp()
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        if self.noise is not None:
+            first, count = state.get(self.noise, 0), x.shape[1]
+            noise = noise_spectra(self.size, self.hop, x.device)
+            chosen = (first + torch.arange(count, device=x.device)) % len(noise)
+            spectrum = spectrum + self.noise(x).float().clamp(max=6).exp() * noise[chosen]
+            state[self.noise] = first + count
         window = hann(self.size, x.device)
         frames = torch.fft.irfft(spectrum, n=self.size) * window
         power = window.square().expand(1, x.shape[1], self.size)
@@ -187,7 +216,7 @@ class WaveformEncoder(nn.Module):
 class WaveformDecoder(nn.Module):
     """SoundStream's decoder, mirroring the encoder; no look-ahead, no delay."""
 
-    lookahead, delay = 0, 0
+    lookahead, delay, noise = 0, 0, None
 
     def __init__(self, config: WaveformConfig):
         super().__init__()

@@ -87,9 +87,10 @@ class SoundStream(nn.Module):
         decoding = Decoding(self)
         return torch.cat([*decoding.push(codes, tell), decoding.finish()], -1)
 
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        """Latents `[B, F, D]` -> audio `[B, F * hop]` in one piece, for training."""
-        state = State()
+    def reconstruct(self, latents: Tensor, first: int = 0) -> Tensor:
+        """Latents `[B, F, D]` -> audio `[B, F * hop]` in one piece, for training. A decoder with noise takes that of
+        the frame `first` and those that follow."""
+        state = State() if self.decoder.noise is None else State({self.decoder.noise: first})
         audio = self.decoder(latents, state)
         return (
             torch.cat([audio, self.decoder.flush(state)], -1)[:, self.decoder.delay :] if self.decoder.delay else audio

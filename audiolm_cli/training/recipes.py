@@ -21,7 +21,8 @@ class Recipe:
     codec_kind: str = ""  # "spectral" or "waveform"; the preset's by default
     from_codec: str = ""  # bundle whose codec training continues from
     codec: float = 61.0  # minutes
-    decoder: float = 17.0  # minutes, against discriminators
+    decoder: float = 17.0  # minutes of the decoder alone, against discriminators
+    noise: bool = False  # instead with noise to shape, without discriminators
     teacher: str = ""  # Whisper model that teaches the tokenizer; none: masked prediction
     vocabulary: int = 0  # semantic tokens; the preset's number by default
     tokenizer: float = 44.0  # minutes
@@ -48,8 +49,8 @@ TRAININGS = ("codec", "decoder", "tokenizer", "coarse", "fine", "semantic")  # i
 
 RECIPES = {
     "speech": Recipe(
-        "speech", codec=90, decoder=16, teacher="base", tokenizer=150, passes=3, read_hours=30, semantic=170,
-        coarse=300, fine=40,
+        "speech", codec=90, decoder=60, noise=True, teacher="base", tokenizer=150, passes=3, read_hours=30,
+        semantic=170, coarse=300, fine=40,
     ),
     "piano": Recipe("piano", "piano", from_codec="weights/speech", quantizers=6, prompt_seconds=4.0),
     "tiny": Recipe("tiny"),
@@ -64,7 +65,10 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     kinds = {"str": str, "Domain": str, "float": float, "int": int}
     for field in fields(Recipe):
         name = field.name.replace("_", "-")
-        group.add_argument(f"--{name}", type=kinds[str(field.type)], default=argparse.SUPPRESS)
+        if field.type == "bool":
+            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        else:
+            group.add_argument(f"--{name}", type=kinds[str(field.type)], default=argparse.SUPPRESS)
 
 
 def chosen(args: argparse.Namespace) -> Recipe:

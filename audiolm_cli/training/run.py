@@ -50,10 +50,11 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
         read = [["audiolm_cli.training.corpora.synthetic", *what]]
     stages = [stage for stage in DROPOUT if stage != "fine" or not recipe.quantizers]
     coarse, model = {"coarse": given("--coarse", recipe.quantizers)}, ["--model", str(args.out)]
+    decoder = ["--windows", "--noise", "--rate", "4e-4"] if recipe.noise else ["--rate", "3e-4"]
     warm = ["--warm-start"] if recipe.from_codec else []
     parts = [
         train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *warm),
-        train("codec", "decoder", "--decoder-only", "--rate", "3e-4"),
+        train("codec", "decoder", "--decoder-only", *decoder),
         *read,
         tokenizer,
         tokenize,

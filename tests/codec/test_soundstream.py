@@ -1,17 +1,19 @@
-"""Both kinds of SoundStream: causal, piecewise equal to one piece, every prefix of the quantizers decodable."""
+"""All kinds of SoundStream: causal, piecewise equal to one piece, every prefix of the quantizers decodable."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from audiolm_cli.codec.autoencoders import SpectralDecoder, State
+from audiolm_cli.codec.autoencoders import NOISE_FRAMES, SpectralDecoder, State, noise_spectra
 from audiolm_cli.codec.soundstream import PIECE_FRAMES, Decoding, SoundStream
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig
 
 SPEC = TokenSpec(codebook_size=32)
 KINDS: dict[str, SpectralConfig | WaveformConfig] = {
     "spectral": SpectralConfig(width=32, encoder_blocks=2, decoder_blocks=2, latent=8),
+    "noise": SpectralConfig(width=32, encoder_blocks=2, decoder_blocks=2, latent=8, noise=True),
     "waveform": WaveformConfig(encoder_channels=3, decoder_channels=3, latent=8),
 }
 
@@ -137,3 +139,28 @@ def test_a_batch_is_decoded_as_each_alone(codec: SoundStream) -> None:
     assert together.shape == (3, 70 * codec.hop)
     for audio, code in zip(together, codes, strict=True):
         assert (audio - codec.decode(code[None])[0]).abs().max() < 1e-4
+
+
+def test_the_noise_is_white_and_the_same_everywhere() -> None:
+    spectra = noise_spectra(1280, 320, torch.device("cpu"))
+    power = spectra.abs().square()
+    assert spectra.shape == (NOISE_FRAMES, 641)
+    assert power[:, 1:-1].mean(0).sub(1).abs().max() < 0.4  # 4 overlapping frames see much the same
+    assert power.mean() == pytest.approx(1, abs=0.01)
+    assert power.mean(1).sub(1).abs().max() < 0.25
+    again = noise_spectra.__wrapped__(4, 2, torch.device("cpu"))[0]  # from the first samples of the hash alone
+    first = np.array([0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC], np.float64)
+    window = np.hanning(5)[:4]
+    expected = np.fft.rfft((first / 2**63 - 1) * np.sqrt(3) * window / np.sqrt(np.square(window).sum()))
+    assert np.abs(again.numpy() - expected).max() < 1e-6
+
+
+def test_noise_belongs_to_the_frame() -> None:
+    """The same codes give the same sound; a frame later they do not."""
+    torch.manual_seed(1)
+    codec = SoundStream(KINDS["noise"], SPEC).eval()
+    latents = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        here, again, later = (codec.reconstruct(latents, first) for first in (7, 7 + NOISE_FRAMES, 8))
+    assert torch.equal(here, again)
+    assert (here - later).abs().max() > 0.01

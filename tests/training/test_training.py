@@ -281,6 +281,19 @@ def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Pa
     assert {int(moments["step"]) for moments in after.values()} == {state["step"] + 2}
 
 
+def test_a_decoder_gets_noise_and_codes_stay_valid(data: Path, copied: Path) -> None:
+    part = copied / "runs" / "parts" / "codec.safetensors"
+    before = load_file(part)
+    common = ("--data", data, "--runs", copied / "runs", "--device", "cpu", "--decoder-only", "--windows", "--noise")
+    shutil.rmtree(copied / "runs" / "decoder")
+    run("audiolm_cli.training.parts.codec", *common, "--minutes", 3, "--batch", 2)
+    after = load_file(part)
+    assert bundle.read_about(part)["config"]["noise"]
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(("encoder", "quantizer")))
+    assert after["decoder.noise.weight"].any()
+    assert {"energy", "waveform"} <= log(copied / "runs", "decoder")[0].keys()
+
+
 def test_processes_share_the_recordings_among_them(data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_tokens(copied / "runs", "train")[0]
     shutil.rmtree(copied / "runs" / "tokens")

@@ -58,14 +58,15 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
         trainer = fitting.trainer
         for step in trainer:
             begin()
-            wanted = crops(train, CROPS, size, np.random.default_rng((plan.seed, step))).to(plan.device)
+            rng = np.random.default_rng((plan.seed, step))
+            wanted = crops(train, CROPS, size, rng).to(plan.device)
             with torch.no_grad():
                 kept = parts.kept_quantizers(CROPS, codes.shape[1]).to(plan.device)
                 latents = codec.encoder(wanted, {}).float()
                 latents, _ = quantizer(codec.quantizer.codebooks, latents, kept, update=False)
             with trainer.autocast():
-                got = codec.reconstruct(latents)
-            trainer.update(*parts.reconstruction_loss(wanted, got, mel))
+                made = parts.reconstructions(codec, latents, rng)
+            trainer.update(*parts.reconstruction_loss(wanted, made, mel))
             if trainer.due():
                 trainer.keep_best(validated(), "mel_all")
         return trainer.keep_best(validated(), "mel_all", finished=True)

@@ -2,11 +2,18 @@
 
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--recipe tiny]
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 20 [--resume] --decoder-only
+    python -m audiolm_cli.training.parts.codec --data DATA --minutes 40 [--resume] --decoder-only --windows --noise
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
 points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
 quantizers (quantizer dropout), so that every prefix can be decoded. --decoder-only freezes encoder and codebooks, so
 that codes stay valid, also for language models trained on them.
+
+--noise gives that decoder noise to shape. A reconstruction loss would have it removed: the best guess of a noise's
+spectrum has none. So each step decodes twice, with different noise, and between words the loss is the generalised
+energy distance (Gritsenko et al., 2020, arXiv 2008.01160), whose minimum has the spread of the recordings: the
+distances of both from the recording, less that between them. In words noise would blur what the codes say, so the loss
+stays a reconstruction's.
 """
 
 from __future__ import annotations
@@ -26,10 +33,12 @@ from audiolm_cli.audio.mel import mel_filters
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, save_part
 from audiolm_cli.codebook import nearest
+from audiolm_cli.codec.autoencoders import NOISE_FRAMES
 from audiolm_cli.codec.soundstream import SoundStream
 from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
+from audiolm_cli.training.measures.pauses import between_words
 from audiolm_cli.training.parts.discriminators import Discriminators
 from audiolm_cli.training.parts.kmeans import kmeans
 from audiolm_cli.training.recipes import RECIPES
@@ -43,6 +52,10 @@ MEL_SCALES = ((64, 6), (128, 12), (256, 28), (512, 64), (1024, 112), (2048, 160)
 SCALES = 3  # of these in a step
 WAVEFORM_WEIGHT, COMMITMENT_WEIGHT = 6.0, 0.25
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 0.1, 0.5
+LINEAR_WEIGHT = 2.0  # of log magnitudes bin by bin, which tell noise from a pattern, beside mel bands
+LEVEL_WINDOW = 640  # samples
+BELOW_SPEECH, ALWAYS_QUIET = 25.0, -48.0  # dB below the loudest part of a crop; dB of full scale
+NOISE_START = -6.0  # log magnitude: far below a quiet room
 MAGNITUDE_WEIGHT = 2.0  # beside the log magnitudes; without it loud parts stay blurred: PESQ-wb 1.72 instead of above 2
 
 
@@ -55,19 +68,56 @@ class MelLoss(nn.Module):
             self.register_buffer(f"banks_{window}", mel_filters(window // 2 + 1, bins, rate))
             self.register_buffer(f"window_{window}", torch.hann_window(window))
 
-    def mel(self, audio: Tensor, window: int) -> Tensor:
+    def magnitudes(self, audio: Tensor, window: int) -> Tensor:
+        """`[B, frames, window // 2 + 1]`"""
         shape = self.get_buffer(f"window_{window}")
         spectrum = torch.stft(audio, window, window // 4, window, shape, return_complex=True)
-        size = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
-        return size.transpose(1, 2) @ self.get_buffer(f"banks_{window}")
+        return torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt().transpose(1, 2)
+
+    def distance(self, a: Tensor, b: Tensor, window: int) -> Tensor:
+        """Of two mel spectrograms `[B, frames, bins]`: `[B, frames]`."""
+        return MAGNITUDE_WEIGHT * (a - b).abs().mean(-1) + _log_distance(a, b, window)
 
     def forward(self, wanted: Tensor, got: Tensor, scales: int = len(MEL_SCALES)) -> Tensor:
         loss = wanted.new_zeros(())
         for window, _ in random.sample(MEL_SCALES, scales):
-            a, b = self.mel(wanted, window), self.mel(got, window)
-            floor = 1e-5 * window  # about -94 dB of full scale
-            loss = loss + MAGNITUDE_WEIGHT * (a - b).abs().mean() + ((a + floor) / (b + floor)).log().abs().mean()
+            banks = self.get_buffer(f"banks_{window}")
+            a, b = (self.magnitudes(audio, window) @ banks for audio in (wanted, got))
+            loss = loss + self.distance(a, b, window).mean()
         return loss / scales
+
+    def energy(self, wanted: Tensor, first: Tensor, second: Tensor, quiet: Tensor, scales: int) -> Tensor:
+        """The distance from `wanted` of two draws of the decoder, `first` and `second`, `[B, T]`; where `quiet` (`[B,
+        T]`, 0 to 1), as a generalised energy distance."""
+        loss = wanted.new_zeros(())
+        for window, _ in random.sample(MEL_SCALES, scales):
+            banks = self.get_buffer(f"banks_{window}")
+            sizes = [self.magnitudes(audio, window) for audio in (wanted, first, second)]
+            mels = [size @ banks for size in sizes]
+            share = _least(quiet, window, sizes[0].shape[1])
+            for a, b, weight in ((0, 1, 0.5), (0, 2, 0.5), (1, 2, -0.5 * share)):
+                linear = share * _log_distance(sizes[a], sizes[b], window)
+                loss = loss + (weight * (self.distance(mels[a], mels[b], window) + LINEAR_WEIGHT * linear)).mean()
+        return loss / scales
+
+
+def _least(quiet: Tensor, window: int, frames: int) -> Tensor:
+    """The least of `[B, T]` in each of the frames of a spectrogram, `[B, frames]`."""
+    padded = F.pad(quiet[:, None], (window // 2, window // 2), value=1.0)
+    return -F.max_pool1d(-padded, window, window // 4)[:, 0, :frames]
+
+
+def quietness(audio: Tensor) -> Tensor:
+    """Where `[B, T]` is far below the loudest part of an item, as between words: 0 to 1, `[B, T]`."""
+    power = F.avg_pool1d(audio.square()[:, None], LEVEL_WINDOW, 1, LEVEL_WINDOW // 2)[:, 0, : audio.shape[-1]]
+    level = 10 * power.clamp(min=0).add(1e-10).log10()
+    limit = (level.amax(-1, keepdim=True) - BELOW_SPEECH).clamp(min=ALWAYS_QUIET)
+    return torch.sigmoid((limit - level) / 2)
+
+
+def _log_distance(a: Tensor, b: Tensor, window: int) -> Tensor:
+    floor = 1e-5 * window  # about -94 dB of full scale
+    return ((a + floor) / (b + floor)).log().abs().mean(-1)
 
 
 class CodebookTrainer(nn.Module):
@@ -168,10 +218,24 @@ def levelled(corpus: Corpus, starts: np.ndarray, samples: int, rng: np.random.Ge
     return torch.from_numpy(audio * rng.uniform(0.3, 1.3, (len(starts), 1)).astype(np.float32)).clamp(-1, 1)
 
 
-def reconstruction_loss(audio: Tensor, got: Tensor, mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of reconstructed audio `[B, T]`, and its two parts: mel distance over three scales, and waveform."""
-    figures = {"mel": mel(audio, got, SCALES), "waveform": (audio - got).abs().mean()}
-    return WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"], figures
+def reconstructions(codec: SoundStream, latents: Tensor, rng: np.random.Generator) -> list[Tensor]:
+    """What latents are decoded to, `[B, T]`: once, or with a decoder that shapes noise twice, each with other noise."""
+    if codec.decoder.noise is None:
+        return [codec.reconstruct(latents)]
+    return [codec.reconstruct(latents, int(first)) for first in rng.choice(NOISE_FRAMES, 2, replace=False)]
+
+
+def reconstruction_loss(audio: Tensor, made: list[Tensor], mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of `reconstructions` of audio `[B, T]`, and its two parts: mel distance over three scales, and waveform.
+    With two of them it is, in quiet parts, an energy distance."""
+    if len(made) == 1:
+        figures = {"mel": mel(audio, made[0], SCALES), "waveform": (audio - made[0]).abs().mean()}
+        return WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"], figures
+    first, second = made
+    quiet = quietness(audio)
+    apart = (audio - first).abs() + (audio - second).abs() - quiet * (first - second).abs()
+    figures = {"energy": mel.energy(audio, first, second, quiet, SCALES), "waveform": 0.5 * apart.mean()}
+    return WAVEFORM_WEIGHT * figures["waveform"] + figures["energy"], figures
 
 
 def kept_quantizers(count: int, quantizers: int) -> Tensor:
@@ -186,6 +250,9 @@ def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, flo
     """Mel distance on fixed validation clips with all and with the coarse quantizers."""
     audio, codes = validation_codes(codec, corpus, round(VALIDATED_SECONDS * RATE))
     figures = {"mel_all": distance(codec, audio, codes, loss), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
+    made = codec.decode(codes).cpu().numpy()
+    for name, sound in (("pauses", made), ("pauses_recorded", audio.cpu().numpy())):
+        figures[name] = round(float(np.nanmean([between_words(clip).of_noise for clip in sound])), 3)
     figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
     return figures
 
@@ -219,6 +286,7 @@ def main() -> None:
         "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
     )
     parser.add_argument("--windows", type=int, nargs="*", default=[1024], help="STFT windows of the discriminators")
+    parser.add_argument("--noise", action="store_true", help="give the decoder noise to shape, with --decoder-only")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a crop")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
@@ -235,11 +303,19 @@ def main() -> None:
         about = read_about(part)
         tokens, before = from_json(TokenSpec, about["tokens"], "tokens"), about["trained"]
         config = codec_config(about["config"])
+    if args.noise:
+        if not (args.decoder_only and isinstance(config, SpectralConfig)):
+            parser.error("--noise is for --decoder-only, and for decoders of spectra")
+        config = dataclasses.replace(config, noise=True)
     train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
     training = CodecTraining(config, tokens)
     codec = training.codec
     if args.decoder_only:
-        codec.load_state_dict({name: tensor.float() for name, tensor in int8.restored(load_file(part)).items()})
+        known = {name: tensor.float() for name, tensor in int8.restored(load_file(part)).items()}
+        if codec.decoder.noise is not None and "decoder.noise.weight" not in known:
+            known["decoder.noise.weight"] = torch.zeros_like(codec.decoder.noise.weight)
+            known["decoder.noise.bias"] = torch.full_like(codec.decoder.noise.bias, NOISE_START)
+        codec.load_state_dict(known)
         codec.encoder.requires_grad_(False)
     else:
         before = warm_start(args, "codec", codec)
@@ -272,13 +348,13 @@ def main() -> None:
             update = not args.decoder_only
             latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)
         with trainer.autocast():
-            got = codec.reconstruct(latents)
-        loss, figures = reconstruction_loss(audio, got, mel)
+            made = reconstructions(codec, latents, rng)
+        loss, figures = reconstruction_loss(audio, made, mel)
         loss, figures["commitment"] = loss + COMMITMENT_WEIGHT * commitment, commitment
         if discriminators:
             with trainer.autocast():
-                figures["discriminators"] = discriminators.learn(audio, got)
-                figures["adversarial"], figures["features"] = discriminators.nets.generator_loss(audio, got)
+                figures["discriminators"] = discriminators.learn(audio, made[0])
+                figures["adversarial"], figures["features"] = discriminators.nets.generator_loss(audio, made[0])
             loss = loss + ADVERSARIAL_WEIGHT * figures["adversarial"] + FEATURE_WEIGHT * figures["features"]
             trainer.extra["discriminators"] = discriminators.state()
         trainer.update(loss, figures)
