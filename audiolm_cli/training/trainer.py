@@ -13,6 +13,7 @@ Each process draws its own crops, gradients are averaged, and only the first pro
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import json
 import math
@@ -108,6 +109,7 @@ class Trainer:
         self.rank, self.device = 0, torch.device(args.device)
         if "WORLD_SIZE" in os.environ:  # started by torchrun
             distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            atexit.register(distributed.destroy_process_group)  # threads that still run at the exit would abort it
             self.rank = distributed.get_rank()
             if args.device == "cuda":
                 self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
