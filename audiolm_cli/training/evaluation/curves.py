@@ -15,8 +15,9 @@ from pathlib import Path
 # part -> its figure's name in the log in training and in validation, and on the axis
 PARTS = {
     "codec": ("mel", "mel_all", "mel distance"),
-    "decoder": ("mel", "mel_all", "mel distance"),
+    "decoder": ("", "pauses", "correlation at 20 ms, quiet parts"),
     "tokenizer": ("masked_loss", "masked_loss", "loss on masked tokens, nats"),
+    "student": ("accuracy_1024", "accuracy_1024", "the teacher's labels found"),
     "semantic": ("bits", "bits", "bits per token"),
     "coarse": ("bits", "bits", "bits per token"),
     "fine": ("bits", "bits", "bits per token"),

@@ -5,8 +5,8 @@ config.json.
         [--other runs/piano_corpus --other-runs runs/piano]
 
 Prints the two thresholds: the 99th percentile of the bits (`likelihood.OodScores`) of prompts from DATA's validation
-split, and half a bit less than their lowest semantic bits. Then, for each corpus in DATA, the share of its prompts
-beyond thresholds from all other corpora; and the share of out-of-distribution prompts, from OTHER, beyond the
+split, and 0.4 bits less than the 1st percentile of their semantic bits. Then, for each corpus in DATA, the share of its
+prompts beyond thresholds from all other corpora; and the share of out-of-distribution prompts, from OTHER, beyond the
 thresholds.
 """
 
@@ -31,7 +31,7 @@ from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.language_models.likelihood import ood_scores
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus
 
-SHARE, BELOW = 0.99, 0.5
+SHARE, BELOW = 0.99, 0.4
 PROMPTS = 600
 
 
@@ -65,7 +65,7 @@ def strange(bundle: Bundle, corpus: Corpus, count: int = PROMPTS) -> np.ndarray:
 
 def limits(found: np.ndarray) -> tuple[float, float]:
     """`familiar_bits` and `familiar_semantic_bits` from the scores of recordings in distribution."""
-    return float(np.quantile(found[:, 0], SHARE)), max(0.0, float(found[:, 1].min()) - BELOW)
+    return float(np.quantile(found[:, 0], SHARE)), max(0.0, float(np.quantile(found[:, 1], 1 - SHARE)) - BELOW)
 
 
 def beyond(found: np.ndarray, limits: tuple[float, float]) -> float:

@@ -40,9 +40,9 @@ def test_prompts_come_from_within_recordings_that_are_long_enough() -> None:
 def test_limits_are_of_both_kinds() -> None:
     found = np.stack([np.linspace(5, 10, 101), np.linspace(3, 4, 101)], 1)
     limits = ood_threshold.limits(found)
-    assert limits == pytest.approx((9.95, 2.5))
+    assert limits == pytest.approx((9.95, 2.61))
     assert ood_threshold.beyond(found, limits) == pytest.approx(1 / 101)
-    assert ood_threshold.beyond(np.array([[7.0, 2.0], [11.0, 3.5], [7.0, 3.0], [6.0, 2.6]]), limits) == 0.5
+    assert ood_threshold.beyond(np.array([[7.0, 2.0], [11.0, 3.5], [7.0, 3.0], [6.0, 2.7]]), limits) == 0.5
 
 
 def test_it_prints_the_limit_and_what_is_above_it(
