@@ -86,8 +86,8 @@ def test_offline_means_no_request(audiolm, hub: FakeHub, prompt: Path) -> None:
 
 
 def test_a_download_that_breaks_off_goes_on(audiolm, hub: FakeHub) -> None:
-    """The embedded bundle: the client writes down what it has in pieces of 10 MB."""
-    hub.repositories["org/tiny"], hub.cut, hub.cuts = ROOT / "weights" / "speech", "codec.safetensors", 1
+    """An embedded bundle: the client writes down pieces of 10 MB, and half of this codec is more."""
+    hub.repositories["org/tiny"], hub.cut, hub.cuts = ROOT / "weights" / "piano", "codec.safetensors", 1
     result = audiolm("models", "pull", "org/tiny")
     assert result.returncode == 0, result.stderr
     assert hub.ranges == ["codec.safetensors from 10485760"]
