@@ -2,10 +2,11 @@
 
     python -m audiolm_cli.training.parts.pause_tokens --model weights/speech --data DATA --runs RUNS
 
-Reads MINUTES of recordings of DATA's validation split, chosen at random. A token's sound is quiet if its level is FAR
-below that of the recording's speech. A token stands for silence if most of its sounds are quiet (SHARE), and if it is
-common enough to tell (LEAST). Prints `{"pause_tokens": [...]}`, as assembly takes it, and on standard error how many of
-the quiet sounds have one of these tokens, and how many of these tokens' sounds are quiet. To add the list to a bundle:
+Reads MINUTES of recordings of DATA's training split, chosen at random: the larger one knows digital silence, too. A
+token's sound is quiet if its level is FAR below that of the recording's speech. A token stands for silence if most of
+its sounds are quiet (SHARE), and if it is common enough to tell (LEAST). Prints `{"pause_tokens": [...]}`, as assembly
+takes it, and on standard error how many of the quiet sounds have one of these tokens, and how many of these tokens'
+sounds are quiet. To add the list to a bundle:
 
     python -m audiolm_cli.training.parts.pause_tokens --model weights/speech --data DATA > pauses.json
     python -m audiolm_cli.training.parts.assemble --unpack --out weights/speech --runs runs/more
@@ -34,7 +35,7 @@ from audiolm_cli.checks import threads
 from audiolm_cli.errors import AudioLMError
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 
-MINUTES = 15.0
+MINUTES = 30.0
 LOUD = 95  # percentile of a recording's levels that counts as its speech's
 FAR = 25.0  # dB
 SHARE, LEAST = 0.6, 10
@@ -90,7 +91,7 @@ def main() -> None:
     try:
         bundle = bundles.load(options.model, device="cpu")
         spec = bundle.config.tokens
-        corpus = load_corpus(options.data, "valid", spec.sample_rate, options.runs / "audio")
+        corpus = load_corpus(options.data, "train", spec.sample_rate, options.runs / "audio")
         recordings = chosen(corpus, options.minutes * 60 * spec.sample_rate)
         long = (samples for samples in recordings if len(samples) >= spec.samples_per_semantic)
         found = find((heard(bundle, samples) for samples in long), spec.semantic_vocabulary)

@@ -52,7 +52,7 @@ def test_it_prints_a_setting_that_assembly_takes(
 ) -> None:
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", rng.uniform(-0.3, 0.3, 160000) * np.repeat([1, 0.001], 80000), 16000)
-    (tmp_path / "manifest.tsv").write_text("path\tsplit\tspeaker\na.wav\tvalid\ta\n")
+    (tmp_path / "manifest.tsv").write_text("path\tsplit\tspeaker\na.wav\ttrain\ta\n")
     arguments = ["--model", tiny_bundle, "--data", tmp_path, "--runs", tmp_path / "runs"]
     monkeypatch.setattr(sys, "argv", ["pauses", *map(str, arguments)])
     pause_tokens.main()
