@@ -62,13 +62,11 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     """Adds the positional argument `recipe`, and an option for each field to override the recipe's value."""
     parser.add_argument("recipe", choices=RECIPES)
     group = parser.add_argument_group("instead of what the recipe has")
-    kinds = {"str": str, "Domain": str, "float": float, "int": int}
+    kinds: dict[str, dict[str, Any]] = {kind.__name__: {"type": kind} for kind in (str, float, int)}
+    kinds |= {"Domain": kinds["str"], "bool": {"action": argparse.BooleanOptionalAction}}
     for field in fields(Recipe):
         name = field.name.replace("_", "-")
-        if field.type == "bool":
-            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
-        else:
-            group.add_argument(f"--{name}", type=kinds[str(field.type)], default=argparse.SUPPRESS)
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, **kinds[str(field.type)])
 
 
 def chosen(args: argparse.Namespace) -> Recipe:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
 import math
 import shutil
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +33,7 @@ from audiolm_cli.training.parts import codec, detector_data, lm, tokenizer
 from audiolm_cli.training.parts.assemble import assemble, unpack
 from audiolm_cli.training.recipes import RECIPES, TRAININGS, Recipe
 from tests.helpers.bundles import write_parts
+from tests.helpers.training import log, run, steps, voice
 
 pytestmark = pytest.mark.slow
 
@@ -58,23 +57,6 @@ def _small() -> Iterator[None]:
             patch.setattr(detector_data, name, value)
         patch.setattr(lm, "validation_bits", functools.partial(lm.validation_bits, batches=1))
         yield
-
-
-def run(module: str, *arguments: object) -> None:
-    """What `python -m module arguments` does, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [module, *map(str, arguments)])
-        importlib.import_module(module).main()
-
-
-def voice(speaker: int, clip: int, seconds: float) -> np.ndarray:
-    """float32 [T]: a harmonic tone at the speaker's pitch whose loudness and brightness change, and some noise."""
-    random = np.random.default_rng(100 * speaker + clip)
-    time = np.arange(round(seconds * 16000)) / 16000
-    pitch = 2 * np.pi * (100 + 30 * speaker) * (time + 0.002 * np.sin(6 * np.pi * time))
-    size = np.interp(5 * time, np.arange(5 * seconds + 1), random.uniform(0, 1, round(5 * seconds) + 1))
-    tone = np.sum([np.sin(n * pitch) / n * size**n for n in range(1, 8)], axis=0)
-    return (0.1 * tone + 0.01 * random.standard_normal(len(time))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +88,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copied"))
-
-
-def steps(folder: Path, name: str) -> int:
-    return trainer.load_checkpoint(folder / name)["step"]
-
-
-def log(folder: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:

@@ -110,7 +110,7 @@ def _least(quiet: Tensor, window: int, frames: int) -> Tensor:
 def quietness(audio: Tensor) -> Tensor:
     """Where `[B, T]` is far below the loudest part of an item, as between words: 0 to 1, `[B, T]`."""
     power = F.avg_pool1d(audio.square()[:, None], LEVEL_WINDOW, 1, LEVEL_WINDOW // 2)[:, 0, : audio.shape[-1]]
-    level = 10 * power.clamp(min=0).add(1e-10).log10()
+    level = 10 * power.add(1e-10).log10()
     limit = (level.amax(-1, keepdim=True) - BELOW_SPEECH).clamp(min=ALWAYS_QUIET)
     return torch.sigmoid((limit - level) / 2)
 
@@ -247,12 +247,13 @@ def kept_quantizers(count: int, quantizers: int) -> Tensor:
 
 @torch.inference_mode()
 def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, float]:
-    """Mel distance on fixed validation clips with all and with the coarse quantizers."""
+    """On fixed validation clips: mel distance with all and with the coarse quantizers, and the correlation of noise in
+    quiet parts (`measures.pauses`), decoded and recorded."""
     audio, codes = validation_codes(codec, corpus, round(VALIDATED_SECONDS * RATE))
-    figures = {"mel_all": distance(codec, audio, codes, loss), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
-    made = codec.decode(codes).cpu().numpy()
-    for name, sound in (("pauses", made), ("pauses_recorded", audio.cpu().numpy())):
-        figures[name] = round(float(np.nanmean([between_words(clip).of_noise for clip in sound])), 3)
+    made = codec.decode(codes)
+    figures = {"mel_all": round(float(loss(audio, made)), 4), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
+    for name, sounds in (("pauses", made), ("pauses_recorded", audio)):
+        figures[name] = round(float(np.nanmean([between_words(clip).of_noise for clip in sounds.cpu().numpy()])), 3)
     figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
     return figures
 
