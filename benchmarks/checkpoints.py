@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 
+from audiolm_cli import native
 from audiolm_cli.config import StageSampling
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.mimi.codec import transformers
 from audiolm_cli.mimi.continuing import item
+from audiolm_cli.mimi.int8 import quantize
 from audiolm_cli.mimi.weights import load_decoder
 from audiolm_cli.public.config import read_config
 from audiolm_cli.public.layout import CODEBOOK_SIZE, FAMILIES, Family, read_layout
@@ -92,15 +94,19 @@ def least(call: Callable[[], object], device: torch.device, runs: int) -> float:
 
 @torch.inference_mode()
 def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    device, int8 = torch.device(options.device), options.dtype == "int8"
+    dtype = torch.float32 if int8 else getattr(torch, options.dtype)
     config = read_config(folder)
     layout = read_layout(folder, config)
     family, quantizers = layout.family, layout.quantizers
     before, frames = options.prompt // quantizers, options.tokens // quantizers
     known = torch.randint(CODEBOOK_SIZE, (quantizers, before), generator=torch.Generator().manual_seed(0))
 
-    ours = load_decoder(folder, config, layout, device, dtype)
-    ours.pack()
+    ours = load_decoder(folder, config, layout, device, torch.bfloat16 if int8 else dtype)
+    if int8:
+        quantize(ours, native.required("--dtype int8"))
+    else:
+        ours.pack()
     numbers = Noise(0, 0, 0).numbers(1, before, frames, 0, quantizers)
     wanted = item(ours, torch.cat([known, known.new_full((quantizers, frames), -1)], 1), numbers)
     sampling = StageSampling(family.temperature, family.top_k, family.top_p)
@@ -135,7 +141,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", help="with int8 transformers has float32")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -227,12 +227,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware multiplies it fast, else float32. Raises UsageError for an unknown name."""
+    """The type of activations. `auto`: bfloat16 where the hardware multiplies it fast, else float32; `int8`, of weights
+    on a CPU: float32. Raises UsageError for an unknown name, and for int8 where the kernel is missing."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name in known:
         return known[name]
+    if name == "int8":
+        if device.type != "cpu":
+            raise UsageError(f"--dtype int8: works on a CPU, not on {device.type}")
+        native.required("--dtype int8")
+        return torch.float32
     if name != "auto":
-        raise UsageError(f"--dtype {name}: use auto, float32 or bfloat16")
+        raise UsageError(f"--dtype {name}: use auto, float32, bfloat16 or int8")
     fast = device.type == "cuda" or (device.type == "cpu" and prefers_bfloat16())
     return torch.bfloat16 if fast else torch.float32
 

@@ -32,6 +32,7 @@ class DType(str, Enum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 class Stage(str, Enum):
@@ -235,7 +236,9 @@ class ServerOptions:
     ] = 600
     max_megabytes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Largest request.")] = 64
     device: Device = "auto"
-    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
+    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models; int8: on a CPU.")] = (
+        DType.auto
+    )
     threads: Threads = 1
     offline: Offline = False
     quiet: Quiet = False
@@ -257,7 +260,9 @@ def _loopback(host: str) -> bool:
 class SamplingRunOptions(RunOptions):
     """`RunOptions`, plus the options for sampling."""
 
-    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models in torch.")] = DType.auto
+    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models; int8: on a CPU.")] = (
+        DType.auto
+    )
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
         BATCH_SIZE
     )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiolm_cli import native
 from audiolm_cli.bundles.bundle import pick_device, pick_dtype
 from audiolm_cli.config import OutputConfig, Sampling, TokenSpec
 from audiolm_cli.console import Tell
@@ -21,6 +22,7 @@ from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.mimi import codec
 from audiolm_cli.mimi.codec import Mimi
 from audiolm_cli.mimi.decoder import CodeDecoder
+from audiolm_cli.mimi.int8 import quantize
 from audiolm_cli.mimi.weights import check_weights, load_decoder
 from audiolm_cli.public.codec import MimiConfig, read_codec_config
 from audiolm_cli.public.config import DecoderConfig, read_config
@@ -78,7 +80,7 @@ class MimiSettings:
 class MimiBackend:
     """A loaded model."""
 
-    kernel, compiled = "torch", False
+    compiled = False
 
     def __init__(
         self, folder: Path, tokenizer: Path, codec_folder: Path, *, name: str, device: str = "auto", dtype: str = "auto"
@@ -89,6 +91,8 @@ class MimiBackend:
         self.folder, self.tokenizer, self.codec_folder = folder, tokenizer, codec_folder
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        self.library = native.required("--dtype int8") if dtype == "int8" else None
+        self.kernel = "native" if self.library else "torch"
         self.revision = folder.name if folder.parent.name == "snapshots" else ""
         self.decoder_config, self.layout, self.codec_config = _read(folder, tokenizer, codec_folder)
         check_weights(folder, self.decoder_config)
@@ -121,8 +125,12 @@ class MimiBackend:
 
     @cached_property
     def model(self) -> CodeDecoder:
-        decoder = load_decoder(self.folder, self.decoder_config, self.layout, self.device, self.dtype)
-        decoder.pack()
+        stored = torch.bfloat16 if self.library else self.dtype
+        decoder = load_decoder(self.folder, self.decoder_config, self.layout, self.device, stored)
+        if self.library:
+            quantize(decoder, self.library)
+        else:
+            decoder.pack()
         return decoder
 
     @cached_property

@@ -62,7 +62,7 @@ class MimiRun(Run):
         """The engine's batch size. On a CPU in float32 it is 1: a single row takes a third of the time of the four to
         which batches would be padded for batch invariance."""
         model = self.bundle.model
-        return 1 if self.bundle.device.type == "cpu" and not model.packed else self.batch_size
+        return 1 if self.bundle.device.type == "cpu" and not (model.packed or model.native) else self.batch_size
 
     def _anchor(self, n: int, frames: int) -> tuple[int, int]:
         """First frame and end of the anchor that stays in front of later windows: the part with the most speech of a

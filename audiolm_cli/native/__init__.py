@@ -29,13 +29,15 @@ class Matrix(Structure):
 
 
 class Norm(Structure):
-    _fields_ = (("weight", POINTER(c_float)), ("bias", POINTER(c_float)))
+    _fields_ = (("weight", POINTER(c_float)), ("bias", POINTER(c_float)), ("epsilon", c_float))
 
 
 class Block(Structure):
     _fields_ = (
         ("attention_norm", Norm),
         ("feedforward_norm", Norm),
+        ("query_norm", Norm),
+        ("key_norm", Norm),
         ("qkv", Matrix),
         ("output", Matrix),
         ("up", Matrix),
@@ -52,8 +54,10 @@ class Model(Structure):
         ("width", c_int32),
         ("heads", c_int32),
         ("kv_heads", c_int32),
+        ("head_width", c_int32),
         ("feedforward", c_int32),
         ("layers", c_int32),
+        ("gated", c_int32),
         ("quantizers", c_int32),
         ("vocabulary", c_int32),
         ("turns", POINTER(c_double)),
@@ -137,6 +141,14 @@ def described() -> str:
     """What decodes on this CPU, in words. Raises UsageError."""
     name = kernel()
     return f"the native kernel ({name}, int8)" if name else "torch"
+
+
+def required(option: str) -> ctypes.CDLL:
+    """The library that decodes on this CPU. Raises UsageError, for an option that needs it, if there is none."""
+    name = kernel()
+    if name is None or (found := library(name)) is None:
+        raise UsageError(f"{option}: needs the native kernel, which is not compiled, or turned off by AUDIOLM_KERNEL")
+    return found
 
 
 @functools.cache

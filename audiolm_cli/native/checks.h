@@ -19,28 +19,30 @@ static inline int good_matrix(const audiolm_matrix *m, int32_t outputs, int32_t 
            m->inputs < inputs + UNROLLED && m->inputs <= MOST_INPUTS;
 }
 
-static inline int good_norm(const audiolm_norm *n) { return n->weight && n->bias; }
+static inline int good_norm(const audiolm_norm *n) { return n->weight && n->epsilon >= 0 && n->epsilon <= 1; }
+
+static inline int good_block(const audiolm_model *m, const audiolm_block *b) {
+    int32_t joined = m->heads * m->head_width, up = m->gated ? 2 * m->feedforward : m->feedforward;
+    return good_norm(&b->attention_norm) && good_norm(&b->feedforward_norm) &&
+           (!b->query_norm.weight || good_norm(&b->query_norm)) && (!b->key_norm.weight || good_norm(&b->key_norm)) &&
+           good_matrix(&b->qkv, joined + 2 * m->kv_heads * m->head_width, m->width) &&
+           good_matrix(&b->output, m->width, joined) && good_matrix(&b->up, up, m->width) &&
+           good_matrix(&b->down, m->width, m->feedforward);
+}
 
 /* What all kinds of models need. */
 static inline int good_stack(const audiolm_model *m) {
     if (m->width < OUTPUTS || m->width > MOST_WIDTH || m->width % OUTPUTS || m->feedforward < OUTPUTS ||
-        m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->width % m->heads ||
-        m->width / m->heads % LANES || m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
+        m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->heads > MOST_WIDTH ||
+        m->head_width < LANES || m->head_width % LANES || m->head_width > MOST_WIDTH / m->heads || m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
         m->layers > 1024 || m->quantizers < 1 || m->quantizers > 1024 || m->vocabulary < 1 ||
         m->vocabulary > MOST_IDS / m->quantizers || !m->turns || !m->ids || !m->blocks || !good_norm(&m->norm) ||
         !good_matrix(&m->head, m->quantizers * m->vocabulary, m->width))
         return 0;
-    int32_t head_width = m->width / m->heads;
-    for (int32_t n = 0; n < head_width / 2; n++)
+    for (int32_t n = 0; n < m->head_width / 2; n++)
         if (!(m->turns[n] >= 0 && m->turns[n] <= 1)) return 0;
-    for (int32_t n = 0; n < m->layers; n++) {
-        const audiolm_block *b = m->blocks + n;
-        if (!good_norm(&b->attention_norm) || !good_norm(&b->feedforward_norm) ||
-            !good_matrix(&b->qkv, (m->heads + 2 * m->kv_heads) * head_width, m->width) ||
-            !good_matrix(&b->output, m->width, m->width) || !good_matrix(&b->up, m->feedforward, m->width) ||
-            !good_matrix(&b->down, m->width, m->feedforward))
-            return 0;
-    }
+    for (int32_t n = 0; n < m->layers; n++)
+        if (!good_block(m, m->blocks + n)) return 0;
     return 1;
 }
 
@@ -58,7 +60,7 @@ static inline int good_model(const audiolm_model *m) {
 
 static inline int good_branch(const audiolm_model *m, const audiolm_branch *b, int32_t steps, int32_t number) {
     if (b->known < 1 || b->known > MOST_LENGTH || b->shared < 0 || b->shared >= b->known || b->shared % LANES ||
-        (b->shared && (b->like < 0 || b->like >= number)) || !b->ids || !b->features || !b->positions)
+        (b->shared && (b->like < 0 || b->like >= number)) || !b->ids || !b->positions)
         return 0;
     for (int32_t n = 0; n < b->known; n++)
         for (int32_t q = 0; q < m->quantizers; q++) {

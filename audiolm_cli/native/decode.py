@@ -97,7 +97,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.branches: list[native.Branch] = []
-        self.features: list[np.ndarray] = []  # by branch
+        self.features: list[np.ndarray | None] = []  # by branch
         self.first: list[int] = []  # each item's first branch
         self.done = 0  # steps done for each item
         self.beginnings: dict[
@@ -151,7 +151,9 @@ class Session:
         for branch, sequence in enumerate([item.sequence, *item.guides], self.first[number]):
             place = sequence.known + max(0, self.done - 1)
             fields = sequence.fields[place:].numpy()
-            self.features[branch][place:] = features(self.weights, fields[:, 2:], fields[:, 0])
+            own = self.features[branch]
+            assert own is not None
+            own[place:] = features(self.weights, fields[:, 2:], fields[:, 0])
 
     def _keep(self, array: np.ndarray) -> Any:
         self.kept.append(array)
@@ -187,22 +189,26 @@ class Session:
         same = (others[:known] == facts[: len(others)]).all(1)
         alike = len(same) if same.all() else int(same.argmin())
         shared = 0 if like == number else min(alike, known - 1) // LANES * LANES  # its last state is needed
-        self.features.append(np.array(features(self.weights, fields[:, 2:], fields[:, 0])))
+        found = features(self.weights, fields[:, 2:], fields[:, 0])
+        own = None if found is None else np.array(found)
+        self.features.append(own)
         self.branches.append(
             native.Branch(
                 known,
                 shared,
                 like if shared else -1,
                 self._keep(ids[:known].astype(np.int32)),
-                pointer(self.features[-1]),
+                None if own is None else pointer(own),
                 self._keep(fields[:, 1].astype(np.int32)),
             )
         )
 
 
-def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.ndarray:
-    """The features added to the inputs: context `int64 [N, C]`, streams `int64 [N]` -> `float32 [N, width]`."""
-    assert weights.features is not None
+def features(weights: Weights, context: np.ndarray, streams: np.ndarray) -> np.ndarray | None:
+    """The features added to the inputs, if the model has any: context `int64 [N, C]`, streams `int64 [N]` -> `float32
+    [N, width]`."""
+    if weights.features is None:
+        return None
     if weights.context is None:
         return weights.features[streams]
     around = weights.features[context].reshape(len(context), -1)

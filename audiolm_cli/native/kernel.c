@@ -69,12 +69,12 @@ int audiolm_product(const audiolm_matrix *weights, int32_t rows, const float *x,
 
 /* The offset of a layer in a cache. */
 static size_t cache_place(const audiolm_model *m, const slot *to, int32_t layer) {
-    return (size_t)layer * (size_t)m->kv_heads * to->length * (size_t)(m->width / m->heads);
+    return (size_t)layer * (size_t)m->kv_heads * to->length * (size_t)m->head_width;
 }
 
 /* The first `length` positions of a head in a cache. */
 static stretch cached(const audiolm_model *m, const slot *from, int32_t layer, int32_t head, int32_t length) {
-    size_t start = cache_place(m, from, layer) + (size_t)head * from->length * (size_t)(m->width / m->heads);
+    size_t start = cache_place(m, from, layer) + (size_t)head * from->length * (size_t)m->head_width;
     return (stretch){from->keys + start, from->values + start, from->length, length};
 }
 
@@ -82,7 +82,7 @@ static void attend_row(audiolm_session *s, int32_t layer, int32_t row) {
     workspace *w = &s->work;
     const audiolm_model *m = &w->model;
     int32_t group = m->heads / m->kv_heads;
-    size_t width = (size_t)w->head_width;
+    size_t width = (size_t)m->head_width, joined = (size_t)m->heads * width;
     const slot *own = s->row_slot[row];
     int32_t shared = own->branch->shared;
     for (int32_t h = 0; h < m->kv_heads; h++) {
@@ -91,8 +91,8 @@ static void attend_row(audiolm_session *s, int32_t layer, int32_t row) {
         if (shared) parts[count++] = cached(m, own->like, layer, h, shared);
         parts[count++] = cached(m, own, layer, h, s->row_place[row] + 1 - shared);
         size_t head = (size_t)(h * group) * width;
-        attend(group, w->qkv + (size_t)row * w->qkv_stride + head, width, parts, count, w->head_width, w->scores,
-               w->scores_stride, w->attended + (size_t)row * (size_t)m->width + head, width);
+        attend(group, w->qkv + (size_t)row * w->qkv_stride + head, width, parts, count, m->head_width, w->scores,
+               w->scores_stride, w->attended + (size_t)row * joined + head, width);
     }
 }
 
@@ -108,14 +108,14 @@ static void forward(audiolm_session *s, int32_t rows, int32_t keep) {
         for (int32_t r = 0; r < rows; r++) {
             slot *to = s->row_slot[r];
             size_t start = cache_place(m, to, layer);
-            place_row(w, r, to->keys + start, to->values + start, s->row_place[r] - to->branch->shared, to->length);
+            place_row(w, b, r, to->keys + start, to->values + start, s->row_place[r] - to->branch->shared, to->length);
         }
         int32_t first = layer + 1 < m->layers ? 0 : rows - keep;
         for (int32_t r = first; r < rows; r++) attend_row(s, layer, r);
         finish(w, b, first, rows - first);
     }
     for (int32_t r = rows - keep; r < rows; r++)
-        normalize(w->x + (size_t)r * (size_t)m->width, m->norm.weight, m->norm.bias, s->row_slot[r]->hidden, m->width);
+        normalize_row(&m->norm, w->x + (size_t)r * (size_t)m->width, s->row_slot[r]->hidden, m->width);
 }
 
 /* Makes a position of a slot, with its ids, the tile's row number `row`. */
@@ -128,13 +128,13 @@ static void enter(audiolm_session *s, int32_t row, slot *to, int32_t place, cons
     memcpy(x, m->ids + (size_t)ids[0] * width, width * sizeof *x);
     for (int32_t q = 1; q < m->quantizers; q++)
         add_row(x, m->ids + (size_t)(q * m->vocabulary + ids[q]) * width, m->width);
-    add_row(x, to->branch->features + (size_t)place * width, m->width);
+    if (to->branch->features) add_row(x, to->branch->features + (size_t)place * width, m->width);
 }
 
 /* ---------------------------------------------------------------------------------------------------- a step */
 
 /* Hidden states after a level's norm, for the next codes: from the rows' slots' `hidden` and the sums of their codes'
- * embeddings so far. The result is in `attended`. */
+ * embeddings so far. The result is in `normal`. */
 static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) {
     workspace *w = &s->work;
     int32_t wide = w->model.width;
@@ -143,14 +143,14 @@ static void climb(audiolm_session *s, const audiolm_level *level, int32_t rows) 
         float *both = s->both + 2 * width * (size_t)r;
         memcpy(both, s->row_slot[r]->hidden, width * sizeof *both);
         memcpy(w->x + (size_t)r * width, both, width * sizeof *both);
-        normalize(s->before + (size_t)r * width, level->codes_norm.weight, level->codes_norm.bias, both + width, wide);
+        normalize_row(&level->codes_norm, s->before + (size_t)r * width, both + width, wide);
     }
     quantize_rows(w, rows, s->both, 2 * width, 2 * wide);
     multiply_rows(w, &level->up, rows, s->both, width, REPLACE);
     for (int32_t r = 0; r < rows; r++) gelu_row(s->both + (size_t)r * width, wide);
     quantize_rows(w, rows, s->both, width, wide);
     multiply_rows(w, &level->down, rows, w->x, width, ADD);
-    normalize_rows(&level->norm, rows, w->x, w->attended, wide);
+    normalize_rows(&level->norm, rows, w->x, w->normal, wide);
 }
 
 /* Classifier-free guidance of an item's logits by those of its guides, in the rows after it. */
@@ -174,12 +174,12 @@ static void draw_code(audiolm_session *s, int32_t number, int32_t q, float *logi
                                                 s->work.words, &s->work.finite);
 }
 
-/* Samples one code of each item from the states in `attended`, one row per branch. Items that sample from the same ids
+/* Samples one code of each item from the states in `normal`, one row per branch. Items that sample from the same ids
  * share the read of their weights. */
 static void draw_codes(audiolm_session *s, const int32_t *numbers, int32_t count, int32_t rows, int32_t q) {
     workspace *w = &s->work;
     const audiolm_model *m = &w->model;
-    quantize_rows(w, rows, w->attended, (size_t)m->width, m->width);
+    quantize_rows(w, rows, w->normal, (size_t)m->width, m->width);
     for (int32_t n = 0, row = 0; n < count;) {
         int32_t low = s->items[numbers[n]].lows[s->made[numbers[n]]], id = q * m->vocabulary + low;
         int32_t last = n, alike = 0;
@@ -202,7 +202,7 @@ static void step(audiolm_session *s, const int32_t *numbers, int32_t count) {
     for (int32_t n = 0; n < count; n++)
         for (int32_t b = 0; b < s->items[numbers[n]].branches; b++, rows++) {
             s->row_slot[rows] = s->slot + s->first[numbers[n]] + b;
-            memcpy(s->work.attended + (size_t)rows * width, s->row_slot[rows]->hidden, width * sizeof(float));
+            memcpy(s->work.normal + (size_t)rows * width, s->row_slot[rows]->hidden, width * sizeof(float));
         }
     memset(s->before, 0, (size_t)rows * width * sizeof(float));
     draw_codes(s, numbers, count, rows, 0);
@@ -236,7 +236,7 @@ static size_t cache_bytes(const audiolm_session *s, int32_t item) {
     const audiolm_model *m = &s->work.model;
     size_t positions = 0;
     for (int32_t b = 0; b < s->items[item].branches; b++) positions += s->slot[s->first[item] + b].length;
-    return positions * (size_t)m->layers * (size_t)m->kv_heads * (size_t)s->work.head_width * 2 * sizeof(float);
+    return positions * (size_t)m->layers * (size_t)m->kv_heads * (size_t)m->head_width * 2 * sizeof(float);
 }
 
 /* The end of the items, from one on, that are decoded together: at most a tile, and no more than fit with their KV

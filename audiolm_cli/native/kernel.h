@@ -30,12 +30,15 @@ typedef struct {
     const int32_t *sums; /* [outputs], of an output's values */
 } audiolm_matrix;
 
+/* Layer norm, or RMS norm if there is no bias. */
 typedef struct {
     const float *weight, *bias; /* [width] */
+    float epsilon;
 } audiolm_norm;
 
 typedef struct {
     audiolm_norm attention_norm, feedforward_norm;
+    audiolm_norm query_norm, key_norm; /* of each head before it is rotated; without weights there is none */
     audiolm_matrix qkv, output, up, down;
 } audiolm_block;
 
@@ -46,10 +49,11 @@ typedef struct {
 } audiolm_level;
 
 typedef struct {
-    int32_t width, heads, kv_heads, feedforward, layers;
+    int32_t width, heads, kv_heads, head_width, feedforward, layers;
+    int32_t gated;       /* 1 for SwiGLU: `up` has twice the outputs, gates first; 0 for GELU */
     int32_t quantizers;  /* codes per step; 1 if a step is a token */
     int32_t vocabulary;  /* ids that each of them can have */
-    const double *turns; /* [width / heads / 2], radians per position */
+    const double *turns; /* [head_width / 2], radians per position */
     const float *ids;    /* [quantizers * vocabulary][width]: input embeddings */
     audiolm_matrix head; /* the output matrix: logits of all ids */
     const audiolm_block *blocks;
@@ -65,7 +69,7 @@ typedef struct {
     int32_t shared;           /* of these, how many at the beginning equal those of `like`; a multiple of 8 */
     int32_t like;             /* number of an earlier branch, counted over all items, that itself shares none */
     const int32_t *ids;       /* [known][quantizers] */
-    const float *features;    /* [known + steps][width]: added to the inputs */
+    const float *features;    /* [known + steps][width]: added to the inputs; NULL for none */
     const int32_t *positions; /* [known + steps], not negative */
 } audiolm_branch;
 

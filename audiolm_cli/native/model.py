@@ -19,6 +19,7 @@ from audiolm_cli.errors import ModelError
 from audiolm_cli.language_models.transformer import Stack
 
 OUTPUTS, INPUTS, UNROLLED = 16, 4, 8  # as in products.h
+NO_HEAD_NORMS = native.Norm(), native.Norm()
 KINDS: dict[Any, Any] = {
     np.dtype(np.float32): c_float,
     np.dtype(np.int32): c_int32,
@@ -69,11 +70,11 @@ def fits(model: nn.Module) -> bool:
     return whole and max(2 * config.width, config.feedforward) <= 1 << 16
 
 
-class _Packer:
+class Packer:
     """Converts modules to the kernel's structures, and keeps the arrays that these point to."""
 
-    def __init__(self, stage: str):
-        self.stage = stage
+    def __init__(self, name: str):
+        self.name = name  # of the model, for errors
         self.kept: list[Any] = []
 
     def keep(self, array: np.ndarray) -> Any:
@@ -84,7 +85,7 @@ class _Packer:
     def table(self, weight: Tensor) -> np.ndarray:
         array = weight.detach().float().numpy()
         if not np.isfinite(array).all():
-            raise ModelError(f"{self.stage}: the model has weights that are not finite")
+            raise ModelError(f"{self.name}: the model has weights that are not finite")
         return array
 
     def matrix(self, weight: Tensor) -> native.Matrix:
@@ -97,7 +98,7 @@ class _Packer:
         return native.Matrix(outputs, inputs, *pointers)
 
     def norm(self, norm: nn.LayerNorm) -> native.Norm:
-        return native.Norm(self.keep(self.table(norm.weight)), self.keep(self.table(norm.bias)))
+        return native.Norm(self.keep(self.table(norm.weight)), self.keep(self.table(norm.bias)), norm.eps)
 
     def array(self, kind: Any, made: list[Any]) -> Any:
         array = (kind * len(made))(*made)
@@ -117,13 +118,17 @@ def give(model: nn.Module) -> None:
 
 def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
     """The weights of a model that `fits`, on a CPU and not packed. Raises ModelError if they are not finite."""
-    packer, config, parts = _Packer(model.stage), model.config, model.native_parts()
+    packer, config, parts = Packer(model.stage), model.config, model.native_parts()
     assert parts is not None
     blocks = []
     for block in model.layers():
         norms = packer.norm(block.attention_norm), packer.norm(block.feedforward_norm)
         blocks.append(
-            native.Block(*norms, *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down")))
+            native.Block(
+                *norms,
+                *NO_HEAD_NORMS,
+                *(packer.matrix(getattr(block, m).weight) for m in ("qkv", "output", "up", "down")),
+            )
         )
     levels = []
     for level in parts.levels:
@@ -135,11 +140,13 @@ def prepare(model: Stack, library: ctypes.CDLL) -> Weights:
         config.width,
         config.heads,
         config.kv_heads,
+        config.head_width,
         config.feedforward,
         config.layers,
+        0,
         parts.quantizers,
         rows,
-        packer.keep(turns(config.width // config.heads // 2, config.rotary_base)),
+        packer.keep(turns(config.head_width // 2, config.rotary_base)),
         packer.keep(packer.table(model.ids.weight)),
         packer.matrix(model.ids.weight[:codes]),
         packer.array(native.Block, blocks),

@@ -12,7 +12,7 @@ static float *floats(size_t count, int *missing) {
 
 static void make_slot(const audiolm_model *m, slot *to, const audiolm_branch *branch, int32_t steps, int *missing) {
     size_t length = ((size_t)(branch->known - branch->shared) + (size_t)steps + LANES - 1) / LANES * LANES;
-    size_t cache = length * (size_t)m->layers * (size_t)m->kv_heads * (size_t)(m->width / m->heads);
+    size_t cache = length * (size_t)m->layers * (size_t)m->kv_heads * (size_t)m->head_width;
     *to = (slot){.branch = branch, .length = length};
     to->keys = floats(cache, missing);
     to->values = floats(cache, missing);

@@ -113,19 +113,33 @@ static inline void sine_cosine(double angle, float *sine, float *cosine) {
     *cosine = (float)(turn == 1 || turn == 2 ? -right : right);
 }
 
-/* Layer norm of a row whose width is a multiple of the lanes. */
-static inline void normalize(const float *restrict x, const float *restrict weight, const float *restrict bias,
-                             float *restrict y, int32_t width) {
+/* Layer norm of a row whose width is a multiple of the lanes; without `bias` RMS norm, also in place. */
+static inline void normalize(const float *x, const float *restrict weight, const float *restrict bias, float epsilon,
+                             float *y, int32_t width) {
     f8 total = every(0), squares = every(0);
-    for (int32_t n = 0; n < width; n += LANES) total = total + load(x + n);
+    if (bias)
+        for (int32_t n = 0; n < width; n += LANES) total = total + load(x + n);
     float mean = sum(total) / (float)width;
     for (int32_t n = 0; n < width; n += LANES) {
         f8 centred = load(x + n) - mean;
         squares = squares + centred * centred;
     }
-    float scale = 1.0f / root(sum(squares) / (float)width + 1e-5f);
-    for (int32_t n = 0; n < width; n += LANES)
-        store(y + n, ((load(x + n) - mean) * scale) * load(weight + n) + load(bias + n));
+    float scale = 1.0f / root(sum(squares) / (float)width + epsilon);
+    for (int32_t n = 0; n < width; n += LANES) {
+        f8 value = ((load(x + n) - mean) * scale) * load(weight + n);
+        store(y + n, bias ? value + load(bias + n) : value);
+    }
+}
+
+/* SiLU: x times the logistic function of x. */
+static inline f8 silu(f8 x) {
+    f8 e = exponential(-magnitude(x));
+    return x * (choose(x < 0.0f, e, every(1.0f)) / (1.0f + e));
+}
+
+/* A row's gates, through SiLU, times what they let through, which lies behind them. */
+static inline void gate_row(float *x, int32_t width) {
+    for (int32_t n = 0; n < width; n += LANES) store(x + n, silu(load(x + n)) * load(x + width + n));
 }
 
 static inline void gelu_row(float *x, int32_t width) {

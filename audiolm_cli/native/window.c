@@ -25,12 +25,12 @@ static void enter_frame(workspace *w, const audiolm_window *window, int32_t fram
 static void attend_frames(workspace *w, int32_t first, int32_t rows, int32_t frames, const float *keys,
                           const float *values, size_t room) {
     const audiolm_model *m = &w->model;
-    size_t width = (size_t)w->head_width;
+    size_t width = (size_t)m->head_width, joined = (size_t)m->heads * width;
     for (int32_t h = 0; h < m->heads; h++) {
         size_t start = (size_t)(h / (m->heads / m->kv_heads)) * room * width, head = (size_t)h * width;
         stretch all = {keys + start, values + start, room, frames};
-        attend(rows, w->qkv + (size_t)first * w->qkv_stride + head, w->qkv_stride, &all, 1, w->head_width, w->scores,
-               w->scores_stride, w->attended + (size_t)first * (size_t)m->width + head, (size_t)m->width);
+        attend(rows, w->qkv + (size_t)first * w->qkv_stride + head, w->qkv_stride, &all, 1, m->head_width, w->scores,
+               w->scores_stride, w->attended + (size_t)first * joined + head, joined);
     }
 }
 
@@ -42,7 +42,7 @@ static void forward(workspace *w, int32_t frames, int32_t wanted, float *keys, f
     for (int32_t layer = 0; layer < m->layers; layer++) {
         const audiolm_block *b = m->blocks + layer;
         for (int32_t r = 0; r < frames; r += TILE) project(w, b, r, frames - r < TILE ? frames - r : TILE);
-        for (int32_t r = 0; r < frames; r++) place_row(w, r, keys, values, r, room);
+        for (int32_t r = 0; r < frames; r++) place_row(w, b, r, keys, values, r, room);
         for (int32_t r = layer + 1 < m->layers ? 0 : frames - wanted; r < frames; r += TILE) {
             int32_t rows = frames - r < TILE ? frames - r : TILE;
             attend_frames(w, r, rows, frames, keys, values, room);
@@ -58,9 +58,8 @@ static void draw_frames(workspace *w, const audiolm_window *window, int32_t quan
     int32_t *made = window->codes + (size_t)quantizer * (size_t)window->frames;
     for (int32_t first = window->known; first < window->frames; first += TILE) {
         int32_t rows = window->frames - first < TILE ? window->frames - first : TILE;
-        float *states = w->attended + (size_t)first * width;
-        normalize_rows(&m->norm, rows, w->x + (size_t)first * width, states, m->width);
-        quantize_rows(w, rows, states, width, m->width);
+        normalize_rows(&m->norm, rows, w->x + (size_t)first * width, w->normal, m->width);
+        quantize_rows(w, rows, w->normal, width, m->width);
         float *logits = find_logits(w, quantizer * m->vocabulary, 0, rows);
         const float *uniform = window->uniform + first - window->known;
         for (int32_t r = 0; r < rows; r++, logits += w->logits_stride)
@@ -73,7 +72,7 @@ int audiolm_fill(const audiolm_model *model, const audiolm_window *window, const
     if (!model || !window || !sampling || !good_window(model, window, sampling, quantizer)) return AUDIOLM_BAD_SIZE;
     int32_t frames = window->frames;
     size_t room = ((size_t)frames + LANES - 1) / LANES * LANES;
-    size_t cache = room * (size_t)model->kv_heads * (size_t)(model->width / model->heads);
+    size_t cache = room * (size_t)model->kv_heads * (size_t)model->head_width;
     workspace w;
     int made = make_workspace(&w, model, sampling, room, room);
     float *keys = calloc(cache, sizeof *keys), *values = calloc(cache, sizeof *values);

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.language_models.parallel import ParallelTransformer
 from audiolm_cli.language_models.sampling import StageSampling
 from audiolm_cli.language_models.transformer import Stack
+from audiolm_cli.mimi.decoder import CodeDecoder, RMSNorm
 
 F = np.float32
 SHIFT = F(12582912.0)
@@ -78,11 +80,21 @@ def array(tensor: Any) -> np.ndarray:
 
 
 def norm(x: np.ndarray, module: Any) -> np.ndarray:
-    width = F(x.shape[-1])
-    mean = lane_sum(x) / width
-    centred = x - mean[..., None]
-    scale = F(1) / np.sqrt(lane_sum(centred * centred) / width + F(1e-5))
-    return (centred * scale[..., None]) * array(module.weight) + array(module.bias)
+    """Layer norm, or RMS norm."""
+    if isinstance(module, RMSNorm):
+        return scaled(x, module.epsilon) * array(module.weight)
+    centred = x - (lane_sum(x) / F(x.shape[-1]))[..., None]
+    return scaled(centred, module.eps) * array(module.weight) + array(module.bias)
+
+
+def scaled(x: np.ndarray, epsilon: float) -> np.ndarray:
+    scale = F(1) / np.sqrt(lane_sum(x * x) / F(x.shape[-1]) + F(epsilon))
+    return x * scale[..., None]
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    e = exponential(-np.abs(x))
+    return x * (np.where(x < 0, e, F(1)) / (F(1) + e))
 
 
 def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +116,9 @@ def product(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 class Int8Model:
     """A model as the kernel decodes it. A sequence is a list of positions' keys and values, by layer."""
+
+    model: Any
+    c: Any
 
     def __init__(self, model: Stack):
         self.model, self.c = model, model.config
@@ -146,9 +161,11 @@ class Int8Model:
         """Queries `[N, heads, W]`, keys and values `[N, kv heads, W]` of rows `[N, width]` at positions `[N]`."""
         heads, kv_heads = self.c.heads, self.c.kv_heads
         qkv = product(norm(x, block.attention_norm), array(block.qkv.weight)).reshape(len(x), -1, self.head)
-        queries = self.rotated(qkv[:, :heads], positions, F(1) / np.sqrt(F(self.head)))
-        keys = self.rotated(qkv[:, heads : heads + kv_heads], positions, F(1))
-        return queries, keys, qkv[:, heads + kv_heads :]
+        queries, keys = qkv[:, :heads], qkv[:, heads : heads + kv_heads]
+        if norms := getattr(block, "qk_norms", None):
+            queries, keys = norm(queries, norms[0]), norm(keys, norms[1])
+        queries = self.rotated(queries, positions, F(1) / np.sqrt(F(self.head)))
+        return queries, self.rotated(keys, positions, F(1)), qkv[:, heads + kv_heads :]
 
     def finish(
         self, block: Any, x: np.ndarray, queries: np.ndarray, keys: np.ndarray, values: np.ndarray
@@ -157,8 +174,10 @@ class Int8Model:
         group = self.c.heads // self.c.kv_heads
         heads = (self.attend(queries[:, h], keys[:, h // group], values[:, h // group]) for h in range(self.c.heads))
         x = x + product(np.concatenate(list(heads), 1), array(block.output.weight))
-        up = gelu(product(norm(x, block.feedforward_norm), array(block.up.weight)))
-        return x + product(up, array(block.down.weight))
+        return x + product(self.feedforward(block, norm(x, block.feedforward_norm)), array(block.down.weight))
+
+    def feedforward(self, block: Any, x: np.ndarray) -> np.ndarray:
+        return gelu(product(x, array(block.up.weight)))
 
     def step(self, cache: list, ids: np.ndarray, features: np.ndarray, position: int) -> np.ndarray:
         """One more position: its hidden state `[width]`."""
@@ -235,6 +254,26 @@ class Int8Model:
         return made, first
 
 
+class Int8Decoder(Int8Model):
+    """A Llama or Qwen3 decoder as the kernel decodes it."""
+
+    def __init__(self, model: CodeDecoder):
+        self.model, self.c, self.head, self.quantizers = model, model.config, model.config.head_width, 1
+        self.turns = model.frequencies(torch.device("cpu")).double().numpy()
+        self.ids, self.unembedding = array(model.ids.weight), array(model.unembedding)
+        self.rows = len(self.ids)
+
+    def features(self, fields: np.ndarray) -> np.ndarray:
+        return np.zeros((len(fields), self.c.width), F)
+
+    def feedforward(self, block: Any, x: np.ndarray) -> np.ndarray:
+        gate, up = np.split(product(x, array(block.gate_up.weight)), 2, 1)
+        return silu(gate) * up
+
+    def logits(self, state: np.ndarray, low: int, size: int) -> np.ndarray:
+        return product(state[None], self.unembedding[low : low + size])[0]
+
+
 def guided(logits: list[np.ndarray], s: StageSampling) -> np.ndarray:
     own, *less = logits
     if not less:
@@ -261,6 +300,4 @@ def draw(logits: np.ndarray, uniform: np.float32, s: StageSampling) -> int:
 
 def tokens(item: Any, made: np.ndarray) -> Tensor:
     """What the engine gives back of `made`."""
-    import torch
-
     return torch.from_numpy(made).view(item.uniform.shape)

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 import audiolm_cli
-from audiolm_cli import models, pipeline
+from audiolm_cli import models, native, pipeline
 from audiolm_cli.audio import files
 from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine
@@ -28,6 +28,7 @@ from tests.mimi.conftest import WINDOW
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 RATE, FRAME = 24000, 1920
+needs_kernel = pytest.mark.skipif(not native.library("plain"), reason="the native kernel is not compiled here")
 
 
 @pytest.fixture(params=["soda", "llama-mimi"])
@@ -114,7 +115,7 @@ def test_what_is_made_from_nothing_begins_behind_the_header(bundle: MimiBackend)
     assert made[0].stage_tokens["codes"] == 2 * 5 * bundle.layout.quantizers
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_kernel)])
 def test_a_stream_has_the_samples_of_the_whole_in_pieces(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
     """Beyond the model's window, and piece by piece."""
     monkeypatch.setattr(codec, "PIECE_SECONDS", 1)

@@ -76,7 +76,8 @@ def test_indices_beyond_the_weights_are_refused(best) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("width", 24), ("width", 1 << 20), ("heads", 3), ("heads", 0), ("kv_heads", 3), ("feedforward", 8), ("layers", 0),
+    [("width", 24), ("width", 1 << 20), ("heads", 3), ("heads", 0), ("kv_heads", 3), ("head_width", 4),
+     ("head_width", 1 << 20), ("gated", 1), ("feedforward", 8), ("layers", 0),
      ("quantizers", 0), ("vocabulary", 35), ("vocabulary", 1 << 30)],
 )  # fmt: skip
 def test_models_of_impossible_sizes_are_refused(best, name, value) -> None:
