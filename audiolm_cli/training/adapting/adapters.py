@@ -9,6 +9,9 @@ from torch.nn.utils import parametrize
 from audiolm_cli.language_models.transformer import Stack
 
 RANK = 16
+# Of what adapters learnt. The mean of the weights before and after fine-tuning (Wortsman et al., 2021, arXiv 2109.01903)
+# keeps the new voice, sounds better than either, and forgets less of the other voices.
+SHARE = 0.5
 
 
 class LowRank(nn.Module):
@@ -38,8 +41,11 @@ def adapt(model: Stack, rank: int = RANK) -> nn.ModuleDict:
     return found
 
 
-def merge(model: Stack) -> None:
-    """Adds the adapters to their matrices, which leaves an ordinary model."""
+def merge(model: Stack, share: float = SHARE) -> None:
+    """Adds a share of the adapters to their matrices, which leaves an ordinary model."""
+    for module in model.modules():
+        if isinstance(module, LowRank):
+            module.up.data.mul_(share)
     for module in model.modules():
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
