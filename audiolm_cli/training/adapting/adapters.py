@@ -9,8 +9,8 @@ from torch.nn.utils import parametrize
 from audiolm_cli.language_models.transformer import Stack
 
 RANK = 16
-# Of what adapters learnt. The mean of the weights before and after fine-tuning (Wortsman et al., 2021, arXiv 2109.01903)
-# keeps the new voice, sounds better than either, and forgets less of the other voices.
+# Of what adapters learnt. The mean of the weights before and after fine-tuning (Wortsman et al., 2021, arXiv
+# 2109.01903) keeps the new voice, sounds better than either, and forgets less of the other voices.
 SHARE = 0.5
 
 
