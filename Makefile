@@ -55,7 +55,7 @@ test: .venv/installed  ## all tests that need no network, no GPU and no data
 
 sanitize: .venv/installed  ## the native kernel's tests under the address and undefined behaviour sanitizers
 	LD_PRELOAD=$$($${CC:-cc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 AUDIOLM_SANITIZE=1 \
-	  $(BIN)/python -m pytest -q tests/native
+	  $(BIN)/python -m pytest -q tests/native tests/mimi/test_int8.py
 
 test-fast: .venv/installed  ## the same without the slow ones
 	$(PYTEST) -m 'not slow'
