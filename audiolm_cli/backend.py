@@ -89,5 +89,8 @@ class Backend(Protocol):
     def identity(self) -> str:
         """Identifies these exact weights."""
 
+    def read(self) -> None:
+        """Reads all files, which happens on first use otherwise. Raises ModelError for a damaged one."""
+
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic."""

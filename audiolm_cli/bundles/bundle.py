@@ -103,6 +103,10 @@ class Bundle:
         found: dict[StageName, Stack] = {"semantic": self.semantic, "coarse": self.coarse}
         return found if self.fine is None else {**found, "fine": self.fine}
 
+    def read(self) -> None:
+        """Reads all parts, which happens on first use otherwise."""
+        _ = self.identity, self.codec, self.tokenizer, self.stages, self.detector
+
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> semantic tokens `int64 [S]`, codes `int64 [Q, F]`, F = S * frames_per_semantic; the
         last semantic token is padded with silence. `tell` gets the number of tokens done: half a token each for its

@@ -316,7 +316,7 @@ def serve(ctx: typer.Context, *, server_options: ServerOptions) -> None:
                 offline=server_options.offline,
                 say=console.hearer,
             )
-            server.read(loaded)
+            loaded.read()  # no client waits for it, and damage shows at once
         server.run(loaded, server_options, console, listener)
 
 

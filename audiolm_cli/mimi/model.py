@@ -137,6 +137,10 @@ class MimiBackend:
     def codec(self) -> Mimi:
         return Mimi(self.codec_folder, self.codec_config, self.layout.quantizers, self.device)
 
+    def read(self) -> None:
+        """Reads all files, which happens on first use otherwise."""
+        _ = self.identity, self.model, self.codec
+
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> the first quantizer's codes `int64 [F]`, all codes `int64 [Q, F]`; the last frame is
         padded with silence."""

@@ -68,12 +68,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise OutputError(f"--host {host} --port {port}: cannot listen there: {error}") from None
 
 
-def read(bundle: Backend) -> None:
-    """Reads all files, which happens on first use otherwise: no client waits for them, and damage shows at once."""
-    for part in ("identity", "codec", "tokenizer", "stages", "detector", "model"):  # of either kind of model
-        getattr(bundle, part, None)
-
-
 def make(bundle: Backend, server_options: ServerOptions, console: Console) -> Server:
     """A server for a model, not yet running."""
     # torch's engine uses all threads, and its buffers, for one output; the kernel uses one thread

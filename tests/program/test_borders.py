@@ -29,7 +29,7 @@ ROOMS = {
     "token_file": {"audio"},
     "rendering": {"audio", "bundles", "codec", "language_models", "request", "token_file"},
     "pipeline": {"audio", "bundles", "language_models", "rendering", "request", "token_file"},
-    "mimi": {"public", "bundles", "language_models", "pipeline", "rendering", "token_file"},
+    "mimi": {"public", "bundles", "native", "language_models", "pipeline", "rendering", "token_file"},
     "models": {"public", "bundles", "mimi"},
     "server": {"audio", "models", "bundles", "pipeline", "provenance", "request", "__init__"},
     "api": {"audio", "models", "bundles", "pipeline", "provenance", "request", "token_file"},

@@ -206,7 +206,7 @@ def test_uploads_that_wait_to_be_decoded_are_counted(served: Served, monkeypatch
 
 def test_weights_are_read_before_the_first_request(tiny_bundle: Path) -> None:
     fresh = bundles.load(str(tiny_bundle), device="cpu")
-    run.read(fresh)
+    fresh.read()
     assert {"codec", "tokenizer", "semantic", "coarse", "fine", "detector"} <= vars(fresh).keys()
 
 

@@ -12,10 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-# part -> its figure's name in the log in training and in validation, and on the axis
-PARTS = {
+# part -> its figure's name in the log in training, if there is one, and in validation, and on the axis
+PARTS: dict[str, tuple[str | None, str, str]] = {
     "codec": ("mel", "mel_all", "mel distance"),
-    "decoder": ("", "pauses", "correlation at 20 ms, quiet parts"),
+    "decoder": (None, "pauses", "correlation at 20 ms, quiet parts"),
     "tokenizer": ("masked_loss", "masked_loss", "loss on masked tokens, nats"),
     "student": ("accuracy_1024", "accuracy_1024", "the teacher's labels found"),
     "semantic": ("bits", "bits", "bits per token"),
@@ -26,7 +26,7 @@ PARTS = {
 Curve = tuple[list[float], list[float]]  # minutes, values
 
 
-def curves(log: Path, training: str, validation: str) -> tuple[Curve, Curve]:
+def curves(log: Path, training: str | None, validation: str) -> tuple[Curve, Curve]:
     """The two figures in a log, over the minutes trained."""
     found: tuple[Curve, Curve] = ([], []), ([], [])
     for line in log.read_text().splitlines():

@@ -248,12 +248,11 @@ def kept_quantizers(count: int, quantizers: int) -> Tensor:
 @torch.inference_mode()
 def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, float]:
     """On fixed validation clips: mel distance with all and with the coarse quantizers, and the correlation of noise in
-    quiet parts (`measures.pauses`), decoded and recorded."""
+    quiet parts (`measures.pauses`)."""
     audio, codes = validation_codes(codec, corpus, round(VALIDATED_SECONDS * RATE))
     made = codec.decode(codes)
     figures = {"mel_all": round(float(loss(audio, made)), 4), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
-    for name, sounds in (("pauses", made), ("pauses_recorded", audio)):
-        figures[name] = round(float(np.nanmean([between_words(clip).of_noise for clip in sounds.cpu().numpy()])), 3)
+    figures["pauses"] = round(float(np.nanmean([between_words(clip).of_noise for clip in made.cpu().numpy()])), 3)
     figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
     return figures
 

@@ -12,8 +12,8 @@ def merged(share: float) -> dict[str, torch.Tensor]:
     """A model's tensors with a share of random adapters."""
     torch.manual_seed(0)
     model = coarse_model("frames")
-    for adapter in adapters.adapt(model, rank=2).values():
-        adapter.up.data.normal_()
+    for parameter in adapters.adapt(model, rank=2).parameters():
+        parameter.data.normal_()
     adapters.merge(model, share)
     return dict(model.state_dict())
 
