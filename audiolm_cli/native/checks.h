@@ -34,7 +34,8 @@ static inline int good_block(const audiolm_model *m, const audiolm_block *b) {
 static inline int good_stack(const audiolm_model *m) {
     if (m->width < OUTPUTS || m->width > MOST_WIDTH || m->width % OUTPUTS || m->feedforward < OUTPUTS ||
         m->feedforward > MOST_WIDTH || m->feedforward % OUTPUTS || m->heads < 1 || m->heads > MOST_WIDTH ||
-        m->head_width < LANES || m->head_width % LANES || m->head_width > MOST_WIDTH / m->heads || m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
+        m->head_width < LANES || m->head_width % LANES || m->head_width > MOST_WIDTH / m->heads ||
+        m->kv_heads < 1 || m->heads % m->kv_heads || m->layers < 1 ||
         m->layers > 1024 || m->quantizers < 1 || m->quantizers > 1024 || m->vocabulary < 1 ||
         m->vocabulary > MOST_IDS / m->quantizers || !m->turns || !m->ids || !m->blocks || !good_norm(&m->norm) ||
         !good_matrix(&m->head, m->quantizers * m->vocabulary, m->width))
