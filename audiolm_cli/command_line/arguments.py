@@ -75,6 +75,7 @@ Device = Annotated[
     ),
 ]
 # one by default: a step of the embedded models is too small to share; two threads take 24 s where one takes 10
+Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models; int8: on a CPU.")]
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
@@ -236,9 +237,7 @@ class ServerOptions:
     ] = 600
     max_megabytes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Largest request.")] = 64
     device: Device = "auto"
-    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models; int8: on a CPU.")] = (
-        DType.auto
-    )
+    dtype: Precision = DType.auto
     threads: Threads = 1
     offline: Offline = False
     quiet: Quiet = False
@@ -260,9 +259,7 @@ def _loopback(host: str) -> bool:
 class SamplingRunOptions(RunOptions):
     """`RunOptions`, plus the options for sampling."""
 
-    dtype: Annotated[DType, typer.Option("--dtype", help="Precision of the language models; int8: on a CPU.")] = (
-        DType.auto
-    )
+    dtype: Precision = DType.auto
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Outputs made at the same time.")] = (
         BATCH_SIZE
     )
