@@ -27,7 +27,7 @@ from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.mimi.codec import transformers
 from audiolm_cli.mimi.continuing import item
-from audiolm_cli.mimi.int8 import quantize
+from audiolm_cli.mimi.int8 import load_int8
 from audiolm_cli.mimi.weights import load_decoder
 from audiolm_cli.public.config import read_config
 from audiolm_cli.public.layout import CODEBOOK_SIZE, FAMILIES, Family, read_layout
@@ -102,10 +102,10 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     before, frames = options.prompt // quantizers, options.tokens // quantizers
     known = torch.randint(CODEBOOK_SIZE, (quantizers, before), generator=torch.Generator().manual_seed(0))
 
-    ours = load_decoder(folder, config, layout, device, torch.bfloat16 if int8 else dtype)
     if int8:
-        quantize(ours, native.required("--dtype int8"))
+        ours = load_int8(folder, config, layout, native.required("--dtype int8"))
     else:
+        ours = load_decoder(folder, config, layout, device, dtype)
         ours.pack()
     numbers = Noise(0, 0, 0).numbers(1, before, frames, 0, quantizers)
     wanted = item(ours, torch.cat([known, known.new_full((quantizers, frames), -1)], 1), numbers)

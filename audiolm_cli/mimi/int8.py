@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -12,7 +13,17 @@ from torch import nn
 from audiolm_cli import native
 from audiolm_cli.errors import UsageError
 from audiolm_cli.mimi.decoder import CodeDecoder, DecoderBlock, RMSNorm
+from audiolm_cli.mimi.weights import load_decoder
 from audiolm_cli.native.model import NO_HEAD_NORMS, OUTPUTS, UNROLLED, Packer, Weights
+from audiolm_cli.public.config import DecoderConfig
+from audiolm_cli.public.layout import Layout
+
+
+def load_int8(folder: Path, config: DecoderConfig, layout: Layout, library: ctypes.CDLL) -> CodeDecoder:
+    """The `CodeDecoder` of a checkpoint, decoded by the native kernel; raises as `load_decoder` and `quantize` do."""
+    model = load_decoder(folder, config, layout, torch.device("cpu"), torch.bfloat16)
+    quantize(model, library)
+    return model
 
 
 def quantize(model: CodeDecoder, library: ctypes.CDLL) -> None:

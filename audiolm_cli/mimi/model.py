@@ -22,7 +22,7 @@ from audiolm_cli.errors import ModelError, UsageError
 from audiolm_cli.mimi import codec
 from audiolm_cli.mimi.codec import Mimi
 from audiolm_cli.mimi.decoder import CodeDecoder
-from audiolm_cli.mimi.int8 import quantize
+from audiolm_cli.mimi.int8 import load_int8
 from audiolm_cli.mimi.weights import check_weights, load_decoder
 from audiolm_cli.public.codec import MimiConfig, read_codec_config
 from audiolm_cli.public.config import DecoderConfig, read_config
@@ -125,12 +125,10 @@ class MimiBackend:
 
     @cached_property
     def model(self) -> CodeDecoder:
-        stored = torch.bfloat16 if self.library else self.dtype
-        decoder = load_decoder(self.folder, self.decoder_config, self.layout, self.device, stored)
         if self.library:
-            quantize(decoder, self.library)
-        else:
-            decoder.pack()
+            return load_int8(self.folder, self.decoder_config, self.layout, self.library)
+        decoder = load_decoder(self.folder, self.decoder_config, self.layout, self.device, self.dtype)
+        decoder.pack()
         return decoder
 
     @cached_property
