@@ -30,6 +30,10 @@ class Settings(Protocol):
     def tokens(self) -> TokenSpec: ...
 
     @property
+    def sampled_quantizers(self) -> int:
+        """How many quantizers' codes outputs have."""
+
+    @property
     def sampling(self) -> Sampling: ...
 
     @property

@@ -213,7 +213,7 @@ class BundleConfig:
     tokenizer: TokenizerConfig
     semantic: StageConfig
     coarse: StageConfig
-    fine: StageConfig | None  # None if all quantizers are coarse
+    fine: StageConfig | None  # without it outputs have the coarse codes alone
     detector: DetectorConfig | None = None
     sampling: Sampling = field(default_factory=Sampling)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -229,6 +229,11 @@ class BundleConfig:
     format_version: int = bounded(1, FORMAT_VERSION, default=1)
 
     @property
+    def sampled_quantizers(self) -> int:
+        """How many quantizers' codes the stages sample, and outputs have."""
+        return self.tokens.quantizers if self.fine else self.tokens.coarse
+
+    @property
     def lookahead(self) -> int:
         """How many of a prompt's last semantic tokens would differ if the recording went on."""
         return self.tokenizer.lookahead
@@ -242,10 +247,8 @@ class BundleConfig:
         """Accepts every request: three stages can serve all."""
 
     def check(self) -> None:
-        if (self.fine is None) != (self.tokens.fine == 0):
-            raise ModelError(
-                "config.json: a fine stage is needed exactly where tokens.quantizers exceeds tokens.coarse"
-            )
+        if self.fine and not self.tokens.fine:
+            raise ModelError("config.json: a fine stage needs tokens.quantizers to exceed tokens.coarse")
         for stage in (s for s in STAGES if getattr(self, s)):
             if getattr(self, stage).window_seconds * self.tokens.semantic_rate < 2:
                 raise ModelError(f"config.json: {stage}.window_seconds must hold two semantic tokens at least")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from audiolm_cli.audio import postfilter
 from audiolm_cli.audio.mel import log_mel
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import DetectorConfig, TokenSpec
+from audiolm_cli.config import BundleConfig, DetectorConfig, TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.language_models.likelihood import FEATURES, likelihood_features
 
@@ -58,9 +58,9 @@ class LikelihoodDetector(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0):
+    def __init__(self, config: DetectorConfig, sampled_quantizers: int, dropout: float = 0.0):
         super().__init__()
-        inputs = FEATURES * (1 + tokens.quantizers)
+        inputs = FEATURES * (1 + sampled_quantizers)
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         layers: list[nn.Module] = []
@@ -121,9 +121,12 @@ class SpectralDetector(nn.Module):
 Detector = LikelihoodDetector | SpectralDetector
 
 
-def make_detector(config: DetectorConfig, tokens: TokenSpec, dropout: float = 0.0) -> Detector:
-    """The detector that a config describes, with random weights."""
-    return (LikelihoodDetector if config.hears == "traces" else SpectralDetector)(config, tokens, dropout)
+def make_detector(config: BundleConfig, dropout: float = 0.0) -> Detector:
+    """The detector of a bundle, which must have one, with random weights."""
+    assert config.detector is not None
+    if config.detector.hears == "traces":
+        return LikelihoodDetector(config.detector, config.sampled_quantizers, dropout)
+    return SpectralDetector(config.detector, config.tokens, dropout)
 
 
 @torch.inference_mode()

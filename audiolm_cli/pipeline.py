@@ -185,7 +185,7 @@ def _continued(run: Run, request: ContinueRequest, resampled_tokens: int | None 
     ]
     for n, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True)):
         run.about[n].update(prompt_samples=len(prompt), tokens_start=len(prompt) - repeated[n])
-        yield n, _prompt_chunk(spec, prompt[: len(prompt) - shape.fade])
+        yield n, _prompt_chunk(config.sampled_quantizers, prompt[: len(prompt) - shape.fade])
     yield from _postprocessed(shapes, made)
 
 
@@ -241,9 +241,9 @@ def _output(run: Run, number: int, chunks: Sequence[Chunk]) -> Output:
     )
 
 
-def _prompt_chunk(spec: TokenSpec, waveform: np.ndarray) -> Chunk:
+def _prompt_chunk(quantizers: int, waveform: np.ndarray) -> Chunk:
     """A chunk without tokens."""
-    nothing = torch.zeros(spec.quantizers, 0, dtype=torch.int64)
+    nothing = torch.zeros(quantizers, 0, dtype=torch.int64)
     return Chunk(waveform, nothing[0], nothing)
 
 

@@ -212,7 +212,8 @@ class Run:
         coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice, guide_semantics)
         if bundle.fine is not None:
             context = self._context("fine", count * spec.fine)
-        fine = stages.FineStage(bundle.fine, coarse, known, spec, context)
+        made_of = bundle.config.sampled_quantizers
+        fine = stages.FineStage(bundle.fine, coarse, [k[:made_of] for k in known], spec, context)
         tell, passed = self.clock.counted("decode", sum(limits)), [0] * len(known)
         for buffer in semantic.buffers:
             buffer.release("output", 0)
@@ -241,7 +242,7 @@ class Run:
             decodings[n] = decodings[n].copy()
             if self.first[n] != n:
                 tell(codes.shape[1])
-            for chunk in chunks(n, codes, iter(beginnings[n])):
+            for chunk in chunks(n, codes[:made_of], iter(beginnings[n])):
                 yield n, chunk, False
         while made := fine.advance():
             for n, codes in made.items():

@@ -1,5 +1,7 @@
 """The classifier: what it hears, and how windows become segments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def bundle(tiny_bundle):
 
 @pytest.mark.parametrize(("config", "frames", "size"), [(DetectorConfig(), 102, 4 * 13), (SPECTRAL, 101, 64)])
 def test_a_window_has_one_logit(bundle, config, frames, size):
-    model = make_detector(config, bundle.config.tokens)
+    model = make_detector(replace(bundle.config, detector=config))
     found = model.features(bundle, tone(2.01))
     assert found.shape == (frames, size)  # traces: of whole semantic tokens
     assert model(torch.stack([found, found])).shape == (2,)
@@ -67,7 +69,7 @@ def test_any_other_length_is_judged(bundle, seconds):
 
 
 def test_level_does_not_count_in_spectra(bundle):
-    model, samples = make_detector(SPECTRAL, bundle.config.tokens), tone(4.0)
+    model, samples = make_detector(replace(bundle.config, detector=SPECTRAL)), tone(4.0)
     loud, quiet = (model.eval()(model.features(bundle, samples * gain)[None]) for gain in (1.0, 0.01))
     assert quiet.sigmoid().item() == pytest.approx(loud.sigmoid().item(), abs=0.02)
 

@@ -284,13 +284,24 @@ def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
         pipeline.reference_stretch(noise(0.03), spec)
 
 
-def test_a_bundle_without_a_fine_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizers", [3, 12])
+def test_a_bundle_without_a_fine_stage(tmp_path: Path, quantizers: int) -> None:
+    """Recordings are encoded with all quantizers of the codec, outputs have those of stage 2."""
     config = preset("tiny")
-    config = dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, quantizers=3, coarse=3), fine=None)
+    tokens = dataclasses.replace(config.tokens, quantizers=quantizers, coarse=3)
+    config = dataclasses.replace(config, tokens=tokens, fine=None)
     loaded = bundle.load(str(write_bundle(tmp_path / "coarse-only", config)), device="cpu", dtype="float32")
     (result,) = run(loaded, [Prompt(noise(0.5))])
     assert len(result.waveform) == 8000 + 6400
     assert "fine" not in result.stage_tokens
+    (resynthesis,) = pipeline.resynth(loaded, ResynthRequest(**SAMPLING), [Prompt(noise(0.6))])
+    (made,) = pipeline.generate(loaded, GenerateRequest(duration=0.4, **SAMPLING))
+    assert [len(o.codes) for o in (result, resynthesis, made)] == [3, 3, 3]
+    assert result.codes.shape[1] == 2 * len(result.semantic)
+    assert len(pipeline.encode(loaded, noise(0.5)).codes) == quantizers
+    prompt = Prompt(noise(0.5))
+    streamed = pipeline.stream(loaded, ContinueRequest(duration=0.4, **SAMPLING), prompt)
+    assert np.array_equal(np.concatenate([chunk.waveform for chunk in streamed]), result.waveform)
 
 
 def test_the_plain_layout_of_the_paper(tmp_path: Path) -> None:

@@ -121,8 +121,7 @@ class Bundle:
     def detector(self) -> Detector | None:
         if self.config.detector is None:
             return None
-        make = functools.partial(make_detector, self.config.detector, self.config.tokens)
-        return self._part("detector", make, torch.float32)
+        return self._part("detector", functools.partial(make_detector, self.config), torch.float32)
 
     def _stage(self, name: StageName, config: StageConfig) -> Any:
         make = functools.partial(stage_model, config, self.config.tokens, name)

@@ -32,13 +32,13 @@ def png(output: Output, spec: TokenSpec, title: str) -> bytes:
 
     rate, seconds = spec.sample_rate, len(output.waveform) / spec.sample_rate
     figure = Figure(figsize=(min(30, 4 + seconds), 7), layout="constrained")
-    heights = (6, 1, 1, 2)[: 4 if spec.fine else 3]  # a bundle may have no stage 3
+    start, codes = output.tokens_start / rate, np.asarray(output.codes)
+    heights = (6, 1, 1, 2)[: 4 if len(codes) > spec.coarse else 3]  # a bundle may have no stage 3
     sound, *panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     extent = (0, seconds, 0, rate / 2000)
     sound.imshow(_spectrogram(output.waveform), origin="lower", aspect="auto", extent=extent, cmap="magma")
     sound.set(ylabel="kHz")
     sound.set_title(title, parse_math=False)  # a name may contain dollar signs
-    start, codes = output.tokens_start / rate, np.asarray(output.codes)
     streams = (  # tokens [rows, columns], vocabulary size, samples per column
         (np.asarray(output.semantic)[None], spec.semantic_vocabulary, spec.samples_per_semantic, "semantic"),
         (codes[: spec.coarse], spec.codebook_size, spec.samples_per_frame, "coarse"),

@@ -41,9 +41,9 @@ def score(bundle: Bundle, path: str, stages: list[str], console: Console, progre
 
 def _whole(path: str, bundle: Bundle) -> Tokens:
     """Reads a token file with all tokens that the stages need."""
-    tokens, spec = read_tokens(path, bundle), bundle.config.tokens
+    tokens, needed = read_tokens(path, bundle), bundle.config.sampled_quantizers
     if tokens.metadata.get("tokenizer") != bundle.config.depends["tokenizer"]["self"]:
         raise InputError(f"{display(path)}: its semantic tokens are those of another tokenizer")
-    if len(tokens.codes) < spec.quantizers:
-        raise InputError(f"{display(path)}: has codes of {len(tokens.codes)} quantizers, not of {spec.quantizers}")
+    if len(tokens.codes) < needed:
+        raise InputError(f"{display(path)}: has codes of {len(tokens.codes)} quantizers, not of {needed}")
     return tokens

@@ -54,6 +54,10 @@ class MimiSettings:
     pause_limit: ClassVar[float] = math.inf
 
     @property
+    def sampled_quantizers(self) -> int:
+        return self.tokens.quantizers
+
+    @property
     def longest_prompt(self) -> float:
         """Seconds of a prompt that leave half a window for the continuation."""
         return self.window // 2 / self.tokens.semantic_rate

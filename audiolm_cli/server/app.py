@@ -138,7 +138,7 @@ class Service:
             "semantic_vocabulary": spec.semantic_vocabulary,
             "codebook_size": spec.codebook_size,
             "coarse": spec.coarse,
-            "quantizers": spec.quantizers,
+            "quantizers": config.sampled_quantizers,
             "prompt_seconds": config.prompt_seconds,
             "sampling": vars(config.sampling),
         }

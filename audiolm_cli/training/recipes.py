@@ -30,17 +30,28 @@ class Recipe:
     read_hours: float = 0.0  # of synthetic speech, books read aloud, for stage 1
     semantic: float = 10.0  # minutes
     coarse: float = 61.0  # minutes
-    quantizers: int = 0  # of stage 2 in a bundle without stage 3; 0: there is one
-    fine: float = 17.0  # minutes
+    fine: float = 17.0  # minutes; 0: there is no stage 3, and outputs have the coarse codes alone
+    quantizers: int = 0  # of stage 2 in a bundle without stage 3, whose codec has no others
     prompt_seconds: float = 3.0  # default length of the prompt
 
     @property
     def sizes(self) -> BundleConfig:
         return preset(self.preset)
 
+    @property
+    def has_fine(self) -> bool:
+        """Whether there is a stage 3."""
+        return bool(self.fine) and not self.quantizers
+
+    @property
+    def sampled_quantizers(self) -> int:
+        """`BundleConfig.sampled_quantizers` of the bundle."""
+        tokens = self.sizes.tokens
+        return tokens.quantizers if self.has_fine else self.quantizers or tokens.coarse
+
     def scaled(self, minutes: float) -> Recipe:
         """The same recipe with this many minutes of training in total."""
-        names = [name for name in TRAININGS if name != "fine" or not self.quantizers]
+        names = [name for name in TRAININGS if name != "fine" or self.has_fine]
         total = sum(getattr(self, name) for name in names)
         return replace(self, **{name: getattr(self, name) * minutes / total for name in names})
 
@@ -50,7 +61,7 @@ TRAININGS = ("codec", "decoder", "tokenizer", "coarse", "fine", "semantic")  # i
 RECIPES = {
     "speech": Recipe(
         "speech", codec=90, decoder=60, noise=True, teacher="base", tokenizer=150, passes=3, read_hours=30,
-        semantic=170, coarse=300, fine=40,
+        semantic=170, coarse=300, fine=0,
     ),
     "piano": Recipe("piano", "piano", from_codec="weights/speech", quantizers=6, prompt_seconds=4.0),
     "tiny": Recipe("tiny"),

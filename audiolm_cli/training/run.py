@@ -48,13 +48,13 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
         what = ["--text", str(args.text), "--data", str(args.data), "--out", str(synthetic)]
         what += ["--hours", str(recipe.read_hours), "--processes", str(args.processes)]
         read = [["audiolm_cli.training.corpora.synthetic", *what]]
-    stages = [stage for stage in DROPOUT if stage != "fine" or not recipe.quantizers]
+    stages = [stage for stage in DROPOUT if stage != "fine" or recipe.has_fine]
     coarse, model = {"coarse": given("--coarse", recipe.quantizers)}, ["--model", str(args.out)]
     decoder = ["--windows", "--noise", "--rate", "4e-4"] if recipe.noise else ["--rate", "3e-4"]
     warm = ["--warm-start"] if recipe.from_codec else []
     parts = [
         train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *warm),
-        train("codec", "decoder", "--decoder-only", *decoder),
+        train("codec", "decoder", *named, "--decoder-only", *decoder),
         *read,
         tokenizer,
         tokenize,

@@ -76,7 +76,7 @@ def test_configs_survive_json(name: str) -> None:
         (lambda c: c.pop("tokenizer"), "tokenizer is missing"),
         (lambda c: c["codec"].update(kind="mp3"), "codec.kind must be one of"),
         (lambda c: c["tokens"].update(coarse=13), "tokens.coarse is larger"),
-        (lambda c: c.update(fine=None), "a fine stage is needed"),
+        (lambda c: c["tokens"].update(quantizers=4), "a fine stage needs tokens.quantizers to exceed"),
         (lambda c: c.update(format_version=0), "format_version must be between"),
         (lambda c: c.update(format_version=99), "format_version 99; this program knows up to 2, get a newer one"),
         (lambda c: c.update(format_version=3, codec=1, more=1), "format_version 3; this program knows up to 2"),

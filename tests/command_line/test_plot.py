@@ -35,7 +35,7 @@ def test_a_picture_shows_sound_and_prompt() -> None:
     cyan = np.isclose(pixels[..., :3], (0, 1, 1)).all(-1).sum(0)
     assert (cyan > 300).sum() in (1, 2)  # one line through all four axes
     assert np.isclose(pixels[250, :, :3], pixels[250, 300, :3]).all(-1).mean() < 1
-    six = dataclasses.replace(spec, quantizers=6, coarse=6)
+    six = dataclasses.replace(spec, coarse=6)
     output = dataclasses.replace(output, codes=output.codes[:6])
     assert imread(io.BytesIO(plot.png(output, six, "no stage 3"))).shape == pixels.shape
     plot.png(Output(tone(0.02), torch.zeros(0), torch.zeros(12, 0)), spec, "nothing")

@@ -31,7 +31,7 @@ def modules(config: BundleConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     if config.fine:
         parts["fine"] = stage_model(config.fine, spec, "fine")
     if config.detector:
-        parts["detector"] = make_detector(config.detector, spec)
+        parts["detector"] = make_detector(config)
     generator, tokenizer = torch.Generator().manual_seed(seed), cast("SemanticTokenizer", parts["tokenizer"])
     if config.tokenizer.units == "centroids":
         hidden = tokenizer.eval().represent(torch.randn(1, 64000, generator=generator))[0]

@@ -248,7 +248,8 @@ class _Run:
         threads = torch.get_num_threads()
         plan = fitting.Plan(planned[name], self.options.steps, threads, self.device, self.options.seed)
         if name == "decoder":
-            return dataclasses.asdict(decoder.adapt(work.folder, clips, plan, tell))
+            sampled = self.config.sampled_quantizers
+            return dataclasses.asdict(decoder.adapt(work.folder, clips, sampled, plan, tell))
         return dataclasses.asdict(stages.adapt(work.folder, cast("StageName", name), plan, tell))
 
     def _prompts(self, clips: Sequence[Clip]) -> list[np.ndarray]:

@@ -31,9 +31,10 @@ CROPS, CROP = 16, 0.96  # in a batch; s, less than any stretch
 DECODER = "decoder."  # the prefix of its tensors in the codec
 
 
-def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -> FittingResult:
+def adapt(work: Path, clips: Mapping[str, list[Clip]], sampled: int, plan: Plan, tell: Tell) -> FittingResult:
     """Trains the decoder of the codec in parts/ of `work` on the clips of `train`, and writes the codec that ships to
-    adapted/: with this decoder, or unchanged if the mel distance on the clips of `valid` did not improve.
+    adapted/: with this decoder, or unchanged if the mel distance on the clips of `valid` did not improve, decoded from
+    the first `sampled` codes, which outputs have.
 
     Resumes from the last checkpoint. The same number of steps gives the same part, interrupted or not.
     """
@@ -46,13 +47,13 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
     train, valid = (corpus(work / "audio", list(clips[split])) for split in ("train", "valid"))
     mel = parts.MelLoss(rate).to(plan.device)
     audio, codes = parts.validation_codes(codec, *_validation(valid, rate, codec.hop))
-    fitting = Fitting(work, "decoder", codec.decoder, plan, "mel_all", rate=PEAK_RATE, betas=(0.8, 0.99), muon=False)
+    fitting = Fitting(work, "decoder", codec.decoder, plan, "mel", rate=PEAK_RATE, betas=(0.8, 0.99), muon=False)
     quantizer = parts.CodebookTrainer(codec.quantizer.codebooks.data).to(plan.device)
     size = int(CROP * rate) // codec.hop * codec.hop
 
     def measure() -> dict[str, float]:
         random.seed(0)  # the order of the scales, and so the last bits of their sum
-        return {"mel_all": parts.distance(codec, audio, codes, mel)}
+        return {"mel": parts.distance(codec, audio, codes[:, :sampled], mel)}
 
     def trained(begin: Callable[[], None], validated: Callable[[], Mapping[str, Any]]) -> Best:
         trainer = fitting.trainer
@@ -61,15 +62,15 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
             rng = np.random.default_rng((plan.seed, step))
             wanted = crops(train, CROPS, size, rng).to(plan.device)
             with torch.no_grad():
-                kept = parts.kept_quantizers(CROPS, codes.shape[1]).to(plan.device)
+                kept = parts.kept_quantizers(CROPS, codes.shape[1], sampled).to(plan.device)
                 latents = codec.encoder(wanted, {}).float()
                 latents, _ = quantizer(codec.quantizer.codebooks, latents, kept, update=False)
             with trainer.autocast():
                 made = parts.reconstructions(codec, latents, rng)
             trainer.update(*parts.reconstruction_loss(wanted, made, mel))
             if trainer.due():
-                trainer.keep_best(validated(), "mel_all")
-        return trainer.keep_best(validated(), "mel_all", finished=True)
+                trainer.keep_best(validated(), "mel")
+        return trainer.keep_best(validated(), "mel", finished=True)
 
     before, state = fitting.run(measure, trained, tell)
     codec.decoder.load_state_dict(state)
@@ -84,7 +85,7 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], plan: Plan, tell: Tell) -
         tensors |= {name: tensor for name, tensor in adapted.items() if name.startswith(DECODER)}
         write_tensors(target, tensors, {"about": json.dumps(about)})
 
-    return fitting.ship(file, before, measure()["mel_all"], save)
+    return fitting.ship(file, before, measure()["mel"], save)
 
 
 def crops(train: Corpus, count: int, samples: int, rng: np.random.Generator) -> torch.Tensor:

@@ -51,15 +51,17 @@ def assemble(
 ) -> None:  # fmt: skip
     """Writes config.json, the parts and SHA256SUMS to `out`. Keeps its model card (`hub.CARD`), its recipe, and those
     SETTINGS of its config.json that are not `given`, without those MEASURED_ON other parts. `trained` is added to the
-    training metadata of the parts. With a recipe whose stage 2 has all `quantizers`, there is no stage 3, and the codec
-    keeps only these first quantizers.
+    training metadata of the parts. A recipe may have no stage 3; with its `quantizers`, the codec keeps only these first
+    ones.
 
     Raises ModelError if a part is missing or was trained on the tokens of another codec or tokenizer, or if the bundle
     would be larger than `most` bytes; `out` is unchanged then.
     """
     quantizers = recipe.quantizers if recipe else 0
     found = [
-        part for part in PARTS if (parts / f"{part}.safetensors").is_file() and not (quantizers and part == "fine")
+        part
+        for part in PARTS
+        if (parts / f"{part}.safetensors").is_file() and (part != "fine" or recipe is None or recipe.has_fine)
     ]
     if missing := {"codec", "tokenizer", "semantic", "coarse"} - set(found):
         raise ModelError(f"{parts}: no {sorted(missing)[0]}.safetensors")

@@ -14,6 +14,7 @@ beside a detector on spectra of the raw audio, and false alarms on each corpus b
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -274,7 +275,7 @@ def main() -> None:
 
     def fresh() -> Detector:
         torch.manual_seed(args.seed)
-        return make_detector(config, tokens, dropout=0.2)
+        return make_detector(dataclasses.replace(bundle.config, detector=config), dropout=0.2)
 
     def material(kind: str, listen: Callable[[np.ndarray], Tensor]) -> tuple[list[Example], list[Example]]:
         found = []

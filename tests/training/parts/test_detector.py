@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_training_from_outputs_to_figures(data, tiny_bundle, tmp_path, monkeypat
 def test_it_learns_what_is_made(bundle, tmp_path, raw, steps_take):
     steps_take(60 / 300)
     rng = np.random.default_rng(0)
-    spectral, traced = (make_detector(c, bundle.config.tokens) for c in (SPECTRAL, DetectorConfig(channels=(8, 8))))
+    configs = (replace(bundle.config, detector=c) for c in (SPECTRAL, DetectorConfig(channels=(8, 8))))
+    spectral, traced = map(make_detector, configs)
     assert isinstance(spectral, SpectralDetector)
 
     def items(count):
