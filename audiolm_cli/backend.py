@@ -58,8 +58,8 @@ class Settings(Protocol):
     def familiar_semantic_bits(self) -> float: ...
 
     @property
-    def pause_tokens(self) -> tuple[int, ...]:
-        """The semantic tokens that stand for silence, if they are known."""
+    def knows_pauses(self) -> bool:
+        """Whether some semantic tokens are known to stand for silence."""
 
     @property
     def pause_limit(self) -> float:

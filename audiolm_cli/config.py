@@ -239,6 +239,11 @@ class BundleConfig:
         return self.tokenizer.lookahead
 
     @property
+    def knows_pauses(self) -> bool:
+        """Whether some semantic tokens are known to stand for silence."""
+        return bool(self.pause_tokens)
+
+    @property
     def pause_limit(self) -> float:
         """`max_pause`, infinite without a limit, as requests have it."""
         return self.max_pause or math.inf

@@ -186,7 +186,7 @@ class SampledRequest(Request):
         super().check(config)
         if self.max_pause is None or self.max_pause == math.inf:
             return
-        if not config.pause_tokens:
+        if not config.knows_pauses:
             raise UsageError(f"max-pause: {config.name} has no list of the tokens that stand for silence")
         if self._greedy(config):
             raise UsageError("max-pause: samples hotter in a pause, which a temperature of 0 in stage 1 excludes")

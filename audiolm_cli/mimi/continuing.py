@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from audiolm_cli.language_models.pauses import Pause, PauseLimit
 from audiolm_cli.language_models.stages import BatchedSource, StageContext
 from audiolm_cli.language_models.tokens import Item, TokenSequence, flatten, unflatten, windows
 from audiolm_cli.mimi.decoder import CodeDecoder
@@ -25,16 +26,20 @@ ANCHOR_SHARE = 4  # an anchor takes at most a quarter of a window
 class CodeStage(BatchedSource):
     """Continues codes `int64 [Q, F_known]` up to `totals`.
 
-    window: the model's context in frames. anchors: first frame and end of the anchor in front of later windows.
+    window: the model's context in frames. anchors: first frame and end of the anchor in front of later windows. pauses:
+    each item's limit of them, if there is one; the first quantizer's codes tell.
     """
 
     model: CodeDecoder
 
     def __init__(
         self, model: CodeDecoder, known: Sequence[Tensor], totals: Sequence[float], anchors: Sequence[tuple[int, int]],
-        window: int, context: StageContext,
+        window: int, context: StageContext, pauses: Sequence[PauseLimit] = (),
     ) -> None:  # fmt: skip
         super().__init__(model, known, context)
+        self.pauses = [Pause(limit, codes[0].tolist()) for limit, codes in zip(pauses, known, strict=bool(pauses))]
+        if pauses:
+            self.at_once = 1
         self.totals, self.anchors, self.per_token = list(totals), anchors, model.quantizers
         for buffer, (begin, end) in zip(self.buffers, anchors, strict=True):
             buffer.pin(end)
@@ -48,12 +53,20 @@ class CodeStage(BatchedSource):
         codes = torch.cat([known, known.new_full((len(known), end - start), -1)], 1)
         return item(self.model, codes, self.context.noise[number].numbers(STAGE, start, end - start, 0, len(codes)))
 
+    def _heat(self) -> None:
+        assert self.generation is not None
+        for place, i in enumerate(self.windows if self.pauses else ()):
+            self.generation.heat(place, self.pauses[i].heat)
+
     def _collect(self) -> None:
         assert self.generation is not None
         for place, (i, (_, start, end)) in enumerate(self.windows.items()):
             if len(self.buffers[i]) < end:
                 codes = unflatten(self.generation.ids(place) % CODEBOOK_SIZE, self.model.quantizers)
-                self.buffers[i].append(codes[:, len(self.buffers[i]) - start :])
+                more = codes[:, len(self.buffers[i]) - start :]
+                self.buffers[i].append(more)
+                if self.pauses:
+                    self.pauses[i].add(more[0].tolist())
 
 
 def item(model: CodeDecoder, codes: Tensor, uniform: Tensor) -> Item:

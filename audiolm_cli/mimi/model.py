@@ -32,6 +32,7 @@ from audiolm_cli.public.layout import CODEBOOK_SIZE, Layout, read_layout
 if TYPE_CHECKING:
     from audiolm_cli.request import Request
 
+QUIET_SECONDS, QUIET_LEVELS = 2.0, (-75.0, -60.0)  # of each noise; dB of full scale
 PROMPT_SECONDS = 10.0  # from the end of a prompt, if within the limit
 
 
@@ -50,7 +51,7 @@ class MimiSettings:
     resampled_tokens: ClassVar[int] = 0
     familiar_bits: ClassVar[float] = 0.0
     familiar_semantic_bits: ClassVar[float] = 0.0
-    pause_tokens: ClassVar[tuple[int, ...]] = ()  # silence has many codes
+    knows_pauses: ClassVar[bool] = True
     pause_limit: ClassVar[float] = math.inf
 
     @property
@@ -142,6 +143,16 @@ class MimiBackend:
     def read(self) -> None:
         """Reads all files, which happens on first use otherwise."""
         _ = self.identity, self.model, self.codec
+
+    @cached_property
+    def quiet_codes(self) -> frozenset[int]:
+        """The first quantizer's codes of silence and of quiet noise, white and pink."""
+        spec = self.config.tokens
+        white = np.random.default_rng(0).standard_normal(round(QUIET_SECONDS * spec.sample_rate))
+        pink = np.cumsum(white - white.mean())
+        noises = [noise / noise.std() * 10 ** (level / 20) for noise in (white, pink) for level in QUIET_LEVELS]
+        sounds = [np.zeros_like(white), *noises]
+        return frozenset(code for sound in sounds for code in self.tokenize(sound.astype(np.float32))[0].tolist())
 
     def tokenize(self, samples: np.ndarray, tell: Tell | None = None) -> tuple[Tensor, Tensor]:
         """Audio `float32 [T]` -> the first quantizer's codes `int64 [F]`, all codes `int64 [Q, F]`; the last frame is

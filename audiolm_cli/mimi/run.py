@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from torch import Tensor
+
+from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Tell
+from audiolm_cli.language_models.pauses import PauseLimit
 from audiolm_cli.language_models.stages import REFERENCE_SECONDS, StageContext
 from audiolm_cli.mimi.continuing import ANCHOR_SHARE, CodeStage
 from audiolm_cli.mimi.model import MimiBackend
-from audiolm_cli.pipeline import spoken_stretch
+from audiolm_cli.pipeline import spoken_stretch, token_levels
 from audiolm_cli.rendering import Chunk, Run, run_for
 from audiolm_cli.token_file import Tokens
+
+LOUD, FAR = 95, 30.0  # percentile of a prompt's levels, and how far below it a pause is (dB)
 
 
 @run_for.register(MimiBackend)
@@ -31,6 +39,7 @@ class MimiRun(Run):
         codes = [tokens.codes for tokens in known]
         totals = [k.shape[1] + new_tokens for k in codes]
         anchors = self.once(lambda n: self._anchor(n, codes[n].shape[1]))
+        limits = self._pause_limits([tokens.semantic for tokens in known])
         count = len(codes) * new_tokens * self.bundle.config.tokens.quantizers
         told, timed = self.clock.counted("codes", count), functools.partial(self.clock.timed, "codes")
         context = StageContext(self.noise, self.sampling.stage("semantic"), self._together(), told, timed)
@@ -39,7 +48,7 @@ class MimiRun(Run):
             part = slice(first, first + context.batch_size)
             parts = codes[part], totals[part], anchors[part]
             own = replace(context, noise=self.noise[part])
-            stage = CodeStage(self.bundle.model, *parts, self.bundle.config.window, own)
+            stage = CodeStage(self.bundle.model, *parts, self.bundle.config.window, own, limits[part])
             for n, chunk, last in self._decoded(stage, tell):
                 yield first + n, chunk, last
 
@@ -64,6 +73,19 @@ class MimiRun(Run):
         model = self.bundle.model
         return 1 if self.bundle.device.type == "cpu" and not (model.packed or model.native) else self.batch_size
 
+    def _pause_limits(self, known: Sequence[Tensor]) -> list[PauseLimit]:
+        """Each prompt's limit of pauses, if there is one. No list of codes says which stand for silence: those of quiet
+        sounds do, and those that the prompt's own pauses have."""
+        config, seconds = self.bundle.config, self.request.pause_limit(self.bundle.config)
+        if seconds == math.inf:
+            return []
+
+        def limit(n: int) -> PauseLimit:
+            quiet = self.bundle.quiet_codes | quiet_codes(self.prompts[n].waveform, known[n], config.tokens)
+            return PauseLimit.of(quiet, seconds, config.tokens.semantic_rate)
+
+        return self.once(limit)
+
     def _anchor(self, n: int, frames: int) -> tuple[int, int]:
         """First frame and end of the anchor that stays in front of later windows: the part with the most speech of a
         prompt of `frames` frames, or, without a prompt, the first frames sampled."""
@@ -73,3 +95,13 @@ class MimiRun(Run):
             return 0, round(seconds * spec.semantic_rate)
         waveform = self.prompts[n].waveform
         return spoken_stretch(waveform[len(waveform) - frames * spec.samples_per_frame :], spec, seconds)
+
+
+def quiet_codes(waveform: np.ndarray, codes: Tensor, spec: TokenSpec) -> frozenset[int]:
+    """The codes `int64 [F]` at the end of a waveform that only quiet frames have: FAR below its loud ones, and no frame
+    that is louder."""
+    if not len(codes):
+        return frozenset()
+    levels = token_levels(waveform[len(waveform) - len(codes) * spec.samples_per_semantic :], spec)
+    quiet = levels < np.percentile(levels, LOUD) - FAR
+    return frozenset(codes[quiet].tolist()) - frozenset(codes[~quiet].tolist())

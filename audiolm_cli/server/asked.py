@@ -124,7 +124,7 @@ def known(kind: type[Request]) -> dict[str, Any]:
 
 def options_for(kind: type[Request], config: Settings) -> list[str]:
     """The options that a model serves, `format` included."""
-    return sorted({*known(kind), "format"} - (set() if config.pause_tokens else {"max-pause"}))
+    return sorted({*known(kind), "format"} - (set() if config.knows_pauses else {"max-pause"}))
 
 
 def defaults_for(kind: type[Request], config: Settings) -> dict[str, Any]:

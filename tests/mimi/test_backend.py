@@ -19,7 +19,9 @@ from audiolm_cli.errors import UsageError
 from audiolm_cli.language_models import engine
 from audiolm_cli.mimi import codec
 from audiolm_cli.mimi.model import MimiBackend
+from audiolm_cli.mimi.run import quiet_codes
 from audiolm_cli.provenance import watermark
+from audiolm_cli.public.layout import CODEBOOK_SIZE
 from audiolm_cli.request import ContinueRequest, GenerateRequest
 from audiolm_cli.token_file import Tokens
 from tests.helpers.sounds import tone
@@ -156,10 +158,32 @@ def test_python_loads_it_and_says_what_it_cannot(name: str, bundle: MimiBackend)
         model.decode(Tokens(result.semantic, result.codes))
 
 
-def test_no_code_is_known_to_stand_for_silence(bundle: MimiBackend):
-    with pytest.raises(UsageError, match=r"^max-pause: .* has no list of the tokens that stand for silence$"):
-        ContinueRequest("-", max_pause=1).check(bundle.config)
-    ContinueRequest("-", max_pause=float("inf")).check(bundle.config)
+def test_behind_the_longest_pause_it_samples_hotter(bundle: MimiBackend):
+    """All codes are made to stand for silence, so the pause begins with the prompt."""
+    bundle.__dict__["quiet_codes"] = frozenset(range(CODEBOOK_SIZE))
+    prompts, rate = [prompt(1.0), prompt(0.4)], bundle.config.tokens.semantic_rate
+    free = list(pipeline.continue_(bundle, ContinueRequest("-", duration=4, seed=3), prompts))
+    limit = ContinueRequest("-", duration=4, seed=3, max_pause=2)
+    held = list(pipeline.continue_(bundle, limit, prompts))
+    for a, b in zip(free, held, strict=True):
+        same = (a.codes == b.codes).all(0)
+        assert int(same.int().argmin()) == round(2 * rate) + 1  # frames, of prompt and continuation
+    (alone,) = pipeline.continue_(bundle, limit, prompts[1:])
+    assert torch.equal(alone.codes, held[1].codes)
+    chunks = list(pipeline.stream(bundle, limit, prompts[0]))
+    assert torch.equal(torch.cat([chunk.codes for chunk in chunks], 1), held[0].codes)
+
+
+def test_quiet_sounds_tell_which_codes_stand_for_silence(bundle: MimiBackend):
+    silence = set(bundle.tokenize(np.zeros(RATE, np.float32))[0].tolist())
+    assert silence <= bundle.quiet_codes
+    assert len(bundle.quiet_codes) < CODEBOOK_SIZE / 2
+    spec = bundle.config.tokens
+    sounds = np.concatenate([prompt(0.8).waveform, 1e-4 * prompt(0.8).waveform])
+    codes = torch.tensor([1, 2, 3, 4, 1, 2, 3, 4, 5, 6] + [7, 7, 8, 9, 1, 7, 7, 8, 8, 8])
+    assert quiet_codes(sounds, codes, spec) == {7, 8, 9}  # 1 is also that of a loud frame
+    assert quiet_codes(sounds, codes[:0], spec) == frozenset()
+    assert quiet_codes(sounds[: len(sounds) // 2], codes[:10], spec) == frozenset()
 
 
 def test_the_defaults_are_those_of_the_family(bundle: MimiBackend, name: str):
