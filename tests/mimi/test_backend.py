@@ -180,7 +180,7 @@ def test_quiet_sounds_tell_which_codes_stand_for_silence(bundle: MimiBackend):
     assert len(bundle.quiet_codes) < CODEBOOK_SIZE / 2
     spec = bundle.config.tokens
     sounds = np.concatenate([prompt(0.8).waveform, 1e-4 * prompt(0.8).waveform])
-    codes = torch.tensor([1, 2, 3, 4, 1, 2, 3, 4, 5, 6] + [7, 7, 8, 9, 1, 7, 7, 8, 8, 8])
+    codes = torch.tensor([1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9, 1, 7, 7, 8, 8, 8])
     assert quiet_codes(sounds, codes, spec) == {7, 8, 9}  # 1 is also that of a loud frame
     assert quiet_codes(sounds, codes[:0], spec) == frozenset()
     assert quiet_codes(sounds[: len(sounds) // 2], codes[:10], spec) == frozenset()

@@ -51,8 +51,7 @@ def assemble(
 ) -> None:  # fmt: skip
     """Writes config.json, the parts and SHA256SUMS to `out`. Keeps its model card (`hub.CARD`), its recipe, and those
     SETTINGS of its config.json that are not `given`, without those MEASURED_ON other parts. `trained` is added to the
-    training metadata of the parts. A recipe may have no stage 3; with its `quantizers`, the codec keeps only these first
-    ones.
+    training metadata of the parts. A recipe may have no stage 3; with its `quantizers`, the codec keeps these alone.
 
     Raises ModelError if a part is missing or was trained on the tokens of another codec or tokenizer, or if the bundle
     would be larger than `most` bytes; `out` is unchanged then.
