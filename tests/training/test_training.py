@@ -234,6 +234,22 @@ def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) 
     assemble(parts, "six", copied / "six", recipe=six_quantizers)
     again = bundle.read_config(copied / "six")
     assert (again.familiar_bits, again.prompt_seconds) == (9.0, 4.0)  # what neither gives stays
+    assemble(parts, "two", copied / "two", recipe=Recipe("tiny", fine=0))
+    two = bundle.load(str(copied / "two"), device="cpu", dtype="float32")
+    assert (two.config.tokens.quantizers, two.config.sampled_quantizers, two.fine) == (12, 6, None)
+    assert len(pipeline.encode(two, sound).codes) == 12
+    (result,) = pipeline.continue_(two, ContinueRequest(duration=0.2), [pipeline.Prompt(sound)])
+    assert result.codes.shape == (6, 60)
+
+
+def test_a_decoder_for_outputs_of_few_quantizers_sees_those_most() -> None:
+    assert set(codec.kept_quantizers(16, 12, 4)[4:].tolist()) == {4}
+    assert set(codec.kept_quantizers(16, 12, 4)[:4].tolist()) == {12}
+    for sampled in (None, 12):
+        kept = codec.kept_quantizers(200, 12, sampled).tolist()
+        assert set(kept[:100]) == {12}
+        assert {min(kept), max(kept)} == {1, 12}
+    assert [RECIPES[name].sampled_quantizers for name in ("speech", "piano", "paper")] == [4, 6, 12]
 
 
 def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Path, data: Path, copied: Path) -> None:

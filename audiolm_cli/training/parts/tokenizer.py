@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm_cli.bundles.bundle import round_to_disk, save_part
+from audiolm_cli.bundles.bundle import read_about, round_to_disk, save_part
 from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training import RATE
@@ -286,7 +288,7 @@ def main() -> None:
 
     rng = np.random.default_rng((args.seed, trainer.step, trainer.rank))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    number = round_now()
+    number, began = round_now(), trainer.step
     labels = labels_of(number)
     for _ in trainer:
         if number < round_now():
@@ -303,8 +305,9 @@ def main() -> None:
     trainer.log(
         valid=True, finished=True, round=number, **validate(training, corpora["valid"], labels["valid"], length)
     )
-    if trainer.rank:
-        return
+    part, tokens = args.runs / "parts" / "tokenizer.safetensors", dataclasses.asdict(spec)
+    if trainer.rank or (trainer.step == began and _is_of(part, trainer.step, tokens)):
+        return  # clustering again would change last bits, and with them the identity that other parts depend on
     own = matrices(args, "tokenizer")
     shipped = finish(training.eval(), corpora["train"], spec.semantic_vocabulary, own)
     if args.warm_start:
@@ -314,10 +317,18 @@ def main() -> None:
             keep_numbers(shipped, old, corpora["valid"])
     about = {
         "config": dataclasses.asdict(shipped.config),
-        "tokens": dataclasses.asdict(spec),
+        "tokens": tokens,
         "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **before},
     }
-    save_part(args.runs / "parts" / "tokenizer.safetensors", shipped, about, own)
+    save_part(part, shipped, about, own)
+
+
+def _is_of(part: Path, steps: int, tokens: dict[str, Any]) -> bool:
+    """Whether a part exists that so many steps trained for these tokens."""
+    if not part.is_file():
+        return False
+    about = read_about(part)
+    return (about["trained"].get("steps"), about["tokens"]) == (steps, tokens)
 
 
 if __name__ == "__main__":
