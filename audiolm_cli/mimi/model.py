@@ -146,11 +146,11 @@ class MimiBackend:
 
     @cached_property
     def quiet_codes(self) -> frozenset[int]:
-        """The first quantizer's codes of silence and of quiet noise, white and pink."""
+        """The first quantizer's codes of silence and of quiet noise, white and red."""
         spec = self.config.tokens
         white = np.random.default_rng(0).standard_normal(round(QUIET_SECONDS * spec.sample_rate))
-        pink = np.cumsum(white - white.mean())
-        noises = [noise / noise.std() * 10 ** (level / 20) for noise in (white, pink) for level in QUIET_LEVELS]
+        red = np.cumsum(white - white.mean())
+        noises = [noise / noise.std() * 10 ** (level / 20) for noise in (white, red) for level in QUIET_LEVELS]
         sounds = [np.zeros_like(white), *noises]
         return frozenset(code for sound in sounds for code in self.tokenize(sound.astype(np.float32))[0].tolist())
 

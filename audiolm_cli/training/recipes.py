@@ -43,12 +43,6 @@ class Recipe:
         """Whether there is a stage 3."""
         return bool(self.fine) and not self.quantizers
 
-    @property
-    def sampled_quantizers(self) -> int:
-        """`BundleConfig.sampled_quantizers` of the bundle."""
-        tokens = self.sizes.tokens
-        return tokens.quantizers if self.has_fine else self.quantizers or tokens.coarse
-
     def scaled(self, minutes: float) -> Recipe:
         """The same recipe with this many minutes of training in total."""
         names = [name for name in TRAININGS if name != "fine" or self.has_fine]

@@ -54,7 +54,7 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
     warm = ["--warm-start"] if recipe.from_codec else []
     parts = [
         train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *warm),
-        train("codec", "decoder", *named, "--decoder-only", *decoder),
+        train("codec", "decoder", "--decoder-only", *decoder),
         *read,
         tokenizer,
         tokenize,

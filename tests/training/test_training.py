@@ -242,16 +242,6 @@ def test_a_bundle_can_end_with_stage_2(trained: Path, data: Path, copied: Path) 
     assert result.codes.shape == (6, 60)
 
 
-def test_a_decoder_for_outputs_of_few_quantizers_sees_those_most() -> None:
-    assert set(codec.kept_quantizers(16, 12, 4)[4:].tolist()) == {4}
-    assert set(codec.kept_quantizers(16, 12, 4)[:4].tolist()) == {12}
-    for sampled in (None, 12):
-        kept = codec.kept_quantizers(200, 12, sampled).tolist()
-        assert set(kept[:100]) == {12}
-        assert {min(kept), max(kept)} == {1, 12}
-    assert [RECIPES[name].sampled_quantizers for name in ("speech", "piano", "paper")] == [4, 6, 12]
-
-
 def test_the_decoder_learns_from_discriminators_and_codes_stay_valid(trained: Path, data: Path, copied: Path) -> None:
     """What the recipe's decoder step left alone and what it changed; its opponent goes on where it stopped."""
     codec_before = trainer.load_checkpoint(trained / "runs" / "codec")["module"]

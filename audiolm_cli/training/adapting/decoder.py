@@ -62,7 +62,7 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], sampled: int, plan: Plan,
             rng = np.random.default_rng((plan.seed, step))
             wanted = crops(train, CROPS, size, rng).to(plan.device)
             with torch.no_grad():
-                kept = parts.kept_quantizers(CROPS, codes.shape[1], sampled).to(plan.device)
+                kept = parts.kept_quantizers(CROPS, codes.shape[1]).to(plan.device)
                 latents = codec.encoder(wanted, {}).float()
                 latents, _ = quantizer(codec.quantizer.codebooks, latents, kept, update=False)
             with trainer.autocast():

@@ -7,7 +7,7 @@
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
 points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
 quantizers (quantizer dropout), so that every prefix can be decoded. --decoder-only freezes encoder and codebooks, so
-that codes stay valid, also for language models trained on them; the recipe says which of them outputs have.
+that codes stay valid, also for language models trained on them.
 
 --noise gives that decoder noise to shape. A reconstruction loss would have it removed: the best guess of a noise's
 spectrum has none. So each step decodes twice, with different noise, and between words the loss is the generalised
@@ -238,13 +238,10 @@ def reconstruction_loss(audio: Tensor, made: list[Tensor], mel: MelLoss) -> tupl
     return WAVEFORM_WEIGHT * figures["waveform"] + figures["energy"], figures
 
 
-def kept_quantizers(count: int, quantizers: int, sampled: int | None = None) -> Tensor:
-    """The number of quantizers that each item keeps: all for half the batch, 1 to all for the rest. To train a decoder
-    for outputs that have only the first `sampled`: all for a quarter, these for the rest."""
+def kept_quantizers(count: int, quantizers: int) -> Tensor:
+    """The number of quantizers that each item keeps: all for half the batch, 1 to all for the rest."""
     kept = torch.randint(1, quantizers + 1, (count,))
     kept[: count // 2] = quantizers
-    if sampled and sampled < quantizers:
-        kept[count // 4 :] = sampled
     return kept
 
 
@@ -333,7 +330,6 @@ def main() -> None:
     if args.decoder_only and args.windows:
         discriminators = DiscriminatorTrainer(args.windows, args.rate, device, trainer.extra.get("discriminators"))
     collected: list[Tensor] = []
-    sampled = RECIPES[args.recipe].sampled_quantizers if args.decoder_only else None
     started = args.decoder_only or trainer.extra.get("quantized", False)
     unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks start over in any case
     for step in trainer:
@@ -348,7 +344,7 @@ def main() -> None:
             if not started:
                 training.codebooks.start(codec.quantizer.codebooks, torch.cat(collected))
                 collected, started, trainer.extra["quantized"] = [], True, True
-            kept = kept_quantizers(args.batch, tokens.quantizers, sampled).to(device)
+            kept = kept_quantizers(args.batch, tokens.quantizers).to(device)
             update = not args.decoder_only
             latents, commitment = training.codebooks(codec.quantizer.codebooks, latents, kept, update=update)
         with trainer.autocast():
