@@ -1,4 +1,4 @@
-"""A picture of an output: its spectrogram, the end of the prompt, and the three token streams below."""
+"""A picture of an output: its spectrogram, the end of the prompt, and the token streams below."""
 
 from __future__ import annotations
 
