@@ -47,7 +47,7 @@ class TokenSpec:
 
     @property
     def fine(self) -> int:
-        """Quantizers of stage 3; 0 in a bundle without a fine stage."""
+        """Quantizers behind the coarse ones, which a stage 3 samples."""
         return self.quantizers - self.coarse
 
     @property

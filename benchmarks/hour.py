@@ -9,18 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROMPT = Path(__file__).resolve().parent.parent / "examples" / "prompt.flac"
-AUDIOLM = Path(sys.executable).with_name("audiolm")
-BYTES_A_SECOND = 2 * 16000
+from serve import AUDIOLM, BYTES_A_SECOND, PROMPT, own_memory, processor_time
+
 EVERY = 15  # seconds of sound between two measurements
 
 Measurement = tuple[float, float, float]  # minutes of sound, seconds of processor time, MB of the process's own memory
-
-
-def measured(process: subprocess.Popen[bytes], minutes: float) -> Measurement:
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return minutes, (int(fields[11]) + int(fields[12])) / 100, int(status.partition("RssAnon:")[2].split()[0]) / 1024
 
 
 def stream(minutes: float) -> list[Measurement]:
@@ -45,7 +38,8 @@ def stream(minutes: float) -> list[Measurement]:
         while chunk := os.read(process.stdout.fileno(), 1 << 16):
             sound += len(chunk)
             if sound >= len(found) * EVERY * BYTES_A_SECOND:
-                found.append(measured(process, sound / BYTES_A_SECOND / 60))
+                minutes_of_sound = sound / BYTES_A_SECOND / 60
+                found.append((minutes_of_sound, processor_time(process.pid), own_memory(process.pid)))
     if process.returncode:
         sys.exit("hour: the program failed")
     return found

@@ -31,20 +31,28 @@ BYTES_A_SECOND = 2 * 16000
 AUDIOLM = Path(sys.executable).with_name("audiolm")
 
 
+def own_memory(pid: int) -> float:
+    """MB of memory that a process has for itself."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+
+def processor_time(pid: int) -> float:
+    """Seconds of processor time that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
 @dataclass
 class Server:
     process: subprocess.Popen[str]
     port: int
 
     def memory(self) -> float:
-        """MB of memory that the process has for itself."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+        return own_memory(self.process.pid)
 
     def cpu(self) -> float:
-        """Seconds of processor time."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+        return processor_time(self.process.pid)
 
     def answer(self, path: str, body: bytes, started: float) -> tuple[float, bytes]:
         """Seconds to the first sound, and all of it; asks until there is a place."""

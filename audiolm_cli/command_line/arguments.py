@@ -74,8 +74,8 @@ Device = Annotated[
         autocompletion=complete_device,
     ),
 ]
-# one by default: a step of the embedded models is too small to share; two threads take 24 s where one takes 10
 Precision = Annotated[DType, typer.Option("--dtype", help="Precision of the language models; int8: on a CPU.")]
+# one by default: a step of the embedded models is too small to share; two threads take 24 s where one takes 10
 Threads = Annotated[int, typer.Option(metavar="N", min=1, max=checks.MAX_THREADS, help="Processor threads.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first input that fails.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]

@@ -92,6 +92,7 @@ class BatchedSource(TokenSource):
         self.windows: dict[int, Window] = {}  # of this round, by item; cut short where the item ends
         self.generation: engine.Generation | None = None
         self.done = 0  # tokens sampled for every item in this round
+        self.pauses: list[Pause] = []  # each item's, if their length is limited
         for buffer in self.buffers:
             buffer.release("own", 0)
 
@@ -146,8 +147,15 @@ class BatchedSource(TokenSource):
     def _prepare(self, goal: int) -> None:
         """Provides the conditioning for the round's tokens up to `goal`."""
 
+    def _limit_pauses(self, pauses: list[Pause]) -> None:
+        """Limits each item's pauses, to which `_collect` adds what was sampled."""
+        self.pauses, self.at_once = pauses, 1
+
     def _heat(self) -> None:
-        """Tells the engine of items that sample their next `at_once` tokens at another temperature."""
+        """Tells the engine of items that sample their next `at_once` tokens hotter, to end a pause."""
+        assert self.generation is not None
+        for place, i in enumerate(self.windows if self.pauses else ()):
+            self.generation.heat(place, self.pauses[i].heat)
 
     def _collect(self) -> None:
         """Appends what the engine has sampled."""
@@ -167,10 +175,8 @@ class SemanticStage(BatchedSource):
         self.limits, self.until_end = limits, until_end
         self.totals = [None if until_end and len(k) < most else most for k, most in zip(known, limits, strict=True)]
         self.plans = [model.windows(math.inf, len(k)) for k in known]
-        limit = context.pauses
-        self.pauses = [Pause(limit, k.tolist()) for k in known] if limit else []
-        if limit:
-            self.at_once = 1
+        if limit := context.pauses:
+            self._limit_pauses([Pause(limit, k.tolist()) for k in known])
 
     def limit(self, number: int) -> float:
         return min(super().limit(number), self.limits[number])
@@ -183,11 +189,6 @@ class SemanticStage(BatchedSource):
         )  # there are no quantizers here: the number of the candidate takes their place
         sequence = self.model.sequence(torch.cat([known, known.new_full((end - start,), -1)]))
         return (self.model.ending_item if self.until_end else self.model.item)(sequence, numbers)
-
-    def _heat(self) -> None:
-        assert self.generation is not None
-        for place, i in enumerate(self.windows if self.pauses else ()):
-            self.generation.heat(place, self.pauses[i].heat)
 
     def _collect(self) -> None:
         assert self.generation is not None

@@ -37,9 +37,8 @@ class CodeStage(BatchedSource):
         window: int, context: StageContext, pauses: Sequence[PauseLimit] = (),
     ) -> None:  # fmt: skip
         super().__init__(model, known, context)
-        self.pauses = [Pause(limit, codes[0].tolist()) for limit, codes in zip(pauses, known, strict=bool(pauses))]
         if pauses:
-            self.at_once = 1
+            self._limit_pauses([Pause(limit, codes[0].tolist()) for limit, codes in zip(pauses, known, strict=True)])
         self.totals, self.anchors, self.per_token = list(totals), anchors, model.quantizers
         for buffer, (begin, end) in zip(self.buffers, anchors, strict=True):
             buffer.pin(end)
@@ -52,11 +51,6 @@ class CodeStage(BatchedSource):
         known = torch.cat([buffer.slice(begin, min(stop, first)), buffer.slice(first, start)], 1)
         codes = torch.cat([known, known.new_full((len(known), end - start), -1)], 1)
         return item(self.model, codes, self.context.noise[number].numbers(STAGE, start, end - start, 0, len(codes)))
-
-    def _heat(self) -> None:
-        assert self.generation is not None
-        for place, i in enumerate(self.windows if self.pauses else ()):
-            self.generation.heat(place, self.pauses[i].heat)
 
     def _collect(self) -> None:
         assert self.generation is not None
