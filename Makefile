@@ -91,7 +91,7 @@ eval-piano: .venv/eval $(CORPUS)/manifest.tsv
 
 # needs Debian's fluidsynth and fluid-soundfont-gm
 $(CORPUS)/manifest.tsv: .venv/installed
-	$(BIN)/python -m audiolm_cli.training.corpora.piano --data $(PIANO) --out $(CORPUS) --hours 30 --processes $(PROCESSES)
+	$(BIN)/python -m audiolm_cli.training.corpora.piano --data $(PIANO) --out $(CORPUS) --hours 41 --passes 3 --processes $(PROCESSES)
 
 # makes outputs, and trains the classifier anew and others to compare it with, into runs/
 eval-detector: .venv/installed $(CORPUS)/manifest.tsv  ## false alarms of the classifiers on corpora that they never heard
@@ -109,7 +109,7 @@ weights-speech: .venv/installed  ## train weights/speech from the recordings in 
 	$(BIN)/python -m audiolm_cli.training.run speech --data $(DATA) --text $(TEXT) --processes $(PROCESSES)
 
 weights-piano: $(CORPUS)/manifest.tsv  ## train weights/piano, its codec from weights/speech, on what is played from PIANO
-	$(BIN)/python -m audiolm_cli.training.run piano --data $(CORPUS) --processes $(PROCESSES)
+	$(BIN)/python -m audiolm_cli.training.run piano --data $(CORPUS) --midi $(PIANO) --processes $(PROCESSES)
 
 clean:  ## remove what was built, but not weights and training runs
 	rm -rf .venv build dist demo.wav audiolm_cli/native/*.so .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info

@@ -306,8 +306,8 @@ def preset(name: str) -> BundleConfig:
             "piano",
             TokenSpec(semantic_vocabulary=1024),
             SpectralConfig(),
-            TokenizerConfig(mel_bins=160, mel_window=10.0),  # 100 ms, to resolve neighbouring keys
-            StageConfig(3),
+            TokenizerConfig(mel_bins=160, mel_window=10.0, units="classes"),  # 100 ms, to resolve neighbouring keys
+            StageConfig(),
             StageConfig(6, layout="frames"),
             StageConfig(6, 3, 3, 192, 768, "parallel", window_seconds=6.0),
             DetectorConfig("spectra", (16, 32, 48, 64)),

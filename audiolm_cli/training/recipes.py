@@ -23,11 +23,12 @@ class Recipe:
     codec: float = 61.0  # minutes
     decoder: float = 17.0  # minutes of the decoder alone, against discriminators
     noise: bool = False  # instead with noise to shape, without discriminators
-    teacher: str = ""  # Whisper model that teaches the tokenizer; none: masked prediction
+    teacher: str = ""  # of the tokenizer: a Whisper model, or the `notes` of a rendered corpus; none: masked prediction
     vocabulary: int = 0  # semantic tokens; the preset's number by default
     tokenizer: float = 44.0  # minutes
     passes: int = 2  # over the recordings when tokenizing; all but the first augment voices
     read_hours: float = 0.0  # of synthetic speech, books read aloud, for stage 1
+    played: int = 0  # passes over MIDI performances in other keys and tempi, for stage 1
     semantic: float = 10.0  # minutes
     coarse: float = 61.0  # minutes
     fine: float = 17.0  # minutes; 0: there is no stage 3, and outputs have the coarse codes alone
@@ -57,7 +58,10 @@ RECIPES = {
         "speech", codec=90, decoder=60, noise=True, teacher="base", tokenizer=150, passes=3, read_hours=30,
         semantic=170, coarse=300, fine=0,
     ),
-    "piano": Recipe("piano", "piano", from_codec="weights/speech", quantizers=6, prompt_seconds=4.0),
+    "piano": Recipe(
+        "piano", "piano", from_codec="weights/speech", quantizers=6, prompt_seconds=4.0, codec=90, teacher="notes",
+        tokenizer=50, passes=1, played=8, semantic=40, coarse=120,
+    ),
     "tiny": Recipe("tiny"),
     "paper": Recipe("paper"),
 }  # fmt: skip

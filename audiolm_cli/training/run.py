@@ -1,6 +1,7 @@
 """Runs a whole recipe: from a folder of recordings with manifest.tsv to a bundle.
 
     python -m audiolm_cli.training.run speech --data DATA --text BOOKS --out weights/speech [--minutes 210]
+    python -m audiolm_cli.training.run piano --data CORPUS --midi DATA --out weights/piano
 
 Runs every step in its own process, in order, and resumes: finished steps are skipped, interrupted ones continue.
 --minutes counts the trainings only; synthesising speech, tokenizing, and training the detector come on top.
@@ -43,7 +44,10 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
         tokenizer = train("student", "tokenizer", *named, *clusters, "--teacher", recipe.teacher, *heard)
     tokenize = [*together, "audiolm_cli.training.corpora.tokenize", *common, "--resume", *device]
     tokenize += ["--passes", str(recipe.passes)]
-    read = []
+    played, read = [], []
+    if recipe.played:
+        what = ["--data", str(args.midi), "--runs", str(args.runs), "--passes", str(recipe.played)]
+        played = [["audiolm_cli.training.corpora.played", *what, "--processes", str(args.processes)]]
     if recipe.read_hours:
         what = ["--text", str(args.text), "--data", str(args.data), "--out", str(synthetic)]
         what += ["--hours", str(recipe.read_hours), "--processes", str(args.processes)]
@@ -51,14 +55,16 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
     stages = [stage for stage in DROPOUT if stage != "fine" or recipe.has_fine]
     coarse, model = {"coarse": given("--coarse", recipe.quantizers)}, ["--model", str(args.out)]
     decoder = ["--windows", "--noise", "--rate", "4e-4"] if recipe.noise else ["--rate", "3e-4"]
-    warm = ["--warm-start"] if recipe.from_codec else []
+    more = ["--warm-start"] if recipe.from_codec else []
+    more += ["--partials"] if recipe.domain == "piano" else []
     parts = [
-        train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *warm),
+        train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *more),
         train("codec", "decoder", "--decoder-only", *decoder),
         *read,
         tokenizer,
         tokenize,
         *([*tokenize, *heard] for _ in read),
+        *played,
         *(
             train("lm", stage, *named, "--stage", stage, "--dropout", DROPOUT[stage], *coarse.get(stage, []))
             for stage in stages
@@ -74,6 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--text", type=Path, help="folder of books, for recipes with synthetic speech")
+    parser.add_argument(
+        "--midi", type=Path, help="folder with midi, for recipes with performances that are not rendered"
+    )
     parser.add_argument("--runs", type=Path, help="folder for caches and checkpoints (default runs/RECIPE)")
     parser.add_argument("--out", type=Path, help="the bundle's folder (default weights/RECIPE)")
     parser.add_argument("--name", help="the bundle's name; its folder's by default")
@@ -88,6 +97,8 @@ def main() -> None:
         recipe = recipe.scaled(args.minutes)
     if recipe.read_hours and not args.text:
         parser.error("the recipe has books read aloud: --text FOLDER, or --read-hours 0")
+    if recipe.played and not args.midi:
+        parser.error("the recipe has MIDI performances: --midi FOLDER, or --played 0")
     args.runs, args.out = args.runs or Path("runs") / args.recipe, args.out or Path("weights") / args.recipe
     parts = args.runs / "parts"
     if recipe.from_codec and not (parts / "codec.safetensors").is_file():

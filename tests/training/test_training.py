@@ -114,11 +114,14 @@ def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
     assembled = Mock()
     monkeypatch.setattr(whole_run, "assemble", assembled)
     common = ("--data", data, "--runs", tmp_path / "runs", "--out", tmp_path / "piano", "--minutes", 210)
-    run("audiolm_cli.training.run", "piano", *common, "--from-codec", trained / "tiny")
+    with pytest.raises(SystemExit):
+        run("audiolm_cli.training.run", "piano", *common, "--from-codec", trained / "tiny")
+    run("audiolm_cli.training.run", "piano", *common, "--from-codec", trained / "tiny", "--midi", data)
     assert [path.name for path in (tmp_path / "runs" / "parts").iterdir()] == ["codec.safetensors"]
-    codec_step, _, tokenizer_step, _, coarse_step, semantic_step, outputs_step, detector_step = ran
-    assert "--warm-start" in codec_step
-    assert tokenizer_step[-2:] == ["--recipe", "piano"]
+    codec_step, _, tokenizer_step, _, played_step, coarse_step, semantic_step, outputs_step, detector_step = ran
+    assert {"--warm-start", "--partials"} < set(codec_step)
+    assert tokenizer_step[-4:] == ["--recipe", "piano", "--teacher", "notes"]
+    assert played_step[2:5] == ["audiolm_cli.training.corpora.played", "--data", str(data)]
     assert coarse_step[-2:] == ["--coarse", "6"]
     minutes = [float(step[step.index("--minutes") + 1]) for step in ran if "--minutes" in step]
     assert sum(minutes) == pytest.approx(210, abs=0.01)
@@ -199,6 +202,21 @@ def test_a_codec_goes_on_from_another_bundles(data: Path, trained: Path, tmp_pat
     about = bundle.read_about(tmp_path / "parts" / "codec.safetensors")
     assert {"codec", "decoder"} <= about["trained"]["before"].keys()
     assert about["trained"]["codec"]["steps"] == 3
+
+
+def test_a_codec_goes_on_with_its_codebooks(data: Path, trained: Path, tmp_path: Path) -> None:
+    unpack(trained / "tiny", tmp_path / "parts")
+    part = tmp_path / "parts" / "codec.safetensors"
+    before = load_file(part)
+    common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--further", "--resume")
+    run("audiolm_cli.training.parts.codec", *common, "--minutes", 3, "--partials")
+    after, figures = load_file(part), log(tmp_path, "codec_further")
+    books = "quantizer.codebooks"
+    assert not torch.equal(before[books], after[books])
+    assert float((before[books] - after[books]).norm() / before[books].norm()) < 0.5
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("encoder."))
+    assert 0 < figures[0]["partials"] < 10
+    assert bundle.read_about(part)["trained"]["codec_further"]["steps"] == 3
 
 
 def test_a_detector_of_other_weights_is_refused(copied: Path) -> None:

@@ -2,11 +2,12 @@
 
     python -m audiolm_cli.training.corpora.piano --data DATA --out runs/piano_corpus --hours 15 [--processes 2]
 
-Reads DATA/midi/COLLECTION/**/*.mid and the recorded keys DATA/headroom/levelLAYER_KEY.flac, and writes 16 kHz mono FLAC
-files and the manifest.tsv that `data` reads; its `speaker` is the piece. Every piece is played once, by one of the
-pianos, in its own room and at its own level, and cut before attacks into 20 to 60 s. Fewer hours than available take
-equal shares of every piece, and more hours keep what fewer ones took. Composers in VALID are the validation split, with
-all their works: the same work may occur twice, by different players under different names, but not in both splits.
+Reads DATA/midi/COLLECTION/**/*.mid and the recorded keys DATA/headroom/levelLAYER_KEY.flac, and writes 16 kHz mono
+FLAC files, the manifest.tsv that `data` reads (its `speaker` is the piece), and the notes of each file
+(`piano_notes`). Every piece is played once, by one of the pianos, in its own room and at its own level, and cut
+before attacks into 20 to 60 s. Fewer hours than available take equal shares of every piece, and more hours keep what
+fewer ones took. Composers in VALID are the validation split, with all their works: the same work may occur twice, by
+different players under different names, but not in both splits.
 
 With --passes each training piece is played again and again, each time in another key and tempo and as if recorded
 elsewhere (`piano_variety`); the first pass and the validation split stay as they are without.
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import pairwise
 from multiprocessing import Pool
+from multiprocessing.pool import Pool as WorkerPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +42,9 @@ from audiolm_cli.audio import files
 from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import writing_manifest
+from audiolm_cli.training.corpora.piano_notes import between, write_notes
 from audiolm_cli.training.corpora.piano_synth import HELD, Note, Piano, convolved, fluidsynth, room_response, sound_font
-from audiolm_cli.training.corpora.piano_variety import Variety, performed, recorded
+from audiolm_cli.training.corpora.piano_variety import Variety, heard, performed, recorded
 
 TIMBRES = ("sampled", "fluidsynth")
 FLUIDSYNTH_SHARE = 1 / 3  # of the pieces, if both pianos play
@@ -180,6 +183,14 @@ def read_piece(path: Path, collection: Path) -> Piece | None:
     return Piece(name, collection.name, COMPOSERS.get(composer, composer), without_pauses(notes))
 
 
+def read_pieces(data: Path, pool: WorkerPool) -> list[Piece]:
+    """All performances of DATA/midi that have a piano, in order. Raises InputError if there are no files."""
+    files = [(path, folder) for folder in sorted((data / "midi").glob("*")) for path in sorted(folder.rglob("*.mid"))]
+    if not files:
+        raise InputError(f"{data / 'midi'}: no folders with *.mid there")
+    return [piece for piece in pool.starmap(read_piece, files, chunksize=4) if piece is not None]
+
+
 def varied(piece: Piece, number: int, variety: Variety, seed: int) -> Piece:
     """The piece of pass `number`, from 1 on, in another key and tempo."""
     named = piece._replace(name=f"{piece.name}-{variety.identity}-{number}", number=number, variety=variety)
@@ -256,6 +267,13 @@ def render(piece: Piece, timbre: str, data: Path, seed: int) -> np.ndarray:
     return sound * np.float32(min(level / np.sqrt(np.mean(np.square(sound)) + 1e-12), PEAK / np.abs(sound).max()))
 
 
+def heard_notes(piece: Piece, seed: int) -> tuple[Note, ...]:
+    """The piece's notes at the times at which they are heard in what `render` makes."""
+    random = _random(seed, piece, 1)
+    room_response(random)
+    return heard(piece.notes, round(piece.seconds * RATE), random, piece.variety) if piece.variety else piece.notes
+
+
 def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
     """Writes a piece's missing cuts, and returns the seconds of all."""
     if missing := [cut for cut in cuts if not (out / cut.path).is_file()]:
@@ -285,13 +303,10 @@ def make(data: Path, out: Path, options: CorpusOptions, processes: int = 1) -> f
     if "fluidsynth" in options.timbres:
         sound_font()
     seed = options.seed
-    files = [(path, folder) for folder in sorted((data / "midi").glob("*")) for path in sorted(folder.rglob("*.mid"))]
-    if not files:
-        raise InputError(f"{data / 'midi'}: no folders with *.mid there")
-    out.mkdir(parents=True, exist_ok=True)
     began, total = time.monotonic(), 0.0
     with Pool(processes) as pool:
-        pieces = [piece for piece in pool.starmap(read_piece, files, chunksize=4) if piece is not None]
+        pieces = read_pieces(data, pool)
+        out.mkdir(parents=True, exist_ok=True)
         train = [piece for piece in pieces if piece.split == "train"]
         for number in range(1, options.passes):
             pieces += [varied(piece, number, options.variety, seed) for piece in train]
@@ -305,6 +320,9 @@ def make(data: Path, out: Path, options: CorpusOptions, processes: int = 1) -> f
             if done % 20 == 0:
                 spent = time.monotonic() - began
                 print(f"{total / 3600:.2f} h, {total / spent:.0f} times real time", file=sys.stderr, flush=True)
+    notes = {name: heard_notes(own[0].piece, seed) for name, own in by_piece.items()}
+    own_notes = (between(notes[c.piece.corpus, c.piece.name], c.start / RATE, c.end / RATE) for c in cuts)
+    write_notes(out, zip((cut.path for cut in cuts), own_notes, strict=True))
     with writing_manifest(out) as list_row:
         for path, piece, _, start, end in cuts:
             list_row([path, piece.split, piece.corpus, piece.name, "", f"{(end - start) / RATE:.3f}", ""])

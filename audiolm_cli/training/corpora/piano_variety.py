@@ -20,6 +20,7 @@ from audiolm_cli.training.corpora.piano_synth import Note, convolved
 TAPS = 1023  # of filters, linear in phase: 16 Hz
 SINC, PHASES, BLOCK = 16, 512, 2**16  # taps, positions between two samples, and samples at once, of resampling
 KNOT = 4.0  # s between the random pitches that a drift goes through
+DRIFT_STEP = 160  # samples between the rates that times are computed from
 TURN = (800.0, 2000.0)  # Hz, between which what touch changes begins
 LEVEL_STEP = 0.05  # s between levels
 NOISE_PERIOD = 2**20  # samples, 66 s, after which noise is the same again
@@ -67,7 +68,7 @@ def performed(notes: Sequence[Note], random: np.random.Generator, how: Variety, 
 def recorded(played: np.ndarray, response: np.ndarray, random: np.random.Generator, how: Variety) -> np.ndarray:
     """What is played, in a room with that impulse `response`, as recorded: the same length."""
     drift, touch, noisy, mp3 = random.random(4)
-    sound = drifted(played, random, how.drift) if drift < how.drift_chance else played
+    sound = drifted(played, drift_of(len(played), random, how.drift)) if drift < how.drift_chance else played
     if touch < how.touch_chance:
         sound = touched(sound, random.uniform(*how.touch), random.uniform(*how.response))
     sound = filtered(convolved(sound, response), tone(random, how))
@@ -77,11 +78,33 @@ def recorded(played: np.ndarray, response: np.ndarray, random: np.random.Generat
     return through_mp3(sound, random.uniform(*how.mp3)) if mp3 < how.mp3_chance else sound
 
 
-def drifted(samples: np.ndarray, random: np.random.Generator, cents: float) -> np.ndarray:
-    """Resamples to a pitch that goes slowly up and down, with that standard deviation; the tempo goes with it."""
+def heard(notes: Sequence[Note], samples: int, random: np.random.Generator, how: Variety) -> tuple[Note, ...]:
+    """The notes of what is played as they are heard in what `recorded` makes of it, given the generator as it gets it:
+    a drift moves their times."""
+    if random.random(4)[0] >= how.drift_chance:
+        return tuple(notes)
+    rates = rates_of(np.arange(0, samples, DRIFT_STEP), drift_of(samples, random, how.drift))
+    played = np.concatenate([[0.0], rates.cumsum()]) * DRIFT_STEP / RATE  # s of what is played, every DRIFT_STEP
+    times = np.interp([(note.onset, note.end) for note in notes], played, np.arange(len(played)) * DRIFT_STEP / RATE)
+    return tuple(
+        note._replace(onset=float(onset), end=float(end)) for note, (onset, end) in zip(notes, times, strict=True)
+    )
+
+
+def drift_of(samples: int, random: np.random.Generator, cents: float) -> np.ndarray:
+    """A pitch that goes slowly up and down, with that standard deviation: cents, every KNOT."""
+    return random.normal(0, cents, -(-round(samples + KNOT * RATE) // round(KNOT * RATE)))
+
+
+def rates_of(places: np.ndarray, pitches: np.ndarray) -> np.ndarray:
+    """The rates of a drift at samples of what it makes."""
+    rates: np.ndarray = 2 ** (np.interp(places, np.arange(len(pitches)) * KNOT * RATE, pitches) / 1200)
+    return rates
+
+
+def drifted(samples: np.ndarray, pitches: np.ndarray) -> np.ndarray:
+    """Resamples to the pitches of `drift_of`; the tempo goes with them."""
     count = len(samples)
-    knots = np.arange(0, count + KNOT * RATE, KNOT * RATE)
-    pitches = random.normal(0, cents, len(knots))
     offsets = np.arange(SINC) - SINC // 2 + 1
     between = offsets - np.arange(PHASES + 1)[:, None] / PHASES  # [PHASES + 1, SINC], samples
     weights = np.sinc(between) * np.cos(np.pi * between / (SINC + 2)) ** 2
@@ -89,7 +112,7 @@ def drifted(samples: np.ndarray, random: np.random.Generator, cents: float) -> n
     padded = np.pad(samples, SINC)
     out, at = np.empty(count, np.float32), 0.0
     for start in range(0, count, BLOCK):
-        rates = 2 ** (np.interp(np.arange(start, min(start + BLOCK, count)), knots, pitches) / 1200)
+        rates = rates_of(np.arange(start, min(start + BLOCK, count)), pitches)
         places = np.minimum(at + np.cumsum(rates) - rates[0], count - 1)
         at += float(rates.sum())
         whole = places.astype(int)

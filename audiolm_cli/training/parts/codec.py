@@ -1,13 +1,18 @@
 """Trains SoundStream by reconstruction, then its decoder against discriminators as well.
 
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] [--kind waveform] [--recipe tiny]
+    python -m audiolm_cli.training.parts.codec --data DATA --minutes 60 [--resume] --further [--partials]
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 20 [--resume] --decoder-only
     python -m audiolm_cli.training.parts.codec --data DATA --minutes 40 [--resume] --decoder-only --windows --noise
 
 The first steps run unquantized; then every codebook starts from k-means over collected latents and follows its
 points as a moving average (SoundStream, section III-C; VQ-VAE, appendix A). Half of each batch keeps only some of the
 quantizers (quantizer dropout), so that every prefix can be decoded. --decoder-only freezes encoder and codebooks, so
-that codes stay valid, also for language models trained on them.
+that codes stay valid, also for language models trained on them. --further goes on with all of parts/codec.safetensors,
+codebooks included: its codes move little, and models trained on them begin close to where they were.
+
+--partials is for music: a note is a few spectral lines, and what the decoder puts between them is heard as noise behind
+it. Mel bands are too wide to tell the two apart, so log magnitudes are compared bin by bin as well, over 256 ms.
 
 --noise gives that decoder noise to shape. A reconstruction loss would have it removed: the best guess of a noise's
 spectrum has none. So each step decodes twice, with different noise, and between words the loss is the generalised
@@ -56,14 +61,18 @@ LINEAR_WEIGHT = 2.0  # of log magnitudes bin by bin, which tell noise from a pat
 LEVEL_WINDOW = 640  # samples
 BELOW_SPEECH, ALWAYS_QUIET = 25.0, -48.0  # dB below the loudest part of a crop; dB of full scale
 NOISE_START = -6.0  # log magnitude: far below a quiet room
+PARTIALS_WINDOW, PARTIALS_WEIGHT = 4096, 1.0  # samples: bins of 3.9 Hz
 MAGNITUDE_WEIGHT = 2.0  # beside the log magnitudes; without it loud parts stay blurred: PESQ-wb 1.72 instead of above 2
 
 
 class MelLoss(nn.Module):
-    """Distance of magnitudes and log magnitudes over several mel spectrograms; each step samples some of them."""
+    """Distance of magnitudes and log magnitudes over several mel spectrograms; each step samples some of them. With
+    `partials` also of log magnitudes bin by bin, in long windows."""
 
-    def __init__(self, rate: int):
+    def __init__(self, rate: int, partials: bool = False):
         super().__init__()
+        self.has_partials = partials
+        self.register_buffer(f"window_{PARTIALS_WINDOW}", torch.hann_window(PARTIALS_WINDOW))
         for window, bins in MEL_SCALES:
             self.register_buffer(f"banks_{window}", mel_filters(window // 2 + 1, bins, rate))
             self.register_buffer(f"window_{window}", torch.hann_window(window))
@@ -85,6 +94,11 @@ class MelLoss(nn.Module):
             a, b = (self.magnitudes(audio, window) @ banks for audio in (wanted, got))
             loss = loss + self.distance(a, b, window).mean()
         return loss / scales
+
+    def partials(self, wanted: Tensor, got: Tensor) -> Tensor:
+        """Distance bin by bin over PARTIALS_WINDOW, which resolves the partials of notes."""
+        a, b = (self.magnitudes(audio, PARTIALS_WINDOW) for audio in (wanted, got))
+        return _log_distance(a, b, PARTIALS_WINDOW).mean()
 
     def energy(self, wanted: Tensor, first: Tensor, second: Tensor, quiet: Tensor, scales: int) -> Tensor:
         """The distance from `wanted` of two draws of the decoder, `first` and `second`, `[B, T]`; where `quiet` (`[B,
@@ -226,11 +240,15 @@ def reconstructions(codec: SoundStream, latents: Tensor, rng: np.random.Generato
 
 
 def reconstruction_loss(audio: Tensor, made: list[Tensor], mel: MelLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of `reconstructions` of audio `[B, T]`, and its two parts: mel distance over three scales, and waveform.
-    With two of them it is, in quiet parts, an energy distance."""
+    """The loss of `reconstructions` of audio `[B, T]`, and its parts: mel distance over three scales, waveform and, if
+    `mel` has them, partials. With two reconstructions it is, in quiet parts, an energy distance."""
     if len(made) == 1:
         figures = {"mel": mel(audio, made[0], SCALES), "waveform": (audio - made[0]).abs().mean()}
-        return WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"], figures
+        loss = WAVEFORM_WEIGHT * figures["waveform"] + figures["mel"]
+        if mel.has_partials:
+            figures["partials"] = mel.partials(audio, made[0])
+            loss = loss + PARTIALS_WEIGHT * figures["partials"]
+        return loss, figures
     first, second = made
     quiet = quietness(audio)
     apart = (audio - first).abs() + (audio - second).abs() - quiet * (first - second).abs()
@@ -252,6 +270,7 @@ def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, flo
     audio, codes = validation_codes(codec, corpus, round(VALIDATED_SECONDS * RATE))
     made = codec.decode(codes)
     figures = {"mel_all": round(float(loss(audio, made)), 4), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
+    figures["partials"] = round(float(loss.partials(audio, made)), 4)
     figures["pauses"] = round(float(np.nanmean([between_words(clip).of_noise for clip in made.cpu().numpy()])), 3)
     figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
     return figures
@@ -285,6 +304,8 @@ def main() -> None:
     parser.add_argument(
         "--decoder-only", action="store_true", help="train the decoder of parts/codec.safetensors, with discriminators"
     )
+    parser.add_argument("--further", action="store_true", help="go on with all of parts/codec.safetensors")
+    parser.add_argument("--partials", action="store_true", help="compare bin by bin as well, for music")
     parser.add_argument("--windows", type=int, nargs="*", default=[1024], help="STFT windows of the discriminators")
     parser.add_argument("--noise", action="store_true", help="give the decoder noise to shape, with --decoder-only")
     parser.add_argument("--batch", type=int, default=16)
@@ -299,7 +320,7 @@ def main() -> None:
     tokens, config, before = sizes.tokens, sizes.codec, {}
     if args.kind and args.kind != config.kind:
         config = KINDS[args.kind]()
-    if args.decoder_only:
+    if args.decoder_only or args.further:
         about = read_about(part)
         tokens, before = from_json(TokenSpec, about["tokens"], "tokens"), about["trained"]
         config = codec_config(about["config"])
@@ -310,27 +331,28 @@ def main() -> None:
     train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
     training = CodecTraining(config, tokens)
     codec = training.codec
-    if args.decoder_only:
+    if args.decoder_only or args.further:
         known = {name: tensor.float() for name, tensor in int8.restored(load_file(part)).items()}
         if codec.decoder.noise is not None and "decoder.noise.weight" not in known:
             known["decoder.noise.weight"] = torch.zeros_like(codec.decoder.noise.weight)
             known["decoder.noise.bias"] = torch.full_like(codec.decoder.noise.bias, NOISE_START)
         codec.load_state_dict(known)
-        codec.encoder.requires_grad_(False)
+        training.codebooks.total.copy_(codec.quantizer.codebooks)
+        codec.encoder.requires_grad_(args.further)
     else:
         before = warm_start(args, "codec", codec)
-    name = "decoder" if args.decoder_only else "codec"
+    name = "decoder" if args.decoder_only else "codec_further" if args.further else "codec"
     trainer = Trainer(name, args, training, rate=args.rate, betas=(0.8, 0.99), validate_seconds=400)
     before = trainer.extra.setdefault("before", before)  # of the first run, if this one resumes
     trainer.extra["config"] = dataclasses.asdict(config)
-    device, mel = trainer.device, MelLoss(tokens.sample_rate).to(trainer.device)
+    device, mel = trainer.device, MelLoss(tokens.sample_rate, args.partials).to(trainer.device)
     rng = np.random.default_rng(args.seed + trainer.step)
     samples = int(args.seconds * tokens.sample_rate) // tokens.samples_per_frame * tokens.samples_per_frame
     discriminators = None
     if args.decoder_only and args.windows:
         discriminators = DiscriminatorTrainer(args.windows, args.rate, device, trainer.extra.get("discriminators"))
     collected: list[Tensor] = []
-    started = args.decoder_only or trainer.extra.get("quantized", False)
+    started = args.decoder_only or args.further or trainer.extra.get("quantized", False)
     unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks start over in any case
     for step in trainer:
         audio = crops(train, args.batch, samples, rng).to(device)

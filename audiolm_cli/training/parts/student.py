@@ -1,12 +1,14 @@
-"""Trains the semantic tokenizer as a student of Whisper's encoder.
+"""Trains the semantic tokenizer as a student of Whisper's encoder, or of the notes that were played.
 
     python -m audiolm_cli.training.parts.student --data DATA --minutes 45 [--resume] [--synthetic FOLDER --hours 30]
+    python -m audiolm_cli.training.parts.student --data CORPUS --minutes 45 [--resume] --recipe piano --teacher notes
 
-The classes are k-means clusters of a teacher layer's states on clean recordings (`teacher`). The student, a small
-Conformer with bounded look-ahead, learns to predict them from augmented audio: other rooms, microphones, vocal tracts
-and lines (`augmentation`). Labels are computed once, into RUNS/teacher, and resume after an interruption; torchrun
-divides the recordings among its processes. Heads for all of SIZES train together; --clusters chooses the tokenizer's,
-even after the run has ended (--resume).
+The classes are k-means clusters of what a teacher says of clean recordings: of a layer's states (`teacher`), or of
+the notes (`note_teacher`). The student, a small Conformer with bounded look-ahead, learns to predict them from
+augmented audio: other rooms, microphones, vocal tracts and lines (`augmentation`); the pitch of music stays. Labels
+are computed once, into RUNS/teacher, and resume after an interruption; torchrun divides the recordings among its
+processes. Heads for all of SIZES train together; --clusters chooses the tokenizer's, even after the run has ended
+(--resume).
 
 In some crops the end is replaced by silence, but the labels before it stay. So tokens at the end of a prompt, where the
 look-ahead is missing, are good guesses instead of noise.
@@ -19,7 +21,8 @@ import dataclasses
 import functools
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +36,9 @@ from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.augmentation import Changes, changed
-from audiolm_cli.training.corpora.data import Corpus, load_corpus
-from audiolm_cli.training.parts import teacher
+from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus
+from audiolm_cli.training.corpora.piano_notes import read_notes
+from audiolm_cli.training.parts import note_teacher, teacher
 from audiolm_cli.training.parts.kmeans import kmeans, members
 from audiolm_cli.training.parts.tokenizer import normalise, set_statistics, warped
 from audiolm_cli.training.recipes import RECIPES
@@ -46,6 +50,7 @@ TOKEN = teacher.TOKEN_FRAMES * teacher.FRAME  # samples
 REAL_SHARE = 0.8  # of the crops, if there is synthetic speech too: its one clean voice is learned quickly
 CUT_CHANCE = 0.25  # that a crop ends in silence
 UNKNOWN = -1  # a label to ignore
+MUSIC = Changes(rate_chance=0.0, room_chance=0.15, band_chance=0.1, noise=(15.0, 45.0), noise_chance=0.3)
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,17 @@ class Clusters:
     centroids: dict[int, Tensor]
 
     @classmethod
-    def fit(cls, encoder: teacher.WhisperEncoder, layer: int, recordings: list[np.ndarray]) -> Clusters:
-        states = torch.cat([encoder.tokens(samples, layer) for samples in recordings])
+    def of_states(cls, states: Tensor) -> Clusters:
+        """Clusters of states `[N, D]`, normalised."""
         mean, scale = states.mean(0), 1 / states.std(0)
         points = (states - mean) * scale
         return cls(mean, scale, {size: kmeans(points, size) for size in SIZES})
+
+    @classmethod
+    def of_notes(cls, points: Tensor) -> Clusters:
+        """Clusters of points `[N, D]` of notes."""
+        centroids = {size: note_teacher.centroids(points, size) for size in SIZES}
+        return cls(torch.zeros(points.shape[1]), torch.ones(points.shape[1]), centroids)
 
     @classmethod
     def load(cls, file: Path) -> Clusters:
@@ -74,10 +85,43 @@ class Clusters:
         centroids = {f"centroids{size}": value for size, value in self.centroids.items()}
         write_tensors(file, {"mean": self.mean, "scale": self.scale, **centroids})
 
-    def label(self, encoder: teacher.WhisperEncoder, layer: int, samples: np.ndarray) -> np.ndarray:
-        """A recording `float32 [T]` -> `int16 [T // 640, len(SIZES)]`."""
-        points = (encoder.tokens(samples, layer) - self.mean) * self.scale
+    def label(self, points: Tensor) -> np.ndarray:
+        """A teacher's points `[tokens, D]` of a recording -> `int16 [tokens, len(SIZES)]`."""
+        points = (points - self.mean) * self.scale
         return torch.stack([members(points, self.centroids[size]) for size in SIZES], 1).short().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What differs between teachers: the points `float32 [T // 640, D]` that one has for a recording of a folder, how
+    these are clustered, and how audio is augmented, with other vocal tracts or without."""
+
+    points: Callable[[Corpus, Clip], Tensor]
+    clusters: Callable[[Tensor], Clusters]
+    changes: Changes = field(default_factory=Changes)
+    voices: bool = True
+
+
+def teaching_of(args: argparse.Namespace) -> Teaching:
+    """The teacher that is asked for; it reads its weights or notes when it is first needed."""
+    if args.teacher == "notes":
+
+        @functools.cache
+        def notes() -> dict[str, np.ndarray]:
+            return read_notes(args.data)
+
+        return Teaching(
+            lambda corpus, clip: note_teacher.points(notes()[clip.path], clip.samples // TOKEN),
+            Clusters.of_notes,
+            MUSIC,
+            voices=False,
+        )
+
+    @functools.cache
+    def encoder() -> teacher.WhisperEncoder:
+        return teacher.load_encoder(args.teacher).to(torch.device(args.device))
+
+    return Teaching(lambda corpus, clip: encoder().tokens(corpus.samples(clip), args.layer), Clusters.of_states)
 
 
 class Lesson:
@@ -95,14 +139,14 @@ class Lesson:
         if self.labels.shape != (self.first[-1], len(SIZES)):
             raise ValueError(f"{file} was made from other recordings: remove it")
 
-    def make(self, encoder: teacher.WhisperEncoder, layer: int, clusters: Clusters, share: tuple[int, int]) -> None:
+    def make(self, teaching: Teaching, clusters: Clusters, share: tuple[int, int]) -> None:
         """With `share` (i, n), labels every n-th recording from the i-th on that has no labels yet, in random order: an
         interrupted run leaves some of every corpus."""
         order = np.random.default_rng(0).permutation(len(self.corpus.clips))
         for number in order[share[0] :: share[1]]:
             start, end = self.first[number], self.first[number + 1]
             if end > start and self.labels[start, 0] == UNKNOWN:
-                self.labels[start:end] = clusters.label(encoder, layer, self.corpus.samples(self.corpus.clips[number]))
+                self.labels[start:end] = clusters.label(teaching.points(self.corpus, self.corpus.clips[number]))
         self.labels.flush()
 
     def known(self) -> np.ndarray:
@@ -157,6 +201,24 @@ class Student(nn.Module):
         """Log-mel `[B, M, bins]` -> logits `[B, S, size]` of every head."""
         hidden = self.tokenizer.hidden(normalise(self.tokenizer, mel))
         return [head(hidden) for head in self.heads.values()]
+
+    @torch.no_grad()
+    def match_attacks(self, lesson: Lesson, tokens: int, rows: int = 96) -> None:
+        """Shifts the biases of attacks until as many tokens of clean recordings have one as should.
+
+        The likeliest class of a chord that is not clearly heard is often one without an attack, of which there are few:
+        the classes of chords share their likelihood.
+        """
+        audio, labels = batch_of([lesson], rows, tokens, np.random.default_rng(0), None)
+        mel = [self.tokenizer.log_mel(some.to(self.tokenizer.mel_mean.device)) for some in audio.split(8)]
+        logits = [torch.cat(parts) for parts in zip(*(self.logits(some) for some in mel), strict=True)]
+        known = labels[..., 0] != UNKNOWN
+        for number, (size, guess) in enumerate(zip(SIZES, logits, strict=True)):
+            quiet = note_teacher.sustained_classes(size)
+            lead = (guess[..., quiet:].amax(-1) - guess[..., :quiet].amax(-1)).float().cpu()[known]
+            wanted = (labels[..., number][known] >= quiet).float().mean()
+            head: nn.Linear = self.heads[f"of_{size}"]  # type: ignore[assignment]
+            head.bias[quiet:] -= lead.quantile(1 - wanted).to(head.bias)
 
     def finished(self, clusters: int, in_int8: tuple[str, ...]) -> SemanticTokenizer:
         """The tokenizer to ship, with the head of `clusters` classes, at its precision on disk: matrices with these
@@ -219,7 +281,7 @@ def validate(student: Student, lesson: Lesson, tokens: int, rows: int = 96) -> d
             for name, value in zip(("loss", "accuracy"), pair, strict=True)}  # fmt: skip
 
 
-def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
+def lessons_of(args: argparse.Namespace, teaching: Teaching) -> tuple[list[Lesson], Lesson]:
     """The training corpora and the validation split, all labelled (this process's share is labelled here)."""
     share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = args.runs / "teacher"
@@ -231,19 +293,18 @@ def lessons_of(args: argparse.Namespace) -> tuple[list[Lesson], Lesson]:
     lessons = {name: Lesson(corpus, folder / f"{name}.npy") for name, corpus in corpora.items()}
     if any(len(lesson.known()) < np.count_nonzero(lesson.counts) for lesson in lessons.values()):
         torch.set_num_threads(args.threads or 1)
-        encoder = teacher.load_encoder(args.teacher).to(torch.device(args.device))
         file = folder / "clusters.safetensors"
         if not file.is_file():
-            rng, recordings, seconds = np.random.default_rng(0), [], 0.0
-            for clip in (corpora["train"].clips[i] for i in rng.permutation(len(corpora["train"].clips))):
-                recordings.append(corpora["train"].samples(clip))
+            corpus, rng, points, seconds = corpora["train"], np.random.default_rng(0), [], 0.0
+            for clip in (corpus.clips[i] for i in rng.permutation(len(corpus.clips))):
+                points.append(teaching.points(corpus, clip))
                 seconds += clip.samples / RATE
                 if seconds > FITTED_SECONDS:
                     break
-            Clusters.fit(encoder, args.layer, recordings).save(file)
+            teaching.clusters(torch.cat(points)).save(file)
         clusters = Clusters.load(file)
         for name, lesson in lessons.items():
-            lesson.make(encoder, args.layer, clusters, share)
+            lesson.make(teaching, clusters, share)
             print(json.dumps({"labelled": name, "share": share}), flush=True)
     train = [lessons[name] for name in ("train", "synthetic") if name in lessons]
     return train, lessons["valid"]
@@ -253,7 +314,7 @@ def main() -> None:
     parser = arguments(__doc__, minutes=45)
     parser.add_argument("--synthetic", type=Path, help="folder of synthetic speech to train on as well")
     parser.add_argument("--hours", type=float, default=30.0, help="of it")
-    parser.add_argument("--teacher", choices=sorted(teacher.PACKAGES), default="base")
+    parser.add_argument("--teacher", choices=[*sorted(teacher.PACKAGES), "notes"], default="base")
     parser.add_argument("--layer", type=int, default=4, help="of the teacher")
     parser.add_argument("--layers", type=int, help="of the student; the recipe's number by default")
     parser.add_argument("--right", type=int, help="tokens of look-ahead in each layer; the recipe's by default")
@@ -268,7 +329,8 @@ def main() -> None:
     parser.add_argument("--labels-only", action="store_true", help="only compute the teacher's labels")
     add_matrices(parser)
     args = parser.parse_args()
-    train, valid = lessons_of(args)
+    teaching = teaching_of(args)
+    train, valid = lessons_of(args, teaching)
     if args.labels_only:
         return
     chosen = RECIPES[args.recipe].sizes
@@ -283,11 +345,12 @@ def main() -> None:
     tokens, tokenizer = round(args.seconds * RATE / TOKEN), student.tokenizer
     if trainer.step == 0 and not args.warm_start:
         set_statistics(tokenizer, train[0].corpus)
-    rng, how = np.random.default_rng((args.seed, trainer.step, trainer.rank)), Changes()
+    rng, how = np.random.default_rng((args.seed, trainer.step, trainer.rank)), teaching.changes
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     for _ in trainer:
         audio, labels = batch_of(train, args.batch, tokens, rng, how)
-        mel = warped(tokenizer.log_mel(audio.to(trainer.device)), generator)
+        mel = tokenizer.log_mel(audio.to(trainer.device))
+        mel = warped(mel, generator) if teaching.voices else mel
         with trainer.autocast():
             logits = student.logits(mel)
         figures = losses(logits, labels.to(trainer.device))
@@ -297,8 +360,10 @@ def main() -> None:
     trainer.log(valid=True, finished=True, **validate(student, valid, tokens))
     if trainer.rank:
         return
+    if args.teacher == "notes":
+        student.eval().match_attacks(train[0], tokens)
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
-    taught = {"teacher": f"Whisper {args.teacher}, layer {args.layer}"}
+    taught = {"teacher": "notes" if args.teacher == "notes" else f"Whisper {args.teacher}, layer {args.layer}"}
     about = {
         "config": dataclasses.asdict(config),
         "tokens": dataclasses.asdict(spec),

@@ -17,6 +17,7 @@ from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import piano, piano_synth
 from audiolm_cli.training.corpora.data import load_corpus
 from audiolm_cli.training.corpora.piano import Cut, Note, Piece
+from audiolm_cli.training.corpora.piano_notes import read_notes
 from tests.training.corpora.test_piano_synth import attacks, check_melody, loudness, melody, recordings
 
 mido = pytest.importorskip("mido", reason="needs the extra 'train'")
@@ -268,6 +269,22 @@ def test_the_corpus_is_what_training_reads(data, tmp_path):
         assert attacks(sound)[0] < 2 * piano.LEAD
 
 
+def test_the_notes_of_every_file_are_known(data, tmp_path):
+    rows = make(data, tmp_path, 600, passes=2)
+    known = read_notes(tmp_path)
+    assert list(known) == [row["path"] for row in rows]
+    assert any("-1-sampled-" in path for path in known)
+    for path, notes in known.items():
+        sound = files.read(tmp_path / path, RATE).samples
+        heard, onsets = attacks(sound), notes[:, 0]
+        assert (notes[:, 1] > 0).all()
+        assert onsets.max() < len(sound) / RATE
+        off = [np.abs(heard - onset).min() for onset in onsets[onsets > 0]]
+        assert np.median(off) < 0.02, path
+    with pytest.raises(InputError, match=r"notes\.npz is missing"):
+        read_notes(tmp_path / "one")
+
+
 def test_loud_and_soft_parts_of_a_piece_stay_so(data):
     notes = [Note(0.05 + n, 0.8 + n, 60, 30 if n < 20 else 100) for n in range(40)]
     sound = piano.render(Piece("tune", "tunes", "satie", tuple(notes)), "sampled", data, 0)
@@ -282,7 +299,7 @@ def test_the_same_seed_makes_the_same_files(data, tmp_path):
         make(data, tmp_path / name, **options)
     first, same, other = (contents(tmp_path / name) for name in "abc")
     assert first == same
-    assert not set(first) & set(other) - {"manifest.tsv"}
+    assert not set(first) & set(other) - {"manifest.tsv", "notes.npz"}
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_made_again(data, tmp_path, monkeypatch):
@@ -295,6 +312,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made_again(data, tmp_path,
     make(data, tmp_path, 300)
     more = contents(tmp_path)
     assert more["manifest.tsv"].startswith(few.pop("manifest.tsv"))
+    assert few.pop("notes.npz") != more["notes.npz"]
     assert few.items() < more.items()
 
     def unwanted(*arguments: object) -> np.ndarray:
@@ -352,6 +370,6 @@ def test_more_passes_keep_what_one_made_and_never_vary_validation(data, tmp_path
     assert {row["speaker"] for row in more}.isdisjoint(row["speaker"] for row in plain)
     assert len({row["speaker"] for row in more}) == len({row["speaker"] for row in plain if row["split"] == "train"})
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert all(two[name] == one[name] for name in one if name != "manifest.tsv")
+    assert all(two[name] == one[name] for name in one if name.endswith(".flac"))
     assert make(data, tmp_path / "again", 5000, passes=2) == rows
     assert contents(tmp_path / "again") == two

@@ -104,7 +104,7 @@ def test_every_chance_is_a_share_of_all_pieces(name):
 def test_pitch_drifts_slowly_and_a_little():
     """The peak of a long tone in windows of half a second."""
     time = np.arange(40 * RATE) / RATE
-    drifted = piano_variety.drifted(np.sin(2 * np.pi * 3000 * time).astype(np.float32), np.random.default_rng(0), 8.0)
+    drifted = drift(np.sin(2 * np.pi * 3000 * time).astype(np.float32))
     parts = drifted.reshape(-1, RATE // 2)[:-2] * np.hanning(RATE // 2)
     cents = 1200 * np.log2(np.abs(np.fft.rfft(parts, 2**17)).argmax(1) * RATE / 2**17 / 3000)
     assert 3 < cents.std() < 15
@@ -114,7 +114,7 @@ def test_pitch_drifts_slowly_and_a_little():
 
 def test_drifting_adds_next_to_no_noise():
     tone = np.sin(2 * np.pi * 1000 * np.arange(2 * RATE) / RATE).astype(np.float32)
-    drifted = piano_variety.drifted(tone, np.random.default_rng(0), 8.0)[RATE // 2 : RATE]
+    drifted = drift(tone)[RATE // 2 : RATE]
     drifted = drifted * np.hanning(len(drifted))
     assert band(drifted, 0, 900) < band(drifted, 900, 1100) - 60
     assert band(drifted, 1100, 8000) < band(drifted, 900, 1100) - 55
@@ -176,3 +176,20 @@ def test_mp3_leaves_its_traces_where_they_belong(kbits):
 def test_settings_that_differ_have_another_identity():
     assert Variety().identity == Variety().identity
     assert len({Variety().identity, Variety(semitones=4).identity, Variety(mp3_chance=0.3).identity}) == 3
+
+
+def drift(sound: np.ndarray, cents: float = 8.0) -> np.ndarray:
+    return piano_variety.drifted(sound, piano_variety.drift_of(len(sound), np.random.default_rng(0), cents))
+
+
+def test_a_drift_moves_the_notes_to_where_they_are_heard():
+    clicks, how = np.arange(RATE, 60 * RATE, 5 * RATE), with_(drift_chance=1, drift=40.0)
+    sound = np.zeros(61 * RATE, np.float32)
+    sound[clicks] = 1
+    notes = [Note(click / RATE, click / RATE + 1, 60, 64) for click in clicks]
+    moved = piano_variety.heard(notes, len(sound), np.random.default_rng(3), how)
+    heard = np.flatnonzero(recorded(sound, how, 3) > 0.3)
+    found = np.array([heard[np.abs(heard - note.onset * RATE).argmin()] for note in moved])
+    assert np.abs(found - [note.onset * RATE for note in moved]).max() < 40  # 2.5 ms
+    assert np.abs(found - clicks).max() > 400
+    assert piano_variety.heard(notes, len(sound), np.random.default_rng(3), NOTHING) == tuple(notes)

@@ -21,6 +21,7 @@ from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import augmentation
 from audiolm_cli.training.corpora.augmentation import Changes
 from audiolm_cli.training.corpora.data import load_corpus
+from audiolm_cli.training.corpora.piano_notes import write_notes
 from audiolm_cli.training.parts import student, teacher
 from audiolm_cli.training.parts.student import TOKEN, UNKNOWN, Lesson
 from audiolm_cli.training.trainer import optimizers
@@ -191,6 +192,38 @@ def test_a_student_learns_resumes_and_ships(
     about = read_about(file)
     assert about["tokens"]["semantic_vocabulary"] == 16
     assert about["trained"]["steps"] == steps
+
+
+@pytest.mark.slow
+def test_a_student_learns_notes(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_take):
+    steps_take(0.5)
+    monkeypatch.setattr(student, "SIZES", (16, 32))
+    random = np.random.default_rng(0)
+    rows = [line.split("\t") for line in (recordings / "manifest.tsv").read_text().splitlines()[1:]]
+    onsets = np.arange(0.1, 5, 0.2)
+    written = []
+    for row in rows:
+        own = onsets[onsets < float(row[4])]
+        keys, velocities = random.integers(40, 80, len(own)), random.integers(30, 90, len(own))
+        written.append((row[0], np.stack([own, own + 0.15, keys, velocities], 1).astype(np.float32)))
+    write_notes(recordings, written)
+    monkeypatch.setattr(teacher, "load_encoder", lambda name: pytest.fail("a teacher of speech"))
+    common = ["--data", str(recordings), "--runs", str(tmp_path), "--recipe", "tiny", "--teacher", "notes"]
+    more = ["--batch", "4", "--seconds", "2", "--minutes", "0.2", "--clusters", "16"]
+    monkeypatch.setattr(sys, "argv", ["student", *common, *more])
+    student.main()
+    labels = np.load(tmp_path / "teacher" / "train.npy")
+    attacks = (labels >= [1, 2]).mean(0)
+    assert attacks[0] == attacks[1] == pytest.approx(0.2, abs=0.02)
+    about = read_about(tmp_path / "parts" / "tokenizer.safetensors")
+    assert about["trained"]["teacher"] == "notes"
+    config = from_json(TokenizerConfig, about["config"], "tokenizer")
+    tokenizer = SemanticTokenizer(config, from_json(TokenSpec, about["tokens"], "tokens")).eval()
+    stored = read_tensors(tmp_path / "parts" / "tokenizer.safetensors", tokenizer.state_dict())
+    tokenizer.load_state_dict(int8.restored(stored))
+    corpus = load_corpus(recordings, "train", RATE, tmp_path / "audio")
+    found = torch.cat([tokenizer.tokenize(torch.from_numpy(corpus.samples(c))[None])[0] for c in corpus.clips])
+    assert float((found >= 1).float().mean()) == pytest.approx(0.2, abs=0.1)  # however little was learnt
 
 
 def test_classes_have_no_directions():
