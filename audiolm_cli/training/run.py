@@ -54,9 +54,9 @@ def steps(recipe: Recipe, args: argparse.Namespace) -> tuple[list[list[str]], li
         read = [["audiolm_cli.training.corpora.synthetic", *what]]
     stages = [stage for stage in DROPOUT if stage != "fine" or recipe.has_fine]
     coarse, model = {"coarse": given("--coarse", recipe.quantizers)}, ["--model", str(args.out)]
-    decoder = ["--windows", "--noise", "--rate", "4e-4"] if recipe.noise else ["--rate", "3e-4"]
-    more = ["--warm-start"] if recipe.from_codec else []
-    more += ["--partials"] if recipe.domain == "piano" else []
+    partials = ["--partials"] if recipe.domain == "piano" else []
+    decoder = ["--windows", "--noise", "--rate", "4e-4"] if recipe.noise else ["--rate", "3e-4", *partials]
+    more = [*(["--warm-start"] if recipe.from_codec else []), *partials]
     parts = [
         train("codec", "codec", *named, *given("--kind", recipe.codec_kind), *more),
         train("codec", "decoder", "--decoder-only", *decoder),
