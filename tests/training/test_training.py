@@ -11,7 +11,6 @@ import shutil
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -106,50 +105,6 @@ def test_the_recipe_makes_a_bundle_that_continues_audio(trained: Path) -> None:
     assert loaded.detector is not None
 
 
-def test_the_recipe_of_a_bundle_without_stage_3_goes_on_from_another_codec(
-    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[list[str]] = []
-    monkeypatch.setattr(whole_run, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command)))
-    assembled = Mock()
-    monkeypatch.setattr(whole_run, "assemble", assembled)
-    common = ("--data", data, "--runs", tmp_path / "runs", "--out", tmp_path / "piano", "--minutes", 210)
-    with pytest.raises(SystemExit):
-        run("audiolm_cli.training.run", "piano", *common, "--from-codec", trained / "tiny")
-    run("audiolm_cli.training.run", "piano", *common, "--from-codec", trained / "tiny", "--midi", data)
-    assert [path.name for path in (tmp_path / "runs" / "parts").iterdir()] == ["codec.safetensors"]
-    codec_step, _, tokenizer_step, _, played_step, coarse_step, semantic_step, outputs_step, detector_step = ran
-    assert {"--warm-start", "--partials"} < set(codec_step)
-    assert tokenizer_step[-4:] == ["--recipe", "piano", "--teacher", "notes"]
-    assert played_step[2:5] == ["audiolm_cli.training.corpora.played", "--data", str(data)]
-    assert coarse_step[-2:] == ["--coarse", "6"]
-    minutes = [float(step[step.index("--minutes") + 1]) for step in ran if "--minutes" in step]
-    assert sum(minutes) == pytest.approx(210, abs=0.01)
-    assert "semantic" in semantic_step
-    assert outputs_step[-2:] == detector_step[-2:] == ["--model", str(tmp_path / "piano")]
-    recipe = dataclasses.replace(RECIPES["piano"], from_codec=str(trained / "tiny")).scaled(210)
-    assembled.assert_called_with(tmp_path / "runs/parts", "piano", tmp_path / "piano", recipe=recipe)
-    assert assembled.call_count == 2  # the detector hears what the rest has made
-
-
-def test_the_recipe_with_a_teacher_and_books(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[list[str]] = []
-    monkeypatch.setattr(
-        whole_run, "subprocess", types.SimpleNamespace(run=lambda command, check: ran.append(command[2:]))
-    )
-    monkeypatch.setattr(whole_run, "assemble", Mock())
-    common = ("--data", data, "--runs", tmp_path, "--out", tmp_path / "speech")
-    with pytest.raises(SystemExit):
-        run("audiolm_cli.training.run", "tiny", *common, "--teacher", "base", "--read-hours", 7)
-    run("audiolm_cli.training.run", "tiny", *common, "--teacher", "base", "--read-hours", 7, "--text", data)
-    names = [step[0].rpartition(".")[2] for step in ran]
-    assert names[2:7] == ["synthetic", "student", "tokenize", "tokenize", "lm"]
-    read, student, real, synthetic, *_ = ran[2:]
-    assert [read[read.index(name) + 1] for name in ("--out", "--hours")] == [str(tmp_path / "synthetic"), "7.0"]
-    assert student[-4:] == ["--teacher", "base", "--synthetic", str(tmp_path / "synthetic")]
-    assert synthetic == [*real, "--synthetic", str(tmp_path / "synthetic")]
-
-
 def test_every_training_steps_and_says_finite_figures(trained: Path) -> None:
     recipe = RECIPES["tiny"].scaled(MINUTES)
     for name in TRAININGS:
@@ -209,6 +164,9 @@ def test_a_codec_goes_on_with_its_codebooks(data: Path, trained: Path, tmp_path:
     part = tmp_path / "parts" / "codec.safetensors"
     before = load_file(part)
     common = ("--data", data, "--runs", tmp_path, "--device", "cpu", "--further", "--resume")
+    for contrary in (("--decoder-only",), ("--warm-start",), ("--partials", "--noise")):
+        with pytest.raises(SystemExit):
+            run("audiolm_cli.training.parts.codec", *common, *contrary)
     run("audiolm_cli.training.parts.codec", *common, "--minutes", 3, "--partials")
     after, figures = load_file(part), log(tmp_path, "codec_further")
     books = "quantizer.codebooks"

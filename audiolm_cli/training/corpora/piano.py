@@ -274,6 +274,12 @@ def heard_notes(piece: Piece, seed: int) -> tuple[Note, ...]:
     return heard(piece.notes, round(piece.seconds * RATE), random, piece.variety) if piece.variety else piece.notes
 
 
+def notes_of(cuts: Sequence[Cut], seed: int) -> dict[str, np.ndarray]:
+    """The notes `[N, 4]` of each of a piece's cuts, by its file."""
+    notes = heard_notes(cuts[0].piece, seed)
+    return {cut.path: between(notes, cut.start / RATE, cut.end / RATE) for cut in cuts}
+
+
 def record(cuts: Sequence[Cut], data: Path, out: Path, seed: int) -> float:
     """Writes a piece's missing cuts, and returns the seconds of all."""
     if missing := [cut for cut in cuts if not (out / cut.path).is_file()]:
@@ -320,9 +326,10 @@ def make(data: Path, out: Path, options: CorpusOptions, processes: int = 1) -> f
             if done % 20 == 0:
                 spent = time.monotonic() - began
                 print(f"{total / 3600:.2f} h, {total / spent:.0f} times real time", file=sys.stderr, flush=True)
-    notes = {name: heard_notes(own[0].piece, seed) for name, own in by_piece.items()}
-    own_notes = (between(notes[c.piece.corpus, c.piece.name], c.start / RATE, c.end / RATE) for c in cuts)
-    write_notes(out, zip((cut.path for cut in cuts), own_notes, strict=True))
+        known: dict[str, np.ndarray] = {}
+        for own in pool.imap_unordered(partial(notes_of, seed=seed), by_piece.values()):
+            known |= own
+    write_notes(out, ((cut.path, known[cut.path]) for cut in cuts))
     with writing_manifest(out) as list_row:
         for path, piece, _, start, end in cuts:
             list_row([path, piece.split, piece.corpus, piece.name, "", f"{(end - start) / RATE:.3f}", ""])

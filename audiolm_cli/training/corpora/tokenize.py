@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -165,12 +166,11 @@ def tokenize_synthetic(args: argparse.Namespace, split: str, number: int, share:
     tokenizer.to(args.device)
     spec = dataclasses.replace(TokenSpec(), semantic_vocabulary=vocabulary_of(args.runs))
     rows = read_manifest(args.synthetic, split, args.hours)
-    name = "synthetic" if split == "train" else "synthetic-valid"
     for shard in range(share[0], -(-len(rows) // SHARD), share[1]):
-        file = args.runs / "tokens" / f"{name}_{number}_{shard:04}.safetensors"
-        if file.is_file() and read_tokens(file).sources == {"tokenizer": identity}:
+        file = synthetic_file(args.runs, split, number, shard)
+        if is_of_tokenizer(file, identity):
             continue
-        semantic, tracks, offset = [], [], 0
+        made = []
         rng = np.random.default_rng((number, shard))
         for row in rows[shard * SHARD : (shard + 1) * SHARD]:
             samples = files.read(args.synthetic / row["path"], spec.sample_rate).samples
@@ -178,11 +178,28 @@ def tokenize_synthetic(args: argparse.Namespace, split: str, number: int, share:
                 samples, _ = changed(samples, rng, SYNTHETIC)
             with autocast(torch.device(args.device)):  # changes 0.9 % of the tokens on a CPU
                 ids = tokenizer.tokenize(torch.from_numpy(samples).to(args.device)[None])[0].short().cpu()
-            semantic.append(ids)
-            tracks.append(asdict(Track(f"{row['speaker']}/{number}", offset, len(ids))))
-            offset += len(ids)
-        save_tokens(file, spec, torch.cat(semantic), torch.zeros(spec.quantizers, 0, dtype=torch.int16), tracks,
-                    {"tokenizer": identity})  # fmt: skip
+            made.append((f"{row['speaker']}/{number}", ids))
+        save_semantic(file, spec, made, identity)
+
+
+def synthetic_file(runs: Path, split: str, number: int, shard: int = 0) -> Path:
+    """Where a part of pass `number` over a split is kept whose recordings have semantic tokens alone."""
+    name = "synthetic" if split == "train" else "synthetic-valid"
+    return runs / "tokens" / f"{name}_{number}_{shard:04}.safetensors"
+
+
+def is_of_tokenizer(file: Path, identity: str) -> bool:
+    """Whether there is a file of `save_semantic` that this tokenizer made."""
+    return file.is_file() and read_tokens(file).sources == {"tokenizer": identity}
+
+
+def save_semantic(file: Path, spec: TokenSpec, made: list[tuple[str, Tensor]], identity: str) -> None:
+    """Writes semantic tokens `int16 [S]` alone, of recordings with their speakers, to the file that `read_tokens`
+    reads."""
+    ends = itertools.accumulate(len(ids) for _, ids in made)
+    tracks = [asdict(Track(who, end - len(ids), len(ids))) for (who, ids), end in zip(made, ends, strict=True)]
+    codes = torch.zeros(spec.quantizers, 0, dtype=torch.int16)
+    save_tokens(file, spec, torch.cat([ids for _, ids in made]), codes, tracks, {"tokenizer": identity})
 
 
 @torch.inference_mode()

@@ -270,7 +270,8 @@ def validate(codec: SoundStream, corpus: Corpus, loss: MelLoss) -> dict[str, flo
     audio, codes = validation_codes(codec, corpus, round(VALIDATED_SECONDS * RATE))
     made = codec.decode(codes)
     figures = {"mel_all": round(float(loss(audio, made)), 4), "mel_coarse": distance(codec, audio, codes[:, :4], loss)}
-    figures["partials"] = round(float(loss.partials(audio, made)), 4)
+    if loss.has_partials:
+        figures["partials"] = round(float(loss.partials(audio, made)), 4)
     figures["pauses"] = round(float(np.nanmean([between_words(clip).of_noise for clip in made.cpu().numpy()])), 3)
     figures["perplexity"] = [round(float(_perplexity(codes[:, q])), 0) for q in (0, 3, codes.shape[1] - 1)]  # type: ignore[assignment]
     return figures
@@ -320,7 +321,12 @@ def main() -> None:
     tokens, config, before = sizes.tokens, sizes.codec, {}
     if args.kind and args.kind != config.kind:
         config = KINDS[args.kind]()
-    if args.decoder_only or args.further:
+    if args.further and (args.decoder_only or args.warm_start):
+        parser.error("--further trains all of a codec, with its own codebooks: without --decoder-only and --warm-start")
+    if args.partials and args.noise:
+        parser.error("--partials is not for a decoder with noise to shape, which has a loss of its own")
+    goes_on = args.decoder_only or args.further
+    if goes_on:
         about = read_about(part)
         tokens, before = from_json(TokenSpec, about["tokens"], "tokens"), about["trained"]
         config = codec_config(about["config"])
@@ -331,7 +337,7 @@ def main() -> None:
     train, valid = (load_corpus(args.data, s, tokens.sample_rate, args.runs / "audio") for s in ("train", "valid"))
     training = CodecTraining(config, tokens)
     codec = training.codec
-    if args.decoder_only or args.further:
+    if goes_on:
         known = {name: tensor.float() for name, tensor in int8.restored(load_file(part)).items()}
         if codec.decoder.noise is not None and "decoder.noise.weight" not in known:
             known["decoder.noise.weight"] = torch.zeros_like(codec.decoder.noise.weight)
@@ -352,7 +358,7 @@ def main() -> None:
     if args.decoder_only and args.windows:
         discriminators = DiscriminatorTrainer(args.windows, args.rate, device, trainer.extra.get("discriminators"))
     collected: list[Tensor] = []
-    started = args.decoder_only or args.further or trainer.extra.get("quantized", False)
+    started = goes_on or trainer.extra.get("quantized", False)
     unquantized = 0 if args.warm_start else UNQUANTIZED_STEPS  # codebooks start over in any case
     for step in trainer:
         audio = crops(train, args.batch, samples, rng).to(device)

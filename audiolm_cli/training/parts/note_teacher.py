@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from audiolm_cli.training import RATE
+from audiolm_cli.training.corpora import piano
 from audiolm_cli.training.parts.kmeans import kmeans
 from audiolm_cli.training.parts.teacher import FRAME, TOKEN_FRAMES
 
 SECONDS = TOKEN_FRAMES * FRAME / RATE  # of a token
-LOWEST, KEYS = 21, 88
-DIMENSIONS = 1 + KEYS + 12 + 1  # attacks or not, keys, pitch classes, loudness or register
+LOWEST, KEYS = piano.KEYS[0], len(piano.KEYS)
+# attack or not; keys (without an attack the first of these is the level); pitch classes; loudness, or register
+DIMENSIONS = 1 + KEYS + 12 + 1
 APART = 100.0  # between the points of tokens with and without an attack: farther than any two of one kind
 SUSTAINED = 16  # one class in so many is of tokens without attacks
 LATE = 0.004  # s after its onset from which on a note is heard
@@ -34,8 +36,8 @@ def points(notes: np.ndarray, tokens: int) -> Tensor:
     found = sustained(notes, tokens)
     onsets, _, keys, velocities = notes.T
     place = np.floor((onsets + LATE) / SECONDS).astype(int)
-    attacks = {int(t): np.flatnonzero(place == t) for t in np.unique(place[(place >= 0) & (place < tokens)])}
-    for token, own in attacks.items():
+    for token in np.unique(place[(place >= 0) & (place < tokens)]):
+        own = place == token
         found[token] = attack(keys[own].astype(int), velocities[own])
     return torch.from_numpy(found)
 

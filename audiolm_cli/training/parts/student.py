@@ -94,12 +94,13 @@ class Clusters:
 @dataclass(frozen=True)
 class Teaching:
     """What differs between teachers: the points `float32 [T // 640, D]` that one has for a recording of a folder, how
-    these are clustered, and how audio is augmented, with other vocal tracts or without."""
+    these are clustered, and how audio is augmented. Of `music`, classes are of notes, and no vocal tract is changed."""
 
+    name: str
     points: Callable[[Corpus, Clip], Tensor]
     clusters: Callable[[Tensor], Clusters]
     changes: Changes = field(default_factory=Changes)
-    voices: bool = True
+    music: bool = False
 
 
 def teaching_of(args: argparse.Namespace) -> Teaching:
@@ -111,17 +112,22 @@ def teaching_of(args: argparse.Namespace) -> Teaching:
             return read_notes(args.data)
 
         return Teaching(
+            "notes",
             lambda corpus, clip: note_teacher.points(notes()[clip.path], clip.samples // TOKEN),
             Clusters.of_notes,
             MUSIC,
-            voices=False,
+            music=True,
         )
 
     @functools.cache
     def encoder() -> teacher.WhisperEncoder:
         return teacher.load_encoder(args.teacher).to(torch.device(args.device))
 
-    return Teaching(lambda corpus, clip: encoder().tokens(corpus.samples(clip), args.layer), Clusters.of_states)
+    return Teaching(
+        f"Whisper {args.teacher}, layer {args.layer}",
+        lambda corpus, clip: encoder().tokens(corpus.samples(clip), args.layer),
+        Clusters.of_states,
+    )
 
 
 class Lesson:
@@ -350,7 +356,7 @@ def main() -> None:
     for _ in trainer:
         audio, labels = batch_of(train, args.batch, tokens, rng, how)
         mel = tokenizer.log_mel(audio.to(trainer.device))
-        mel = warped(mel, generator) if teaching.voices else mel
+        mel = mel if teaching.music else warped(mel, generator)
         with trainer.autocast():
             logits = student.logits(mel)
         figures = losses(logits, labels.to(trainer.device))
@@ -360,14 +366,18 @@ def main() -> None:
     trainer.log(valid=True, finished=True, **validate(student, valid, tokens))
     if trainer.rank:
         return
-    if args.teacher == "notes":
+    if teaching.music:
         student.eval().match_attacks(train[0], tokens)
     spec = dataclasses.replace(chosen.tokens, semantic_vocabulary=args.clusters or chosen.tokens.semantic_vocabulary)
-    taught = {"teacher": "notes" if args.teacher == "notes" else f"Whisper {args.teacher}, layer {args.layer}"}
     about = {
         "config": dataclasses.asdict(config),
         "tokens": dataclasses.asdict(spec),
-        "trained": {"steps": trainer.step, "minutes": round(trainer.seconds / 60, 1), **taught, **before},
+        "trained": {
+            "steps": trainer.step,
+            "minutes": round(trainer.seconds / 60, 1),
+            "teacher": teaching.name,
+            **before,
+        },
     }
     own = matrices(args, "tokenizer")
     save_part(

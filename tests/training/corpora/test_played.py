@@ -48,6 +48,9 @@ def test_performances_become_tokens_in_other_keys(runs: Path, tmp_path: Path) ->
     midi(tmp_path / "midi" / "some" / "satie" / "a.mid", *scale)
     midi(tmp_path / "midi" / "some" / "ravel" / "b.mid", *scale)
     run("audiolm_cli.training.corpora.played", "--data", tmp_path, "--runs", runs, "--passes", 3)
+    written = {file: file.stat().st_mtime_ns for file in (runs / "tokens").iterdir()}
+    run("audiolm_cli.training.corpora.played", "--data", tmp_path, "--runs", runs, "--passes", 3)
+    assert {file: file.stat().st_mtime_ns for file in (runs / "tokens").iterdir()} == written  # what is there is kept
     (valid,), train = load_tokens(runs, "synthetic-valid"), load_tokens(runs, "synthetic")
     assert [[track.speaker for track in some.tracks] for some in (valid, *train)] == [
         ["ravel-b/0"], ["satie-a/100"], ["satie-a/101"], ["satie-a/102"],
