@@ -220,6 +220,7 @@ class BundleConfig:
     domain: Domain = "speech"  # the training data's, which also selects the evaluation
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # from a prompt's end, by default
     resampled_tokens: int = bounded(0, 64, default=64)  # of a prompt's end; at most the lookahead
+    guide_weights: tuple[float, ...] = bounded(0, 1, (2, 2), default=(1.0, 0.0))  # of continuations, see `CoarseStage`
     familiar_bits: float = bounded(0, 32, default=0.0)  # `surprise` threshold, rarely exceeded in distribution; 0: none
     familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # lower threshold, in bits per semantic token
     pause_tokens: tuple[int, ...] = bounded(0, 65535, (0, 65536), default=())  # semantic tokens that mean silence
@@ -259,6 +260,8 @@ class BundleConfig:
                 raise ModelError(f"config.json: {stage}.window_seconds must hold two semantic tokens at least")
             if getattr(self, stage).layout not in LAYOUTS[stage]:
                 raise ModelError(f"config.json: {stage}.layout must be one of {', '.join(LAYOUTS[stage])}")
+        if abs(sum(self.guide_weights) - 1) > 1e-3:
+            raise ModelError("config.json: the sum of guide_weights must be 1")
         if any(token >= self.tokens.semantic_vocabulary for token in self.pause_tokens):
             raise ModelError("config.json: pause_tokens must be below tokens.semantic_vocabulary")
         if self.max_pause and not self.pause_tokens:

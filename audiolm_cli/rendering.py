@@ -196,12 +196,12 @@ class Run:
         semantic: stages.TokenSource,
         known: list[Tensor] | None = None,
         reference: Tokens | None = None,
-        guide_semantics: bool = False,
+        guide_weights: Sequence[float] = (),
     ) -> Iterator[tuple[int, Chunk, bool]]:
         """Stages 2 and 3 and the decoder: the number of an output, its next chunk, and whether that is the last.
 
         known: a prompt's codes `int64 [Q, F_known]` (default: none), which the first chunk renders. reference: tokens
-        of the voice to take. guide_semantics: guidance also strengthens the semantic tokens, for a resynthesis.
+        of the voice to take. guide_weights: of `CoarseStage`; by default the bundle's.
         """
         bundle, spec = self.bundle, self.bundle.config.tokens
         known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic.buffers)
@@ -209,7 +209,8 @@ class Run:
         count = sum(limits) - sum(codes.shape[1] for codes in known)
         voice = (reference.semantic, reference.codes[: spec.coarse]) if reference else None
         context, prefixes = self._context("coarse", count * spec.coarse), [k[: spec.coarse] for k in known]
-        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice, guide_semantics)
+        weights = guide_weights or bundle.config.guide_weights
+        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice, weights)
         if bundle.fine is not None:
             context = self._context("fine", count * spec.fine)
         made_of = bundle.config.sampled_quantizers

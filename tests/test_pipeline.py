@@ -67,6 +67,9 @@ def test_guidance_changes_coarse_codes_where_there_is_something_to_hold_on_to(tm
     window = 50  # frames: before them there is nothing to hold on to
     assert torch.equal(free.codes[:4, :window], held.codes[:4, :window])
     assert not torch.equal(free.codes[:4, window:], held.codes[:4, window:])
+    loaded.config = dataclasses.replace(loaded.config, guide_weights=(0.0, 1.0))
+    free, held = (next(pipeline.generate(loaded, request)) for request in requests)
+    assert torch.equal(free.codes[:4, :window], held.codes[:4, :window]) == (layout == "plain")  # to tokens, as below
     free, held = (
         next(pipeline.resynth(loaded, ResynthRequest(**SAMPLING | {"guidance": guidance}), [Prompt(noise(0.6))]))
         for guidance in (0, 2)

@@ -34,23 +34,25 @@ WAYS: dict[str, Any] = {
 }
 
 
-def loaded(folder: Path, seconds: float, layout: Layout | None = None, kernel: str = "native") -> bundle.Bundle:
+def loaded(
+    folder: Path, seconds: float, layout: Layout | None = None, kernel: str = "native", **settings: Any
+) -> bundle.Bundle:
     config = preset("tiny")
     how: dict[str, Any] = {"window_seconds": seconds, **({"layout": layout} if layout else {})}
     config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **how) for name in STAGES})
-    config = dataclasses.replace(config, pause_tokens=tuple(range(9)))  # of 16
+    config = dataclasses.replace(config, pause_tokens=tuple(range(9)), **settings)  # of 16
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIOLM_KERNEL", kernel)
         return bundle.load(str(write_bundle(folder / "tiny", config)), device="cpu", dtype="float32")
 
 
-@pytest.fixture(scope="module", params=["1 s", "2.4 s", "plain", "torch"])
+@pytest.fixture(scope="module", params=["1 s", "2.4 s", "guided", "plain", "torch"])
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
-    if request.param in ("1 s", "2.4 s") and not native.library("plain"):
+    if request.param in ("1 s", "2.4 s", "guided") and not native.library("plain"):
         pytest.skip("the native kernel is not compiled here")
     kinds: dict[str, dict[str, Any]] = {
         "1 s": {"seconds": 1.0}, "2.4 s": {"seconds": 2.4}, "plain": {"seconds": 1.0, "layout": "plain"},
-        "torch": {"seconds": 1.0, "kernel": "torch"},
+        "torch": {"seconds": 1.0, "kernel": "torch"}, "guided": {"seconds": 1.0, "guide_weights": (0.25, 0.75)},
     }  # fmt: skip
     how = kinds[request.param]
     return loaded(tmp_path_factory.mktemp("bundles"), **how)

@@ -11,6 +11,7 @@ window, behind the gap token, and only a little of its own output: otherwise the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,9 +40,6 @@ from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
-# Weights of the two guides of a resynthesis, the model given only the semantic tokens and the model given nothing. With
-# equal weights the reference's voice is the nearest in 0.48 of 80 outputs instead of 0.57.
-GUIDE_WEIGHTS, GUIDE_WEIGHTS_WITHOUT_VOICE = (0.8, 0.2), (0.5, 0.5)
 PIECES_SECONDS = 0.5, 1.0  # of coarse codes passed on without a stage 3: the first piece, and all others
 
 
@@ -209,23 +207,22 @@ class CoarseStage(BatchedSource):
     """Stage 2: samples coarse codes `int64 [coarse, F]` for semantic tokens, behind known codes `[coarse, F_known]`.
 
     voice: semantic tokens and coarse codes of a reference recording, which take the place of the item's own beginning
-    in front of every window. Classifier-free guidance pushes away from the model without the voice, so towards the
-    voice; with `guide_semantics` also away from the model without voice and semantic tokens, so towards the tokens too,
-    if the kind was trained without them (`unconditional`).
+    in front of every window. guide_weights: of the two guides that classifier-free guidance pushes away from, the model
+    without the voice, so towards the voice, and the model without voice and semantic tokens, so towards the tokens too.
+    A guide of weight 0 costs nothing; a kind that was not trained without tokens (`unconditional`) has the first alone.
     """
 
     model: CoarseModel
 
     def __init__(
         self, model: CoarseModel, semantic: TokenSource, known: Sequence[Tensor], context: StageContext,
-        voice: Segment | None = None, guide_semantics: bool = False,
+        voice: Segment | None = None, guide_weights: Sequence[float] = (1.0, 0.0),
     ) -> None:  # fmt: skip
         self.spec, self.per, self.semantic, self.voice = model.spec, model.spec.frames_per_semantic, semantic, voice
-        self.guide_semantics = guide_semantics and model.unconditional
-        if self.guide_semantics:
-            weights = GUIDE_WEIGHTS if voice else GUIDE_WEIGHTS_WITHOUT_VOICE
-            context = replace(context, sampling=replace(context.sampling, guide_weights=weights))
-        super().__init__(model, known, context)
+        weights = tuple(guide_weights) if model.unconditional else (1.0, 0.0)
+        self.guided = [weight > 0 for weight in weights]
+        sampling = replace(context.sampling, guide_weights=tuple(filter(None, weights)))
+        super().__init__(model, known, replace(context, sampling=sampling))
         size = model.window * self.per
         self.front = voice[1].shape[1] if voice else frames(self.spec, REFERENCE_SECONDS)
         window = max(size - self.front, size // 2) // self.per * self.per  # with the reference as long as in training
@@ -269,10 +266,11 @@ class CoarseStage(BatchedSource):
         codes = torch.cat([known, known.new_full((spec.coarse, end - start), -1)], 1)
         sequence = self.model.sequence(semantic.slice(first // per, count), codes, reference)
         guides: tuple[TokenSequence, ...] = ()
-        if self.context.sampling.guidance and (self.guide_semantics or start > first or reference):
+        if self.context.sampling.guidance and (self.guided[1] or start > first or reference):
             own = semantic.slice(start // per, count)
-            nothing = [torch.full_like(own, spec.semantic_vocabulary)] * self.guide_semantics
-            guides = tuple(self.model.sequence(tokens, codes[:, start - first :]) for tokens in (own, *nothing))
+            without = own, torch.full_like(own, spec.semantic_vocabulary)
+            used = itertools.compress(without, self.guided)
+            guides = tuple(self.model.sequence(tokens, codes[:, start - first :]) for tokens in used)
         item = self.model.item(
             sequence, self.context.noise[number].numbers(2, start, end - start, 0, spec.coarse), guides
         )

@@ -92,6 +92,8 @@ def test_configs_survive_json(name: str) -> None:
         ),
         (lambda c: c["coarse"].update(layers=96, width=16384, feedforward=65536), "larger than any"),
         (lambda c: c.update(tokens=[]), "tokens must be an object"),
+        (lambda c: c.update(guide_weights=[0.5, 0.6]), "the sum of guide_weights must be 1"),
+        (lambda c: c.update(guide_weights=[1.0]), "guide_weights must be a list of 2"),
         (lambda c: c.update(pause_tokens=[3, 16]), "pause_tokens must be below tokens.semantic_vocabulary"),
         (lambda c: c.update(pause_tokens=[-1]), "pause_tokens must be between 0 and 65535"),
         (lambda c: c.update(pause_tokens="1"), "pause_tokens must be a list of 0 to 65536"),
