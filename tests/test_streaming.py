@@ -97,7 +97,7 @@ def test_stages_that_wait_for_each_other_make_what_each_makes_by_itself(tiny: bu
     )
     assert torch.equal(semantic, made.semantic)
     (coarse,) = stages.continue_coarse(
-        tiny.coarse, [semantic], [known[:4]], stages.StageContext(keys, draws["coarse"], 2)
+        tiny.coarse, [semantic], [known[:4]], stages.StageContext(keys, draws["coarse"], 2), tiny.config.guide_weights
     )
     assert torch.equal(coarse, made.codes[:4])
     assert tiny.fine is not None

@@ -367,10 +367,11 @@ def continue_semantic(
 
 
 def continue_coarse(
-    model: CoarseModel, semantic: list[Tensor], known: list[Tensor], context: StageContext
-) -> list[Tensor]:
+    model: CoarseModel, semantic: list[Tensor], known: list[Tensor], context: StageContext,
+    guide_weights: Sequence[float] = (1.0, 0.0),
+) -> list[Tensor]:  # fmt: skip
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`."""
-    return whole(CoarseStage(model, TokenSource(semantic), known, context))
+    return whole(CoarseStage(model, TokenSource(semantic), known, context, guide_weights=guide_weights))
 
 
 def complete(model: FineModel, coarse: list[Tensor], known: list[Tensor], context: StageContext) -> list[Tensor]:
