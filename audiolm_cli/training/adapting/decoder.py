@@ -24,6 +24,7 @@ from audiolm_cli.training.adapting.recordings import corpus
 from audiolm_cli.training.corpora.data import Clip, Corpus
 from audiolm_cli.training.corpora.tokenize import load_part
 from audiolm_cli.training.parts import codec as parts
+from audiolm_cli.training.parts.spectral_loss import MelLoss
 from audiolm_cli.training.trainer import Best
 
 PEAK_RATE = 1e-4  # a tenth of the recipe's
@@ -45,7 +46,7 @@ def adapt(work: Path, clips: Mapping[str, list[Clip]], sampled: int, plan: Plan,
     codec.to(plan.device).decoder.requires_grad_(True)
     rate = about["tokens"]["sample_rate"]
     train, valid = (corpus(work / "audio", list(clips[split])) for split in ("train", "valid"))
-    mel = parts.MelLoss(rate).to(plan.device)
+    mel = MelLoss(rate).to(plan.device)
     audio, codes = parts.validation_codes(codec, *_validation(valid, rate, codec.hop))
     fitting = Fitting(work, "decoder", codec.decoder, plan, "mel", rate=PEAK_RATE, betas=(0.8, 0.99), muon=False)
     quantizer = parts.CodebookTrainer(codec.quantizer.codebooks.data).to(plan.device)
