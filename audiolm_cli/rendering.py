@@ -201,7 +201,7 @@ class Run:
         """Stages 2 and 3 and the decoder: the number of an output, its next chunk, and whether that is the last.
 
         known: a prompt's codes `int64 [Q, F_known]` (default: none), which the first chunk renders. reference: tokens
-        of the voice to take. guide_weights: of `CoarseStage`; by default the bundle's.
+        of the voice to take. guide_weights: see `CoarseStage`; by default the bundle's.
         """
         bundle, spec = self.bundle, self.bundle.config.tokens
         known = known or [torch.zeros(spec.quantizers, 0, dtype=torch.int64)] * len(semantic.buffers)
@@ -209,8 +209,9 @@ class Run:
         count = sum(limits) - sum(codes.shape[1] for codes in known)
         voice = (reference.semantic, reference.codes[: spec.coarse]) if reference else None
         context, prefixes = self._context("coarse", count * spec.coarse), [k[: spec.coarse] for k in known]
-        weights = guide_weights or bundle.config.guide_weights
-        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice, weights)
+        weights = tuple(guide_weights or bundle.config.guide_weights)
+        context = replace(context, sampling=replace(context.sampling, guide_weights=weights))
+        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice)
         if bundle.fine is not None:
             context = self._context("fine", count * spec.fine)
         made_of = bundle.config.sampled_quantizers

@@ -96,9 +96,8 @@ def test_stages_that_wait_for_each_other_make_what_each_makes_by_itself(tiny: bu
         tiny.semantic, begun, [len(made.semantic)], stages.StageContext(keys, draws["semantic"], 2)
     )
     assert torch.equal(semantic, made.semantic)
-    (coarse,) = stages.continue_coarse(
-        tiny.coarse, [semantic], [known[:4]], stages.StageContext(keys, draws["coarse"], 2), tiny.config.guide_weights
-    )
+    guided = dataclasses.replace(draws["coarse"], guide_weights=tiny.config.guide_weights)
+    (coarse,) = stages.continue_coarse(tiny.coarse, [semantic], [known[:4]], stages.StageContext(keys, guided, 2))
     assert torch.equal(coarse, made.codes[:4])
     assert tiny.fine is not None
     (codes,) = stages.complete(tiny.fine, [coarse], [known], stages.StageContext(keys, draws["fine"], 2))

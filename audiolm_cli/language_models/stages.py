@@ -207,19 +207,20 @@ class CoarseStage(BatchedSource):
     """Stage 2: samples coarse codes `int64 [coarse, F]` for semantic tokens, behind known codes `[coarse, F_known]`.
 
     voice: semantic tokens and coarse codes of a reference recording, which take the place of the item's own beginning
-    in front of every window. guide_weights: of the two guides that classifier-free guidance pushes away from, the model
-    without the voice, so towards the voice, and the model without voice and semantic tokens, so towards the tokens too.
-    A guide of weight 0 costs nothing; a kind that was not trained without tokens (`unconditional`) has the first alone.
+    in front of every window. The context's `guide_weights` are of the two guides that classifier-free guidance pushes
+    away from: the model without the voice, so towards the voice, and the model without voice and semantic tokens, so
+    towards the tokens too. A guide of weight 0, or left out, costs nothing; a kind that was not trained without tokens
+    (`unconditional`) has the first alone.
     """
 
     model: CoarseModel
 
     def __init__(
         self, model: CoarseModel, semantic: TokenSource, known: Sequence[Tensor], context: StageContext,
-        voice: Segment | None = None, guide_weights: Sequence[float] = (1.0, 0.0),
+        voice: Segment | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.per, self.semantic, self.voice = model.spec, model.spec.frames_per_semantic, semantic, voice
-        weights = tuple(guide_weights) if model.unconditional else (1.0, 0.0)
+        weights = context.sampling.guide_weights if model.unconditional else (1.0,)
         self.guided = [weight > 0 for weight in weights]
         sampling = replace(context.sampling, guide_weights=tuple(filter(None, weights)))
         super().__init__(model, known, replace(context, sampling=sampling))
@@ -266,7 +267,7 @@ class CoarseStage(BatchedSource):
         codes = torch.cat([known, known.new_full((spec.coarse, end - start), -1)], 1)
         sequence = self.model.sequence(semantic.slice(first // per, count), codes, reference)
         guides: tuple[TokenSequence, ...] = ()
-        if self.context.sampling.guidance and (self.guided[1] or start > first or reference):
+        if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or reference):
             own = semantic.slice(start // per, count)
             without = own, torch.full_like(own, spec.semantic_vocabulary)
             used = itertools.compress(without, self.guided)
@@ -367,11 +368,10 @@ def continue_semantic(
 
 
 def continue_coarse(
-    model: CoarseModel, semantic: list[Tensor], known: list[Tensor], context: StageContext,
-    guide_weights: Sequence[float] = (1.0, 0.0),
-) -> list[Tensor]:  # fmt: skip
+    model: CoarseModel, semantic: list[Tensor], known: list[Tensor], context: StageContext
+) -> list[Tensor]:
     """Stage 2: semantic `int64 [S]` and known codes `int64 [coarse, F_known]` per item -> `int64 [coarse, 2 S]`."""
-    return whole(CoarseStage(model, TokenSource(semantic), known, context, guide_weights=guide_weights))
+    return whole(CoarseStage(model, TokenSource(semantic), known, context))
 
 
 def complete(model: FineModel, coarse: list[Tensor], known: list[Tensor], context: StageContext) -> list[Tensor]:
