@@ -65,15 +65,15 @@ def inputs(tmp_path: Path) -> list[str]:
 
 
 def workers() -> list[int]:
-    """The processes that hold a `Worker`."""
-    found = []
+    """The processes that hold a `Worker`; a child of one has its name until it runs another program."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if b"MapWorker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             pass  # gone by now
-    return found
+    return [number for number, parent in parents.items() if parent not in parents]
 
 
 @pytest.mark.slow
