@@ -101,12 +101,13 @@ class Model:
 
     def continue_(self, sound: Sound, sample_rate: int | None = None, **options: Any) -> Result:
         """Continues a sound for `duration` seconds (default 7). Options: duration, prompt_seconds, best_of, until_end,
-        max_pause, continuation_only, seed (random by default), temperature, top_k, top_p, guidance, no_watermark."""
+        max_pause, continuation_only, seed (random by default), temperature, top_k, top_p, guidance, prompt_guidance,
+        no_watermark."""
         return self._whole(_request(ContinueRequest, options), self._samples(sound, sample_rate))
 
     def generate(self, **options: Any) -> Result:
         """Generates `duration` seconds (default 10) without a prompt. Options: duration, until_end, max_pause, seed,
-        temperature, top_k, top_p, guidance, no_watermark."""
+        temperature, top_k, top_p, guidance, prompt_guidance, no_watermark."""
         return self._whole(_request(GenerateRequest, options))
 
     def resynth(

@@ -164,8 +164,8 @@ class DetectorConfig:
 @dataclass(frozen=True)
 class StageSampling:
     """How a stage samples its tokens. Classifier-free guidance (Ho and Salimans, 2022) with `guidance` w turns logits l
-    into l + w (l - g), where g are those of the same model with less conditioning; it strengthens the voice and the
-    semantic tokens. With several guides, g is the mean, weighted by `guide_weights`."""
+    into l + w (l - g), where g are those of the same model with less conditioning; it strengthens what they lack: the
+    voice, the semantic tokens, or the prompt. With several guides, g is the mean, weighted by `guide_weights`."""
 
     temperature: float
     top_k: int
@@ -177,12 +177,14 @@ class StageSampling:
 @dataclass(frozen=True)
 class Sampling:
     """Sampling settings for the semantic, coarse and fine stage each: a bundle's defaults, or those with a request's
-    changes. top_k 0 means off. `guidance` is that of the coarse stage; 0: off."""
+    changes. top_k 0 means off. `guidance` is that of the coarse stage, `prompt_guidance` that of the semantic one; 0:
+    off."""
 
     temperature: tuple[float, ...] = bounded(0, 10, default=(0.9, 0.9, 0.7))
     top_k: tuple[int, ...] = bounded(0, 65536, default=(0, 0, 0))
     top_p: tuple[float, ...] = bounded(0, 1, default=(0.95, 0.95, 0.95))
     guidance: float = bounded(0, 10, default=0.0)
+    prompt_guidance: float = bounded(0, 10, default=0.0)
 
     def check(self) -> None:
         if {len(self.temperature), len(self.top_k), len(self.top_p)} != {3}:
@@ -190,8 +192,8 @@ class Sampling:
 
     def stage(self, name: str) -> StageSampling:
         """The settings of one of STAGES."""
-        index, guidance = STAGES.index(name), self.guidance if name == "coarse" else 0.0
-        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance)
+        index, guidance = STAGES.index(name), {"semantic": self.prompt_guidance, "coarse": self.guidance}
+        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance.get(name, 0.0))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # suffixes of supported form
 # fields that may differ within a batch, and the values that `shared` gives them
 PER_OUTPUT: dict[str, Any] = {"input": None, "output": None, "num_samples": 1, "seed": 0, "plot": None}
 UNTIL_END = "Stop where the model would, after that time at most."
+PROMPT_GUIDANCE = "Classifier-free guidance of stage 1 to what came before; 0: none."
 MAX_PAUSE = "Sample hotter in a pause that lasts longer; inf: never."
 SomeRequest = TypeVar("SomeRequest", bound="Request")
 
@@ -166,7 +167,7 @@ class SampledRequest(Request):
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """The bundle's defaults with this request's changes."""
-        given = {name: getattr(self, name) for name in vars(defaults)}
+        given = {name: getattr(self, name, None) for name in vars(defaults)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     def pause_limit(self, config: Settings) -> float:
@@ -206,6 +207,7 @@ class ContinueRequest(SampledRequest):
     )
     until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
     max_pause: float | None = option(checks.duration, MAX_PAUSE, "SECONDS")
+    prompt_guidance: float | None = option(checks.guidance, PROMPT_GUIDANCE, "W")
     continuation_only: bool = option(checks.flag, "Leave the prompt out.", None, "--continuation-only", default=False)
 
     def __post_init__(self) -> None:
@@ -228,6 +230,7 @@ class GenerateRequest(SampledRequest):
     duration: float = option(checks.duration, "Seconds of audio; inf: until Ctrl-C.", "SECONDS", default=10)
     until_end: bool = option(checks.flag, UNTIL_END, None, "--until-end", default=False)
     max_pause: float | None = option(checks.duration, MAX_PAUSE, "SECONDS")
+    prompt_guidance: float | None = option(checks.guidance, PROMPT_GUIDANCE, "W")
 
     def check(self, config: Settings) -> None:
         super().check(config)

@@ -132,12 +132,12 @@ def test_the_seed_is_random_unless_given() -> None:
 
 
 def test_what_is_not_asked_for_is_as_the_bundle_has_it() -> None:
-    own = Sampling((1.0, 0.9, 0.8), (5, 0, 0), (0.9, 0.9, 0.9), 2.0)
+    own = Sampling((1.0, 0.9, 0.8), (5, 0, 0), (0.9, 0.9, 0.9), 2.0, 1.0)
     assert DEFAULT.sampling(own) == own
     asked = ContinueRequest(temperature=0, top_p=(1, 0.5, 0.25), guidance=0).sampling(own)
-    assert asked == Sampling((0.0, 0.0, 0.0), (5, 0, 0), (1.0, 0.5, 0.25), 0.0)
+    assert asked == Sampling((0.0, 0.0, 0.0), (5, 0, 0), (1.0, 0.5, 0.25), 0.0, 1.0)
     assert [asked.stage(name).top_p for name in ("semantic", "coarse", "fine")] == [1.0, 0.5, 0.25]
-    assert [own.stage(name).guidance for name in ("semantic", "coarse", "fine")] == [0, 2.0, 0]
+    assert [own.stage(name).guidance for name in ("semantic", "coarse", "fine")] == [1.0, 2.0, 0]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from tests.helpers.sounds import noise
 LIVELY: Any = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 1.0, "seed": 5}
 WAYS: dict[str, Any] = {
     "continue": ContinueRequest(duration=3.11, prompt_seconds=0.8, **LIVELY),
+    "prompt guidance": ContinueRequest(duration=2.3, prompt_seconds=0.8, until_end=True, prompt_guidance=1, **LIVELY),
     "until end": ContinueRequest(duration=3, prompt_seconds=0.8, until_end=True, **LIVELY),
     "longest pause": ContinueRequest(duration=2.3, prompt_seconds=0.8, max_pause=0.08, **LIVELY),
     "best of": ContinueRequest(duration=2.3, prompt_seconds=0.8, best_of=3, **LIVELY),

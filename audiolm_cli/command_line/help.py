@@ -19,7 +19,7 @@ GROUPS = {  # options by name; all others come first, under "Options"
     "Output": "output out_dir name num_samples format play continuation_only no_watermark plot force skip_existing "
     "json",
     "Clients": "host port token allow_host streams queue max_seconds max_megabytes",
-    "Sampling": "seed temperature top_k top_p guidance max_pause best_of",
+    "Sampling": "seed temperature top_k top_p guidance prompt_guidance max_pause best_of",
     "Running": "device dtype threads batch_size ray offline fail_fast quiet debug help",
 }
 GROUP = {name: group for group, names in GROUPS.items() for name in names.split()}

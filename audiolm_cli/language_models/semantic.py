@@ -30,10 +30,10 @@ class SemanticTransformer(Transformer):
         fields = torch.cat([whole.fields, whole.fields[:, -1:]], 1)
         return Batch(torch.cat([whole.ids, last], 1), fields, whole.ids.shape[1])
 
-    def ending_item(self, sequence: TokenSequence, uniform: Tensor) -> Item:
+    def ending_item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
         """Like `item`, but `<end>` may be sampled."""
         end = self.vocabulary.end
-        return Item(sequence, [0] * len(uniform), end + 1, uniform, stop=end)
+        return Item(sequence, [0] * len(uniform), end + 1, uniform, end, guides)
 
     def before_end(self, ids: Tensor) -> Tensor:
         """Sampled ids up to `<end>`."""

@@ -161,7 +161,11 @@ class BatchedSource(TokenSource):
 
 
 class SemanticStage(BatchedSource):
-    """Stage 1: continues known tokens `int64 [S_known]` up to `limits`; with `until_end` also to a sampled `<end>`."""
+    """Stage 1: continues known tokens `int64 [S_known]` up to `limits`; with `until_end` also to a sampled `<end>`.
+
+    Guidance pushes away from the model that does not know what comes before the window's new tokens: the prompt, and in
+    later windows the output so far.
+    """
 
     model: SemanticTransformer
 
@@ -185,8 +189,12 @@ class SemanticStage(BatchedSource):
         numbers = noise.numbers(
             1, start, end - start, noise.candidate, 1
         )  # there are no quantizers here: the number of the candidate takes their place
-        sequence = self.model.sequence(torch.cat([known, known.new_full((end - start,), -1)]))
-        return (self.model.ending_item if self.until_end else self.model.item)(sequence, numbers)
+        unknown = known.new_full((end - start,), -1)
+        guided = self.context.sampling.guidance and len(known)
+        item = self.model.ending_item if self.until_end else self.model.item
+        return item(
+            self.model.sequence(torch.cat([known, unknown])), numbers, (self.model.sequence(unknown),) if guided else ()
+        )
 
     def _collect(self) -> None:
         assert self.generation is not None

@@ -73,8 +73,9 @@ class MimiSettings:
             raise UsageError(f"best-of: {self.name} is one language model; only stage 1 of three makes candidates")
         if getattr(request, "until_end", False):
             raise UsageError(f"until-end: {self.name} makes as much as is asked for")
-        if getattr(request, "guidance", None):
-            raise UsageError(f"guidance: {self.name} has none")
+        for name in ("guidance", "prompt_guidance"):
+            if getattr(request, name, None):
+                raise UsageError(f"{name.replace('_', '-')}: {self.name} has none")
         for name in ("temperature", "top_k", "top_p"):
             if len(set(getattr(request, name) or (0,))) > 1:
                 raise UsageError(f"{name.replace('_', '-')}: {self.name} is one language model: give one number")

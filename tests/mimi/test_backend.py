@@ -244,6 +244,7 @@ def test_a_picture_of_codes(audiolm: Any):
         ("--best-of 4", "--best-of: "),
         ("--until-end", "--until-end: "),
         ("--guidance 2", "--guidance: "),
+        ("--prompt-guidance 2", "--prompt-guidance: "),
         ("--temperature 1,2,1", "--temperature: "),
         ("--top-p 0.1,0.2,0.3", "--top-p: "),
         ("--prompt-seconds 2", "--prompt-seconds: "),
