@@ -59,6 +59,7 @@ class Request:
     num_samples: int = field(default=1, init=False)
     speaker: str | None = field(default=None, init=False)
     max_pause: float | None = field(default=None, init=False)
+    prompt_guidance: float | None = field(default=None, init=False)
     plot: str | None = field(default=None, init=False)
     continuation_only: bool = field(default=False, init=False)
     no_watermark: bool = field(default=False, init=False)
@@ -152,6 +153,12 @@ class SampledRequest(Request):
         checks.flag, "Leave out the mark that `detect` finds.", None, "--no-watermark", default=False
     )
 
+    @classmethod
+    def with_sampling(cls: type[SomeRequest], sampling: Sampling, **options: Any) -> SomeRequest:
+        """A request with these settings, as far as the command has them, and other `options`."""
+        own = {name: value for name, value in vars(sampling).items() if name in cls.options()}
+        return cls(**own, **options)
+
     def kept(self, prompt: int) -> int:
         """How many of a prompt's samples, its last ones, an output begins with."""
         return 0 if self.continuation_only else prompt
@@ -167,7 +174,7 @@ class SampledRequest(Request):
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """The bundle's defaults with this request's changes."""
-        given = {name: getattr(self, name, None) for name in vars(defaults)}
+        given = {name: getattr(self, name) for name in vars(defaults)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
     def pause_limit(self, config: Settings) -> float:

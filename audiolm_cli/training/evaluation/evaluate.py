@@ -255,7 +255,7 @@ def without_semantics(
     for start in range(0, len(chosen), BATCH):
         cases = chosen[start : start + BATCH]
         prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
-        run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
+        run = pipeline.Run(bundle, ContinueRequest.with_sampling(sampling, seed=SEED), prompts, BATCH)
         known = run.encode([prompt.waveform for prompt in prompts])
         semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
         sounds = run.acoustic(semantic, [k.codes for k in known])

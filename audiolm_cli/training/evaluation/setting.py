@@ -129,12 +129,8 @@ def generated(
     resampled_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """The bundle's continuations: the new samples for each prompt."""
-    request = ContinueRequest(
-        duration=seconds,
-        prompt_seconds=len(chosen[0].prompt) / RATE,
-        best_of=best_of,
-        seed=SEED,
-        **vars(sampling),
+    request = ContinueRequest.with_sampling(
+        sampling, duration=seconds, prompt_seconds=len(chosen[0].prompt) / RATE, best_of=best_of, seed=SEED
     )
     prompts = [pipeline.Prompt(case.prompt, position) for position, case in enumerate(chosen)]
     made = pipeline.continue_(bundle, request, prompts, batch_size=BATCH, resampled_tokens=resampled_tokens)

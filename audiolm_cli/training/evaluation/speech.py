@@ -106,7 +106,7 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.SpeechCase
     for start in range(0, len(chosen), BATCH):
         cases = chosen[start : start + BATCH]
         prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
-        run = pipeline.Run(bundle, ContinueRequest(seed=SEED, **vars(sampling)), prompts, BATCH)
+        run = pipeline.Run(bundle, ContinueRequest.with_sampling(sampling, seed=SEED), prompts, BATCH)
         semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
         sounds = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
         made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
@@ -240,7 +240,7 @@ def said_again(bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairi
     """Resynthesises the sources of a group in the voice of its reference."""
     made = pipeline.resynth(
         bundle,
-        ResynthRequest(seed=SEED, **vars(sampling)),
+        ResynthRequest.with_sampling(sampling, seed=SEED),
         [pipeline.Prompt(pairing.source.real, number, n) for n, pairing in enumerate(group)],
         speaker=group[0].reference.prompt,
         batch_size=resyntheses.SOURCES,

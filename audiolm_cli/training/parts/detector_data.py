@@ -67,16 +67,17 @@ def make(bundle: Bundle, corpus: Corpus, number: int) -> np.ndarray:
     """Generates a batch; returns the new audio, `float32 [BATCH, SECONDS * rate]`."""
     how, rate, seconds = plan(bundle, number), bundle.config.tokens.sample_rate, needed(bundle, number)
     length = round(SECONDS * rate)
-    common: dict[str, Any] = {"seed": number, **vars(how.sampling)}
     given = list(prompts(corpus, round(seconds * rate), BATCH + 1, seed=number))
     asked = [pipeline.Prompt(samples, place) for place, samples in enumerate(given[:BATCH])]
     if how.way == "continue":
-        request = ContinueRequest(duration=SECONDS, prompt_seconds=seconds, **common)
+        request = ContinueRequest.with_sampling(how.sampling, seed=number, duration=SECONDS, prompt_seconds=seconds)
         made = pipeline.continue_(bundle, request, asked, batch_size=BATCH)
     elif how.way == "generate":
-        made = pipeline.generate(bundle, GenerateRequest(duration=SECONDS, **common), asked, batch_size=BATCH)
+        anew = GenerateRequest.with_sampling(how.sampling, seed=number, duration=SECONDS)
+        made = pipeline.generate(bundle, anew, asked, batch_size=BATCH)
     else:
-        made = pipeline.resynth(bundle, ResynthRequest(**common), asked, speaker=given[BATCH], batch_size=BATCH)
+        again = ResynthRequest.with_sampling(how.sampling, seed=number)
+        made = pipeline.resynth(bundle, again, asked, speaker=given[BATCH], batch_size=BATCH)
     return np.stack([output.waveform[output.prompt_samples :][:length] for output in made])
 
 
