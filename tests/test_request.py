@@ -140,6 +140,16 @@ def test_what_is_not_asked_for_is_as_the_bundle_has_it() -> None:
     assert [own.stage(name).guidance for name in ("semantic", "coarse", "fine")] == [1.0, 2.0, 0]
 
 
+def test_a_request_takes_a_bundles_sampling_as_far_as_its_command_has_it() -> None:
+    own = Sampling((1.0, 0.9, 0.8), (5, 0, 0), (0.9, 0.9, 0.9), 2.0, 1.0)
+    for kind in (ContinueRequest, GenerateRequest, ResynthRequest):
+        request = kind.with_sampling(own, seed=3)
+        assert request.seed == 3
+        assert request.sampling(Sampling()) == (
+            dataclasses.replace(own, prompt_guidance=0.0) if kind is ResynthRequest else own
+        )
+
+
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
