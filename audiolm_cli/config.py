@@ -177,8 +177,7 @@ class StageSampling:
 @dataclass(frozen=True)
 class Sampling:
     """Sampling settings for the semantic, coarse and fine stage each: a bundle's defaults, or those with a request's
-    changes. top_k 0 means off. `guidance` is that of the coarse stage, `prompt_guidance` that of the semantic one; 0:
-    off."""
+    changes. top_k and guidance 0 mean off; `guidance` is the coarse stage's, `prompt_guidance` the semantic one's."""
 
     temperature: tuple[float, ...] = bounded(0, 10, default=(0.9, 0.9, 0.7))
     top_k: tuple[int, ...] = bounded(0, 65536, default=(0, 0, 0))
@@ -192,8 +191,8 @@ class Sampling:
 
     def stage(self, name: str) -> StageSampling:
         """The settings of one of STAGES."""
-        index, guidance = STAGES.index(name), {"semantic": self.prompt_guidance, "coarse": self.guidance}
-        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance.get(name, 0.0))
+        index, guidance = STAGES.index(name), (self.prompt_guidance, self.guidance, 0.0)
+        return StageSampling(self.temperature[index], self.top_k[index], self.top_p[index], guidance[index])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,10 +31,9 @@ class SemanticTransformer(Transformer):
         fields = torch.cat([whole.fields, whole.fields[:, -1:]], 1)
         return Batch(torch.cat([whole.ids, last], 1), fields, whole.ids.shape[1])
 
-    def ending_item(self, sequence: TokenSequence, uniform: Tensor, guides: tuple[TokenSequence, ...] = ()) -> Item:
-        """Like `item`, but `<end>` may be sampled."""
-        end = self.vocabulary.end
-        return Item(sequence, [0] * len(uniform), end + 1, uniform, end, guides)
+    def ending(self, item: Item) -> Item:
+        """The same, but `<end>` may be sampled."""
+        return replace(item, size=self.vocabulary.end + 1, stop=self.vocabulary.end)
 
     def before_end(self, ids: Tensor) -> Tensor:
         """Sampled ids up to `<end>`."""

@@ -190,11 +190,9 @@ class SemanticStage(BatchedSource):
             1, start, end - start, noise.candidate, 1
         )  # there are no quantizers here: the number of the candidate takes their place
         unknown = known.new_full((end - start,), -1)
-        guided = self.context.sampling.guidance and len(known)
-        item = self.model.ending_item if self.until_end else self.model.item
-        return item(
-            self.model.sequence(torch.cat([known, unknown])), numbers, (self.model.sequence(unknown),) if guided else ()
-        )
+        guides = (self.model.sequence(unknown),) if self.context.sampling.guidance and start > first else ()
+        item = self.model.item(self.model.sequence(torch.cat([known, unknown])), numbers, guides)
+        return self.model.ending(item) if self.until_end else item
 
     def _collect(self) -> None:
         assert self.generation is not None

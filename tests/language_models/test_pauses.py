@@ -11,15 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiolm_cli.config import preset
 from audiolm_cli.language_models import engine
 from audiolm_cli.language_models.pauses import HEAT, Pause, PauseLimit
 from audiolm_cli.language_models.sampling import Noise, StageSampling, sample
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.stages import StageContext, continue_semantic
-from audiolm_cli.native.model import prepare
 from tests.helpers import int8_model
-from tests.helpers.bundles import modules
 from tests.language_models.test_engine import coarse_model, four_items, slow_generate
 
 LIVELY = StageSampling(1.0, 0, 0.9)
@@ -91,18 +88,6 @@ def test_both_engines_draw_alike_when_hot() -> None:
     expected = sample(torch.from_numpy(logits), torch.from_numpy(numbers), 0.9, 0, 0.9, heat)
     hot = [dataclasses.replace(LIVELY, temperature=0.9 * float(factor)) for factor in heat]
     assert expected.tolist() == [int8_model.draw(*row) for row in zip(logits, numbers, hot, strict=True)]
-
-
-@pytest.fixture(scope="module", params=["torch", "native"])
-def model(request: pytest.FixtureRequest) -> SemanticTransformer:
-    """Stage 1 with windows of a second."""
-    config = preset("tiny")
-    made: Any = modules(dataclasses.replace(config, semantic=dataclasses.replace(config.semantic, window_seconds=1.0)))[
-        "semantic"
-    ].eval()
-    if request.param == "native":
-        made.native = prepare(made, request.getfixturevalue("best"))
-    return made
 
 
 def made(model: SemanticTransformer, which: list[int], limit: PauseLimit | None, batch_size: int) -> list[Tensor]:

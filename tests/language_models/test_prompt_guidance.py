@@ -5,35 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from audiolm_cli import pipeline
-from audiolm_cli.config import StageSampling, preset
+from audiolm_cli.config import StageSampling
 from audiolm_cli.language_models.sampling import Noise
 from audiolm_cli.language_models.semantic import SemanticTransformer
 from audiolm_cli.language_models.stages import StageContext, continue_semantic
-from audiolm_cli.native.model import prepare
 from audiolm_cli.pipeline import Prompt
 from audiolm_cli.request import GenerateRequest
-from tests.helpers.bundles import modules, with_short_windows
+from tests.helpers.bundles import with_short_windows
 from tests.helpers.continuing import SAMPLING, run
 from tests.helpers.sounds import noise
 
 STRENGTH, WINDOW = 6.0, 25
 KNOWN, TOTALS = [[12, 3, 4, 5, 6, 1, 9], [], [2, 2, 9, 2]], [60, 45, 20]
-
-
-@pytest.fixture(scope="module", params=["torch", "native"])
-def model(request: pytest.FixtureRequest) -> SemanticTransformer:
-    """Stage 1 with windows of a second."""
-    config = preset("tiny")
-    semantic = dataclasses.replace(config.semantic, window_seconds=1.0)
-    made: Any = modules(dataclasses.replace(config, semantic=semantic))["semantic"].eval()
-    if request.param == "native":
-        made.native = prepare(made, request.getfixturevalue("best"))
-    return made
 
 
 def logits(model: SemanticTransformer, tokens: list[int]) -> Tensor:
