@@ -7,10 +7,10 @@ Sections: the codec against Opus; the semantic tokens against MFCC k-means; bits
 unigram and bigram; words against pseudo-words; real tokens against synthetic ones; continuations of 3 s by 7 s against
 four trivial baselines, the words recognised in them and across the join, the sound between the words, and the end of
 long ones; resynthesis against the source itself. For piano: codec, bits per token, continuations of 4 s by 6 s and by
-30 s against trivial baselines and the acoustic stages alone, and the noise behind single notes. For both: the
-watermark's robustness and the classifier's accuracy. Seeds are fixed; intervals in parentheses are 95 % by bootstrap
-over speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools, flite, ffmpeg,
-fluidsynth and fluid-soundfont-gm.
+30 s against trivial baselines and the acoustic stages alone, the noise behind single notes, and resynthesis. For
+both: the watermark's robustness and the classifier's accuracy. Seeds are fixed; intervals in parentheses are 95 % by
+bootstrap over speakers, or pieces. Needs the extra `eval`, and for all rows Debian's packages opus-tools, flite,
+ffmpeg, fluidsynth and fluid-soundfont-gm.
 
 Settings are chosen on one half of the validation speakers and reported on the other (`data.half`): with --sampling or
 --best-of prompts and sources come from the tuning half, otherwise from the testing half.
@@ -19,7 +19,6 @@ Settings are chosen on one half of the validation speakers and reported on the o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
@@ -30,25 +29,18 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads on a busy machine cost 10-30x
 
 import numpy as np
-import torch
 
-from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
-from audiolm_cli.bundles.bundle import Bundle
-from audiolm_cli.config import Sampling
-from audiolm_cli.errors import AudioLMError, InputError, UsageError
-from audiolm_cli.request import ContinueRequest
+from audiolm_cli.errors import AudioLMError, InputError
 from audiolm_cli.training.corpora.data import HALVES, load_corpus
-from audiolm_cli.training.evaluation import language_models, music, speech, watermark_robustness
+from audiolm_cli.training.evaluation import language_models, piano, speech, watermark_robustness
 from audiolm_cli.training.evaluation.setting import (
-    BATCH,
     SEED,
     Setting,
     of_corpus,
     samplings,
     say,
     training_tokens,
-    usual_answers,
 )
 from audiolm_cli.training.evaluation.tables import Table, plain, show
 from audiolm_cli.training.measures import phones, speakers, words
@@ -60,10 +52,8 @@ from audiolm_cli.training.measures.measures import (
     autoencoder,
     clips_per_speaker,
     codec_figures,
-    figure,
     opus_rows,
 )
-from audiolm_cli.training.measures.memorised import TrainingIndex
 from audiolm_cli.training.parts import detector as detectors
 from audiolm_cli.training.parts import detector_data
 
@@ -71,7 +61,7 @@ SPEECH = (  # sections
     "codec", "tokenizer", "bits", "words", "synthetic", "continuation", "spoken", "join", "pauses", "long",
     "resynthesis", "marks", "detector",
 )  # fmt: skip
-PIANO = ("codec", "bits", "music", "long", "notes", "marks", "detector")
+PIANO = ("codec", "bits", "music", "long", "notes", "resynthesis", "marks", "detector")
 
 
 def codec_tables(setting: Setting) -> dict[str, Table]:
@@ -147,65 +137,6 @@ def word_tables(setting: Setting) -> dict[str, Table]:
     return {"words against pseudo-words of the same sounds, spoken by flite; chance 0.5": rows}
 
 
-def music_tables(setting: Setting, new: int | None = None) -> dict[str, Table]:
-    """Continuations of real piano music by `new` samples (`music.NEW` by default), beside trivial baselines and what
-    the acoustic stages make alone: a table of their notes and one of their sound."""
-    new = new or music.NEW
-    bundle, chosen = setting.bundle, music.cases(setting.validation, setting.prompts, SEED, new)
-    if not chosen:
-        say(f"no piece is long enough for continuations of {new / RATE:g} s")
-        return {}
-    tokenize, memory = phones.as_function(bundle.tokenizer), TrainingIndex.of(training_tokens(setting))
-    prompts, reals = [music.hear(case.prompt) for case in chosen], [music.hear(case.real) for case in chosen]
-    others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
-    answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
-    if bundle.coarse.unconditional and new <= music.NEW:  # they fit into one window
-        answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, new / RATE)
-    half = len(chosen) // 2  # far enough to be another piece
-    answers["another piece"] = lambda: [chosen[n - half].real for n in range(len(chosen))]
-    rows: dict[str, dict[str, Figure]] = {}
-    for name, make in answers.items():
-        say(f"music: {name}")
-        scores = [
-            music.score(prompt, real, rest, made, tokenize(made), memory)
-            for prompt, real, rest, made in zip(prompts, reals, others, make(), strict=True)
-        ]
-        rows[name] = music.summarise([case.piece for case in chosen], scores)
-    lengths = f"{music.PROMPT / RATE:g} s + {new / RATE:g} s"
-    title = f"{len(chosen)} continuations, {lengths}, of {len({case.piece for case in chosen})} pieces"
-    split = music.PianoScores._fields.index("noise")
-    return {
-        f"{title}: {what}": {row: {column: scores[column] for column in columns} for row, scores in rows.items()}
-        for what, columns in (
-            ("notes", music.PianoScores._fields[:split]),
-            ("sound", music.PianoScores._fields[split:]),
-        )
-    }
-
-
-def long_tables(setting: Setting) -> dict[str, Table]:
-    """Long continuations: of speech their end, of music all of them."""
-    return music_tables(setting, music.LONG) if setting.piano else speech.long_tables(setting)
-
-
-def note_tables(setting: Setting) -> dict[str, Table]:
-    """The noise behind single notes, as played, through the codec and continued; none if FluidSynth is missing."""
-    try:
-        chosen = music.single_notes(-(-setting.prompts // 4), seed=SEED)
-    except UsageError as error:
-        say(str(error))
-        return {}
-    rows: Table = {}
-    for name, make in usual_answers(dataclasses.replace(setting, made={}), chosen).items():
-        say(f"single notes: {name}")
-        heard = [(case.piece, music.hear(made)) for case, made in zip(chosen, make(), strict=True)]
-        rows[name] = {
-            "noise": figure((piece, found.noise) for piece, found in heard),
-            "flatness": figure(((piece, found.flatness) for piece, found in heard), np.median),
-        }
-    return {f"{len(chosen)} continuations of single notes, {music.NEW / RATE:g} s": rows}
-
-
 def known_outputs(setting: Setting) -> list[tuple[str, np.ndarray]]:
     """Outputs of all commands with many settings, each with the corpus of its voice; fewer for quick figures."""
     bundle, runs, batches = setting.bundle, setting.cache.parent, 2 if setting.quick else detector_data.VALID_BATCHES
@@ -246,25 +177,9 @@ def detector_tables(setting: Setting) -> dict[str, Table]:
     }
 
 
-def without_semantics(
-    bundle: Bundle, chosen: Sequence[music.PianoCase], sampling: Sampling, seconds: float
-) -> list[np.ndarray]:
-    """Continues the prompts by stages 2 and 3 without semantic tokens for the continuation."""
-    spec, made = bundle.config.tokens, []
-    nothing = torch.full((round(seconds * spec.semantic_rate),), spec.semantic_vocabulary)
-    for start in range(0, len(chosen), BATCH):
-        cases = chosen[start : start + BATCH]
-        prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
-        run = pipeline.Run(bundle, ContinueRequest.with_sampling(sampling, seed=SEED), prompts, BATCH)
-        known = run.encode([prompt.waveform for prompt in prompts])
-        semantic = [torch.cat([torch.full_like(k.semantic, spec.semantic_vocabulary), nothing]) for k in known]
-        sounds = run.acoustic(semantic, [k.codes for k in known])
-        made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
-    return made
-
-
 def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
     """Runs the sections, printing each table as soon as it is ready."""
+    domain = piano if setting.piano else speech
     makers = {
         "codec": codec_tables,
         "tokenizer": tokenizer_tables,
@@ -275,10 +190,10 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
         "spoken": speech.spoken_tables,
         "join": speech.join_tables,
         "pauses": speech.pause_tables,
-        "long": long_tables,
-        "resynthesis": speech.resynthesis_tables,
-        "music": music_tables,
-        "notes": note_tables,
+        "long": domain.long_tables,
+        "resynthesis": domain.resynthesis_tables,
+        "music": piano.music_tables,
+        "notes": piano.note_tables,
         "marks": mark_tables,
         "detector": detector_tables,
     }
@@ -291,9 +206,9 @@ def evaluate(setting: Setting, sections: Sequence[str]) -> dict[str, Table]:
     return tables
 
 
-def which_half(options: argparse.Namespace, piano: bool) -> str:
+def which_half(options: argparse.Namespace, of_piano: bool) -> str:
     """The requested half, or the default: settings are swept on the tuning half."""
-    if piano:
+    if of_piano:
         return "both"
     return str(options.half or ("tuning" if options.sampling or options.best_of else "testing"))
 
@@ -327,21 +242,21 @@ def main() -> None:
     audio = options.runs / "audio"
     try:
         bundle = bundles.load(options.model, device=options.device, dtype=options.dtype)
-        piano = bundle.config.domain == "piano"
+        of_piano = bundle.config.domain == "piano"
         setting = Setting(
             bundle=bundle,
             training=load_corpus(options.data, "train", RATE, audio),
             validation=load_corpus(options.data, "valid", RATE, audio),
             cache=options.runs / "eval",
             quick=options.quick,
-            prompts=options.prompts or (20 if options.quick else 40 if piano else 100),
+            prompts=options.prompts or (20 if options.quick else 40 if of_piano else 100),
             samplings=samplings(bundle, options.sampling),
             best_of=options.best_of,
-            half=which_half(options, piano),
+            half=which_half(options, of_piano),
             text=options.text,
             synthetic=options.synthetic,
         )
-        tables = evaluate(setting, options.sections or (PIANO if piano else SPEECH))
+        tables = evaluate(setting, options.sections or (PIANO if of_piano else SPEECH))
     except AudioLMError as error:
         sys.exit(f"evaluate: {error}")
     except ImportError as error:

@@ -19,7 +19,16 @@ from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.data import HALVES, Clip, Corpus, half, writing_manifest
 from audiolm_cli.training.corpora.tokenize import save_tokens
-from audiolm_cli.training.evaluation import continuations, evaluate, language_models, music, setting, speech, tables
+from audiolm_cli.training.evaluation import (
+    continuations,
+    evaluate,
+    language_models,
+    music,
+    piano,
+    setting,
+    speech,
+    tables,
+)
 from audiolm_cli.training.measures import recogniser
 from audiolm_cli.training.measures.measures import Figure
 from audiolm_cli.training.measures.recogniser import RecognisedWords
@@ -174,8 +183,8 @@ def test_prompts_are_of_one_half_and_voices_of_both(asked):
 )
 def test_what_is_swept_is_swept_on_the_other_half(options, chosen):
     given = argparse.Namespace(**{"sampling": [], "best_of": [], "half": None} | options)
-    assert evaluate.which_half(given, piano=False) == chosen
-    assert evaluate.which_half(given, piano=True) == "both"
+    assert evaluate.which_half(given, of_piano=False) == chosen
+    assert evaluate.which_half(given, of_piano=True) == "both"
 
 
 def test_sections_judge_the_same_continuations(asked, monkeypatch):
@@ -279,7 +288,7 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
         prompts=4,
         samplings=setting.samplings(bundle, []),
     )
-    (first, notes), (second, sound) = evaluate.music_tables(asked).items()
+    (first, notes), (second, sound) = piano.music_tables(asked).items()
     assert first == "4 continuations, 4 s + 1.5 s, of 4 pieces: notes"
     assert second == "4 continuations, 4 s + 1.5 s, of 4 pieces: sound"
     assert list(notes) == list(sound)
@@ -290,10 +299,15 @@ def test_music_has_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch)
     assert {*notes["AudioLM"], *sound["AudioLM"]} == set(music.PianoScores._fields)
     monkeypatch.setattr(music, "LONG", 2 * RATE)
     monkeypatch.setattr(bundle, "config", dataclasses.replace(bundle.config, domain="piano"))
-    longer = evaluate.long_tables(asked)
+    longer = piano.long_tables(asked)
     assert list(longer) == [f"4 continuations, 4 s + 2 s, of 4 pieces: {what}" for what in ("notes", "sound")]
     monkeypatch.setattr(music, "LONG", 20 * RATE)
-    assert evaluate.long_tables(asked) == {}
+    assert piano.long_tables(asked) == {}
+    (_, again), (_, sound) = piano.resynthesis_tables(asked).items()
+    assert list(again) == list(sound)
+    assert list(again) == ["AudioLM", "AudioLM, sampled piano", "source, through the codec", "another piece"]
+    assert again["another piece"]["density_kept"].mean == 1  # all recordings are as loud
+    assert sound["AudioLM"]["level"] != sound["AudioLM, sampled piano"]["level"]
 
 
 def test_single_notes_have_a_row_for_every_answer(bundle, corpus, tmp_path, monkeypatch):
@@ -306,13 +320,13 @@ def test_single_notes_have_a_row_for_every_answer(bundle, corpus, tmp_path, monk
 
     asked = setting.Setting(bundle, corpus, corpus, tmp_path, True, 8, setting.samplings(bundle, []))
     monkeypatch.setattr(music, "single_notes", missing)
-    assert evaluate.note_tables(asked) == {}
+    assert piano.note_tables(asked) == {}
     monkeypatch.setattr(music, "single_notes", silent)
     none = np.zeros(0)
     monkeypatch.setattr(
         music, "hear", lambda samples: music.Transcription(none, none, none, -20.0, float(len(samples)), 0.1, 1.0)
     )
-    ((title, table),) = evaluate.note_tables(asked).items()
+    ((title, table),) = piano.note_tables(asked).items()
     assert title == "2 continuations of single notes, 6 s"
     assert list(table) == ["AudioLM", "prompt looped", "real continuation", "real, through the codec"]
     assert table["AudioLM"]["noise"].mean == 8000
@@ -324,7 +338,7 @@ def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypat
         "a", np.random.default_rng(0).uniform(-0.3, 0.3, music.PROMPT).astype(np.float32), np.zeros(0)
     )
     own = setting.samplings(bundle, [])["AudioLM"]
-    (made,) = evaluate.without_semantics(bundle, [case], own, 0.4)
+    (made,) = piano.without_semantics(bundle, [case], own, 0.4)
     assert len(made) == 6400
     with monkeypatch.context() as other:
         other.setattr(
@@ -332,7 +346,7 @@ def test_acoustic_stages_alone_do_not_hear_the_semantic_tokens(bundle, monkeypat
             "tokenize",
             lambda audio, tell=None: torch.zeros(1, audio.shape[-1] // 640, dtype=torch.int64),
         )
-        (again,) = evaluate.without_semantics(bundle, [case], own, 0.4)
+        (again,) = piano.without_semantics(bundle, [case], own, 0.4)
     assert np.array_equal(made, again)
 
 
