@@ -4,7 +4,7 @@ AudioLM, section IV-F: recordings and outputs both pass through the codec first.
 and every recording that was merely compressed would count as generated. There are two kinds. A `LikelihoodDetector`
 uses the likelihood of each token under the bundle's own stages: sampled tokens are likelier than recorded ones, in any
 room and with any microphone. A `SpectralDetector` uses spectra. On speech it overfits to the training corpora and calls
-half of an unknown corpus generated; on the piano bundle, which samples at higher temperatures, it is the better one.
+half of an unknown corpus generated; on the piano bundle it is the better one.
 Audio is `float32 [T]` at the bundle's rate.
 """
 

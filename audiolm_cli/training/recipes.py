@@ -60,7 +60,7 @@ RECIPES = {
     ),
     "piano": Recipe(
         "piano", "piano", from_codec="weights/speech", quantizers=6, prompt_seconds=4.0, codec=90, teacher="notes",
-        tokenizer=50, passes=1, played=8, semantic=40, coarse=120,
+        tokenizer=50, passes=1, played=4, semantic=240, coarse=120,
     ),
     "tiny": Recipe("tiny"),
     "paper": Recipe("paper"),

@@ -86,7 +86,7 @@ def test_offline_means_no_request(audiolm, hub: FakeHub, prompt: Path) -> None:
 
 
 def test_a_download_that_breaks_off_goes_on(audiolm, hub: FakeHub) -> None:
-    """An embedded bundle: the client writes down pieces of 10 MB, and half of this codec is more."""
+    """An embedded bundle: the client writes down pieces of 10 MB, and three quarters of this codec are more."""
     hub.repositories["org/tiny"], hub.cut, hub.cuts = ROOT / "weights" / "piano", "codec.safetensors", 1
     result = audiolm("models", "pull", "org/tiny")
     assert result.returncode == 0, result.stderr

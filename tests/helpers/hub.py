@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 class FakeHub(http.server.ThreadingHTTPServer):
     """Serves folders as repositories, of which some are `gated`; the first `cuts` downloads of the file `cut` break off
-    half-way."""
+    at three quarters."""
 
     def __init__(self, repositories: Mapping[str, Path], gated: tuple[str, ...] = ()):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -84,7 +84,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data[: len(data) // 2])
+            self.wfile.write(data[: len(data) * 3 // 4])
             self.wfile.flush()
             self.connection.shutdown(2)
             self.close_connection = True

@@ -17,6 +17,7 @@ from audiolm_cli.config import Layout, preset
 from audiolm_cli.language_models.likelihood import (
     FEATURES,
     SEMANTIC_WEIGHT,
+    SPAN,
     likelihood_features,
     ood_scores,
     prompt_gain,
@@ -38,24 +39,18 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> bundle.Bundle:
     return bundle.load(str(write_bundle(tmp_path / "tiny", config)), device="cpu", dtype="float32")
 
 
-def test_codes_are_strange_token_by_token_and_semantic_tokens_as_a_whole(tiny: bundle.Bundle) -> None:
-    models, tokens = (tiny.semantic, tiny.coarse), pipeline.encode(tiny, SOUND)
-    pairs = [(tokens.semantic[n : n + 1], tokens.codes[:, 2 * n : 2 * n + 2]) for n in range(13)]
-    single = [ood_scores(*models, *pair).surprise for pair in pairs]
-    ids = tokens.semantic
-    first = bits(tiny, *(ids[n : n + 1] for n in range(13))) * SEMANTIC_WEIGHT
-    whole = bits(tiny, ids) * SEMANTIC_WEIGHT
-    found = ood_scores(*models, ids, tokens.codes)
-    assert found.surprise == pytest.approx(np.mean(single) - first + whole, abs=1e-3)
-    assert found.semantic == pytest.approx(whole / SEMANTIC_WEIGHT, abs=1e-3)
+def test_codes_are_strange_span_by_span_and_semantic_tokens_as_a_whole(tiny: bundle.Bundle) -> None:
+    """Against the losses of each span by itself; 13 tokens are three spans and a rest of one."""
+    tokens = pipeline.encode(tiny, SOUND)
+    ids, codes = tokens.semantic[:13], tokens.codes[: tiny.config.tokens.coarse, :26]
+    spans = [(ids[n : n + SPAN], codes[:, 2 * n : 2 * (n + SPAN)]) for n in range(0, 13, SPAN)]
+    losses = torch.cat([tiny.coarse.token_losses(tiny.coarse.batch([span])).flatten() for span in spans])
+    whole = float(tiny.semantic.token_losses(tiny.semantic.batch([(ids, ids[:0])])).mean()) / np.log(2)
+    found = ood_scores(tiny.semantic, tiny.coarse, ids, tokens.codes)
+    assert found.semantic == pytest.approx(whole, abs=1e-3)
+    assert found.surprise == pytest.approx(float(losses.mean()) / np.log(2) + SEMANTIC_WEIGHT * whole, abs=1e-3)
     swapped = tokens.codes.view(12, -1, 2).flip(1).reshape(12, -1)  # other codes for each semantic token
-    assert ood_scores(*models, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-4)
-
-
-def bits(tiny: bundle.Bundle, *pieces: torch.Tensor) -> float:
-    """Per semantic token, of pieces of one length."""
-    alone = [(piece, piece[:0]) for piece in pieces]
-    return float(tiny.semantic.token_losses(tiny.semantic.batch(alone)).mean()) / np.log(2)
+    assert ood_scores(tiny.semantic, tiny.coarse, ids, swapped).surprise != pytest.approx(found.surprise, abs=1e-4)
 
 
 def test_what_a_prompt_does_for_its_continuation(tiny: bundle.Bundle) -> None:
