@@ -16,10 +16,18 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
-from audiolm_cli.request import ContinueRequest, ResynthRequest
+from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training import RATE
 from audiolm_cli.training.evaluation import music
-from audiolm_cli.training.evaluation.setting import BATCH, SEED, Setting, say, training_tokens, usual_answers
+from audiolm_cli.training.evaluation.setting import (
+    BATCH,
+    SEED,
+    Setting,
+    resynthesised,
+    say,
+    training_tokens,
+    usual_answers,
+)
 from audiolm_cli.training.evaluation.tables import Table
 from audiolm_cli.training.measures import phones
 from audiolm_cli.training.measures.measures import Figure, autoencoder, figure
@@ -37,24 +45,24 @@ def music_tables(setting: Setting, new: int | None = None) -> dict[str, Table]:
     answers, sampling = usual_answers(setting, chosen), next(iter(setting.samplings.values()))
     if bundle.coarse.unconditional and new <= music.NEW:  # they fit into one window
         answers["acoustic stages alone"] = functools.partial(without_semantics, bundle, chosen, sampling, new / RATE)
-    half = len(chosen) // 2  # far enough to be another piece
-    answers["another piece"] = lambda: [chosen[n - half].real for n in range(len(chosen))]
+    answers["another piece"] = lambda: [case.real for case in other_pieces(chosen)]
     lengths = f"{music.PROMPT / RATE:g} s + {new / RATE:g} s"
     title = f"{len(chosen)} continuations, {lengths}, of {len({case.piece for case in chosen})} pieces"
-    return compared(setting, title, chosen, [case.prompt for case in chosen], answers)
+    return compared(setting, title, chosen, answers, [case.prompt for case in chosen])
 
 
 def compared(
     setting: Setting,
     title: str,
     chosen: Sequence[music.PianoCase],
-    known: Sequence[np.ndarray],
     answers: dict[str, Callable[[], Sequence[np.ndarray]]],
+    known: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Table]:
     """A table of the notes of the answers and one of their sound, each answer compared with the `known` sound that it
-    follows and with the real stretches of `chosen`."""
+    follows, and with the real stretches of `chosen`; without a known one, with these alone."""
     tokenize, memory = phones.as_function(setting.bundle.tokenizer), TrainingIndex.of(training_tokens(setting))
-    before, reals = [music.hear(sound) for sound in known], [music.hear(case.real) for case in chosen]
+    reals = [music.hear(case.real) for case in chosen]
+    before = reals if known is None else [music.hear(sound) for sound in known]
     others = [[real for real, other in zip(reals, chosen, strict=True) if other.piece != case.piece] for case in chosen]
     rows: dict[str, dict[str, Figure]] = {}
     for name, make in answers.items():
@@ -104,28 +112,34 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     if not chosen:
         say("no piece is long enough for resyntheses")
         return {}
-    sources, half = [case.real for case in chosen], len(chosen) // 2
-    other = [chosen[n - half].prompt for n in range(len(chosen))]
+    sources, others = [case.real for case in chosen], other_pieces(chosen)
     through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
     answers: dict[str, Callable[[], Sequence[np.ndarray]]] = {}
     for name, sampling in setting.samplings.items():
-        for row, speakers in ((name, other), (f"{name}, sampled piano", [None] * len(chosen))):
+        for row, speakers in (
+            (name, [case.prompt for case in others]),
+            (f"{name}, sampled piano", [None] * len(others)),
+        ):
             answers[row] = functools.partial(played_again, bundle, sampling, sources, speakers)
     answers["source, through the codec"] = lambda: [through(source) for source in sources]
-    answers["another piece"] = lambda: [sources[n - half] for n in range(len(sources))]
+    answers["another piece"] = lambda: [case.real for case in others]
     title = f"{len(chosen)} resyntheses of {music.NEW / RATE:g} s, in another piece's sound"
-    return compared(setting, title, chosen, sources, answers)
+    return compared(setting, title, chosen, answers)
 
 
 def played_again(
     bundle: Bundle, sampling: Sampling, sources: Sequence[np.ndarray], speakers: Sequence[np.ndarray | None]
 ) -> list[np.ndarray]:
     """Resynthesises each source in the sound of its speaker, a recording, or in a sampled one."""
-    request, made = ResynthRequest.with_sampling(sampling, seed=SEED), list[np.ndarray]()
-    for number, (source, speaker) in enumerate(zip(sources, speakers, strict=True)):
-        (output,) = pipeline.resynth(bundle, request, [pipeline.Prompt(source, number)], speaker=speaker)
-        made.append(output.waveform)
-    return made
+    return [
+        resynthesised(bundle, [pipeline.Prompt(source, number)], sampling, speaker)[0]
+        for number, (source, speaker) in enumerate(zip(sources, speakers, strict=True))
+    ]
+
+
+def other_pieces(chosen: Sequence[music.PianoCase]) -> list[music.PianoCase]:
+    """For each case one of another piece: pieces take turns, so half of the cases further on is far enough."""
+    return [chosen[n - len(chosen) // 2] for n in range(len(chosen))]
 
 
 def without_semantics(

@@ -15,7 +15,7 @@ from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
 from audiolm_cli.errors import UsageError
-from audiolm_cli.request import ContinueRequest
+from audiolm_cli.request import ContinueRequest, ResynthRequest
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, half
 from audiolm_cli.training.corpora.tokenize import TokenData
@@ -135,6 +135,15 @@ def generated(
     prompts = [pipeline.Prompt(case.prompt, position) for position, case in enumerate(chosen)]
     made = pipeline.continue_(bundle, request, prompts, batch_size=BATCH, resampled_tokens=resampled_tokens)
     return [continuation.waveform[continuation.prompt_samples :] for continuation in made]
+
+
+def resynthesised(
+    bundle: Bundle, prompts: Sequence[pipeline.Prompt], sampling: Sampling, speaker: np.ndarray | None
+) -> list[np.ndarray]:
+    """The bundle's resyntheses of the prompts in the voice of the recording `speaker`, or in a sampled one."""
+    request = ResynthRequest.with_sampling(sampling, seed=SEED)
+    made = pipeline.resynth(bundle, request, prompts, speaker=speaker, batch_size=BATCH)
+    return [output.waveform for output in made]
 
 
 def samplings(bundle: Bundle, given: Sequence[str]) -> dict[str, Sampling]:

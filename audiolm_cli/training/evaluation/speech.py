@@ -13,7 +13,7 @@ import numpy as np
 from audiolm_cli import pipeline
 from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import Sampling
-from audiolm_cli.request import ContinueRequest, ResynthRequest
+from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import read_manifest
 from audiolm_cli.training.corpora.tokenize import TokenData
@@ -23,6 +23,7 @@ from audiolm_cli.training.evaluation.setting import (
     SEED,
     Setting,
     generated,
+    resynthesised,
     say,
     synthetic_tokens,
     training_tokens,
@@ -238,14 +239,8 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
 
 def said_again(bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairing], number: int) -> list[np.ndarray]:
     """Resynthesises the sources of a group in the voice of its reference."""
-    made = pipeline.resynth(
-        bundle,
-        ResynthRequest.with_sampling(sampling, seed=SEED),
-        [pipeline.Prompt(pairing.source.real, number, n) for n, pairing in enumerate(group)],
-        speaker=group[0].reference.prompt,
-        batch_size=resyntheses.SOURCES,
-    )
-    return [output.waveform for output in made]
+    sources = [pipeline.Prompt(pairing.source.real, number, n) for n, pairing in enumerate(group)]
+    return resynthesised(bundle, sources, sampling, group[0].reference.prompt)
 
 
 def synthetic_tables(setting: Setting) -> dict[str, Table]:
