@@ -214,9 +214,10 @@ class CoarseStage(BatchedSource):
 
     voice: semantic tokens and coarse codes of a reference recording, which take the place of the item's own beginning
     in front of every window. The context's `guide_weights` are of the two guides that classifier-free guidance pushes
-    away from: the model without the voice, so towards the voice, and the model without voice and semantic tokens, so
-    towards the tokens too. A guide of weight 0, or left out, costs nothing; a kind that was not trained without tokens
-    (`unconditional`) has the first alone.
+    away from: the model without the voice in front, so towards the voice, and the model without any codes before and
+    without semantic tokens, so towards the tokens too. In a first window the codes before are the voice; in later ones
+    the first guide has them, or guidance would amplify how far they have drifted. A guide of weight 0, or left out,
+    costs nothing; a kind that was not trained without tokens (`unconditional`) has the first alone.
     """
 
     model: CoarseModel
@@ -274,10 +275,10 @@ class CoarseStage(BatchedSource):
         sequence = self.model.sequence(semantic.slice(first // per, count), codes, reference)
         guides: tuple[TokenSequence, ...] = ()
         if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or reference):
-            own = semantic.slice(start // per, count)
-            without = own, torch.full_like(own, spec.semantic_vocabulary)
-            used = itertools.compress(without, self.guided)
-            guides = tuple(self.model.sequence(tokens, codes[:, start - first :]) for tokens in used)
+            since = first if reference else start
+            own = semantic.slice(since // per, count), codes[:, since - first :]
+            nothing = torch.full((count - start // per,), spec.semantic_vocabulary), codes[:, start - first :]
+            guides = tuple(self.model.sequence(*less) for less in itertools.compress((own, nothing), self.guided))
         item = self.model.item(
             sequence, self.context.noise[number].numbers(2, start, end - start, 0, spec.coarse), guides
         )
