@@ -222,6 +222,7 @@ class BundleConfig:
     prompt_seconds: float = bounded(0.04, 3600, default=3.0)  # from a prompt's end, by default
     resampled_tokens: int = bounded(0, 64, default=64)  # of a prompt's end; at most the lookahead
     guide_weights: tuple[float, ...] = bounded(0, 1, (2, 2), default=(1.0, 0.0))  # of continuations, see `CoarseStage`
+    reference_gap: bool = True  # of resyntheses: see `CoarseStage`
     familiar_bits: float = bounded(0, 32, default=0.0)  # `surprise` threshold, rarely exceeded in distribution; 0: none
     familiar_semantic_bits: float = bounded(0, 32, default=0.0)  # lower threshold, in bits per semantic token
     pause_tokens: tuple[int, ...] = bounded(0, 65535, (0, 65536), default=())  # semantic tokens that mean silence

@@ -211,7 +211,7 @@ class Run:
         context, prefixes = self._context("coarse", count * spec.coarse), [k[: spec.coarse] for k in known]
         weights = tuple(guide_weights or bundle.config.guide_weights)
         context = replace(context, sampling=replace(context.sampling, guide_weights=weights))
-        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice)
+        coarse = stages.CoarseStage(bundle.coarse, semantic, prefixes, context, voice, bundle.config.reference_gap)
         if bundle.fine is not None:
             context = self._context("fine", count * spec.fine)
         made_of = bundle.config.sampled_quantizers

@@ -269,6 +269,15 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
     (sampled,) = pipeline.resynth(tiny, AGAIN, [Prompt(source)])
     assert len(sampled.waveform) == len(source)
     assert not np.array_equal(sampled.waveform, result.waveform)
+    seen.clear()
+    monkeypatch.setattr(tiny, "config", dataclasses.replace(tiny.config, reference_gap=False))
+    (joined,) = pipeline.resynth(tiny, AGAIN, [Prompt(source)], speaker=speaker)
+    assert len(joined.waveform) == len(source)
+    assert not np.array_equal(joined.waveform, result.waveform)
+    _, tokens, codes = seen[0]  # without a voice apart
+    assert torch.equal(tokens[:12], reference.semantic)
+    assert torch.equal(codes[:, :24], reference.codes[:4])
+    assert len(seen[-1]) == 4
 
 
 def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:

@@ -34,13 +34,13 @@ from audiolm_cli.language_models.tokens import (
     TokenSequence,
     Window,
     frames,
+    pieces,
     windows,
 )
 from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
 COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
-PIECES_SECONDS = 0.5, 1.0  # of coarse codes passed on without a stage 3: the first piece, and all others
 
 
 @dataclass(frozen=True)
@@ -212,21 +212,24 @@ class SemanticStage(BatchedSource):
 class CoarseStage(BatchedSource):
     """Stage 2: samples coarse codes `int64 [coarse, F]` for semantic tokens, behind known codes `[coarse, F_known]`.
 
-    voice: semantic tokens and coarse codes of a reference recording, which take the place of the item's own beginning
-    in front of every window. The context's `guide_weights` are of the two guides that classifier-free guidance pushes
-    away from: the model without the voice in front, so towards the voice, and the model without any codes before and
-    without semantic tokens, so towards the tokens too. In a first window the codes before are the voice; in later ones
-    the first guide has them, or guidance would amplify how far they have drifted. A guide of weight 0, or left out,
-    costs nothing; a kind that was not trained without tokens (`unconditional`) has the first alone.
+    voice: semantic tokens and coarse codes of a reference recording. Windows have it in front, behind a gap, where
+    otherwise the item's own beginning stands; without `gap` the first one continues it as it would a prompt.
+
+    The context's `guide_weights` are of the two guides that classifier-free guidance pushes away from: the model
+    without the voice, so towards the voice, and the model without any codes before and without semantic tokens, so
+    towards the tokens too. Of later windows the first guide has the codes that they keep, or guidance would amplify how
+    far these have drifted. A guide of weight 0, or left out, costs nothing; a kind that was not trained without tokens
+    (`unconditional`) has the first alone.
     """
 
     model: CoarseModel
 
     def __init__(
         self, model: CoarseModel, semantic: TokenSource, known: Sequence[Tensor], context: StageContext,
-        voice: Segment | None = None,
+        voice: Segment | None = None, gap: bool = True,
     ) -> None:  # fmt: skip
-        self.spec, self.per, self.semantic, self.voice = model.spec, model.spec.frames_per_semantic, semantic, voice
+        self.spec, self.per, self.semantic = model.spec, model.spec.frames_per_semantic, semantic
+        self.voice, self.gap = voice, gap
         weights = context.sampling.guide_weights if model.unconditional else (1.0,)
         self.guided = [weight > 0 for weight in weights]
         sampling = replace(context.sampling, guide_weights=tuple(filter(None, weights)))
@@ -266,16 +269,19 @@ class CoarseStage(BatchedSource):
         first, start, end = self.planned[number]
         semantic, buffer, per, spec = self.semantic.buffers[number], self.buffers[number], self.per, self.spec
         count = self.conditioned[number] = min(len(semantic), -(-end // per))
-        reference = self.voice
-        if first and not self.voice:
-            beginning = min(self.front, first) // per
-            reference = semantic.slice(0, beginning), buffer.slice(0, beginning * per)
         known = buffer.slice(first, start)
         codes = torch.cat([known, known.new_full((spec.coarse, end - start), -1)], 1)
-        sequence = self.model.sequence(semantic.slice(first // per, count), codes, reference)
+        tokens, front = semantic.slice(first // per, count), self.voice
+        if first and not front:
+            beginning = min(self.front, first) // per
+            front = semantic.slice(0, beginning), buffer.slice(0, beginning * per)
+        if first or not front or self.gap:
+            sequence = self.model.sequence(tokens, codes, front)
+        else:
+            sequence = self.model.sequence(torch.cat([front[0], tokens]), torch.cat([front[1], codes], 1))
         guides: tuple[TokenSequence, ...] = ()
-        if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or reference):
-            since = first if reference else start
+        if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or front):
+            since = first or start
             own = semantic.slice(since // per, count), codes[:, since - first :]
             nothing = torch.full((count - start // per,), spec.semantic_vocabulary), codes[:, start - first :]
             guides = tuple(self.model.sequence(*less) for less in itertools.compress((own, nothing), self.guided))
@@ -318,7 +324,7 @@ class FineStage:
     ):
         self.model, self.coarse, self.spec, self.context = model, coarse, spec, context
         self.buffers = [TokenBuffer(codes) for codes in known]
-        self.plans = [model.fillings(k.shape[1]) if model else _pieces(k.shape[1], spec) for k in known]
+        self.plans = [model.fillings(k.shape[1]) if model else pieces(k.shape[1], spec) for k in known]
         self.next: dict[int, Window] = {i: next(plan) for i, plan in enumerate(self.plans)}  # of incomplete items
         for i, buffer in enumerate(coarse.buffers):
             buffer.release("fine", 0)
@@ -354,14 +360,6 @@ class FineStage:
             self.buffers[i].release("own", first)
             self.coarse.buffers[i].release("fine", stay)
         return settled
-
-
-def _pieces(known: int, spec: TokenSpec) -> Iterator[Window]:
-    start, (first, others) = known, (max(1, frames(spec, seconds)) for seconds in PIECES_SECONDS)
-    yield start, start, start + first
-    while True:
-        start += first if start == known else others
-        yield start, start, start + others
 
 
 # ------------------------------------------------------------------------------------------- one stage alone

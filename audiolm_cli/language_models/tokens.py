@@ -20,6 +20,7 @@ from audiolm_cli.config import TokenSpec
 StageName = Literal["semantic", "coarse", "fine"]
 Segment = tuple[Tensor, Tensor]  # semantic tokens `int64 [S]` and codes `int64 [Q, F]`, F = S * frames_per_semantic
 FINE_CONTEXT_SECONDS = 1.0  # of complete frames in front of those that stage 3 completes
+PIECES_SECONDS = 0.5, 1.0  # of coarse codes passed on without a stage 3: the first piece, and all others
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,15 @@ def fine_window(spec: TokenSpec, seconds: float) -> tuple[int, int]:
     """Frames in a window of stage 3 of `seconds`, and how many of them are complete already."""
     size = frames(spec, seconds)
     return size, min(frames(spec, FINE_CONTEXT_SECONDS), size // 2)
+
+
+def pieces(known: int, spec: TokenSpec) -> Iterator[Window]:
+    """Windows of coarse codes behind `known` ones, where no stage 3 makes more of them; endless."""
+    start, (first, others) = known, (max(1, frames(spec, seconds)) for seconds in PIECES_SECONDS)
+    yield start, start, start + first
+    while True:
+        start += first if start == known else others
+        yield start, start, start + others
 
 
 class TokenBuffer:

@@ -1,4 +1,4 @@
-"""What the guides of stage 2 know: `CoarseStage`."""
+"""What stage 2 and its guides know of the voice: `CoarseStage`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def model() -> FrameTransformer:
     return made  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("voice", [False, True], ids=["prompt", "reference"])
-def test_guides_lack_the_voice_and_in_later_windows_the_first_has_the_codes_before(
-    model: FrameTransformer, monkeypatch: pytest.MonkeyPatch, voice: bool
+@pytest.mark.parametrize(
+    ("voice", "gap"), [(False, True), (True, False), (True, True)], ids=["prompt", "reference", "gap"]
+)
+def test_windows_have_the_voice_in_front_and_guides_lack_it(
+    model: FrameTransformer, monkeypatch: pytest.MonkeyPatch, voice: bool, gap: bool
 ) -> None:
     items: list[Item] = []
 
@@ -42,17 +44,24 @@ def test_guides_lack_the_voice_and_in_later_windows_the_first_has_the_codes_befo
     spec, generator = model.spec, torch.Generator().manual_seed(0)
     semantic = torch.randint(spec.semantic_vocabulary, (60,), generator=generator)
     known = torch.randint(spec.codebook_size, (spec.coarse, 0 if voice else KNOWN), generator=generator)
-    reference = (semantic[:5], torch.zeros(spec.coarse, 10, dtype=torch.int64)) if voice else None
+    reference = (semantic[:5], torch.zeros(spec.coarse, 2 * 5, dtype=torch.int64)) if voice else None
     sampling = StageSampling(1.0, 0, 0.9, guidance=2.0, guide_weights=(0.5, 0.5))
     context = StageContext([Noise(5, 0, 0)], sampling, 1)
-    (codes,) = whole(CoarseStage(model, TokenSource([semantic]), [known], context, reference))
+    (codes,) = whole(CoarseStage(model, TokenSource([semantic]), [known], context, reference, gap))
 
     first, *later = items
+    before, between = reference[1] if reference else known, torch.full((1, spec.coarse), spec.codebook_size + 1)
+    with_gap = torch.cat([before.T, between])
+    assert torch.equal(first.sequence.ids[1 : first.sequence.known], with_gap if voice and gap else before.T)
     assert [guide.known for guide in first.guides] == [1, 1]  # only <begin>
     assert len(later) > 2
     made = known.shape[1] + len(first.uniform)
     for window in later:
         own, nothing = window.guides
+        if voice:
+            assert torch.equal(window.sequence.ids[1 : 1 + len(with_gap)], with_gap)
+        assert between[0, 0] in window.sequence.ids
+        assert between[0, 0] not in own.ids
         kept = own.known - 1
         assert kept == KEPT[voice]
         assert torch.equal(own.ids[1 : 1 + kept], codes[:, made - kept : made].T)

@@ -35,7 +35,7 @@ from audiolm_cli.training.recipes import RECIPES, Recipe
 MAX_BYTES = 64_000_000  # of a bundle inside the wheel
 # fields of config.json that do not come from the parts
 SETTINGS = (
-    *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens", "guide_weights"),
+    *("domain", "sampling", "output", "prompt_seconds", "resampled_tokens", "guide_weights", "reference_gap"),
     *("familiar_bits", "familiar_semantic_bits", "pause_tokens", "max_pause"),
 )
 # settings that hold only for the parts they were measured on
