@@ -281,7 +281,7 @@ class CoarseStage(BatchedSource):
             sequence = self.model.sequence(torch.cat([front[0], tokens]), torch.cat([front[1], codes], 1))
         guides: tuple[TokenSequence, ...] = ()
         if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or front):
-            since = first or start
+            since = first or start  # the first window's codes before are the voice
             own = semantic.slice(since // per, count), codes[:, since - first :]
             nothing = torch.full((count - start // per,), spec.semantic_vocabulary), codes[:, start - first :]
             guides = tuple(self.model.sequence(*less) for less in itertools.compress((own, nothing), self.guided))
