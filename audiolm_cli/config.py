@@ -1,20 +1,14 @@
-"""The config of a bundle: plain dataclasses with units, bounded and checked on reading.
-
-A bundle's config.json is untrusted: unknown fields, wrong types and sizes beyond the bounds raise a `ModelError` that
-names the field, before anything is allocated.
-"""
+"""The config of a bundle: plain dataclasses with units, bounded and checked on reading (`fields`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiolm_cli.errors import InputError, ModelError
+from audiolm_cli.fields import bounded, checked
 
 if TYPE_CHECKING:
     from audiolm_cli.request import Request
@@ -26,11 +20,6 @@ Layout = Literal["aligned", "plain", "frames", "parallel"]  # see `StageConfig`
 LAYOUTS = {"semantic": ("aligned", "plain"), "coarse": ("frames", "plain"), "fine": ("parallel", "plain")}
 MAX_PARAMETERS = 2_000_000_000  # of one part; the paper's stages have about 0.3 billion
 COLDEST = 1e-6  # a lower temperature counts as 0: logits divided by it would overflow
-
-
-def bounded(low: float, high: float, sizes: tuple[int, int] = (1, 16), **kwargs: Any) -> Any:
-    """A dataclass field whose value must lie in [low, high]; of a tuple each value, and its length in `sizes`."""
-    return field(metadata={"bounds": (low, high), "sizes": sizes}, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -268,12 +257,8 @@ class BundleConfig:
             raise ModelError("config.json: pause_tokens must be below tokens.semantic_vocabulary")
         if self.max_pause and not self.pause_tokens:
             raise ModelError("config.json: max_pause needs pause_tokens")
-        if isinstance(self.codec, WaveformConfig):
-            product = 1
-            for stride in self.codec.strides:
-                product *= stride
-            if product != self.tokens.samples_per_frame:
-                raise ModelError("config.json: the product of codec.strides must be tokens.samples_per_frame")
+        if isinstance(self.codec, WaveformConfig) and math.prod(self.codec.strides) != self.tokens.samples_per_frame:
+            raise ModelError("config.json: the product of codec.strides must be tokens.samples_per_frame")
         if self.tokens.samples_per_semantic % 4:
             raise ModelError("config.json: a semantic token must span a multiple of 4 samples")
 
@@ -330,72 +315,7 @@ def preset(name: str) -> BundleConfig:
     }[name]
 
 
-def to_json(config: Any) -> Any:
-    return dataclasses.asdict(config)
-
-
-def from_json(kind: Any, value: Any, where: str = "") -> Any:
-    """Builds the dataclass `kind` from parsed JSON, checking names, types and bounds.
-
-    Raises ModelError naming the field, such as `config.json: coarse.width must be between 8 and 16384`.
-    """
-    if not isinstance(value, dict):
-        raise ModelError(f"config.json: {where or 'the whole'} must be an object")
-    hints = typing.get_type_hints(kind)
-    prefix = f"{where}." if where else ""
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := value.keys() - known.keys():
-        raise ModelError(f"config.json: {prefix}{sorted(unknown)[0]} is not a known field")
-    arguments = {}
-    for name, spec in known.items():
-        if name in value:
-            arguments[name] = _checked(hints[name], value[name], prefix + name, spec.metadata)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise ModelError(f"config.json: {prefix}{name} is missing")
-    result = kind(**arguments)
-    if hasattr(result, "check"):
-        result.check()
-    return result
-
-
-def _checked(hint: Any, value: Any, where: str, limits: Mapping[str, Any]) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        if value is None and type(None) in options:
-            return None
-        kinds = [option for option in options if option is not type(None)]
-        if len(kinds) == 1:
-            return _checked(kinds[0], value, where, limits)
-        for kind in kinds:  # distinguished by their field `kind`
-            if isinstance(value, dict) and value.get("kind") == kind.kind:
-                return from_json(kind, value, where)
-        raise ModelError(f"config.json: {where}.kind must be one of {', '.join(k.kind for k in kinds)}")
-    if dataclasses.is_dataclass(hint):
-        return from_json(hint, value, where)
-    if origin is Literal:
-        if value not in options:
-            raise ModelError(f"config.json: {where} must be one of {', '.join(map(str, options))}")
-        return value
-    if origin is tuple:
-        least, most = limits.get("sizes", (1, 16))
-        if not isinstance(value, list) or not least <= len(value) <= most:
-            raise ModelError(f"config.json: {where} must be a list of {least} to {most}")
-        return tuple(_checked(options[0], item, where, limits) for item in value)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ModelError(f"config.json: {where} must be an object")
-        return value
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise ModelError(f"config.json: {where} must be {hint.__name__}")
-    bounds = limits.get("bounds")
-    if bounds and not bounds[0] <= value <= bounds[1]:
-        raise ModelError(f"config.json: {where} must be between {bounds[0]:g} and {bounds[1]:g}")
-    return value
-
-
 def codec_config(value: dict[str, Any]) -> SpectralConfig | WaveformConfig:
     """The config of either kind from parsed JSON; raises ModelError."""
-    config: SpectralConfig | WaveformConfig = _checked(SpectralConfig | WaveformConfig, value, "codec", {})
+    config: SpectralConfig | WaveformConfig = checked(SpectralConfig | WaveformConfig, value, "codec", {})
     return config

@@ -15,8 +15,9 @@ import torch
 from audiolm_cli import native, pipeline
 from audiolm_cli.audio import postfilter
 from audiolm_cli.bundles import bundle
-from audiolm_cli.config import BundleConfig, Layout, StageSampling, from_json, preset, to_json
+from audiolm_cli.config import BundleConfig, Layout, StageSampling, preset
 from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.fields import from_json, to_json
 from audiolm_cli.language_models import stages
 from audiolm_cli.language_models.frames import FrameTransformer
 from audiolm_cli.pipeline import Prompt

@@ -11,8 +11,9 @@ import os
 import re
 from pathlib import Path
 
-from audiolm_cli.config import FORMAT_VERSION, BundleConfig, from_json
+from audiolm_cli.config import FORMAT_VERSION, BundleConfig
 from audiolm_cli.errors import ModelError
+from audiolm_cli.fields import from_json
 from audiolm_cli.public.files import read_json, read_text
 
 PARTS = ("codec", "tokenizer", "semantic", "coarse", "fine", "detector")

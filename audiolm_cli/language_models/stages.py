@@ -271,16 +271,16 @@ class CoarseStage(BatchedSource):
         count = self.conditioned[number] = min(len(semantic), -(-end // per))
         known = buffer.slice(first, start)
         codes = torch.cat([known, known.new_full((spec.coarse, end - start), -1)], 1)
-        tokens, front = semantic.slice(first // per, count), self.voice
-        if first and not front:
+        tokens, reference = semantic.slice(first // per, count), self.voice
+        if first and not reference:
             beginning = min(self.front, first) // per
-            front = semantic.slice(0, beginning), buffer.slice(0, beginning * per)
-        if first or not front or self.gap:
-            sequence = self.model.sequence(tokens, codes, front)
+            reference = semantic.slice(0, beginning), buffer.slice(0, beginning * per)
+        if first or not reference or self.gap:
+            sequence = self.model.sequence(tokens, codes, reference)
         else:
-            sequence = self.model.sequence(torch.cat([front[0], tokens]), torch.cat([front[1], codes], 1))
+            sequence = self.model.sequence(torch.cat([reference[0], tokens]), torch.cat([reference[1], codes], 1))
         guides: tuple[TokenSequence, ...] = ()
-        if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or front):
+        if self.context.sampling.guidance and (any(self.guided[1:]) or start > first or reference):
             since = first or start  # the first window's codes before are the voice
             own = semantic.slice(since // per, count), codes[:, since - first :]
             nothing = torch.full((count - start // per,), spec.semantic_vocabulary), codes[:, start - first :]

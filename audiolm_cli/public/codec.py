@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from audiolm_cli.config import bounded, from_json
 from audiolm_cli.errors import ModelError
+from audiolm_cli.fields import bounded, from_json
 from audiolm_cli.public.files import read_json
 from audiolm_cli.public.layout import CODEBOOK_SIZE, MOST_QUANTIZERS
 

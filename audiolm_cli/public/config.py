@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from audiolm_cli.config import bounded, from_json
 from audiolm_cli.errors import ModelError
+from audiolm_cli.fields import bounded, from_json
 from audiolm_cli.public.files import read_json
 
 MAX_PARAMETERS = 20_000_000_000

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from audiolm_cli.bundles import bundle
 from audiolm_cli.bundles import folder as folders
 from audiolm_cli.bundles.catalogue import embedded, find
-from audiolm_cli.config import LAYOUTS, BundleConfig, from_json, preset, to_json
+from audiolm_cli.config import LAYOUTS, BundleConfig, preset
 from audiolm_cli.errors import ModelError, UsageError
+from audiolm_cli.fields import from_json, to_json
 from audiolm_cli.language_models.kinds import KINDS
 from audiolm_cli.training.parts.assemble import assemble, write_sums
 from tests.helpers.bundles import write_bundle, write_parts

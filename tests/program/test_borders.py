@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-BASE = {"checks", "errors", "config", "console", "processor", "backend", "atomic"}
+BASE = {"checks", "errors", "config", "fields", "console", "processor", "backend", "atomic"}
 # Each room, and what it may import beside itself and BASE.
 ROOMS = {
     "audio": set[str](),

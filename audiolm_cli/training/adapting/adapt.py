@@ -31,9 +31,10 @@ from audiolm_cli import api
 from audiolm_cli.bundles import catalogue
 from audiolm_cli.bundles.bundle import check_parts, pick_device, read_about, write_tensors
 from audiolm_cli.bundles.folder import check_sums, read_config
-from audiolm_cli.config import BundleConfig, to_json
+from audiolm_cli.config import BundleConfig
 from audiolm_cli.console import Console
 from audiolm_cli.errors import InputError, UsageError
+from audiolm_cli.fields import to_json
 from audiolm_cli.language_models.tokens import StageName
 from audiolm_cli.provenance import watermark
 from audiolm_cli.training.adapting import decoder, fitting, recordings, stages, tokens

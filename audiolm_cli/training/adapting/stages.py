@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize
 
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, round_to_disk, save_part
-from audiolm_cli.config import StageConfig, TokenSpec, from_json
+from audiolm_cli.config import StageConfig, TokenSpec
+from audiolm_cli.fields import from_json
 from audiolm_cli.language_models.kinds import stage_model
 from audiolm_cli.language_models.tokens import Batch, StageName
 from audiolm_cli.language_models.transformer import Stack

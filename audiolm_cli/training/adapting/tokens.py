@@ -9,7 +9,8 @@ import numpy as np
 
 from audiolm_cli.bundles.bundle import read_about
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import TokenSpec, from_json
+from audiolm_cli.config import TokenSpec
+from audiolm_cli.fields import from_json
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.adapting.recordings import corpus
 from audiolm_cli.training.corpora.data import Clip

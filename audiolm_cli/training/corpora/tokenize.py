@@ -32,8 +32,9 @@ from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import TOKEN_SOURCES, read_about, read_tensors, tensors_identity, write_tensors
 from audiolm_cli.codec.autoencoders import State
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import TokenizerConfig, TokenSpec, codec_config, from_json
+from audiolm_cli.config import TokenizerConfig, TokenSpec, codec_config
 from audiolm_cli.errors import ModelError
+from audiolm_cli.fields import from_json
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training.corpora.augmentation import Changes, changed, equaliser
 from audiolm_cli.training.corpora.data import Clip, Corpus, load_corpus, read_manifest

@@ -27,8 +27,9 @@ from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import NEEDS, TOKEN_SOURCES, check_parts, read_about, tensors_identity, write_tensors
 from audiolm_cli.bundles.folder import PARTS, read_config, sha256
 from audiolm_cli.bundles.hub import CARD
-from audiolm_cli.config import BundleConfig, from_json
+from audiolm_cli.config import BundleConfig
 from audiolm_cli.errors import ModelError
+from audiolm_cli.fields import from_json
 from audiolm_cli.training.parts.detector_data import outputs_of
 from audiolm_cli.training.recipes import RECIPES, Recipe
 

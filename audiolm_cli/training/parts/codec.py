@@ -38,7 +38,8 @@ from audiolm_cli.bundles.bundle import read_about, save_part
 from audiolm_cli.codebook import nearest
 from audiolm_cli.codec.autoencoders import NOISE_FRAMES
 from audiolm_cli.codec.soundstream import SoundStream
-from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, codec_config, from_json
+from audiolm_cli.config import SpectralConfig, TokenSpec, WaveformConfig, codec_config
+from audiolm_cli.fields import from_json
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora.data import Corpus, load_corpus
 from audiolm_cli.training.measures.pauses import between_words

@@ -32,7 +32,7 @@ from torch import Tensor
 from audiolm_cli import pipeline
 from audiolm_cli.bundles import bundle as bundles
 from audiolm_cli.bundles.bundle import NEEDS, Bundle, round_to_disk, save_part, write_tensors
-from audiolm_cli.config import DetectorConfig, to_json
+from audiolm_cli.config import DetectorConfig
 from audiolm_cli.detector import (
     WINDOW_SECONDS,
     Detector,
@@ -42,6 +42,7 @@ from audiolm_cli.detector import (
     make_detector,
 )
 from audiolm_cli.errors import AudioLMError
+from audiolm_cli.fields import to_json
 from audiolm_cli.provenance import watermark
 from audiolm_cli.request import ContinueRequest
 from audiolm_cli.training.corpora.augmentation import equaliser, transcoded

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from audiolm_cli.bundles import int8
 from audiolm_cli.bundles.bundle import read_about, read_tensors
-from audiolm_cli.config import TokenizerConfig, TokenSpec, from_json
+from audiolm_cli.config import TokenizerConfig, TokenSpec
 from audiolm_cli.errors import InputError, ModelError
+from audiolm_cli.fields import from_json
 from audiolm_cli.tokenizer.semantic import SemanticTokenizer
 from audiolm_cli.training import RATE
 from audiolm_cli.training.corpora import augmentation
