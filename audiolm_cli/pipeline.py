@@ -30,7 +30,7 @@ from audiolm_cli.bundles.bundle import Bundle
 from audiolm_cli.config import TokenSpec
 from audiolm_cli.console import Progress, counted
 from audiolm_cli.errors import InputError, UsageError
-from audiolm_cli.language_models.stages import REFERENCE_SECONDS, TokenSource
+from audiolm_cli.language_models.stages import TokenSource
 from audiolm_cli.rendering import Chunk, Prompt, Run, Stitcher, encoded, run_for
 from audiolm_cli.request import BATCH_SIZE, ContinueRequest, GenerateRequest, ResynthRequest, SampledRequest
 from audiolm_cli.token_file import Tokens
@@ -38,6 +38,8 @@ from audiolm_cli.token_file import Tokens
 # Of a resynthesis, see `CoarseStage`. With equal weights the reference's voice is the nearest in 0.48 of 80 outputs
 # instead of 0.57.
 GUIDE_WEIGHTS, GUIDE_WEIGHTS_WITHOUT_VOICE = (0.8, 0.2), (0.5, 0.5)
+VOICE_SECONDS = 4.0  # of a reference
+PAUSE_WORTH = 0.2  # s of speech that a reference may lack if it ends in a pause
 
 
 @dataclass(frozen=True)
@@ -309,9 +311,9 @@ def _cropped_prompt(waveform: np.ndarray, prompt_seconds: float, spec: TokenSpec
     return waveform[len(waveform) - count :]
 
 
-def reference_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float = REFERENCE_SECONDS) -> np.ndarray:
-    """The part of a recording that `spoken_stretch` finds."""
-    first, end = spoken_stretch(waveform, spec, seconds)
+def reference_stretch(waveform: np.ndarray, spec: TokenSpec) -> np.ndarray:
+    """The part of a recording whose voice a resynthesis takes."""
+    first, end = spoken_stretch(waveform, spec, VOICE_SECONDS)
     return waveform[first * spec.samples_per_semantic : end * spec.samples_per_semantic]
 
 
@@ -323,16 +325,13 @@ def token_levels(waveform: np.ndarray, spec: TokenSpec) -> np.ndarray:
 
 
 def spoken_stretch(waveform: np.ndarray, spec: TokenSpec, seconds: float) -> tuple[int, int]:
-    """Finds the stretch of up to `seconds` with the most speech, by its level: first and end in semantic tokens. It is
-    cut at a pause if its second half has one."""
-    level, wanted = token_levels(waveform, spec), round(seconds * spec.semantic_rate)
-    if not (count := len(level)):
+    """Finds the stretch of `seconds`, or the whole of a shorter recording, with the most speech by its level, which
+    may be a little less if it then ends in a pause: first and end in semantic tokens."""
+    level = token_levels(waveform, spec)
+    if not len(level):
         raise InputError(f"reference is shorter than {1000 / spec.semantic_rate:g} ms, one semantic token")
+    size = min(round(seconds * spec.semantic_rate), len(level))
     spoken = level > np.percentile(level, 95) - 20  # dB
-    inside = np.convolve(spoken, np.ones(min(wanted, count)), "valid")
-    first = int(inside.argmax())
-    end = first + min(wanted, count)
-    pauses = np.flatnonzero(~spoken[(first + end) // 2 : end])
-    if len(pauses):
-        end = (first + end) // 2 + int(pauses[-1]) + 1
-    return first, end
+    inside = np.convolve(spoken, np.ones(size), "valid")
+    first = int((inside + round(PAUSE_WORTH * spec.semantic_rate) * ~spoken[size - 1 :]).argmax())
+    return first, first + size

@@ -284,13 +284,17 @@ def test_resynthesis_keeps_length_and_content_and_changes_the_voice(
 def test_the_reference_is_where_speech_is_and_ends_in_a_pause() -> None:
     spec = preset("tiny").tokens
     quiet = 0.01 * noise(2.0)
-    spoken = np.concatenate([quiet, noise(1.8), 0.01 * noise(0.2), noise(0.6), quiet])
-    found = pipeline.reference_stretch(spoken, spec)
-    assert len(found) % 640 == 0
-    place = [n for n in range(0, len(spoken), 640) if np.array_equal(spoken[n : n + len(found)], found)]
-    end = place[0] + len(found)
-    assert place[0] <= 32000 < end
-    assert np.abs(spoken[end - 640 : end]).max() < 0.02
+    spoken = np.concatenate([quiet, noise(4.2), 0.01 * noise(0.4), noise(2.0), quiet])
+    first, end = pipeline.spoken_stretch(spoken, spec, 4.0)
+    assert end - first == 100
+    assert 6.2 * 25 < end <= 6.2 * 25 + 2  # the first token of the pause
+    assert np.array_equal(pipeline.reference_stretch(spoken, spec), spoken[first * 640 : end * 640])
+
+
+def test_a_reference_no_longer_than_the_stretch_is_taken_whole() -> None:
+    spec = preset("tiny").tokens
+    paused = np.concatenate([noise(1.8), 0.01 * noise(0.2), noise(1.0)])
+    assert len(pipeline.reference_stretch(paused, spec)) == len(paused)
     assert len(pipeline.reference_stretch(noise(0.5), spec)) == 12 * 640
     assert len(pipeline.reference_stretch(np.zeros(1000, np.float32), spec)) == 640
     with pytest.raises(InputError, match="40 ms"):

@@ -132,7 +132,7 @@ def resynth(
 ) -> None:
     """Resynthesise recordings in another voice: that of a reference recording, or a sampled one.
 
-    Words and timing stay; an output is as long as its source. The 3 seconds with the most speech of the reference are
+    Words and timing stay; an output is as long as its source. The 4 seconds with the most speech of the reference are
     used. Without INPUT and -o, the command reads standard input and writes standard output. Cloning somebody's voice
     needs their consent.
     """

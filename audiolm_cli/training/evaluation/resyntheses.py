@@ -1,8 +1,9 @@
 """Evaluates resynthesis: whether the voice is the reference's or the source's, and whether the content is kept.
 
-A pairing is 7 s of a validation speaker's recording as the source, and 3 s of another speaker as the reference. Voices
-are identified as in `continuations`, by audio outside both. Content is compared by semantic tokens, the source's and
-those of the output, and by melody; `recogniser` compares words. Audio is `float32 [T]` at 16 kHz.
+A pairing is 7 s of a validation speaker's recording as the source, and another speaker as the reference: 3 s, or 10 s
+of which the pipeline chooses a part. Voices are identified as in `continuations`, by audio outside both. Content is
+compared by semantic tokens, the source's and those of the output, and by melody; `recogniser` compares words. Audio is
+`float32 [T]` at 16 kHz.
 """
 
 from __future__ import annotations

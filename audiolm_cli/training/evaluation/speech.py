@@ -203,9 +203,10 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     groups = resyntheses.pairings(cases, setting.prompts // 2)
     tokenize = phones.as_function(bundle.tokenizer)
     through = autoencoder(bundle.codec, bundle.config.tokens.quantizers)
-    answers: dict[str, Callable[[list[resyntheses.Pairing], int], Sequence[np.ndarray]]] = {
-        name: functools.partial(said_again, bundle, sampling) for name, sampling in setting.samplings.items()
-    }
+    answers: dict[str, Callable[[list[resyntheses.Pairing], int], Sequence[np.ndarray]]] = {}
+    for name, sampling in setting.samplings.items():
+        answers[name] = functools.partial(said_again, bundle, sampling)
+        answers[f"{name}, after 10 s"] = functools.partial(said_again, bundle, sampling, whole=True)
     answers |= {
         "source": lambda group, number: [pairing.source.real for pairing in group],
         "source, through the codec": lambda group, number: [through(pairing.source.real) for pairing in group],
@@ -237,10 +238,14 @@ def resynthesis_tables(setting: Setting) -> dict[str, Table]:
     return {f"{what}, among {len(voices.speakers)}; {setting.whose}": table}
 
 
-def said_again(bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairing], number: int) -> list[np.ndarray]:
-    """Resynthesises the sources of a group in the voice of its reference."""
+def said_again(
+    bundle: Bundle, sampling: Sampling, group: list[resyntheses.Pairing], number: int, whole: bool = False
+) -> list[np.ndarray]:
+    """Resynthesises the sources of a group in the voice of its reference: its prompt, or all of its recording."""
     sources = [pipeline.Prompt(pairing.source.real, number, n) for n, pairing in enumerate(group)]
-    return resynthesised(bundle, sources, sampling, group[0].reference.prompt)
+    reference = group[0].reference
+    recording = np.concatenate([reference.prompt, reference.real]) if whole else reference.prompt
+    return resynthesised(bundle, sources, sampling, recording)
 
 
 def synthetic_tables(setting: Setting) -> dict[str, Table]:

@@ -65,9 +65,12 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     heard = lambda name, cache: lambda sound: RecognisedWords(["a", "b"], 0.0)  # noqa: E731
     monkeypatch.setattr(speech.recogniser, "recogniser", heard)
     monkeypatch.setattr(speech.recogniser, "own_error", lambda *_: Figure(0.25, 0, 1))
-    said = lambda bundle, request, prompts, speaker, **_: [  # noqa: E731
-        pipeline.Output(np.resize(speaker, 7), torch.zeros(0), torch.zeros(12, 0)) for _ in prompts
-    ]
+    references: list[int] = []
+
+    def said(bundle, request, prompts, speaker, **_):
+        references.append(len(speaker))
+        return [pipeline.Output(np.resize(speaker, 7), torch.zeros(0), torch.zeros(12, 0)) for _ in prompts]
+
     monkeypatch.setattr(pipeline, "resynth", said)
     bundle, nothing = in_memory(preset("tiny"), {}), Corpus(np.zeros(0, np.int16), [])
     vars(bundle).update(tokenizer=None, codec=None)
@@ -77,6 +80,8 @@ def test_the_table_tells_the_output_from_its_source(monkeypatch: pytest.MonkeyPa
     ((title, table),) = speech.resynthesis_tables(asked).items()
     assert title.startswith("10 resyntheses")
     assert (table["AudioLM"]["speaker_is_reference"].mean, table["AudioLM"]["speaker_is_source"].mean) == (1, 0)
+    assert table["AudioLM, after 10 s"]["speaker_is_reference"].mean == 1
+    assert set(references) == {len(CASES[0].prompt), len(CASES[0].prompt) + len(CASES[0].real)}
     assert (table["source"]["speaker_is_reference"].mean, table["source"]["speaker_is_source"].mean) == (0, 1)
     assert table["AudioLM"]["token_error"].mean == table["source"]["word error, base"].mean == 0
     errors = {f"word error, {name}": Figure(0.25, 0, 1) for name in speech.recogniser.NAMES}
