@@ -40,7 +40,7 @@ from audiolm_cli.language_models.tokens import (
 from audiolm_cli.language_models.transformer import Autoregressive
 
 REFERENCE_SECONDS = 3.0  # kept in front of every window but the first
-COARSE_KEPT_SECONDS = 2.0  # of the codes before a window; semantic tokens keep half a window
+COARSE_KEPT_SECONDS, KEPT_BEHIND_VOICE = 1.0, 2.0  # of the codes before a window; semantic tokens keep half a window
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,8 @@ class CoarseStage(BatchedSource):
         size = model.window * self.per
         self.front = voice[1].shape[1] if voice else frames(self.spec, REFERENCE_SECONDS)
         window = max(size - self.front, size // 2) // self.per * self.per  # with the reference as long as in training
-        kept = min(frames(self.spec, COARSE_KEPT_SECONDS), window // 2) // self.per * self.per
+        seconds = KEPT_BEHIND_VOICE if voice else COARSE_KEPT_SECONDS
+        kept = min(frames(self.spec, seconds), window // 2) // self.per * self.per
         self.plans = [windows(math.inf, k.shape[1], window, kept, window if voice else size) for k in known]
         self.planned: dict[int, Window] = {}  # of this round, before any is cut short
         self.conditioned: dict[int, int] = {}  # semantic tokens of each item that the engine has
