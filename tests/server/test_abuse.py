@@ -258,7 +258,7 @@ def test_a_shutdown_lets_what_has_begun_end_and_refuses_the_rest(tiny: Bundle) -
         def ask(name: str, path: str) -> None:
             found[name] = served.ask("POST", path)
 
-        first = threading.Thread(target=ask, args=("first", "/v1/generate?duration=30&seed=1&format=s16le"))
+        first = threading.Thread(target=ask, args=("first", "/v1/generate?duration=120&seed=1&format=s16le"))
         first.start()
         served.until(lambda: len(served.workshop.jobs) == 1)
         second = threading.Thread(target=ask, args=("second", "/v1/generate?duration=1"))
@@ -267,7 +267,7 @@ def test_a_shutdown_lets_what_has_begun_end_and_refuses_the_rest(tiny: Bundle) -
         served.server.handle_exit(signal.SIGTERM, None)
         first.join()
         second.join()
-        assert len(found["first"].body) == 2 * 30 * 16000
+        assert len(found["first"].body) == 2 * 120 * 16000
         refused(found["second"], 503, "shutting down")
         assert found["second"].headers["retry-after"]
 
