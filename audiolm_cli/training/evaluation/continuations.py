@@ -36,6 +36,11 @@ class SpeechCase(NamedTuple):
     real: np.ndarray
     reference: np.ndarray
 
+    @property
+    def recording(self) -> np.ndarray:
+        """The prompt and its real continuation, `[160000]`."""
+        return np.concatenate([self.prompt, self.real])
+
 
 @dataclass(frozen=True)
 class Voices:

@@ -108,7 +108,7 @@ def with_real_tokens(setting: Setting, chosen: Sequence[continuations.SpeechCase
         cases = chosen[start : start + BATCH]
         prompts = [pipeline.Prompt(case.prompt, start + n) for n, case in enumerate(cases)]
         run = pipeline.Run(bundle, ContinueRequest.with_sampling(sampling, seed=SEED), prompts, BATCH)
-        semantic = [bundle.tokenize(np.concatenate([case.prompt, case.real]))[0] for case in cases]
+        semantic = [bundle.tokenize(case.recording)[0] for case in cases]
         sounds = run.acoustic(semantic, [known.codes for known in run.encode([p.waveform for p in prompts])])
         made += [sound[len(case.prompt) :] for sound, case in zip(sounds, cases, strict=True)]
     return made
@@ -120,7 +120,7 @@ def join_tables(setting: Setting) -> dict[str, Table]:
     chosen, _ = setting.cases(setting.prompts)
     bundle, people = setting.bundle, [case.speaker for case in chosen]
     join, through = len(chosen[0].prompt) / RATE, autoencoder(bundle.codec, bundle.config.tokens.quantizers)
-    recorded = [np.concatenate([case.prompt, case.real])[: round((join + ACROSS) * RATE)] for case in chosen]
+    recorded = [case.recording[: round((join + ACROSS) * RATE)] for case in chosen]
 
     def continued(sampling: Sampling, again: int | None) -> list[np.ndarray]:
         new = generated(bundle, chosen, sampling, ACROSS, resampled_tokens=again)
@@ -244,8 +244,7 @@ def said_again(
     """Resynthesises the sources of a group in the voice of its reference: its prompt, or all of its recording."""
     sources = [pipeline.Prompt(pairing.source.real, number, n) for n, pairing in enumerate(group)]
     reference = group[0].reference
-    recording = np.concatenate([reference.prompt, reference.real]) if whole else reference.prompt
-    return resynthesised(bundle, sources, sampling, recording)
+    return resynthesised(bundle, sources, sampling, reference.recording if whole else reference.prompt)
 
 
 def synthetic_tables(setting: Setting) -> dict[str, Table]:
